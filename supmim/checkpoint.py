@@ -1,0 +1,242 @@
+"""Checkpoints by Orbax, with digests of our own: Orbax does not notice a flipped bit.
+
+A step folder is whole once its `digests.json` is there, which is written last. It holds the
+SHA-256 of every file, the results that rank the checkpoint, and the fingerprint of its data.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from supmim.errors import CheckpointError
+from supmim.sharding import path_name
+
+DIGESTS = "digests.json"
+FAILED_SAVES = 3  # in a row, after which the run stops
+
+
+class Restored(NamedTuple):
+    """state: the tree, on the current mesh; fingerprint: of the data it was trained on."""
+
+    state: Any
+    fingerprint: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; tell: where messages go.
+
+    keep: newest ones kept; keep_best: kept besides, by `best_metric`, higher is better.
+    """
+
+    def __init__(
+        self, folder: Path, tell: Callable[[str], None], *, keep: int = 1, keep_best: int = 0,
+        keep_best_metric: str = "",
+    ) -> None:  # fmt: skip
+        self.folder, self.tell = folder.absolute(), tell
+        self.keep, self.keep_best, self.best_metric = keep, keep_best, keep_best_metric
+        self._finishing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._failures = 0
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        return sorted(int(path.name) for path in self._folders() if (path / DIGESTS).is_file())
+
+    def _folders(self) -> Iterator[Path]:
+        if self.folder.is_dir():
+            yield from (p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    # Saving.
+
+    def save(self, step: int, state: Any, results: dict, fingerprint: dict) -> None:
+        """Starts a save; arrays are copied before it returns, the rest runs in the background."""
+        self.wait()
+        path = self.folder / str(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            response = ocp.save_async(path, state, overwrite=True)
+        except Exception as error:  # whatever the disk or Orbax raises, training goes on
+            self._failure = error
+            self.poll()
+            return
+        note = {"step": step, "results": results, "fingerprint": fingerprint}
+        self._finishing = threading.Thread(target=self._finish, args=(response, path, note))
+        self._finishing.start()
+
+    def _finish(self, response: Any, path: Path, note: dict) -> None:
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                write_json(path / DIGESTS, note | {"files": file_digests(path)})
+                self._prune()
+            self._failures = 0
+        except Exception as error:
+            self._failure = error
+
+    def _prune(self) -> None:
+        """Deletes what is neither among the newest nor among the best; the new one is whole."""
+        steps = self.steps()
+        scores = {step: self.note(step)["results"].get(self.best_metric) for step in steps}
+        ranked = sorted((s for s in steps if scores[s] is not None), key=scores.get)
+        kept = set(steps[-self.keep :]) | set(ranked[len(ranked) - self.keep_best :])
+        for step in set(steps) - kept:
+            # The digests go first: a half deleted folder is not whole.
+            (self.folder / str(step) / DIGESTS).unlink()
+            shutil.rmtree(self.folder / str(step))
+
+    def poll(self) -> None:
+        """Tells of a failed save; CheckpointError after several in a row."""
+        if self._failure is None:
+            return
+        error, self._failure = self._failure, None
+        self._failures += 1
+        self.tell(f"a checkpoint could not be saved in {self.folder}: {_first_line(error)}")
+        if self._failures >= FAILED_SAVES:
+            raise CheckpointError(
+                f"{self._failures} saves in a row failed in {self.folder}: {_first_line(error)}. "
+                "Free space or mend the folder, then start the run again: it goes on from step "
+                f"{self.steps()[-1] if self.steps() else 0}"
+            ) from error
+
+    def wait(self) -> None:
+        """Returns when the save in progress is whole, or has failed and was told."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        self.poll()
+
+    # Restoring.
+
+    def note(self, step: int) -> dict[str, Any]:
+        """What digests.json of a step says."""
+        return json.loads((self.folder / str(step) / DIGESTS).read_text(encoding="utf-8"))
+
+    def restore(self, abstract_state: Any) -> Restored | None:
+        """The newest good checkpoint on the shardings of `abstract_state`; None if none was made.
+
+        A damaged one is renamed STEP.corrupt and the one before is used. CheckpointError if all
+        are damaged.
+        """
+        whole, damaged = self.steps(), []
+        for path in sorted(self._folders()):
+            if int(path.name) in whole:
+                continue
+            if any(path.iterdir()):
+                self.tell(f"checkpoint {path} was not finished; it is ignored")
+            else:
+                damaged.append(self._set_aside(path, "it is empty"))
+        for step in reversed(whole):
+            path = self.folder / str(step)
+            if problem := damage(path):
+                damaged.append(self._set_aside(path, problem))
+            else:
+                return load(path, abstract_state)
+        if damaged:
+            raise CheckpointError(
+                f"no good checkpoint is left in {self.folder}: {', '.join(damaged)}. Restore one "
+                "from a copy, or start again in a new workdir"
+            )
+        return None
+
+    def restore_from(self, resume: str, abstract_state: Any) -> Restored:
+        """The checkpoint that --resume names: a STEP of this folder or a PATH."""
+        own = resume.isdigit()
+        path = self.folder / resume if own else Path(resume).absolute()
+        if not (path / DIGESTS).is_file():
+            steps = sorted(self.steps(), key=lambda s: abs(s - int(resume))) if own else []
+            near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
+            raise CheckpointError(f"--resume={resume}: {path} holds no whole checkpoint{near}")
+        if problem := damage(path):
+            raise CheckpointError(f"--resume={resume}: {path} is damaged: {problem}")
+        restored = load(path, abstract_state)
+        if own:
+            for step in (s for s in self.steps() if s > int(resume)):
+                newer = self.folder / str(step)
+                os.replace(newer, free_name(newer, "superseded"))
+                self.tell(f"checkpoint {newer} is newer than --resume={resume}: set aside")
+        return restored
+
+    def _set_aside(self, path: Path, problem: str) -> str:
+        aside = free_name(path, "corrupt")
+        os.replace(path, aside)
+        self.tell(f"checkpoint {path} is damaged: {problem}; kept as {aside.name}")
+        return aside.name
+
+
+def free_name(path: Path, suffix: str) -> Path:
+    """PATH.suffix, or PATH.suffix2, ... whichever is free."""
+    candidates = (path.with_name(f"{path.name}.{suffix}{n or ''}") for n in (0, *range(2, 10_000)))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Relative file name -> SHA-256, of every file below `path` but the digests."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / DIGESTS)
+
+    def digest(file: Path) -> str:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip([str(f.relative_to(path)) for f in files], pool.map(digest, files),
+                        strict=True))  # fmt: skip
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the files of a whole checkpoint, or an empty string."""
+    try:
+        wanted = json.loads((path / DIGESTS).read_text(encoding="utf-8"))["files"]
+        found = file_digests(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{DIGESTS} cannot be read ({error!r})"
+    for name in wanted:
+        if name not in found:
+            return f"{name} is missing"
+        if wanted[name] != found[name]:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return ""
+
+
+def load(path: Path, abstract_state: Any) -> Restored:
+    """Reads a verified checkpoint. CheckpointError lists leaves that differ in shape or dtype."""
+    stored = _leaves(ocp.metadata(path).metadata)
+    wanted = _leaves(abstract_state)
+    rows = [
+        f"  {name}: stored {stored.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
+    ]
+    if rows:
+        more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
+        raise CheckpointError(
+            f"checkpoint {path} does not fit this config:\n" + "\n".join(rows[:12] + more) + "\n"
+            "Likely another patch size, number of classes, decoder or dtype; nothing is cast or "
+            "cut silently. Use the config of the run that wrote it"
+        )
+    note = json.loads((path / DIGESTS).read_text(encoding="utf-8"))
+    return Restored(ocp.load(path, abstract_state), note["fingerprint"])
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,170 @@
+"""`supmim VERB ...`: parses the flags, checks the config, then imports the verb and runs it."""
+
+import dataclasses
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import FrozenConfigDict, config_flags
+
+from supmim import config as config_lib
+from supmim.errors import ConfigError, SupmimError
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One verb: what it does, how it is called, its flags as name -> (default, meaning)."""
+
+    summary: str
+    usage: str
+    flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    takes_config: bool = False
+
+
+WORKDIR = ("", "folder of the run: config, metrics, checkpoints, pictures, report")
+VERBS = {
+    "train": Verb(
+        "train, evaluate and draw; resume where the workdir stopped",
+        "supmim train --config=configs/digits.py --workdir=runs/digits",
+        {"workdir": WORKDIR, "resume": ("", "checkpoint to go on from: a STEP or a PATH")},
+        required=("workdir",),
+        takes_config=True,
+    ),
+    "evaluate": Verb(
+        "run evaluators on a workdir's checkpoint",
+        "supmim evaluate --workdir=runs/digits --evaluators=knn",
+        {
+            "workdir": WORKDIR,
+            "step": ("", "checkpoint to evaluate; default: the newest"),
+            "evaluators": ("", "names separated by commas; default: those of the config"),
+        },
+        required=("workdir",),
+    ),
+    "doctor": Verb("versions, devices, memory, disk, known clashes", "supmim doctor"),
+}
+
+
+def overview() -> str:
+    """The help of `supmim` itself."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return f"""\
+supmim trains image encoders with labels and masked image modelling.
+
+usage: supmim VERB [--flag=value ...]
+
+{verbs}
+
+First run, on digits, about two minutes on a laptop:
+  supmim train --config=configs/digits.py --workdir=runs/digits
+All flags of a verb:
+  supmim VERB --help"""
+
+
+def verb_help(name: str) -> str:
+    """The help of one verb, with every config option where it takes them."""
+    verb = VERBS[name]
+    lines = [f"supmim {name}: {verb.summary}", "", f"  {verb.usage}", ""]
+    if verb.takes_config:
+        lines += [
+            "  --config=FILE.py[:arg]",
+            "      preset to start from, a file of code; without it the workdir's own",
+            "      config.json is continued",
+        ]
+    for flag, (_, meaning) in verb.flags.items():
+        lines += [f"  --{flag}=", f"      {meaning}"]
+    if verb.takes_config:
+        lines += ["", "Config options and their defaults, before the preset:"]
+        lines += [config_lib.describe()]
+    return "\n".join(lines)
+
+
+def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
+    """The verb's flags; everything wrong with them is a ConfigError."""
+    verb = VERBS[name]
+    argv = ["supmim", *args]
+    values = flags.FlagValues()
+    for flag, (default, meaning) in verb.flags.items():
+        flags.DEFINE_string(flag, default, meaning, flag_values=values)
+    if verb.takes_config:
+        config_flags.DEFINE_config_file("config", None, "preset", flag_values=values, sys_argv=argv)
+    next_command = f"See: supmim {name} --help"
+    try:
+        rest = values(argv)[1:]
+        if verb.takes_config and values.config is not None:
+            config_lib.flatten(values.config)  # a preset that failed to load raises here
+    except OSError as error:
+        raise ConfigError(f"--config: {error}\n{next_command}") from error
+    except KeyError as error:
+        raise ConfigError(f"no such option: {error.args[0]}\n{next_command}") from error
+    except (flags.Error, AttributeError) as error:
+        raise ConfigError(f"{error}\n{next_command}") from error
+    except Exception as error:  # a preset is code: whatever it raises is told with its line
+        raise ConfigError(_fault_in_preset(error)) from error
+    if rest:
+        raise ConfigError(f"{rest[0]!r} is not a flag of supmim {name}\n{next_command}")
+    for flag in verb.required:
+        if not values[flag].value:
+            raise ConfigError(f"--{flag} is missing, e.g. {verb.usage}\n{next_command}")
+    return values
+
+
+def _fault_in_preset(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where, line = frame.filename, frame.lineno
+    if isinstance(error, SyntaxError):
+        where, line = error.filename, error.lineno
+    return f"{where}, line {line}: {type(error).__name__}: {error}"
+
+
+def resolve_config(values: flags.FlagValues) -> FrozenConfigDict:
+    """The validated config of the command line, else of the workdir."""
+    if values.config is not None:
+        config_lib.validate(values.config)
+        return FrozenConfigDict(values.config)
+    return read_config(Path(values.workdir))
+
+
+def read_config(workdir: Path) -> FrozenConfigDict:
+    """The frozen config of a workdir that holds a run."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{workdir} holds no run (no config.json); start one with --config=FILE.py"
+        )
+    return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    name, *rest = args
+    try:
+        if name not in VERBS:
+            raise ConfigError(f"{name!r} is not a verb of supmim: {', '.join(VERBS)}")
+        if {"-h", "--help"} & set(rest):
+            print(verb_help(name))
+            return 0
+        values = parse(name, rest)
+        config = None
+        if VERBS[name].takes_config:
+            config = resolve_config(values)
+        elif "workdir" in VERBS[name].flags:
+            config = read_config(Path(values.workdir))
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        return importlib.import_module(f"supmim.{name}").run(config, values) or 0
+    except SupmimError as error:
+        print(f"supmim: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,397 @@
+"""Every option of supmim: its default, its unit and one line of meaning; checks and JSON.
+
+Imports neither jax nor flax, so that a wrong config is told in well under a second.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from supmim.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+EVALUATORS = ("classification", "knn", "reconstruction")
+
+# width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
+# Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
+VARIANTS = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option: its default (which fixes the type), its meaning and what it may be."""
+
+    default: bool | int | float | str
+    meaning: str
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+
+    def problem(self, value: Any) -> str:
+        """Why `value` cannot stand here, or an empty string."""
+        wanted = type(self.default)
+        fits = type(value) is wanted or (wanted is float and type(value) is int)
+        if not fits:
+            return f"is {value!r}, a {type(value).__name__}; it takes a {wanted.__name__}"
+        if self.choices and value not in self.choices:
+            return f"is {value!r}; it takes one of {', '.join(self.choices)}"
+        if not isinstance(value, str) and not self.low <= value <= self.high:
+            return f"is {value}; it takes a value from {self.low:g} to {self.high:g}"
+        return ""
+
+
+def _at_least(low, default, meaning):
+    return Option(default, meaning, low=low)
+
+
+def _share(default, meaning):
+    return Option(default, meaning, low=0.0, high=1.0)
+
+
+OPTIONS = {
+    "seed": _at_least(0, 0, "seed of parameters, masks, dropout and mixing"),
+    "task": Option("supmim", "what is trained", choices=("supmim",)),
+    "batch_size": _at_least(1, 1024, "images per step, over all devices"),
+    "total_epochs": _at_least(1, 90, "length of the training, in passes over the training set"),
+    "class_weight": _at_least(0, 1.0, "weight of the class loss"),
+    "mim_weight": _at_least(0, 1.0, "weight of the token loss; 0 builds no decoder at all"),
+    "log_every": _at_least(1, 50, "steps between two lines of metrics"),
+    "eval_every": _at_least(0, 0, "steps between two evaluations; 0: at the end only"),
+    "save_every": _at_least(0, 1000, "steps between two checkpoints; 0: at the end only"),
+    # Data: images and the views made of them.
+    "data.seed": _at_least(0, 0, "seed of sample order, crops and augmentation"),
+    "data.train": Option("digits:train", "training source, NAME:SPLIT"),
+    "data.eval": Option("digits:test", "evaluation source, NAME:SPLIT"),
+    "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
+    "data.channels": _at_least(1, 3, "channels of an image"),
+    "data.workers": _at_least(0, 0, "reader processes per host; 0: read in a thread"),
+    "data.flip": Option(False, "mirror half of the images"),
+    "data.shift": _at_least(0, 0.0, "affine: largest shift, in pixels"),
+    "data.rotate": _at_least(0, 0.0, "affine: largest rotation, in degrees"),
+    "data.scale": Option(0.0, "affine: largest change of size, as a share", low=0.0, high=0.9),
+    "data.shear": _at_least(0, 0.0, "affine: largest shear, in degrees"),
+    "data.mixup": _at_least(0, 0.0, "class view: a of the Beta(a, a) of mixup; 0: no mixup"),
+    # Encoder: one ViT.
+    "encoder.patch_size": _at_least(1, 16, "side of a patch, in pixels"),
+    "encoder.width": _at_least(1, 768, "size of a token"),
+    "encoder.depth": _at_least(1, 12, "number of blocks"),
+    "encoder.num_heads": _at_least(1, 12, "attention heads per block"),
+    "encoder.mlp_dim": _at_least(1, 3072, "hidden size of a block's MLP"),
+    "encoder.positions": Option("sincos2d", "position embedding", choices=("sincos2d", "learned")),
+    "encoder.pool": Option("gap", "how tokens become an embedding", choices=("gap", "cls", "map")),
+    "encoder.dropout": _share(0.0, "dropout rate in every block"),
+    "encoder.stochastic_depth": _share(0.0, "drop rate of the last block; grows linearly to it"),
+    "encoder.gelu": Option("tanh", "big_vision's tanh form or timm's exact", ("tanh", "exact")),
+    "encoder.attention": Option("xla", "attention kernel, decoder too", ("xla", "cudnn")),
+    "encoder.dtype": Option("float32", "compute dtype, decoder too", ("float32", "bfloat16")),
+    "encoder.scan": Option(False, "compile one block and scan over the stacked parameters"),
+    "encoder.remat": Option("none", "what to recompute in backward", ("none", "dots", "full")),
+    # Classifier: on the pooled embedding.
+    "classifier.num_classes": _at_least(2, 1000, "number of classes"),
+    "classifier.rep_size": _at_least(0, 0, "size of a tanh layer before the head; 0: none"),
+    "classifier.head_bias": Option(0.0, "initial bias of the head, e.g. -6.9 for sigmoid"),
+    "classifier.loss": Option("softmax", "class loss", choices=("softmax", "sigmoid")),
+    "classifier.label_smoothing": _share(0.0, "share of the label spread over all classes"),
+    # Decoder: predicts the tokens of hidden patches, gone at inference.
+    "decoder.width": _at_least(1, 512, "size of a token in the decoder"),
+    "decoder.depth": _at_least(0, 2, "number of blocks"),
+    "decoder.num_heads": _at_least(1, 8, "attention heads per block"),
+    "decoder.mlp_dim": _at_least(1, 2048, "hidden size of a block's MLP"),
+    # Masked image modelling.
+    "mim.passes": Option(
+        "two",
+        "full image for the class and masked image for tokens, or one pass",
+        choices=("two", "one"),
+    ),
+    "mim.hidden": Option(
+        "drop",
+        "hidden patches leave the encoder or become a mask token",
+        choices=("drop", "mask_token"),
+    ),
+    "mim.masking": Option(
+        "random",
+        "random patches, BEiT blocks, SimMIM units or MAGE's variable ratio",
+        choices=("random", "block", "units", "variable"),
+    ),
+    "mim.mask_ratio": _share(0.5, "share of patches hidden; with variable: share always dropped"),
+    "mim.block_min": _at_least(1, 4, "block: smallest rectangle, in patches"),
+    "mim.unit": _at_least(1, 2, "units: side of a unit, in patches"),
+    "mim.ratio_mean": _share(0.55, "variable: mean of the truncated normal"),
+    "mim.ratio_std": Option(0.25, "variable: its standard deviation", low=0.01, high=1.0),
+    "mim.label_smoothing": _share(0.0, "share of the target id spread over the codebook"),
+    # Tokenizer: frozen, turns an image into target ids.
+    "tokenizer.name": Option("patch_vq", "kind of tokenizer", choices=("patch_vq",)),
+    "tokenizer.codebook_size": _at_least(2, 1024, "number of codes"),
+    "tokenizer.patch_size": _at_least(1, 16, "side of the square that one id stands for, pixels"),
+    "tokenizer.fit_images": _at_least(1, 8192, "training images that the codes are fitted on"),
+    "tokenizer.fit_steps": _at_least(1, 30, "k-means steps"),
+    # Optimizer: AdamW, linear warm-up, cosine to zero.
+    "optimizer.learning_rate": _at_least(0, 1e-3, "peak learning rate at this batch size"),
+    "optimizer.warmup_steps": _at_least(0, 10_000, "linear warm-up, in steps"),
+    "optimizer.b1": _share(0.9, "decay of Adam's first moment"),
+    "optimizer.b2": _share(0.999, "decay of Adam's second moment"),
+    "optimizer.weight_decay": _at_least(0, 0.1, "AdamW decay of kernels, times learning rate"),
+    "optimizer.clip_norm": _at_least(0, 1.0, "largest global gradient norm; 0: no clipping"),
+    "optimizer.ema_decay": Option(
+        0.0,
+        "decay per step of the averaged parameters, which are evaluated; 0: off",
+        low=0.0,
+        high=0.999999,
+    ),
+    # Mesh: devices along each axis.
+    "mesh.data": _at_least(-1, -1, "devices that split the batch; -1: the rest"),
+    "mesh.fsdp": _at_least(-1, 1, "devices that split batch and parameters; -1: the rest"),
+    "mesh.tensor": _at_least(-1, 1, "devices that split heads and MLP; -1: the rest"),
+    # Evaluation and pictures.
+    "eval.evaluators": Option(",".join(EVALUATORS), "evaluators, separated by commas"),
+    "eval.batch_size": _at_least(1, 512, "images per evaluation batch, over all devices"),
+    "eval.pictures": _at_least(1, 8, "fixed images in each picture"),
+    # Checkpoints.
+    "checkpoint.keep": _at_least(1, 2, "newest checkpoints kept"),
+    "checkpoint.keep_best": _at_least(0, 1, "best checkpoints kept besides"),
+    "checkpoint.keep_best_metric": Option(
+        "knn/recall_at_1", "result that ranks them, higher is better"
+    ),
+}
+
+# May differ between a workdir's config.json and the config of a resumed run.
+FREE_ON_RESUME = (
+    "mesh.",
+    "data.workers",
+    "checkpoint.keep",
+    "log_every",
+    "eval_every",
+    "save_every",
+)
+
+
+def get_config() -> ConfigDict:
+    """The defaults, locked: a preset is a short diff over them."""
+    config = ConfigDict()
+    for path, option in OPTIONS.items():
+        group, _, name = path.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        (config[group] if group else config)[name] = option.default
+    return config.lock()
+
+
+def variant(name: str) -> dict[str, int]:
+    """Encoder sizes of a standard name with a patch size, e.g. `B/14`."""
+    size, _, patch = name.partition("/")
+    if size not in VARIANTS or not patch.isdigit():
+        raise ConfigError(
+            f"encoder variant {name!r} is not known; write SIZE/PATCH with SIZE one of "
+            f"{', '.join(VARIANTS)}, e.g. B/14"
+        )
+    width, depth, mlp_dim, num_heads = VARIANTS[size]
+    return {
+        "patch_size": int(patch), "width": width, "depth": depth,
+        "mlp_dim": mlp_dim, "num_heads": num_heads,
+    }  # fmt: skip
+
+
+def arm(config: ConfigDict, name: str) -> ConfigDict:
+    """`supmim` leaves a preset as it is; `baseline` trains the same encoder on labels alone."""
+    if name not in ("supmim", "baseline"):
+        raise ConfigError(f"a preset's arm is supmim or baseline, not {name!r}")
+    if name == "baseline":
+        config.mim_weight = 0.0
+    return config
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """`group.option` -> value."""
+
+    def leaves(prefix, node) -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            if isinstance(value, ConfigDict | FrozenConfigDict | dict):
+                yield from leaves(f"{prefix}{name}.", value)
+            else:
+                yield prefix + name, value
+
+    return dict(leaves("", config))
+
+
+def _nearest(number: int, fits) -> str:
+    """The nearest values below and above `number` for which `fits` holds."""
+    below = next((n for n in range(number - 1, 0, -1) if fits(n)), None)
+    above = next((n for n in range(number + 1, 4 * number + 2) if fits(n)), None)
+    return " or ".join(str(n) for n in (below, above) if n is not None)
+
+
+def _option_problems(flat: dict[str, Any]) -> list[str]:
+    problems = []
+    for path, value in flat.items():
+        if path not in OPTIONS:
+            close = difflib.get_close_matches(path, OPTIONS, n=1)
+            hint = f"; did you mean config.{close[0]}?" if close else ""
+            problems.append(f"config.{path} does not exist{hint}")
+        elif problem := OPTIONS[path].problem(value):
+            problems.append(f"config.{path} {problem}")
+    problems += [f"config.{path} is missing" for path in OPTIONS if path not in flat]
+    return problems
+
+
+def _size_problems(config: Any) -> Iterator[str]:
+    """What does not fit together, with the nearest values that do."""
+    image_size, encoder, decoder, mim = (
+        config.data.image_size, config.encoder, config.decoder, config.mim
+    )  # fmt: skip
+    if image_size % encoder.patch_size:
+        yield (
+            f"config.data.image_size={image_size} is not divisible by "
+            f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
+            + _nearest(image_size, lambda n: n % encoder.patch_size == 0)
+        )
+    for name, group in (("encoder", encoder), ("decoder", decoder)):
+        if name == "decoder" and not config.mim_weight:
+            continue
+        if group.width % group.num_heads:
+            yield (
+                f"config.{name}.width={group.width} is not divisible by "
+                f"config.{name}.num_heads={group.num_heads}; nearest numbers of heads: "
+                + _nearest(group.num_heads, lambda n, g=group: g.width % n == 0)
+            )
+        if (name == "decoder" or encoder.positions == "sincos2d") and group.width % 4:
+            yield (
+                f"config.{name}.width={group.width} is not divisible by 4, as sin-cos positions "
+                "need; nearest widths: " + _nearest(group.width, lambda n: n % 4 == 0)
+            )
+    if encoder.attention == "cudnn" and encoder.dtype != "bfloat16":
+        yield "config.encoder.attention=cudnn works in bfloat16: set config.encoder.dtype=bfloat16"
+    if not config.class_weight and not config.mim_weight:
+        yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
+    if config.mim_weight:
+        yield from _mim_problems(config, image_size // encoder.patch_size, mim)
+
+
+def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
+    tokenizer_patch = config.tokenizer.patch_size
+    if (
+        config.data.image_size % tokenizer_patch
+        or config.data.image_size // tokenizer_patch != grid
+    ):
+        yield (
+            f"the tokenizer's grid differs from the encoder's {grid} x {grid} tokens: "
+            f"config.tokenizer.patch_size={tokenizer_patch} at {config.data.image_size} pixels; "
+            f"set config.tokenizer.patch_size={config.encoder.patch_size}"
+        )
+    num_tokens = grid * grid
+    if num_tokens and mim.hidden == "drop" and round(num_tokens * (1 - mim.mask_ratio)) < 1:
+        yield (
+            f"config.mim.mask_ratio={mim.mask_ratio} leaves none of {num_tokens} tokens to the "
+            f"encoder; the largest ratio here is {1 - 1 / num_tokens:.4g}"
+        )
+    if mim.masking == "units" and grid % mim.unit:
+        yield (
+            f"config.mim.unit={mim.unit} does not divide the {grid} x {grid} grid; nearest: "
+            + _nearest(mim.unit, lambda n: grid % n == 0)
+        )
+    if mim.masking == "block" and mim.block_min > num_tokens:
+        yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
+    if mim.passes == "one" and config.data.mixup:
+        yield (
+            "config.mim.passes=one predicts the tokens of unmixed images: set config.data.mixup=0 "
+            "or config.mim.passes=two"
+        )
+
+
+def _list_problems(config: Any) -> Iterator[str]:
+    for name in evaluator_names(config):
+        if name not in EVALUATORS:
+            close = difflib.get_close_matches(name, EVALUATORS, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            yield (
+                f"config.eval.evaluators names {name!r}; {hint}"
+                f"It takes {', '.join(EVALUATORS)}, separated by commas"
+            )
+    metric = config.checkpoint.keep_best_metric
+    if config.checkpoint.keep_best and metric.split("/")[0] not in evaluator_names(config):
+        yield (
+            f"config.checkpoint.keep_best_metric={metric} comes from no evaluator of "
+            f"config.eval.evaluators={config.eval.evaluators}; choose one of theirs or set "
+            "config.checkpoint.keep_best=0"
+        )
+
+
+def evaluator_names(config: Any) -> list[str]:
+    """The evaluators asked for, in order; without a decoder there is nothing to reconstruct."""
+    names = [name for name in config.eval.evaluators.split(",") if name]
+    return [name for name in names if name != "reconstruction" or config.mim_weight]
+
+
+def validate(config: Any) -> None:
+    """Raises one ConfigError that lists every problem with its nearest valid value."""
+    problems = _option_problems(flatten(config))
+    if not problems:
+        problems = [*_size_problems(config), *_list_problems(config)]
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"the config has {count}:{lines}")
+
+
+def to_json(config: Any) -> str:
+    """The resolved config as JSON text, with the version of its schema."""
+    options = FrozenConfigDict(config).to_dict() if not isinstance(config, dict) else config
+    return json.dumps({"schema_version": SCHEMA_VERSION, "config": options}, indent=1) + "\n"
+
+
+def from_json(text: str, where: str) -> FrozenConfigDict:
+    """Reads `to_json`'s text back, validated and frozen; `where` is named in errors."""
+    try:
+        document = json.loads(text)
+        version, options = document["schema_version"], document["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{where} has schema version {version}; this supmim reads {SCHEMA_VERSION}. "
+            "Use the supmim that wrote it"
+        )
+    try:
+        validate(config := ConfigDict(options))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return FrozenConfigDict(config)
+
+
+def differences(stored: Any, wanted: Any) -> list[str]:
+    """Lines for the options in which a resumed run may not differ from its workdir, but does."""
+    stored, wanted = flatten(stored), flatten(wanted)
+    return [
+        f"config.{path}: the workdir has {stored[path]!r}, you ask for {wanted[path]!r}"
+        for path in OPTIONS
+        if stored[path] != wanted[path] and not path.startswith(FREE_ON_RESUME)
+    ]
+
+
+def describe() -> str:
+    """All options as text of at most 80 columns, for `supmim train --help`."""
+    lines, group = [], None
+    for path, option in OPTIONS.items():
+        if (head := path.rpartition(".")[0]) != group:
+            group = head
+            lines.append("")
+        default = option.default if option.default != "" else "''"
+        lines.append(f"  --config.{path}={default}")
+        lines.append(f"      {option.meaning}")
+        if option.choices:
+            lines.append(f"      one of: {', '.join(option.choices)}")
+    return "\n".join(lines)

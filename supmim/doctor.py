@@ -1,0 +1,83 @@
+"""`supmim doctor`: what this machine offers, and one line for each thing that would hurt."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from supmim.errors import DeviceError
+from supmim.runtime import devices
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+LOW_DISK = 5  # GiB
+LOW_MEMORY = 3  # GiB
+
+
+def run(config: Any, flags: Any) -> int:
+    """The verb; exit code 6 if no device can be used."""
+    print(f"python      {platform.python_version()} on {platform.machine()}")
+    print("packages    " + "\n            ".join(versions()))
+    code = 0
+    try:
+        found = devices.check()
+        print(f"devices     {len(found)} x {found[0].device_kind} ({found[0].platform})")
+        for line in device_memory(found):
+            print(f"            {line}")
+    except DeviceError as error:
+        print(f"devices     none that should be used: {error}")
+        code = error.exit_code
+    print(f"memory      {available_memory():.1f} GiB available, {os.cpu_count()} CPU cores")
+    print(f"disk        {free_disk():.1f} GiB free in {Path.cwd()}")
+    found_problems = problems()
+    print("problems    " + ("\n            ".join(found_problems) or "none found"))
+    return code
+
+
+def versions() -> list[str]:
+    """`name version` of what results depend on."""
+    return [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+
+
+def device_memory(found: list[jax.Device]) -> list[str]:
+    """Memory of each accelerator that tells it, and what JAX takes of it beforehand."""
+    lines = []
+    for device in found:
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        if stats:
+            gib = stats.get("bytes_limit", 0) / 2**30
+            lines.append(f"{device}: JAX may use {gib:.1f} GiB of its memory")
+    return lines
+
+
+def available_memory() -> float:
+    """GiB of host memory that a program can take."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def free_disk() -> float:
+    """GiB free in the current folder."""
+    return shutil.disk_usage(Path.cwd()).free / 2**30
+
+
+def problems() -> list[str]:
+    """Known clashes and shortages, each with the line that mends it."""
+    found = []
+    installed = {dist.name.lower() for dist in importlib.metadata.distributions()}
+    if "tensorflow" in installed and {"jax-cuda12-plugin", "jax-cuda13-plugin"} & installed:
+        found.append("TensorFlow beside JAX for CUDA may load another cuBLAS: "
+                     "pip uninstall tensorflow")  # fmt: skip
+    if importlib.metadata.version("jax") != importlib.metadata.version("jaxlib"):
+        found.append("jax and jaxlib differ in version: pip install -e . --upgrade")
+    if free_disk() < LOW_DISK:
+        found.append(f"less than {LOW_DISK} GiB of disk: checkpoints may fail; free some")
+    if available_memory() < LOW_MEMORY:
+        found.append(f"less than {LOW_MEMORY} GiB of memory: close other programs")
+    if "XLA_PYTHON_CLIENT_PREALLOCATE" in os.environ:
+        found.append(
+            "XLA_PYTHON_CLIENT_PREALLOCATE is set: memory of the GPU may fragment; unset it"
+        )
+    return found

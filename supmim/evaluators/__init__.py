@@ -1,0 +1,41 @@
+"""Evaluators: objects with `run(params) -> results` and `draw(folder)`; all by name in one dict."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from supmim import config as config_lib
+from supmim.evaluators import classification, knn, reconstruction
+from supmim.evaluators.predictions import Predictions
+
+
+class Evaluator(Protocol):
+    """Results are flat: `knn/recall_at_1`, floors under `floor/`; fractions in [0, 1]."""
+
+    def run(self, params: Any) -> dict[str, float]:
+        """Numbers of these parameters; every example of the evaluation source counts once."""
+
+    def draw(self, folder: Path) -> None:
+        """Pictures of the last run, as PNG files in `folder`."""
+
+
+EVALUATORS = {
+    "classification": classification.Evaluator,
+    "knn": knn.Evaluator,
+    "reconstruction": reconstruction.Evaluator,
+}
+
+
+def create(config: Any, predictions: Predictions) -> list[Evaluator]:
+    """The evaluators that the config asks for."""
+    names = config_lib.evaluator_names(config)
+    return [EVALUATORS[name](predictions, config) for name in names]
+
+
+def run(evaluators: list[Evaluator], params: Any, folder: Path) -> dict[str, float]:
+    """All results of these parameters in one flat dict; pictures go to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, float] = {}
+    for evaluator in evaluators:
+        results |= evaluator.run(params)
+        evaluator.draw(folder)
+    return results

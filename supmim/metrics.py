@@ -1,0 +1,64 @@
+"""Totals with their counts, so that padding, batches and hosts add up exactly."""
+
+import functools
+from collections.abc import Sequence
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu.metrics import Average, Metric
+
+Metrics = dict[str, Metric]
+
+
+def mean(values: jax.Array, valid: jax.Array) -> Average:
+    """Weighted mean of [B] values; a value that is not valid is not read, be it NaN."""
+    return Average(total=jnp.where(valid > 0, values * valid, 0).sum(), count=valid.sum())
+
+
+def scalar(value: jax.Array) -> Average:
+    """One value of a step."""
+    return Average(total=value, count=jnp.ones(()))
+
+
+@flax.struct.dataclass
+class CodeUsage(Metric):
+    """Share of the codes that were seen at all; counts: [K]."""
+
+    counts: jax.Array
+
+    def merge(self, other: "CodeUsage") -> "CodeUsage":
+        """Adds the counts."""
+        return self.replace(counts=self.counts + other.counts)
+
+    def compute(self) -> jax.Array:
+        """In [0, 1]."""
+        return (self.counts > 0).mean()
+
+
+@flax.struct.dataclass
+class CodePerplexity(CodeUsage):
+    """exp(entropy) of the codes seen: how many of them carry the images."""
+
+    def compute(self) -> jax.Array:
+        """In [1, K]."""
+        share = self.counts / self.counts.sum()
+        return jnp.exp(-jax.scipy.special.xlogy(share, share).sum())
+
+
+def code_metrics(target_ids: jax.Array, codebook_size: int, valid: jax.Array) -> Metrics:
+    """Codebook usage and perplexity of [B, N] ids; padding is not counted."""
+    weights = jnp.broadcast_to(valid[:, None], target_ids.shape)
+    counts = jnp.zeros(codebook_size).at[target_ids].add(weights)
+    return {"code_usage": CodeUsage(counts), "code_perplexity": CodePerplexity(counts)}
+
+
+def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
+    """Fetches the metrics of several steps and merges each over the steps."""
+    fetched = jax.device_get(list(steps))
+    merged = {
+        name: functools.reduce(lambda a, b: a.merge(b), [step[name] for step in fetched])
+        for name in fetched[0]
+    }
+    return {name: float(np.asarray(metric.compute())) for name, metric in merged.items()}

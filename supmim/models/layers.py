@@ -1,0 +1,229 @@
+"""Attention, MLP, pre-norm blocks, their stack, positions and patches.
+
+Shapes: B batch, N tokens, D width, H heads, G grid side, F values of a patch. Parameters are
+float32, arithmetic is in `dtype`, softmax and norms' statistics in float32.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from supmim import sharding
+
+NORM_EPSILON = 1e-6
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
+xavier = nn.initializers.xavier_uniform()
+
+
+def dot_product_attention(query, key, value, implementation: str) -> jax.Array:
+    """[B, Nq, H, d], [B, N, H, d], [B, N, H, d] -> [B, Nq, H, d].
+
+    The einsum keeps the compute dtype on purpose: asking it for float32 scores would make the
+    backward products float32 too.
+    """
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    query = query / np.sqrt(query.shape[-1]).astype(query.dtype)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+    weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate query, key and value projections."""
+
+    num_heads: int
+    attention: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """[B, Nq, D], [B, N, D] -> [B, Nq, D]."""
+        width = x.shape[-1]
+        project = functools.partial(
+            nn.DenseGeneral,
+            features=(self.num_heads, width // self.num_heads),
+            kernel_init=xavier,
+            dtype=self.dtype,
+        )
+        query, key, value = (
+            project(name="query")(x), project(name="key")(context), project(name="value")(context)
+        )  # fmt: skip
+        mixed = dot_product_attention(query, key, value, self.attention)
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out"
+        )(mixed)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU between: tanh form (big_vision) or exact (timm)."""
+
+    mlp_dim: int
+    gelu: str
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        dense = functools.partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=xavier,
+            bias_init=nn.initializers.normal(1e-6),
+        )
+        hidden = nn.gelu(dense(self.mlp_dim, name="up")(x), approximate=self.gelu == "tanh")
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return dense(x.shape[-1], name="down")(hidden)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; its input stays split over the batch axes of the mesh."""
+
+    num_heads: int
+    mlp_dim: int
+    gelu: str
+    attention: str
+    dtype: Any
+    dropout: float = 0.0
+    keep_output: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_rate: jax.Array | float, train: bool):
+        """[B, N, D], () -> [B, N, D] and the same again if `keep_output`.
+
+        drop_rate: probability that an image skips a branch (stochastic depth, arXiv 1603.09382).
+        """
+        x = sharding.constrain_batch(x)
+        y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(y, y)
+        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        x = x + self.skip(y, drop_rate, train)
+        y = LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
+        y = Mlp(self.mlp_dim, self.gelu, self.dropout, self.dtype, name="mlp")(y, train)
+        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        x = x + self.skip(y, drop_rate, train)
+        return x, (x if self.keep_output else None)
+
+    def skip(self, branch: jax.Array, drop_rate: jax.Array | float, train: bool) -> jax.Array:
+        """Drops the branch of some images in training, scaling up the others."""
+        never = isinstance(drop_rate, float) and drop_rate == 0.0
+        if not train or never:
+            return branch
+        keep_rate = 1.0 - drop_rate
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        keep = jax.random.bernoulli(self.make_rng("stochastic_depth"), keep_rate, shape)
+        return jnp.where(keep, branch / jnp.asarray(keep_rate, branch.dtype), 0)
+
+
+class Blocks(nn.Module):
+    """A stack of blocks, unrolled or scanned over stacked parameters, with chosen outputs."""
+
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    gelu: str
+    attention: str
+    dtype: Any
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    scan: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, taps: tuple[int, ...] = ()):
+        """[B, N, D] -> [B, N, D] and {block: its output [B, N, D]} for the blocks in `taps`."""
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(
+                Block,
+                policy=REMAT_POLICIES[self.remat],
+                prevent_cse=not self.scan,
+                static_argnums=(3,) if self.scan or self.stochastic_depth else (2, 3),
+            )
+        sizes = {
+            "num_heads": self.num_heads, "mlp_dim": self.mlp_dim, "gelu": self.gelu,
+            "attention": self.attention, "dtype": self.dtype, "dropout": self.dropout,
+        }  # fmt: skip
+        rates = np.linspace(0.0, self.stochastic_depth, self.depth, dtype=np.float32)
+        if not self.scan:
+            outputs = {}
+            for i in range(self.depth):
+                x, _ = block(**sizes, name=f"block_{i}")(x, float(rates[i]), train)
+                outputs[i] = x
+            return x, {i: outputs[i] for i in taps}
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True, "stochastic_depth": True},
+            in_axes=(0 if self.stochastic_depth else nn.broadcast, nn.broadcast),
+            length=self.depth,
+        )(**sizes, keep_output=bool(taps), name="stack")
+        x, outputs = stack(x, jnp.asarray(rates) if self.stochastic_depth else 0.0, train)
+        return x, {i: outputs[i] for i in taps}
+
+
+def stack_blocks(params: Any) -> Any:
+    """Parameters of unrolled blocks -> those of scanned ones: each leaf gains a leading depth."""
+    if not isinstance(params, dict):
+        return params
+    if "block_0" not in params:
+        return {name: stack_blocks(value) for name, value in params.items()}
+    blocks = [params[f"block_{i}"] for i in range(len(params))]
+    return {"stack": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
+def unstack_blocks(params: Any) -> Any:
+    """The inverse of stack_blocks."""
+    if not isinstance(params, dict):
+        return params
+    if "stack" not in params:
+        return {name: unstack_blocks(value) for name, value in params.items()}
+    depth = len(jax.tree.leaves(params["stack"])[0])
+    return {f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["stack"])
+            for i in range(depth)}  # fmt: skip
+
+
+def patchify(image: jax.Array, patch_size: int) -> jax.Array:
+    """[B, G*p, G*p, C] -> [B, G*G, p*p*C], rows first."""
+    batch, height, width, channels = image.shape
+    rows, columns = height // patch_size, width // patch_size
+    image = image.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
+    """[B, G*G, p*p*C] -> [B, G*p, G*p, C], the inverse of patchify for a square grid."""
+    batch, num_tokens, _ = patches.shape
+    grid = round(num_tokens**0.5)
+    patches = patches.reshape(batch, grid, grid, patch_size, patch_size, channels)
+    side = grid * patch_size
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side, side, channels)
+
+
+def sincos_positions(grid: int, width: int) -> np.ndarray:
+    """[G*G, D] fixed positions as in big_vision and MoCo v3 (arXiv 2104.02057)."""
+    y, x = np.mgrid[:grid, :grid]
+    omega = 1.0 / 10_000 ** (np.arange(width // 4) / (width // 4 - 1 if width > 4 else 1))
+    angles_y, angles_x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega
+    parts = [np.sin(angles_x), np.cos(angles_x), np.sin(angles_y), np.cos(angles_y)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def resample_positions(positions: jax.Array, grid: int) -> jax.Array:
+    """Positions [N, D] of one grid -> [G*G, D] of another, bilinear and antialiased."""
+    old = round(len(positions) ** 0.5)
+    if old == grid:
+        return positions
+    square = positions.reshape(old, old, -1)
+    square = jax.image.resize(square, (grid, grid, square.shape[-1]), "bilinear", antialias=True)
+    return square.reshape(grid * grid, -1)

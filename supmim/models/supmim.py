@@ -1,0 +1,64 @@
+"""SupMIM: an encoder, its classifier and, in training, a decoder."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from supmim.masking import TokenMask
+from supmim.models.classifier import Classifier
+from supmim.models.decoder import Decoder
+from supmim.models.encoder import Encoded, Encoder
+
+
+class SupMIM(nn.Module):
+    """Three parts, handed in; without a decoder it is the supervised baseline."""
+
+    encoder: nn.Module
+    classifier: nn.Module
+    decoder: nn.Module | None
+
+    def __call__(self, image: jax.Array, token_mask: TokenMask) -> jax.Array:
+        """Runs every part once, which is what `init` needs."""
+        logits, _ = self.classify(image)
+        if self.decoder is not None:
+            self.predict_tokens(image, token_mask)
+        return logits
+
+    def classify(
+        self, image: jax.Array, *, train: bool = False, taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, Encoded]:
+        """[B, S, S, C] -> class logits [B, C] and what the encoder saw."""
+        encoded = self.encoder(image, train=train, taps=taps)
+        return self.classifier(encoded.embedding), encoded
+
+    def predict_tokens(
+        self, image: jax.Array, token_mask: TokenMask, *, train: bool = False
+    ) -> jax.Array:
+        """[B, S, S, C] -> code logits [B, M, K] of token_mask.ids_predict."""
+        return self.decoder(self.encoder(image, token_mask, train=train).latent, token_mask)
+
+    def classify_and_predict(
+        self, image: jax.Array, token_mask: TokenMask, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """One masked pass for both: class logits [B, C] and code logits [B, M, K]."""
+        encoded = self.encoder(image, token_mask, train=train)
+        return self.classifier(encoded.embedding), self.decoder(encoded.latent, token_mask)
+
+
+def create(config: Any) -> SupMIM:
+    """The model of a config; mim_weight 0 builds no decoder."""
+    grid = config.data.image_size // config.encoder.patch_size
+    needs_token = config.mim.hidden == "mask_token" or config.mim.masking == "variable"
+    encoder = Encoder(
+        **config.encoder, grid=grid, mask_token=bool(config.mim_weight) and needs_token
+    )
+    head = config.classifier
+    classifier = Classifier(head.num_classes, rep_size=head.rep_size, head_bias=head.head_bias)
+    decoder = None
+    if config.mim_weight:
+        shared = {name: config.encoder[name] for name in ("gelu", "attention", "dtype", "remat")}
+        decoder = Decoder(
+            **config.decoder, **shared, grid=grid, codebook_size=config.tokenizer.codebook_size
+        )
+    return SupMIM(encoder, classifier, decoder)

@@ -1,0 +1,53 @@
+"""report.html: results, pictures and config of a run in one file that needs no other."""
+
+import base64
+import html
+from pathlib import Path
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1b1f24; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr + tr td { border-top: 1px solid #e3e6ea; } img { max-width: 100%; }
+pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .85rem; }
+"""
+
+CAPTIONS = {
+    "curves.png": "Losses, accuracies and gradient norm over the steps.",
+    "reconstructions.png": "Images that were not trained on: hidden patches (blue) are filled in "
+    "from the tokens that the decoder predicts. The last column is the best it could do.",
+    "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
+    "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
+}
+
+
+def write(path: Path, title: str, results: dict[str, float], config: str, pictures: Path) -> None:
+    """Writes the page; every text is escaped, pictures are embedded."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class=number>{text}</td></tr>"
+        for name, text in formatted(results).items()
+    )
+    figures = "".join(
+        f"<h2>{html.escape(caption)}</h2><img alt={html.escape(repr(name))} "
+        f"src='data:image/png;base64,{base64.b64encode((pictures / name).read_bytes()).decode()}'>"
+        for name, caption in CAPTIONS.items()
+        if (pictures / name).exists()
+    )
+    path.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"<table><tr><th>result</th><th>value</th></tr>{rows}</table>"
+        f"{figures}<h2>Config</h2><pre>{html.escape(config)}</pre></html>\n",
+        encoding="utf-8",
+    )
+
+
+def formatted(results: dict[str, float]) -> dict[str, str]:
+    """Results as people read them: fractions in percent, floors last, other numbers as they are."""
+    ordered = sorted(results, key=lambda name: (name.startswith("floor/"), name))
+    return {
+        name: f"{100 * results[name]:.2f} %" if "/" in name else f"{results[name]:g}"
+        for name in ordered
+    }

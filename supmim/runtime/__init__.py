@@ -1,0 +1,1 @@
+"""The machine a run stands on: devices, signals, the lock on its workdir."""

@@ -1,0 +1,52 @@
+"""One run per workdir."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from supmim.errors import ConfigError
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Makes the workdir and locks it; ConfigError if that fails or another run holds it.
+
+    The operating system frees the lock when its process ends, however it ends: a lock file that
+    stays behind means nothing.
+    """
+    path = workdir / "lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the workdir {workdir}: {error.strerror}; choose another --workdir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ConfigError(f"{workdir} is in use by {_holder(file.read())}") from error
+        file.truncate(0)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        file.write(json.dumps(owner))
+        file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        minutes = max(0.0, time.time() - owner["since"]) / 60
+        return (
+            f"process {owner['pid']} on {owner['host']}, for {minutes:.0f} minutes; wait for it, "
+            "stop it, or choose another --workdir"
+        )
+    except (ValueError, KeyError, TypeError):
+        return "another run; wait for it, stop it, or choose another --workdir"

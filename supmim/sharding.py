@@ -1,0 +1,112 @@
+"""The mesh, and where every array of the training lives on it."""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from supmim.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the batch is split over both
+
+# First match wins, the rest is replicated. Optimizer moments and averages end in the same paths.
+RULES = (
+    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, heads, head]
+    (r"(query|key|value)/bias$", ("tensor", None)),  # [heads, head]
+    (r"attention/out/kernel$", ("tensor", None, "fsdp")),  # [heads, head, D]
+    (r"mlp/up/kernel$", ("fsdp", "tensor")),  # [D, 4D]
+    (r"mlp/up/bias$", ("tensor",)),  # [4D]
+    (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [4D, D]
+    (r"embedding/kernel$", (None, "fsdp")),  # [F, D]
+    (r"head/kernel$", ("fsdp", "tensor")),  # [D, classes or codes]
+    (r"head/bias$", ("tensor",)),  # [classes or codes]
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
+    """A mesh over all devices; one axis may be -1, the rest. ConfigError if they do not fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(rest) > 1 or known < 1 or len(devices) % known:
+        raise ConfigError(
+            f"{asked} does not fit {len(devices)} devices: at most one axis may be -1, and the "
+            "product of the others must divide the number of devices"
+        )
+    for axis in rest:
+        sizes[axis] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(
+            f"{asked} uses {known} of {len(devices)} devices; set one axis to -1 for the rest"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def check_divides(name: str, batch_size: int, mesh: Mesh) -> None:
+    """ConfigError unless a batch splits evenly over the batch axes."""
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        below = batch_size // shards * shards
+        nearest = " or ".join(str(n) for n in (below, below + shards) if n)
+        raise ConfigError(
+            f"config.{name}={batch_size} does not divide over {shards} devices; nearest: {nearest}"
+        )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def path_name(path: tuple) -> str:
+    """A pytree path as `encoder/blocks/block_0/mlp/up/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The spec of the first rule that matches; an axis that does not divide its dim is left out."""
+    for pattern, axes in RULES:
+        if re.search(pattern, name):
+            axes = (None,) * (len(shape) - len(axes)) + axes  # scan stacks blocks in front
+            sizes = zip(axes, shape, strict=True)
+            fits = [axis and axis if axis and dim % mesh.shape[axis] == 0 else None
+                    for axis, dim in sizes]  # fmt: skip
+            return PartitionSpec(*fits)
+    return PartitionSpec()
+
+
+def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each leaf of a tree of shapes, by its path."""
+
+    def place(path, leaf):
+        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, abstract_state)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps x [B, ...] split over the batch axes; outside a mesh, x itself.
+
+    Without it the partitioner replicates the activations of a scan over sharded parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(BATCH) <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))

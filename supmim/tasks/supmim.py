@@ -1,0 +1,160 @@
+"""Labels and masked image tokens: the task of arXiv 2312.00950.
+
+Shapes: B batch, S image side, N tokens, M predicted tokens, C classes, K codes.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from supmim import losses, masking, metrics, models, tokenizers
+from supmim.data import augment
+from supmim.data.sources import Source
+from supmim.models import supmim as supmim_model
+
+
+class SupMIM:
+    """total = class_weight * class_loss + mim_weight * mim_loss."""
+
+    def __init__(self, config: Any, tokenizer: tokenizers.Tokenizer | None) -> None:
+        self.config, self.frozen = config, tokenizer
+        self.model: models.supmim.SupMIM = supmim_model.create(config)
+        self.class_weight, self.mim_weight = config.class_weight, config.mim_weight
+        self.grid = config.data.image_size // config.encoder.patch_size
+
+    def init(self, rng: jax.Array) -> Any:
+        """Parameters of encoder, classifier and, unless mim_weight is 0, decoder."""
+        data = self.config.data
+        image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+        return self.model.init(rng, image, self.draw_mask(rng, 1))["params"]
+
+    def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
+        """One mask per image, as config.mim says."""
+        mim = self.config.mim
+        return masking.draw(
+            rng, batch_size, self.grid, masking=mim.masking, hidden=mim.hidden,
+            mask_ratio=mim.mask_ratio, block_min=mim.block_min, unit=mim.unit,
+            ratio_mean=mim.ratio_mean, ratio_std=mim.ratio_std,
+        )  # fmt: skip
+
+    def prepare(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
+        """Raw batch -> the MIM view [B, S, S, C], in [0, 1], and its target_ids [B, N]."""
+        keys = augment.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
+        view = augment.geometry(keys, augment.to_float(batch["image"]), self.config.data)
+        targets = {} if frozen is None else {"target_ids": frozen.encode(view)}
+        return {"image": view, "label": batch["label"], "valid": batch["valid"], **targets}
+
+    def loss_fn(self, params: Any, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+        """Weighted sum of the losses of a prepared batch, and totals of what is logged."""
+        # One stream per purpose; a stream's number is part of a run, so new ones go to the end.
+        mix_rng, mask_rng, class_rng, mim_rng = (jax.random.fold_in(rng, i) for i in range(4))
+        head = self.config.classifier
+        target = losses.one_hot(batch["label"], head.num_classes, head.label_smoothing)
+        image = batch["image"]
+        if self.config.data.mixup:
+            image, target = augment.mixup(
+                mix_rng, image, target, batch["valid"], self.config.data.mixup
+            )
+        code_logits = token_mask = None
+        if self.model.decoder is not None:
+            token_mask = self.draw_mask(mask_rng, len(image))
+        if token_mask is None or self.config.mim.passes == "two":
+            logits, _ = self.apply("classify", params, image, rng=class_rng)
+        if token_mask is not None and self.config.mim.passes == "two":
+            code_logits = self.apply(
+                "predict_tokens", params, batch["image"], token_mask, rng=mim_rng
+            )
+        elif token_mask is not None:
+            logits, code_logits = self.apply(
+                "classify_and_predict", params, image, token_mask, rng=class_rng
+            )
+        loss, totals = self.class_terms(logits, target, batch)
+        if token_mask is not None:
+            mim_loss, mim_totals = self.mim_terms(code_logits, token_mask, batch)
+            loss, totals = loss + mim_loss, totals | mim_totals
+        return loss, totals | {"loss": metrics.scalar(loss)}
+
+    def apply(self, method: str, params: Any, image: jax.Array, *args, rng: jax.Array) -> Any:
+        """One training pass over images in [0, 1]."""
+        rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
+        return self.model.apply(
+            {"params": params}, to_input(image), *args, train=True, rngs=rngs, method=method
+        )
+
+    def class_terms(self, logits: jax.Array, target: jax.Array, batch: dict):
+        """Weighted class loss and its metrics: [B, C], [B, C] -> ()."""
+        loss = losses.CLASS_LOSSES[self.config.classifier.loss](logits, target)
+        correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
+        loss = metrics.mean(loss, batch["valid"])
+        totals = {"class_loss": loss, "train_top1": metrics.mean(correct, batch["valid"])}
+        return self.class_weight * loss.compute(), totals
+
+    def mim_terms(self, code_logits: jax.Array, token_mask: masking.TokenMask, batch: dict):
+        """Weighted token loss and its metrics: [B, M, K] -> ()."""
+        ids = token_mask.ids_predict
+        target_ids = masking.take_tokens(batch["target_ids"], ids)
+        mask = masking.take_tokens(token_mask.mask, ids)
+        loss = losses.token_cross_entropy(
+            code_logits, target_ids, mask, self.config.mim.label_smoothing
+        )
+        correct = (code_logits.argmax(axis=-1) == target_ids).astype(jnp.float32)
+        loss = metrics.mean(loss, batch["valid"])
+        totals = {
+            "mim_loss": loss,
+            "token_accuracy": metrics.mean(losses.masked_mean(correct, mask), batch["valid"]),
+            **metrics.code_metrics(
+                batch["target_ids"], self.config.tokenizer.codebook_size, batch["valid"]
+            ),
+        }
+        return self.mim_weight * loss.compute(), totals
+
+    def predict(self, params: Any, batch: dict) -> dict:
+        """Raw batch -> logits [B, C] and embedding [B, D] of whole images."""
+        image = to_input(augment.to_float(batch["image"]))
+        logits, encoded = self.model.apply({"params": params}, image, method="classify")
+        return {"logits": logits, "embedding": encoded.embedding}
+
+    def fill_in(self, params: Any, frozen: tokenizers.Tokenizer, batch: dict) -> dict:
+        """Raw batch -> its target_ids, the mask drawn for it by index, and ids filled in.
+
+        All [B, N]; filled_ids are the targets where the patch is visible, else predictions.
+        """
+        image = augment.to_float(batch["image"])
+        target_ids = frozen.encode(image)
+        key = jax.random.key(self.config.data.seed)
+        token_mask = self.draw_mask(key, len(image))
+        code_logits = self.model.apply(
+            {"params": params}, to_input(image), token_mask, method="predict_tokens"
+        )
+        rows = jnp.arange(len(image))[:, None]
+        filled = target_ids.at[rows, token_mask.ids_predict].set(code_logits.argmax(axis=-1))
+        filled = jnp.where(token_mask.mask > 0, filled, target_ids)
+        return {"target_ids": target_ids, "mask": token_mask.mask, "filled_ids": filled}
+
+
+def to_input(image: jax.Array) -> jax.Array:
+    """[0, 1] -> [-1, 1], what the encoder takes."""
+    return 2 * image - 1
+
+
+def create(config: Any, source: Source, workdir: Path) -> SupMIM:
+    """The task of a run; its tokenizer is in the workdir, or is fitted on the source and put there.
+
+    It is fitted on MIM views of the first epoch, which is what it will be asked to encode.
+    """
+    if not config.mim_weight:
+        return SupMIM(config, None)
+
+    def views() -> np.ndarray:
+        count = min(config.tokenizer.fit_images, len(source))
+        index = np.linspace(0, len(source) - 1, count).astype(np.int32)
+        keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
+        image = augment.to_float(jnp.asarray(source.read(index)["image"]))
+        move = jax.jit(functools.partial(augment.geometry, data=config.data))
+        return np.asarray(move(keys, image))
+
+    return SupMIM(config, tokenizers.load_or_fit(config, workdir / "tokenizer", views))

@@ -1,0 +1,116 @@
+"""The simplest tokenizer: k-means codes of square image patches.
+
+Shapes: P patches, K codes, F values of a patch, N tokens of an image.
+"""
+
+import functools
+import json
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from supmim.errors import CheckpointError, ConfigError
+from supmim.models import layers
+
+FILE = "patch_vq.npz"
+DIGEST = "patch_vq.json"
+CHUNK = 65_536  # patches whose distances to all codes are held at once
+
+
+@struct.dataclass
+class PatchVQ:
+    """codes: [K, F], in [0, 1]."""
+
+    codes: jax.Array
+    patch_size: int = struct.field(pytree_node=False)
+    channels: int = struct.field(pytree_node=False)
+
+    def encode(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] -> ids [B, N], the nearest code of each patch."""
+        return distances(layers.patchify(image, self.patch_size), self.codes).argmin(axis=-1)
+
+    def decode(self, ids: jax.Array) -> jax.Array:
+        """[B, N] -> [B, S, S, C]."""
+        return layers.unpatchify(self.codes[ids], self.patch_size, self.channels)
+
+    def save(self, folder: Path) -> None:
+        """Codes, then their digest; load wants both."""
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / (FILE + ".part")
+        with part.open("wb") as file:
+            np.savez(
+                file, codes=np.asarray(self.codes), patch_size=self.patch_size,
+                channels=self.channels,
+            )  # fmt: skip
+        (folder / DIGEST).write_text(json.dumps({"sha256": sha256(part.read_bytes()).hexdigest()}))
+        os.replace(part, folder / FILE)
+
+
+def load(folder: Path) -> PatchVQ:
+    """Reads a saved tokenizer; CheckpointError if it is not what was written."""
+    try:
+        digest = json.loads((folder / DIGEST).read_text())["sha256"]
+        if sha256((folder / FILE).read_bytes()).hexdigest() != digest:
+            raise ValueError("its SHA-256 differs from the one noted when it was written")
+        with np.load(folder / FILE, allow_pickle=False) as stored:
+            codes, patch_size, channels = (
+                stored["codes"], int(stored["patch_size"]), int(stored["channels"])
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the tokenizer {folder / FILE} cannot be used: {error}. Checkpoints made with it need "
+            "it: restore the folder from a copy, or start in a new workdir"
+        ) from error
+    return PatchVQ(jnp.asarray(codes), patch_size, channels)
+
+
+def distances(patches: jax.Array, codes: jax.Array) -> jax.Array:
+    """Squared distances less |patch|^2, which no comparison needs: [..., F], [K, F] -> [..., K]."""
+    return (codes**2).sum(axis=-1) - 2 * patches @ codes.T
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
+    """`steps` rounds of k-means; a code without patches moves to the worst served patch."""
+    num_codes = len(codes)
+
+    def nearest(codes):
+        def one(patch):
+            distance = distances(patch, codes)
+            return distance.argmin(), distance.min() + (patch**2).sum()
+
+        return jax.lax.map(one, patches, batch_size=CHUNK)
+
+    def step(codes, _):
+        ids, error = nearest(codes)
+        count = jax.ops.segment_sum(jnp.ones(len(patches)), ids, num_codes)
+        total = jax.ops.segment_sum(patches, ids, num_codes)
+        mean = total / jnp.maximum(count, 1)[:, None]
+        worst = patches[jax.lax.top_k(error, num_codes)[1]]
+        place = jnp.cumsum(count == 0) - 1  # the n-th dead code takes the n-th worst patch
+        return jnp.where(count[:, None] > 0, mean, worst[place]), None
+
+    return jax.lax.scan(step, codes, length=steps)[0]
+
+
+def fit(image: np.ndarray, *, codebook_size: int, patch_size: int, steps: int, seed: int):
+    """k-means codes of the patches of float images [n, S, S, C]; same input, same codes.
+
+    Starts from distinct patches drawn by `seed`. ConfigError if there are fewer than codes.
+    """
+    patches = np.asarray(layers.patchify(jnp.asarray(image), patch_size))
+    patches = patches.reshape(-1, patches.shape[-1])
+    distinct = np.unique(patches, axis=0)
+    if len(distinct) < codebook_size:
+        raise ConfigError(
+            f"config.tokenizer.codebook_size={codebook_size} exceeds the {len(distinct)} distinct "
+            f"patches of {len(image)} images; set it to {len(distinct)} or less"
+        )
+    start = np.random.default_rng(seed).choice(len(distinct), codebook_size, replace=False)
+    codes = _lloyd(jnp.asarray(patches), jnp.asarray(distinct[np.sort(start)]), steps)
+    return PatchVQ(codes, patch_size, image.shape[-1])
