@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from supmim.errors import CheckpointError
 from supmim.sharding import path_name
+from supmim.workdir import write_json
 
 DIGESTS = "digests.json"
 FAILED_SAVES = 3  # in a row, after which the run stops
@@ -233,10 +234,3 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)

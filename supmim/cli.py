@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import FrozenConfigDict, config_flags
 
 from supmim import config as config_lib
+from supmim import workdir
 from supmim.errors import ConfigError, SupmimError
 
 
@@ -127,17 +128,7 @@ def resolve_config(values: flags.FlagValues) -> FrozenConfigDict:
     if values.config is not None:
         config_lib.validate(values.config)
         return FrozenConfigDict(values.config)
-    return read_config(Path(values.workdir))
-
-
-def read_config(workdir: Path) -> FrozenConfigDict:
-    """The frozen config of a workdir that holds a run."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{workdir} holds no run (no config.json); start one with --config=FILE.py"
-        )
-    return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
+    return workdir.read_config(Path(values.workdir))
 
 
 def run(args: Sequence[str]) -> int:
@@ -157,7 +148,7 @@ def run(args: Sequence[str]) -> int:
         if VERBS[name].takes_config:
             config = resolve_config(values)
         elif "workdir" in VERBS[name].flags:
-            config = read_config(Path(values.workdir))
+            config = workdir.read_config(Path(values.workdir))
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         return importlib.import_module(f"supmim.{name}").run(config, values) or 0
     except SupmimError as error:

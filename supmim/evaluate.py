@@ -8,29 +8,29 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import config as config_lib
-from supmim import evaluators, optimizer, sharding, step, train
-from supmim.checkpoint import Checkpoints, write_json
+from supmim import evaluators, optimizer, step, train
+from supmim.checkpoint import Checkpoints
 from supmim.errors import CheckpointError
 from supmim.evaluators.predictions import Predictions
+from supmim.report import terminal
 from supmim.runtime import devices
 from supmim.tasks import TASKS
+from supmim.workdir import read_results, write_results
 
 
-def run(config: Any, flags: Any) -> int:
+def run(config: Any, flags: Any) -> None:
     """The verb: prints the results and adds them to results.json if the run is finished."""
     workdir = Path(flags.workdir)
     if flags.evaluators:
         config = with_evaluators(config, flags.evaluators)
     devices.check()
-    mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
+    mesh = train.mesh_of(config)
     with jax.set_mesh(mesh):
         done, results = evaluate(config, workdir, flags.step, mesh)
-    finished = train.finished_results(workdir)
+    finished = read_results(workdir)
     if finished.get("step") == done:
-        write_json(workdir / "results.json", finished | results)
-    train.print_results(results, f"step {done} of {workdir}")
-    return 0
+        write_results(workdir, finished | results)
+    terminal.print_results(results, f"step {done} of {workdir}:")
 
 
 def with_evaluators(config: Any, names: str) -> FrozenConfigDict:
@@ -50,7 +50,7 @@ def evaluate(
     task = TASKS[config.task](config, source, workdir)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
-    abstract_state, _ = train.abstract(make_state, mesh)
+    abstract_state, _ = train.place(make_state, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
     restored = (
         checkpoints.restore_from(asked, abstract_state)

@@ -80,7 +80,7 @@ def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, large
     sides = jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)], axis=-1)
     sides = jnp.clip(jnp.round(sides), 1, grid)
     corner = jnp.floor(jax.random.uniform(corner_rng, sides.shape) * (grid - sides + 1))
-    line = jnp.arange(grid, dtype=jnp.float32)
+    line = jnp.arange(grid, dtype=jnp.float32)[None, None, None]
     inside = (line >= corner[..., None]) & (line < (corner + sides)[..., None])  # [B, R, 2, G]
     covers = inside[:, :, 0, :, None] & inside[:, :, 1, None, :]  # [B, R, G, G]
     covers = covers.reshape(batch_size, BLOCK_DRAWS, grid * grid)

@@ -10,9 +10,11 @@ import optax
 from supmim import sharding
 
 
-def schedule(learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up to `learning_rate`, then cosine to zero at `total_steps`."""
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
+def schedule(config: Any, total_steps: int) -> optax.Schedule:
+    """Linear warm-up to the learning rate of config.optimizer, then cosine to 0 at total_steps."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, total_steps
+    )
 
 
 def decay_mask(params: Any) -> Any:

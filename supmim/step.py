@@ -34,7 +34,7 @@ def train_step(
     grads, totals = jax.grad(task.loss_fn, has_aux=True)(state.params, batch, rng)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    totals["grad_norm"] = metrics.scalar(optax.global_norm(grads))
+    totals["grad_norm"] = metrics.scalar(optax.tree.norm(grads))
     totals["skipped_steps"] = metrics.scalar(opt_state.notfinite_count.astype(jnp.float32))
     return State(state.step + 1, params, opt_state), totals
 

@@ -1,34 +1,32 @@
 """`supmim train`: the recipe, from an empty workdir to a report."""
 
 import functools
-import json
-import time
-from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from clu import parameter_overview
 
 from supmim import config as config_lib
 from supmim import evaluators, metrics, optimizer, sharding, step
-from supmim.checkpoint import Checkpoints, write_json
+from supmim.checkpoint import Checkpoints
 from supmim.data import pipeline, sources
-from supmim.errors import CheckpointError, ConfigError, DataError, Interrupted, NumericsError
+from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.evaluators.predictions import Predictions
-from supmim.report import curves, page
-from supmim.runtime import devices, lock, preemption
+from supmim.report import curves, page, terminal
+from supmim.runtime import devices, lock
+from supmim.runtime.clock import Clock
+from supmim.runtime.numerics import NumericsWatch
+from supmim.runtime.preemption import StopSignal
 from supmim.tasks import TASKS
-from supmim.writer import Terminal, Writer, read_metrics
+from supmim.workdir import read_results, write_config, write_results
+from supmim.writer import Writer, read_metrics
 
-BAD_STEPS = 5  # in a row, after which a run whose gradients are not finite stops
 
-
-def run(config: Any, flags: Any) -> int:
+def run(config: Any, flags: Any) -> None:
     """The verb."""
     train_and_evaluate(config, Path(flags.workdir), flags.resume)
-    return 0
 
 
 def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str, float]:
@@ -36,35 +34,34 @@ def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str
 
     Errors: those of supmim.errors; Interrupted after a signal and a save.
     """
-    with preemption.StopSignal() as stop, lock.hold(workdir):
-        write_config(config, workdir)
-        if (finished := finished_results(workdir)) and not resume:
-            print_results(finished, f"{workdir} holds a finished run")
+    with StopSignal() as stop, lock.hold(workdir):
+        write_config(workdir, config)
+        if (finished := read_results(workdir)) and not resume:
+            terminal.print_results(finished, f"{workdir} holds a finished run:")
             return finished
         devices.check()
-        mesh = sharding.make_mesh(**config.mesh)
-        sharding.check_divides("batch_size", config.batch_size, mesh)
-        sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
+        mesh = mesh_of(config)
         with jax.set_mesh(mesh):
-            return _train(config, workdir, resume, mesh, stop)
+            return train(config, workdir, resume, mesh, stop)
 
 
-def _train(
-    config: Any, workdir: Path, resume: str, mesh: jax.sharding.Mesh, stop: preemption.StopSignal
+def train(
+    config: Any, workdir: Path, resume: str, mesh: jax.sharding.Mesh, stop: StopSignal
 ) -> dict[str, float]:
+    """Set-up, loop and end of one run, in a workdir that it holds."""
     source, eval_source = load_sources(config)
     task = TASKS[config.task](config, source, workdir)
     total_steps = steps_of(config, len(source))
-    learning_rate = optimizer.schedule(**schedule_of(config), total_steps=total_steps)
+    learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
     rng = jax.random.key(config.seed)
 
     make_state = functools.partial(step.create_state, rng, task, tx)
-    abstract_state, placement = abstract(make_state, mesh)
+    abstract_state, placement = place(make_state, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
     fingerprint = pipeline.fingerprint(source, config)
-    restored = restore(checkpoints, abstract_state, fingerprint, resume)
-    state = restored or jax.jit(make_state, out_shardings=placement)()
+    state = restore(checkpoints, abstract_state, fingerprint, resume)
+    state = state or jax.jit(make_state, out_shardings=placement)()
     start = int(state.step)
 
     prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
@@ -80,70 +77,67 @@ def _train(
         task, {"train": source, "eval": eval_source}, config.eval.batch_size, mesh
     )
     judges = evaluators.create(config, predictions)
-
     writer, clock = Writer(workdir, start), Clock(config.batch_size)
-    watch = NumericsWatch(workdir, config)
-    with Terminal(total_steps, start) as terminal:
-        checkpoints.tell = terminal.tell
-        announce(terminal, config, workdir, state, mesh, len(source), start, total_steps)
+    watch = NumericsWatch(
+        workdir / "postmortem.json", {"seed": config.seed, "data_seed": config.data.seed}
+    )
+
+    with terminal.Terminal(total_steps, start) as screen:
+        checkpoints.tell = screen.tell
+        screen.tell(
+            terminal.plan(config, workdir, state.params, mesh, len(source), start, total_steps)
+        )
+        write_parameter_table(workdir, state.params)
         window: list[metrics.Metrics] = []
         for done in range(start + 1, total_steps + 1):
+            if stop.requested:
+                break
             with clock.waiting():
                 batch = next(batches)
             prepared = prepare(task.frozen, batch)
             if done == start + 1:
-                train_step = compiled(train_step, (state, prepared, rng), clock, terminal)
+                with clock.compiling():
+                    train_step = train_step.lower(state, prepared, rng).compile()
+                screen.compiled(clock.compile_seconds)
             state, totals = train_step(state, prepared, rng)
-            watch.add(done, batch, totals)
+            watch.add(done, batch["index"], totals)
             window.append(totals)
-            if stop.requested:
-                break
             if done % config.log_every == 0:
                 scalars = metrics.summarize(window) | clock.summary(len(window))
                 scalars["learning_rate"] = float(learning_rate(done - 1))
                 writer.write_scalars(done, scalars)
-                terminal.show_step(done, scalars)
+                screen.show_step(done, scalars)
                 window = []
-            results = {}
-            if due(done, config.eval_every, total_steps):
-                with clock.paused():
+            with clock.paused():
+                results: dict[str, float] = {}
+                if due(done, config.eval_every, total_steps):
                     results = evaluate(judges, state, workdir, writer, done)
-            if due(done, config.save_every, total_steps):
-                with clock.paused():
+                if due(done, config.save_every, total_steps):
                     checkpoints.save(done, state, results, fingerprint)
-            checkpoints.poll()
+                checkpoints.poll()
 
-        watch.flush()
-        if stop.requested:
-            if int(state.step) not in checkpoints.steps():
-                checkpoints.save(int(state.step), state, {}, fingerprint)
-            checkpoints.wait()
-            raise Interrupted(
-                f"stopped at step {int(state.step)} of {total_steps} and saved in {workdir}; go on "
-                f"with: supmim train --workdir={workdir}"
-            )
+        watch.check()
+        if stop.requested and int(state.step) < total_steps:
+            save_and_stop(checkpoints, state, fingerprint, workdir, total_steps)
         results = evaluate(judges, state, workdir, writer, total_steps)
         checkpoints.save(total_steps, state, results, fingerprint)
         checkpoints.wait()
     writer.close()
-    finish(config, workdir, results, total_steps)
+    write_results(workdir, {"step": total_steps, **results})
+    page.write(workdir, results, config_lib.to_json(config))
+    terminal.print_results(results, f"report      {workdir / 'report.html'}")
     return results
 
 
-# Set-up.
+# Set-up, shared with the verbs that look at a finished run.
 
 
-def write_config(config: Any, workdir: Path) -> None:
-    """Freezes the config in the workdir; ConfigError if a run of another config is there."""
-    path = workdir / "config.json"
-    if path.is_file():
-        stored = config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
-        if lines := config_lib.differences(stored, config):
-            raise ConfigError(
-                f"{workdir} holds a run of another config:\n  " + "\n  ".join(lines) + "\n"
-                "Choose another --workdir, or leave out --config to continue that run"
-            )
-    write_json(path, json.loads(config_lib.to_json(config)))
+def mesh_of(config: Any) -> jax.sharding.Mesh:
+    """The mesh of the config; ConfigError where the devices do not fit mesh or batches."""
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_divides("batch_size", config.batch_size, mesh)
+    sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
+    return mesh
 
 
 def load_sources(config: Any) -> tuple[sources.Source, sources.Source]:
@@ -167,24 +161,22 @@ def steps_of(config: Any, num_images: int) -> int:
     return total_steps
 
 
-def schedule_of(config: Any) -> dict[str, float]:
-    """The keywords of optimizer.schedule that the config fixes."""
-    return {name: config.optimizer[name] for name in ("learning_rate", "warmup_steps")}
-
-
-def abstract(make_state: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """Shapes of the state with their placement, and the placement alone."""
+def place(make_state: Callable[[], step.State], mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Shapes of the state with their shardings, and the shardings alone."""
     shapes = jax.eval_shape(make_state)
     placement = sharding.state_sharding(shapes, mesh)
     abstract_state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes, placement,
-    )  # fmt: skip
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        placement,
+    )
     return abstract_state, placement
 
 
-def restore(checkpoints: Checkpoints, abstract_state: Any, fingerprint: dict, resume: str) -> Any:
-    """The state to go on from, or nothing. DataError if the data is not what it was."""
+def restore(
+    checkpoints: Checkpoints, abstract_state: Any, fingerprint: dict, resume: str
+) -> step.State | None:
+    """The state to go on from, or None. DataError if the data is not what it was."""
     if resume:
         restored = checkpoints.restore_from(resume, abstract_state)
     else:
@@ -204,163 +196,42 @@ def restore(checkpoints: Checkpoints, abstract_state: Any, fingerprint: dict, re
     return restored.state
 
 
-def announce(terminal, config, workdir, state, mesh, num_images, start, total_steps) -> None:
-    """What is about to happen, before anything is compiled; the table goes to parameters.txt."""
-    table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
+def write_parameter_table(workdir: Path, params: Any) -> None:
+    """parameters.txt: path, shape and PartitionSpec of every parameter."""
+    table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
     (workdir / "parameters.txt").write_text(table + "\n", encoding="utf-8")
-    parts = ", ".join(
-        f"{name} {parameter_overview.count_parameters(part):,}"
-        for name, part in sorted(state.params.items(), reverse=True)
-    )
-    device = mesh.devices.flat[0]
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    began = f"goes on from step {start}" if start else "starts"
-    terminal.tell(
-        f"devices     {mesh.devices.size} x {device.device_kind} ({axes})\n"
-        f"parameters  {parts}\n"
-        f"images      {num_images:,} of {config.data.train}, {config.batch_size} a step\n"
-        f"steps       {total_steps:,} ({config.total_epochs} epochs); {began}\n"
-        f"workdir     {workdir}"
-    )
 
 
-# The loop's helpers.
+# What happens at some steps.
 
 
 def due(done: int, every: int, total_steps: int) -> bool:
-    """Whether something that happens every so many steps happens now; the end has its own line."""
+    """Whether it happens after this step; the last step has its own evaluation and save."""
     return every > 0 and done % every == 0 and done < total_steps
 
 
-def compiled(train_step: Any, arguments: tuple, clock: "Clock", terminal: Terminal) -> Any:
-    """The compiled step; its time is told and counted apart."""
-    began = time.monotonic()
-    program = train_step.lower(*arguments).compile()
-    clock.compile_seconds = time.monotonic() - began
-    clock.reset()
-    terminal.tell(f"compiled    the train step, in {clock.compile_seconds:.1f} s")
-    return program
-
-
-def evaluate(judges: list, state: step.State, workdir: Path, writer: Writer, done: int) -> dict:
+def evaluate(
+    judges: list, state: step.State, workdir: Path, writer: Writer, done: int
+) -> dict[str, float]:
     """Results of the state's evaluated parameters, written down and drawn."""
-    params = optimizer.evaluated_params(state)
-    results = evaluators.run(judges, params, workdir / "pictures")
+    pictures = workdir / "pictures"
+    results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
     writer.write_scalars(done, results)
     writer.flush()
-    curves.draw(workdir / "pictures" / "curves.png", read_metrics(workdir / "metrics.jsonl"))
+    curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
     return results
 
 
-class Clock:
-    """Speed of the loop: images per second and the share of time it waited for data."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.compile_seconds = batch_size, 0.0
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts a window."""
-        self._began, self._waited = time.monotonic(), 0.0
-
-    def waiting(self) -> "Span":
-        """Time within counts as waiting for data."""
-        return Span(lambda seconds: setattr(self, "_waited", self._waited + seconds))
-
-    def paused(self) -> "Span":
-        """Time within does not count at all."""
-        return Span(lambda seconds: setattr(self, "_began", self._began + seconds))
-
-    def summary(self, steps: int) -> dict[str, float]:
-        """Metrics of the window of so many steps, which ends here."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        scalars = {
-            "images_per_second": steps * self.batch_size / seconds,
-            "data_wait": min(self._waited / seconds, 1.0),
-            "compile_seconds": self.compile_seconds,
-        }
-        self.reset()
-        return scalars
-
-
-class Span:
-    """Measures the time spent within `with` and hands it on."""
-
-    def __init__(self, add: Any) -> None:
-        self._add = add
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._add(time.monotonic() - self._began)
-
-
-class NumericsWatch:
-    """Stops a run whose gradients stay not finite; looks one step late, so that none waits."""
-
-    def __init__(self, workdir: Path, config: Any) -> None:
-        self.path, self.config = workdir / "postmortem.json", config
-        self._recent: deque = deque(maxlen=BAD_STEPS + 1)
-
-    def add(self, done: int, batch: dict, totals: metrics.Metrics) -> None:
-        """Takes note of a step and checks the one before it."""
-        self.flush()
-        self._recent.append((done, batch["index"], totals))
-
-    def flush(self) -> None:
-        """Checks the last step. NumericsError, after a post-mortem, if it was one bad too many."""
-        if not self._recent:
-            return
-        if float(self._recent[-1][2]["skipped_steps"].total) < BAD_STEPS:
-            return
-        steps = [
-            {"step": done, "index": np.asarray(index).tolist(), **summary_of(totals)}
-            for done, index, totals in list(self._recent)[-BAD_STEPS:]
-        ]
-        seeds = {"seed": self.config.seed, "data_seed": self.config.data.seed}
-        write_json(self.path, {**seeds, "steps": steps})
-        last = steps[-1]
-        terms = [name for name in ("class_loss", "mim_loss") if last.get(name) == "nan"]
-        raise NumericsError(
-            f"the gradient was not finite in {BAD_STEPS} steps in a row, the last is step "
-            f"{last['step']}; not finite: {', '.join(terms) or 'the gradient alone'}. None of them "
-            f"changed a parameter. Batches and norms are in {self.path}; a lower "
-            "config.optimizer.learning_rate, a longer warm-up or clipping may help"
-        )
-
-
-def summary_of(totals: metrics.Metrics) -> dict[str, float | str]:
-    """The metrics of one step; JSON has no NaN, so what is not finite becomes text."""
-    values = metrics.summarize([totals])
-    return {k: v if np.isfinite(v) else "nan" for k, v in values.items()}
-
-
-# The end.
-
-
-def finish(config: Any, workdir: Path, results: dict[str, float], total_steps: int) -> None:
-    """Writes results.json and report.html, and prints the results."""
-    write_json(workdir / "results.json", {"step": total_steps, **results})
-    page.write(
-        workdir / "report.html", f"supmim: {workdir.name}", results, config_lib.to_json(config),
-        workdir / "pictures",
-    )  # fmt: skip
-    print_results(results, f"report      {workdir / 'report.html'}")
-
-
-def finished_results(workdir: Path) -> dict[str, float]:
-    """The results of a run that came to its end, else nothing."""
-    path = workdir / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); delete it to evaluate again"
-        ) from error
-
-
-def print_results(results: dict[str, float], headline: str) -> None:
-    """The result table, for people."""
-    lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(results).items()]
-    print("\n".join([headline, *lines]))
+def save_and_stop(
+    checkpoints: Checkpoints, state: step.State, fingerprint: dict, workdir: Path, total_steps: int
+) -> None:
+    """Saves unless this step is saved already, and raises Interrupted."""
+    done = int(state.step)
+    checkpoints.wait()
+    if done not in checkpoints.steps():
+        checkpoints.save(done, state, {}, fingerprint)
+        checkpoints.wait()
+    raise Interrupted(
+        f"stopped at step {done} of {total_steps} and saved in {workdir}; go on with:\n"
+        f"  supmim train --workdir={workdir}"
+    )

@@ -1,16 +1,13 @@
-"""Where numbers go: metrics.jsonl always, TensorBoard events, and lines for people."""
+"""Where numbers go: metrics.jsonl always, and TensorBoard events."""
 
 import json
 import math
-import os
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import tensorboardX
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from supmim.workdir import write_text
 
 
 class Writer:
@@ -61,50 +58,4 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _keep_until(path: Path, step: int) -> None:
     """Drops the lines after `step`: the run writes them again."""
     kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
-
-
-class Terminal:
-    """One progress line on a terminal, plain lines elsewhere."""
-
-    def __init__(self, total_steps: int, start: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.total_steps = total_steps
-        self._began, self._start = time.monotonic(), start
-        self._progress = Progress(
-            TextColumn("{task.completed}/{task.total}"), BarColumn(bar_width=16),
-            TextColumn("{task.description}"), TimeRemainingColumn(compact=True),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self._bar = self._progress.add_task("", total=total_steps, completed=start)
-
-    def __enter__(self) -> "Terminal":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def tell(self, message: str) -> None:
-        """A message that stays."""
-        self.console.print(message, markup=False)
-
-    def show_step(self, step: int, scalars: dict[str, float]) -> None:
-        """Where the training stands, from the metrics of the last steps."""
-        parts = [
-            f"{short} {scalars[name]:{form}}"
-            for name, short, form in (
-                ("class_loss", "class", ".3f"), ("mim_loss", "mim", ".3f"),
-                ("train_top1", "top1", ".1%"), ("token_accuracy", "tokens", ".1%"),
-                ("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"),
-            )
-            if name in scalars
-        ]  # fmt: skip
-        line = "  ".join(parts)
-        self._progress.update(self._bar, completed=step, description=line)
-        if not self.console.is_terminal:
-            left = (time.monotonic() - self._began) / max(step - self._start, 1)
-            left *= self.total_steps - step
-            self.tell(f"step {step}/{self.total_steps}  {line}  left {left:.0f} s")
+    write_text(path, "".join(kept))

@@ -64,10 +64,11 @@ def mixup(
     """
     share = jax.random.beta(rng, alpha, alpha)
     share = jnp.maximum(share, 1 - share)
-    share = jnp.where(jnp.roll(valid, 1) > 0, share, 1.0)  # [B]
+    partner_valid = jnp.roll(valid, 1) > 0
 
     def mix(x):
-        weight = share.reshape((-1,) + (1,) * (x.ndim - 1))
-        return weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
+        partner = jnp.roll(x, 1, axis=0)
+        usable = partner_valid.reshape((-1,) + (1,) * (x.ndim - 1))
+        return share * x + (1 - share) * jnp.where(usable, partner, x)
 
     return mix(image), mix(probabilities)

@@ -37,7 +37,7 @@ def normalize(embedding: np.ndarray, name: str) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest(queries: jax.Array, bank: jax.Array, excluded: jax.Array, k: int):
     similarity = jnp.matmul(queries, bank.T, precision="highest")
-    similarity = jnp.where(jnp.arange(len(bank)) == excluded[:, None], -jnp.inf, similarity)
+    similarity = jnp.where(jnp.arange(len(bank))[None] == excluded[:, None], -jnp.inf, similarity)
     return jax.lax.top_k(similarity, k)
 
 

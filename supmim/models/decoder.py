@@ -33,9 +33,11 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(self.dtype)
         batch, num_tokens = token_mask.ids_shuffle.shape
         x = nn.Dense(self.width, dtype=dtype, name="embedding")(latent)
-        token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
-        dropped = (batch, num_tokens - token_mask.num_keep, self.width)
-        x = jnp.concatenate([x, jnp.broadcast_to(token, dropped).astype(dtype)], axis=1)
+        num_dropped = num_tokens - token_mask.num_keep
+        if num_dropped:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
+            token = jnp.broadcast_to(token, (batch, num_dropped, self.width))
+            x = jnp.concatenate([x, token.astype(dtype)], axis=1)
         positions = jnp.asarray(layers.sincos_positions(self.grid, self.width))
         x = x + positions[token_mask.ids_shuffle].astype(dtype)
         x, _ = layers.Blocks(

@@ -4,6 +4,8 @@ import base64
 import html
 from pathlib import Path
 
+from supmim.workdir import write_text
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #1b1f24; background: #fff; }
@@ -23,8 +25,9 @@ CAPTIONS = {
 }
 
 
-def write(path: Path, title: str, results: dict[str, float], config: str, pictures: Path) -> None:
-    """Writes the page; every text is escaped, pictures are embedded."""
+def write(workdir: Path, results: dict[str, float], config: str) -> None:
+    """Writes workdir/report.html; every text is escaped, pictures are embedded."""
+    title, pictures = f"supmim: {workdir.name}", workdir / "pictures"
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td class=number>{text}</td></tr>"
         for name, text in formatted(results).items()
@@ -35,12 +38,12 @@ def write(path: Path, title: str, results: dict[str, float], config: str, pictur
         for name, caption in CAPTIONS.items()
         if (pictures / name).exists()
     )
-    path.write_text(
+    write_text(
+        workdir / "report.html",
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<table><tr><th>result</th><th>value</th></tr>{rows}</table>"
         f"{figures}<h2>Config</h2><pre>{html.escape(config)}</pre></html>\n",
-        encoding="utf-8",
     )
 
 

@@ -71,7 +71,8 @@ def load(folder: Path) -> PatchVQ:
 
 def distances(patches: jax.Array, codes: jax.Array) -> jax.Array:
     """Squared distances less |patch|^2, which no comparison needs: [..., F], [K, F] -> [..., K]."""
-    return (codes**2).sum(axis=-1) - 2 * patches @ codes.T
+    product = patches @ codes.T
+    return jnp.broadcast_to((codes**2).sum(axis=-1), product.shape) - 2 * product
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -1,0 +1,26 @@
+"""ViT-S/16, ImageNet-1k, 90 epochs: the regression test of the training stack.
+
+supmim train --config=configs/imagenet_s16.py --workdir=runs/s16
+supmim train --config=configs/imagenet_s16.py:baseline --workdir=runs/s16_baseline
+
+Hardware and hours: not run yet. Expected top-1: baseline 76.5 % (big_vision's figure for its
+vit_s16_i1k, whose model, optimizer, schedule and batch these are); SupMIM not run yet.
+"""
+
+from supmim import config as base
+
+
+def get_config(arm="supmim"):
+    """arm: supmim or baseline."""
+    config = base.get_config()
+    config.batch_size = 1024
+    config.total_epochs = 90
+    config.data.update(train="imagenet2012:train[:99%]", eval="imagenet2012:validation")
+    config.data.update(image_size=224, channels=3, flip=True, mixup=0.2)
+    config.encoder.update(**base.variant("S/16"), dtype="bfloat16")
+    config.classifier.update(num_classes=1000, rep_size=384)
+    config.tokenizer.update(patch_size=16, codebook_size=1024)
+    # Decoupled decay of 1e-4 per step at this learning rate is 0.1 in AdamW's terms.
+    config.optimizer.update(learning_rate=1e-3, weight_decay=0.1, warmup_steps=10_000)
+    config.update(log_every=50, eval_every=5_000, save_every=1_000)
+    return base.arm(config, arm)

@@ -1,0 +1,93 @@
+"""What a person sees: the plan before the first step, progress, the result table."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from supmim.report import page
+
+SHOWN = (
+    ("class_loss", "class", ".3f"),
+    ("mim_loss", "mim", ".3f"),
+    ("train_top1", "top1", ".0%"),
+    ("token_accuracy", "tokens", ".0%"),
+    ("images_per_second", "img/s", ".0f"),
+    ("data_wait", "wait", ".0%"),
+)
+
+
+class Terminal:
+    """One progress line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total_steps: int, start: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.total_steps, self.start = total_steps, start
+        self._began = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=8),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", total=total_steps, completed=start)
+
+    def __enter__(self) -> "Terminal":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, message: str) -> None:
+        """A message that stays."""
+        self.console.print(message, markup=False)
+
+    def compiled(self, seconds: float) -> None:
+        """The step is compiled: the time left is counted from here."""
+        self._began = time.monotonic()
+        self.tell(f"compiled    the train step, in {seconds:.1f} s")
+
+    def show_step(self, step: int, scalars: dict[str, float]) -> None:
+        """Where the training stands, from the metrics of the last steps."""
+        line = " ".join(
+            f"{short} {scalars[name]:{form}}" for name, short, form in SHOWN if name in scalars
+        )
+        self._progress.update(self._bar, completed=step, description=line)
+        if not self.console.is_terminal:
+            seconds = (time.monotonic() - self._began) / max(step - self.start, 1)
+            left = seconds * (self.total_steps - step)
+            self.tell(f"{step}/{self.total_steps} {line} left {left:.0f}s")
+
+
+def plan(
+    config: Any, workdir: Path, params: Any, mesh: jax.sharding.Mesh, num_images: int, start: int,
+    total_steps: int,
+) -> str:  # fmt: skip
+    """What is about to happen, before anything is compiled."""
+    parts = ", ".join(
+        f"{name} {sum(leaf.size for leaf in jax.tree.leaves(params[name])):,}"
+        for name in ("encoder", "classifier", "decoder")
+        if name in params
+    )
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    began = f"goes on from step {start:,}" if start else "from the start"
+    return (
+        f"devices     {mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({axes})\n"
+        f"parameters  {parts}\n"
+        f"images      {num_images:,} of {config.data.train}, {config.batch_size:,} a step\n"
+        f"steps       {total_steps:,} ({config.total_epochs} epochs), {began}\n"
+        f"workdir     {workdir}"
+    )
+
+
+def print_results(results: dict[str, float], headline: str) -> None:
+    """The result table."""
+    lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(results).items()]
+    print("\n".join([headline, *lines]))

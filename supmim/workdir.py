@@ -1,0 +1,60 @@
+"""The files of a run: config.json, results.json. Written whole or not at all; free of JAX."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from supmim import config as config_lib
+from supmim.errors import CheckpointError, ConfigError
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_config(workdir: Path) -> FrozenConfigDict:
+    """The frozen config of a workdir; ConfigError if it holds no run."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{workdir} holds no run (no config.json); start one with --config=FILE.py"
+        )
+    return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def write_config(workdir: Path, config: Any) -> None:
+    """Freezes the config in the workdir; ConfigError if a run of another config is there."""
+    path = workdir / "config.json"
+    if path.is_file() and (lines := config_lib.differences(read_config(workdir), config)):
+        raise ConfigError(
+            f"{workdir} holds a run of another config:\n  " + "\n  ".join(lines) + "\n"
+            "Choose another --workdir, or leave out --config to continue that run"
+        )
+    write_text(path, config_lib.to_json(config))
+
+
+def read_results(workdir: Path) -> dict[str, float]:
+    """What a run that came to its end has reached; empty if it has not."""
+    path = workdir / "results.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete it to evaluate again"
+        ) from error
+
+
+def write_results(workdir: Path, results: dict[str, float]) -> None:
+    """Notes the results, which marks the run as finished."""
+    write_json(workdir / "results.json", results)

@@ -1,0 +1,45 @@
+"""Eight pretend devices, strict ranks, and a tiny config that every test shrinks from."""
+
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+sys.modules["tensorflow"] = None  # any import of it raises: the whole suite runs without
+
+import jax
+import pytest
+
+from supmim import config as config_lib
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs that several tests or child processes compile are compiled once."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def tiny_config(**changes):
+    """Digits on a model of a few thousand parameters; changes are `group.option` -> value."""
+    config = config_lib.get_config()
+    config.batch_size = 96
+    config.total_epochs = 1
+    config.log_every = 5
+    config.data.update(image_size=8, channels=1, shift=1.0, rotate=10.0)
+    config.encoder.update(patch_size=2, width=16, depth=2, num_heads=2, mlp_dim=32)
+    config.classifier.num_classes = 10
+    config.decoder.update(width=16, depth=1, num_heads=2, mlp_dim=32)
+    config.tokenizer.update(patch_size=2, codebook_size=16, fit_images=64, fit_steps=3)
+    config.optimizer.warmup_steps = 2
+    config.eval.update(batch_size=104, pictures=4)
+    for path, value in changes.items():
+        group, _, name = path.rpartition(".")
+        (config[group] if group else config)[name] = value
+    config_lib.validate(config)
+    return config

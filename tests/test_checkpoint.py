@@ -1,0 +1,230 @@
+"""Checkpoints: whole or not at all, damage noticed, any mesh, nothing cast."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from supmim import checkpoint, sharding
+from supmim.checkpoint import Checkpoints
+from supmim.errors import CheckpointError
+
+NOTE = {"length": 3}
+
+
+def state_of(value, dtype=jnp.float32):
+    return {"step": jnp.asarray(int(value)), "w": {"kernel": jnp.full((64, 8), value, dtype)}}
+
+
+def abstract_of(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def saved(tmp_path, told):
+    """Checkpoints of steps 1, 2, 3."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", told.append, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step), {}, NOTE)
+    checkpoints.wait()
+    return checkpoints
+
+
+def data_file(checkpoints, step):
+    files = (checkpoints.folder / str(step)).rglob("d/*")
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_newest_comes_back_with_its_fingerprint(saved):
+    restored = saved.restore(abstract_of(state_of(0)))
+    assert int(restored.state["step"]) == 3 and restored.fingerprint == NOTE
+    np.testing.assert_array_equal(restored.state["w"]["kernel"], 3.0)
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path, told):
+    assert Checkpoints(tmp_path / "none", told.append).restore(abstract_of(state_of(0))) is None
+
+
+def flip_bit(checkpoints):
+    file = data_file(checkpoints, 3)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(checkpoints):
+    file = data_file(checkpoints, 3)
+    file.write_bytes(file.read_bytes()[:10])
+
+
+def remove_file(checkpoints):
+    data_file(checkpoints, 3).unlink()
+
+
+def empty(checkpoints):
+    shutil.rmtree(checkpoints.folder / "3")
+    (checkpoints.folder / "3").mkdir()
+
+
+def damage_digests(checkpoints):
+    (checkpoints.folder / "3" / checkpoint.DIGESTS).write_text("{")
+
+
+@pytest.mark.parametrize("harm", [flip_bit, truncate, remove_file, empty, damage_digests])
+def test_a_damaged_newest_falls_back_with_one_message(saved, told, harm):
+    harm(saved)
+    restored = saved.restore(abstract_of(state_of(0)))
+    assert int(restored.state["step"]) == 2
+    assert len(told) == 1 and "damaged" in told[0] and "3.corrupt" in told[0]
+    assert (saved.folder / "3.corrupt").is_dir() and not (saved.folder / "3").exists()
+
+
+def test_orbax_itself_would_have_loaded_the_flipped_bit_or_hidden_its_reason(saved):
+    flip_bit(saved)
+    assert "SHA-256 differs" in checkpoint.damage(saved.folder / "3")
+
+
+def test_a_save_without_digests_is_not_whole_and_is_ignored(saved, told):
+    (saved.folder / "3" / checkpoint.DIGESTS).unlink()
+    assert saved.steps() == [1, 2]
+    assert int(saved.restore(abstract_of(state_of(0))).state["step"]) == 2
+    assert len(told) == 1 and "was not finished" in told[0]
+
+
+def test_leftovers_of_a_killed_save_are_ignored(saved, told):
+    (saved.folder / "4.orbax-checkpoint-tmp").mkdir()
+    assert int(saved.restore(abstract_of(state_of(0))).state["step"]) == 3 and not told
+
+
+def test_an_unfinished_folder_is_overwritten_by_the_next_save(saved):
+    (saved.folder / "3" / checkpoint.DIGESTS).unlink()
+    saved.save(3, state_of(7), {}, NOTE)
+    saved.wait()
+    assert saved.restore(abstract_of(state_of(0))).state["w"]["kernel"][0, 0] == 7
+
+
+def test_all_damaged_stops_instead_of_starting_again(saved):
+    for step in (1, 2, 3):
+        data_file(saved, step).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no good checkpoint is left") as caught:
+        saved.restore(abstract_of(state_of(0)))
+    assert caught.value.exit_code == 4
+
+
+def test_resume_takes_the_step_asked_for_and_sets_newer_ones_aside(saved, told):
+    restored = saved.restore_from("2", abstract_of(state_of(0)))
+    assert int(restored.state["step"]) == 2 and saved.steps() == [1, 2]
+    assert (saved.folder / "3.superseded").is_dir() and "set aside" in told[0]
+    path = str(saved.folder / "1")
+    assert int(saved.restore_from(path, abstract_of(state_of(0))).state["step"]) == 1
+    assert saved.steps() == [1, 2]
+
+
+def test_a_missing_resume_is_an_error_with_the_nearest_steps(saved):
+    with pytest.raises(CheckpointError, match="nearest: 3, 2, 1"):
+        saved.restore_from("9", abstract_of(state_of(0)))
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+        saved.restore_from("/nowhere/3", abstract_of(state_of(0)))
+
+
+def test_shapes_and_names_that_differ_are_listed(saved):
+    wanted = {"step": jnp.asarray(0), "w": {"bias": jnp.zeros(3), "kernel": jnp.zeros((64, 9))}}
+    with pytest.raises(CheckpointError) as caught:
+        saved.restore(abstract_of(wanted))
+    message = str(caught.value)
+    assert "w/bias: stored nothing, wanted float32[3]" in message
+    assert "w/kernel: stored float32[64, 8], wanted float32[64, 9]" in message
+
+
+def test_a_dtype_is_never_cast_silently(saved):
+    with pytest.raises(CheckpointError, match=r"stored float32\[64, 8\], wanted bfloat16"):
+        saved.restore(abstract_of(state_of(0, jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (1, 4, 1), (2, 2, 2), (1, 8, 1)])
+def test_any_mesh_restores_the_same_bits(tmp_path, told, shape):
+    mesh = sharding.make_mesh(1, 4, 2)
+    split = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    values = jax.random.normal(jax.random.key(0), (64, 8))
+    checkpoints = Checkpoints(tmp_path, told.append)
+    checkpoints.save(1, {"w": jax.device_put(values, split)}, {}, NOTE)
+    checkpoints.wait()
+    other = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    target = NamedSharding(other, PartitionSpec("fsdp", "tensor"))
+    wanted = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=target)}
+    restored = checkpoints.restore(wanted).state["w"]
+    np.testing.assert_array_equal(restored, values)
+    assert restored.sharding == target
+
+
+def test_newest_and_best_are_kept(tmp_path, told):
+    checkpoints = Checkpoints(
+        tmp_path, told.append, keep=2, keep_best=1, keep_best_metric="knn/recall_at_1"
+    )
+    for step, score in enumerate([0.1, 0.9, 0.2, None, 0.3], start=1):
+        results = {} if score is None else {"knn/recall_at_1": score}
+        checkpoints.save(step, state_of(step), results, NOTE)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_a_donated_state_is_saved_as_it_was(tmp_path, told):
+    checkpoints = Checkpoints(tmp_path, told.append)
+    state = state_of(1)
+    bump = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    checkpoints.save(1, state, {}, NOTE)
+    for _ in range(10):
+        state = bump(state)
+    checkpoints.wait()
+    np.testing.assert_array_equal(checkpoints.restore(abstract_of(state)).state["w"]["kernel"], 1.0)
+
+
+@pytest.mark.parametrize("where", ["at once", "in the background"])
+def test_failed_saves_are_told_and_stop_the_run_after_three(tmp_path, told, monkeypatch, where):
+    checkpoints = Checkpoints(tmp_path / "c", told.append, keep=1)
+    checkpoints.save(1, state_of(1), {}, NOTE)
+    checkpoints.wait()
+
+    class FullLater:
+        def result(self):
+            raise OSError(28, "No space left on device")
+
+    def full(*_, **__):
+        if where == "at once":
+            FullLater().result()
+        return FullLater()
+
+    monkeypatch.setattr(ocp, "save_async", full)
+    with pytest.raises(CheckpointError, match="3 saves in a row .* goes on from step 1"):
+        for step in (2, 3, 4):
+            checkpoints.save(step, state_of(step), {}, NOTE)
+            checkpoints.wait()
+    assert len(told) == 3 and "No space left" in told[0]
+    assert checkpoints.steps() == [1] and checkpoint.damage(checkpoints.folder / "1") == ""
+
+
+def test_old_checkpoints_stay_until_the_new_one_is_whole(tmp_path, told, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, told.append, keep=1)
+    checkpoints.save(1, state_of(1), {}, NOTE)
+    checkpoints.wait()
+    write, seen = checkpoint.write_json, []
+    monkeypatch.setattr(
+        checkpoint, "write_json", lambda *a: seen.append(checkpoints.steps()) or write(*a)
+    )
+    checkpoints.save(2, state_of(2), {}, NOTE)
+    checkpoints.wait()
+    assert seen == [[1]] and checkpoints.steps() == [2]
+    note = json.loads((tmp_path / "2" / checkpoint.DIGESTS).read_text())
+    assert note["step"] == 2 and all(len(digest) == 64 for digest in note["files"].values())

@@ -1,0 +1,85 @@
+"""The command line: help, usage errors with exit code 2, nothing heavy imported for them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supmim import cli
+
+DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
+
+
+def fails(capsys, *args: str) -> str:
+    assert cli.run(args) == 2
+    return capsys.readouterr().err
+
+
+def test_help_names_every_verb_and_fits_80_columns(capsys):
+    for args in ((), ("--help",), *((verb, "--help") for verb in cli.VERBS)):
+        assert cli.run(args) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        if len(args) < 2:
+            assert all(verb in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["trian"], "'trian' is not a verb of supmim: train"),
+        (["train", "--wrkdir=x"], "Did you mean: workdir"),
+        (["train", f"--config={DIGITS}"], "--workdir is missing"),
+        (["train", "--workdir=x", "stray"], "'stray' is not a flag"),
+        (["train", "--workdir=/nowhere/x"], "holds no run"),
+        (["train", "--workdir=x", "--config=nope.py"], "No such file"),
+        (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim or baseline"),
+        (["evaluate", "--workdir=/nowhere/x"], "holds no run"),
+    ],
+)
+def test_usage_errors_are_plain_and_exit_2(capsys, args, told):
+    assert told in fails(capsys, *args)
+
+
+def test_a_misspelt_option_gets_its_did_you_mean_alone(capsys):
+    told = fails(
+        capsys, "train", "--workdir=x", f"--config={DIGITS}", "--config.encoder.dpeth=3",
+        "--config.data.image_size=9",
+    )  # fmt: skip
+    assert 'Did you mean "depth" instead of "dpeth"?' in told
+    assert "image_size" not in told
+
+
+def test_a_value_of_the_wrong_type_is_told(capsys):
+    told = fails(capsys, "train", "--workdir=x", f"--config={DIGITS}", "--config.encoder.depth=two")
+    assert "encoder.depth" in told and "two" in told
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("def get_config(:", "line 1: SyntaxError"), ("\n\n1/0", "line 3: ZeroDivisionError")],
+)
+def test_a_fault_in_a_preset_is_told_with_its_line(capsys, tmp_path, code, told):
+    preset = tmp_path / "broken.py"
+    preset.write_text(code)
+    message = fails(capsys, "train", f"--workdir={tmp_path}", f"--config={preset}")
+    assert f"{preset}, {told}" in message
+
+
+def test_config_errors_and_help_come_before_jax():
+    script = f"""
+import sys
+from supmim import cli
+assert cli.run(["train", "--help"]) == 0
+assert cli.run(["train", "--workdir=x", "--config={DIGITS}", "--config.data.image_size=9"]) == 2
+assert not {{"jax", "flax", "numpy.linalg"}} & set(sys.modules), "config errors import jax"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unwritable_workdir_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = fails(capsys, "train", f"--workdir={tmp_path}/file/run", f"--config={DIGITS}")
+    assert "cannot write to the workdir" in told and "choose another --workdir" in told

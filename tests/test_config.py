@@ -1,0 +1,124 @@
+"""Options: defaults, checks, JSON."""
+
+import pytest
+
+from supmim import config as config_lib
+from supmim.errors import ConfigError
+from tests.conftest import tiny_config
+
+
+def problems_of(config) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config_lib.validate(config)
+    return str(caught.value)
+
+
+def test_defaults_are_valid_and_documented():
+    config_lib.validate(config_lib.get_config())
+    assert all(option.meaning for option in config_lib.OPTIONS.values())
+    assert not any(option.default is None for option in config_lib.OPTIONS.values())
+
+
+def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
+    config = tiny_config()
+    config.data.image_size = 9
+    config.encoder.num_heads = 3
+    config.decoder.width = 15
+    config.decoder.num_heads = 5
+    config.mim.mask_ratio = 0.99
+    message = problems_of(config)
+    assert "the config has 5 problems" in message
+    assert "image_size=9 is not divisible" in message and "nearest image sizes: 8 or 10" in message
+    assert "encoder.num_heads=3; nearest numbers of heads: 2 or 4" in message
+    assert "decoder.width=15 is not divisible by 4" in message and "12 or 16" in message
+    assert "leaves none of 16 tokens" in message
+    assert "tokenizer's grid differs" not in message or "9 pixels" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("encoder.depth", "two", "is 'two', a str; it takes a int"),
+        ("data.flip", 1, "a int; it takes a bool"),
+        ("mim.hidden", "dropped", "it takes one of drop, mask_token"),
+        ("mim.mask_ratio", 1.5, "it takes a value from 0 to 1"),
+        ("tokenizer.patch_size", 4, "set config.tokenizer.patch_size=2"),
+        ("eval.evaluators", "knn,clasification", "did you mean classification?"),
+        ("checkpoint.keep_best_metric", "fid", "comes from no evaluator"),
+        ("encoder.attention", "cudnn", "set config.encoder.dtype=bfloat16"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_fits(path, value, told):
+    config = tiny_config().to_dict()
+    group, _, name = path.partition(".")
+    config[group][name] = value
+    assert told in problems_of(config_lib.ConfigDict(config))
+
+
+def test_unknown_and_missing_options_are_told():
+    config = tiny_config().to_dict()
+    config["encoder"]["dpeth"] = config["encoder"].pop("depth")
+    message = problems_of(config_lib.ConfigDict(config))
+    assert "config.encoder.dpeth does not exist; did you mean config.encoder.depth?" in message
+    assert "config.encoder.depth is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mim.passes": "one", "data.mixup": 0.2}, "set config.data.mixup=0"),
+        ({"mim.masking": "units", "mim.unit": 3}, "nearest: 2 or 4"),
+        ({"mim.masking": "block", "mim.block_min": 17}, "exceeds the 16 tokens"),
+        ({"class_weight": 0.0, "mim_weight": 0.0}, "nothing would be trained"),
+    ],
+)
+def test_impossible_combinations_are_told(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        tiny_config(**changes)
+
+
+def test_ratio_zero_is_legal_and_baseline_ignores_mim_options():
+    tiny_config(**{"mim.mask_ratio": 0.0})
+    tiny_config(mim_weight=0.0, **{"tokenizer.patch_size": 4, "decoder.width": 15})
+
+
+def test_json_brings_the_config_back_equal():
+    config = tiny_config(**{"optimizer.learning_rate": 3e-4, "class_weight": 2.0})
+    back = config_lib.from_json(config_lib.to_json(config), "config.json")
+    assert back.to_dict() == config.to_dict()
+    assert isinstance(back.class_weight, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is not a supmim config"),
+        ('{"schema_version": 99, "config": {}}', "schema version 99"),
+        ('{"schema_version": 1, "config": {"seed": "x"}}', "config.seed is 'x'"),
+    ],
+)
+def test_a_damaged_or_newer_json_is_refused(text, told):
+    with pytest.raises(ConfigError, match=told):
+        config_lib.from_json(text, "config.json")
+
+
+def test_only_free_options_may_differ_on_resume():
+    stored, wanted = tiny_config(), tiny_config(log_every=7, **{"mesh.fsdp": 2, "seed": 1})
+    assert config_lib.differences(stored, wanted) == [
+        "config.seed: the workdir has 0, you ask for 1"
+    ]
+
+
+def test_variants_name_sizes_and_any_patch():
+    assert config_lib.variant("B/14") == {
+        "patch_size": 14, "width": 768, "depth": 12, "mlp_dim": 3072, "num_heads": 12,
+    }  # fmt: skip
+    assert all(width % heads == 0 for width, _, _, heads in config_lib.VARIANTS.values())
+    with pytest.raises(ConfigError, match="e.g. B/14"):
+        config_lib.variant("XL/14")
+
+
+def test_help_lists_every_option_in_80_columns():
+    text = config_lib.describe()
+    assert all(f"--config.{path}=" in text for path in config_lib.OPTIONS)
+    assert max(map(len, text.splitlines())) <= 80

@@ -1,0 +1,91 @@
+"""Every preset and arm is valid, short, headed by its command, and traces without data."""
+
+import ast
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from supmim import config as config_lib
+from supmim import optimizer, step
+from supmim.errors import ConfigError
+from supmim.tasks.supmim import SupMIM
+from supmim.tokenizers.patch_vq import PatchVQ
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PRESETS = sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shape(*dims, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def traced(config):
+    """Shapes of the state and metrics after one step on an imagined batch."""
+    patch, data = config.tokenizer.patch_size, config.data
+    codes = shape(config.tokenizer.codebook_size, patch * patch * data.channels)
+    task = SupMIM(config, PatchVQ(codes, patch, data.channels) if config.mim_weight else None)
+    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
+    rows, size = config.batch_size, data.image_size
+    batch = {
+        "image": shape(rows, size, size, data.channels, dtype=jnp.uint8),
+        **{name: shape(rows, dtype=jnp.int32) for name in ("label", "index", "epoch")},
+        "valid": shape(rows),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), key)
+    batch = jax.eval_shape(task.prepare, task.frozen, batch)
+    after = jax.eval_shape(functools.partial(step.train_step, task=task, tx=tx), state, batch, key)
+    return state, *after
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+
+
+def test_the_expected_presets_are_there():
+    assert {"digits", "imagenet_s16", "imagenet_b14", "imagenet_l14"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("arm", ["supmim", "baseline"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_and_traces(name, arm):
+    config = load(name).get_config(arm)
+    config_lib.validate(config)
+    state, after, totals = traced(config)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), after
+    )
+    assert ("decoder" in state.params) == ("mim_loss" in totals) == (arm == "supmim")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("imagenet_s16", 21.6), ("imagenet_b14", 85.6), ("imagenet_l14", 303.1)]
+)
+def test_encoders_have_the_sizes_of_their_names(name, millions):
+    state, *_ = traced(load(name).get_config("baseline"))
+    assert abs(count(state.params["encoder"]) - millions) < 0.3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_short_diff_headed_by_its_command(name):
+    text = (CONFIGS / f"{name}.py").read_text()
+    head = ast.get_docstring(ast.parse(text))
+    assert f"supmim train --config=configs/{name}.py --workdir=" in head
+    assert "not run yet" in head or "%" in head
+    assert len(text.splitlines()) < 50
+
+
+def test_an_unknown_arm_is_told():
+    with pytest.raises(ConfigError, match="supmim or baseline"):
+        load("digits").get_config("suprim")

@@ -1,0 +1,253 @@
+"""Sources, the sample stream, and the views made of it."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from supmim import sharding
+from supmim.data import augment, pipeline, sources
+from supmim.errors import DataError
+from tests.conftest import tiny_config
+
+DATA = tiny_config().data
+
+
+def small(length=10, num_classes=3):
+    image = np.arange(length, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
+    return sources.InMemory("small", image, np.arange(length) % num_classes, "abc"[:num_classes])
+
+
+def stream(source, batch_size, mesh, start, stop, data=DATA):
+    batches = pipeline.train_batches(source, data, batch_size, mesh, start, stop)
+    return [{k: np.asarray(v) for k, v in batch.items()} for batch in batches]
+
+
+def mesh_of(count):
+    return sharding.make_mesh(data=-1, fsdp=1, tensor=1, devices=jax.devices()[:count])
+
+
+def test_digits_splits_are_the_stated_ones():
+    train, test = sources.digits("train"), sources.digits("test")
+    tune, validation = sources.digits("tune"), sources.digits("validation")
+    assert [len(s) for s in (train, test, tune, validation)] == [1500, 297, 1200, 300]
+
+    def rows(*parts):
+        return sorted(image.tobytes() for part in parts for image in part.image)
+
+    assert rows(tune, validation) == rows(train)
+    assert len(set(rows(train)) & set(rows(test))) == 0
+    assert train.image.dtype == np.uint8 and train.image.max() == 240
+
+
+def test_unknown_sources_and_wrong_sizes_are_told():
+    with pytest.raises(DataError, match="did you mean digits"):
+        sources.load("digit:train", DATA, 10)
+    with pytest.raises(DataError, match="it takes train, test"):
+        sources.load("digits:val", DATA, 10)
+    with pytest.raises(DataError, match="--config.data.image_size=8 --config.data.channels=1"):
+        sources.load("digits:train", tiny_config(
+            **{"data.image_size": 16, "encoder.patch_size": 4, "tokenizer.patch_size": 4}
+        ).data, 10)  # fmt: skip
+    with pytest.raises(DataError, match="--config.classifier.num_classes=10"):
+        sources.load("digits:train", DATA, 7)
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [([0, 1, 3], "record 2: label 3 is outside 0..2"), ([0, -1, 2], "record 1: label -1"),
+     ([0.0, 1.0, 2.0], "float64; they must be integers")],
+)  # fmt: skip
+def test_labels_that_name_no_class_are_refused(label, told):
+    with pytest.raises(DataError, match=told):
+        sources.InMemory("bad", np.zeros((3, 4, 4, 1), np.uint8), np.array(label), "abc")
+
+
+def test_sample_n_is_fixed_by_the_seed_alone():
+    """Law 4: an endless stream of reshuffled epochs, whatever the batch size or start."""
+    source, mesh = small(), mesh_of(1)
+    flat = np.concatenate([b["index"] for b in stream(source, 5, mesh, 0, 12)])
+    epochs = flat.reshape(6, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len(np.unique(epochs, axis=0)) == 6
+    for batch_size in (2, 3, 4):
+        other = stream(source, batch_size, mesh, 0, 60 // batch_size)
+        np.testing.assert_array_equal(np.concatenate([b["index"] for b in other]), flat)
+        position = np.concatenate([b["epoch"] for b in other])
+        np.testing.assert_array_equal(position, np.arange(60) // 10)
+    resumed = stream(source, 5, mesh, 7, 12)
+    np.testing.assert_array_equal(np.concatenate([b["index"] for b in resumed]), flat[35:])
+    other_seed = tiny_config(**{"data.seed": 5}).data
+    shuffled = stream(source, 5, mesh, 0, 12, other_seed)
+    assert not (np.concatenate([b["index"] for b in shuffled]) == flat).all()
+
+
+def test_images_and_labels_are_those_of_their_index():
+    for batch in stream(small(), 5, mesh_of(1), 0, 4):
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+        np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
+
+
+def test_reader_processes_give_the_same_stream():
+    mesh = mesh_of(1)
+    workers = tiny_config(**{"data.workers": 2}).data
+    ours, theirs = (stream(small(), 5, mesh, 0, 6, data) for data in (DATA, workers))
+    for a, b in zip(ours, theirs, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
+def test_a_host_reads_the_rows_its_devices_hold(axes):
+    mesh = sharding.make_mesh(*axes)
+    (batch,) = pipeline.train_batches(small(16), DATA, 8, mesh, 0, 1)
+    plain = stream(small(16), 8, mesh_of(1), 0, 1)[0]
+    np.testing.assert_array_equal(batch["index"], plain["index"])
+    assert batch["index"].sharding.spec == sharding.batch_sharding(mesh).spec
+    np.testing.assert_array_equal(pipeline.local_rows(8, mesh), np.arange(8))
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_share_the_rows_of_every_batch(num_hosts, monkeypatch):
+    mesh, per_host = mesh_of(8), 8 // num_hosts
+
+    def rows_of(host):
+        held = set(mesh.devices.flat[host * per_host : (host + 1) * per_host])
+
+        class Placement:
+            def addressable_devices_indices_map(self, shape):
+                everything = jax.sharding.NamedSharding(
+                    mesh, jax.sharding.PartitionSpec(("data", "fsdp"))
+                ).devices_indices_map(shape)
+                return {d: i for d, i in everything.items() if d in held}
+
+        monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: Placement())
+        return pipeline.local_rows(16, mesh)
+
+    hosts = [rows_of(host) for host in range(num_hosts)]
+    assert sorted(itertools.chain(*hosts)) == list(range(16))
+    parts = [pipeline.HostBatch(small(), 0, 16, rows)(3)["index"] for rows in hosts]
+    whole = pipeline.HostBatch(small(), 0, 16, np.arange(16))(3)["index"]
+    np.testing.assert_array_equal(np.concatenate(parts)[np.argsort(np.concatenate(hosts))], whole)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 10, 16])
+def test_evaluation_reads_every_record_once(batch_size):
+    """Law 8, the data side."""
+    batches = list(pipeline.eval_batches(small(), batch_size, mesh_of(1)))
+    assert {batch["image"].shape[0] for batch in batches} == {batch_size}
+    index, valid = (np.concatenate([b[k] for b in batches]) for k in ("index", "valid"))
+    np.testing.assert_array_equal(index[valid > 0], np.arange(10))
+
+
+def test_a_source_smaller_than_a_batch_is_told():
+    with pytest.raises(DataError, match="--config.batch_size=10 or less"):
+        next(pipeline.train_batches(small(), DATA, 11, mesh_of(1), 0, 1))
+
+
+def test_fingerprint_sees_pixels_labels_seed_and_batch():
+    config = tiny_config()
+    base = pipeline.fingerprint(small(), config)
+    assert pipeline.fingerprint(small(), config) == base
+    for other in (
+        pipeline.fingerprint(small(9), config),
+        pipeline.fingerprint(small(num_classes=2), config),
+        pipeline.fingerprint(small(), tiny_config(**{"data.seed": 1})),
+        pipeline.fingerprint(small(), tiny_config(batch_size=48)),
+    ):
+        assert other != base
+
+
+# Views.
+
+
+def keys_of(count, epoch=0, seed=0):
+    return augment.example_keys(seed, jnp.full(count, epoch), jnp.arange(count))
+
+
+def test_augmentation_is_keyed_by_seed_epoch_and_index_alone():
+    image = augment.to_float(jnp.asarray(sources.digits("train").image[:6]))
+    whole = augment.geometry(keys_of(6), image, DATA)
+    part = augment.geometry(keys_of(6)[3:], image[3:], DATA)
+    np.testing.assert_array_equal(whole[3:], part)
+    assert not (whole == augment.geometry(keys_of(6, epoch=1), image, DATA)).all()
+    assert not (whole == augment.geometry(keys_of(6, seed=1), image, DATA)).all()
+
+
+def test_no_augmentation_is_the_identity():
+    still = tiny_config(**{"data.shift": 0.0, "data.rotate": 0.0}).data
+    image = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
+    np.testing.assert_array_equal(augment.geometry(keys_of(3), image, still), image)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data.shift": 2.0}, {"data.rotate": 40.0}, {"data.scale": 0.3}, {"data.shear": 20.0}],
+)
+def test_affine_stays_within_its_limits_and_agrees_with_scipy(change):
+    still = {"data.shift": 0.0, "data.rotate": 0.0}
+    data = tiny_config(**still | change).data
+    (name, limit), = change.items()  # fmt: skip
+    centre = np.array([3.5, 3.5])
+    seen = []
+    # Recover each map from three tracer images whose values are the coordinates themselves.
+    y, x = np.mgrid[:8, :8] / 20 + 0.2
+    tracer = np.stack([y, x, np.ones((8, 8))], axis=-1).astype(np.float32)
+    picture = sources.digits("train").image[5].astype(np.float32) / 255
+    count = 40
+    both = np.concatenate([tracer, picture], axis=-1)
+    moved = np.asarray(augment.geometry(keys_of(count), jnp.asarray(both)[None].repeat(count, 0),
+                                        data))  # fmt: skip
+    grid = np.stack(np.mgrid[:8, :8], axis=-1).reshape(-1, 2) - centre
+    for out in moved:
+        inside = out[..., 2].ravel() > 0.9999
+        at = (out[..., :2].reshape(-1, 2) - 0.2) * 20
+        design = np.concatenate([grid, np.ones((64, 1))], axis=1)
+        solution, *_ = np.linalg.lstsq(design[inside], at[inside] - centre, rcond=None)
+        matrix, offset = solution[:2].T, solution[2]
+        theirs = ndimage.affine_transform(
+            picture[..., 0], matrix, centre - matrix @ centre + offset, order=1, mode="constant"
+        )
+        target = grid @ matrix.T + offset + centre
+        near = ((target > 0.01) & (target < 6.99)).all(axis=1).reshape(8, 8)
+        mine = out[..., 3]
+        np.testing.assert_allclose(mine[near], theirs[near], atol=2e-3)
+        seen.append({
+            "data.shift": np.abs(offset).max(),
+            "data.rotate": abs(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))),
+            "data.scale": np.abs(1 / np.linalg.norm(matrix, axis=0) - 1).max(),
+            "data.shear": abs(np.degrees(np.arctan(matrix[1, 0]))),
+        }[name])  # fmt: skip
+    assert 0.7 * limit < max(seen) <= limit * 1.01
+
+
+def test_flip_mirrors_half_of_the_images():
+    data = tiny_config(**{"data.shift": 0.0, "data.rotate": 0.0, "data.flip": True}).data
+    image = jnp.broadcast_to(jnp.arange(8.0)[None, None, :, None], (400, 8, 8, 1))
+    out = np.asarray(augment.geometry(keys_of(400), image, data))
+    flipped = out[:, 0, 0, 0] == 7
+    assert 0.4 < flipped.mean() < 0.6
+    np.testing.assert_array_equal(out[flipped], np.asarray(image[0, :, ::-1])[None].repeat(
+        flipped.sum(), 0))  # fmt: skip
+
+
+def test_mixup_blends_neighbours_with_one_share_of_at_least_half():
+    image = jnp.arange(4.0).reshape(4, 1, 1, 1)
+    labels = jnp.eye(4)
+    shares = []
+    for seed in range(50):
+        mixed, target = augment.mixup(jax.random.key(seed), image, labels, jnp.ones(4), 0.5)
+        share = np.asarray(target)[np.arange(4), np.arange(4)]
+        assert np.ptp(share) == 0 and 0.5 <= share[0] <= 1
+        by_hand = share[0] * np.arange(4) + (1 - share[0]) * np.roll(np.arange(4), 1)
+        np.testing.assert_allclose(mixed.ravel(), by_hand, atol=1e-6)
+        shares.append(share[0])
+    assert np.std(shares) > 0.1
+
+
+def test_mixup_never_mixes_padding_into_an_image():
+    image, valid = jnp.asarray([1.0, 2.0, jnp.inf]), jnp.asarray([1.0, 1.0, 0.0])
+    mixed, _ = augment.mixup(jax.random.key(0), image.reshape(3, 1), jnp.eye(3), valid, 0.5)
+    assert np.isfinite(np.asarray(mixed[:2])).all() and mixed[0, 0] == 1.0

@@ -1,0 +1,143 @@
+"""Evaluators against scikit-learn, NumPy and hand-worked cases; every example once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from supmim import config as config_lib
+from supmim import evaluators, sharding
+from supmim.data import sources
+from supmim.errors import NumericsError
+from supmim.evaluators import classification, knn, reconstruction
+from supmim.evaluators.predictions import Predictions
+from supmim.tasks import TASKS
+from supmim.tasks.supmim import SupMIM
+from supmim.tokenizers.patch_vq import PatchVQ
+from tests.conftest import tiny_config
+
+rng = np.random.default_rng(0)
+SPLITS = {"train": sources.digits("tune"), "eval": sources.digits("test")}
+
+
+def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
+    codes = jax.random.uniform(jax.random.key(9), (config.tokenizer.codebook_size, 4))
+    task = SupMIM(config, PatchVQ(codes, 2, 1) if config.mim_weight else None)
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    params = task.init(jax.random.key(0))
+    head = params["classifier"]["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(3), head["kernel"].shape)
+    return Predictions(task, SPLITS, batch_size, mesh), params
+
+
+def test_names_are_those_of_the_config():
+    assert tuple(evaluators.EVALUATORS) == config_lib.EVALUATORS
+    assert tuple(TASKS) == config_lib.OPTIONS["task"].choices
+    assert config_lib.evaluator_names(tiny_config(mim_weight=0.0)) == ["classification", "knn"]
+
+
+def test_top_k_agrees_with_scikit_learn_and_ties_count_against_us():
+    logits, label = rng.normal(size=(50, 10)), rng.integers(0, 10, 50)
+    for k in (1, 5):
+        theirs = top_k_accuracy_score(label, logits, k=k, labels=range(10))
+        assert classification.top_k(logits, label, k) == theirs
+    assert classification.top_k(np.zeros((4, 10)), np.arange(4), 1) == 0.0
+
+
+def test_neighbours_agree_with_scikit_learn():
+    bank, queries = (knn.normalize(rng.normal(size=(n, 12)), "x") for n in (300, 1100))
+    label = rng.integers(0, 5, 300)
+    similarity, ids = knn.nearest(queries, bank, 20)
+    exact = queries @ bank.T
+    np.testing.assert_array_equal(ids, np.argsort(-exact, axis=1, kind="stable")[:, :20])
+    np.testing.assert_allclose(similarity, np.take_along_axis(exact, ids, 1), atol=1e-6)
+    theirs = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda d: np.exp((1 - d) / knn.TEMPERATURE)
+    ).fit(bank, label)
+    assert (knn.vote(similarity, label[ids], 5) == theirs.predict(queries)).mean() > 0.999
+
+
+def test_self_is_excluded_and_k_is_cut_to_the_bank():
+    bank = knn.normalize(rng.normal(size=(6, 4)), "x")
+    similarity, ids = knn.nearest(bank, bank, 20, exclude_self=True)
+    assert ids.shape == (6, 5) and np.isfinite(similarity).all()
+    assert not (ids == np.arange(6)[:, None]).any()
+    assert (knn.nearest(bank, bank, 1)[1][:, 0] == np.arange(6)).all()
+
+
+def test_vote_weighs_by_similarity():
+    similarity = np.array([[0.9, 0.5, 0.5]])
+    assert knn.vote(similarity, np.array([[2, 1, 1]]), 3) == [2]  # one near beats two far
+    assert knn.vote(np.array([[0.51, 0.5, 0.5]]), np.array([[2, 1, 1]]), 3) == [1]
+
+
+@pytest.mark.parametrize("harm", ["nan", "zero", "constant"])
+def test_embeddings_that_mean_nothing_are_an_error(harm):
+    embedding = rng.normal(size=(5, 3))
+    if harm == "constant":
+        embedding[:] = embedding[0]
+    else:
+        embedding[2] = {"nan": np.nan, "zero": 0.0}[harm]
+    told = "are equal" if harm == "constant" else "the first is image 2"
+    with pytest.raises(NumericsError, match=told):
+        knn.normalize(embedding, "x")
+
+
+def test_pixel_floors_are_the_published_ones():
+    everything = [sources.digits(split).read(range(n)) for split, n in
+                  (("train", 1500), ("test", 297))]  # fmt: skip
+    floors = knn.pixel_floors(*everything)
+    assert round(100 * floors["floor/knn_pixels_cosine"], 2) == 97.98
+    assert round(100 * floors["floor/knn_pixels_euclidean"], 2) == 98.32
+
+
+@pytest.mark.parametrize(("batch_size", "shape"), [(8, (8, 1, 1)), (300, (1, 1, 1)),
+                                                   (104, (2, 2, 2))])  # fmt: skip
+def test_results_do_not_depend_on_batches_or_devices(tmp_path, batch_size, shape):
+    """Law 8."""
+
+    def results(*options):
+        config = tiny_config()
+        predictions, params = predictions_of(config, *options)
+        return evaluators.run(evaluators.create(config, predictions), params, tmp_path)
+
+    wanted, ours = results(), results(batch_size, shape)
+    assert ours.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert abs(ours[name] - value) < 0.5 / 297, name
+
+
+def test_predictions_are_those_of_each_image_in_order_and_computed_once():
+    predictions, params = predictions_of(tiny_config())
+    out = predictions.of(params, "eval")
+    np.testing.assert_array_equal(out["index"], np.arange(297))
+    np.testing.assert_array_equal(out["label"], SPLITS["eval"].label)
+    image = 2 * jnp.asarray(SPLITS["eval"].image[200:203] / 255, jnp.float32) - 1
+    logits, encoded = predictions.task.model.apply({"params": params}, image, method="classify")
+    np.testing.assert_allclose(out["embedding"][200:203], encoded.embedding, atol=1e-5)
+    np.testing.assert_allclose(out["logits"][200:203], logits, atol=1e-5)
+    assert predictions.of(params, "eval") is out
+    changed = jax.tree.map(lambda x: x * 2, params)
+    assert predictions.of(changed, "eval") is not out
+
+
+def test_token_accuracy_counts_hidden_tokens_alone():
+    predictions, params = predictions_of(tiny_config())
+    evaluator = reconstruction.Evaluator(predictions, tiny_config())
+    results = evaluator.run(params)
+    out = evaluator._last
+    assert (out["mask"].sum(axis=1) == 8).all() and len(np.unique(out["mask"], axis=0)) > 100
+    visible = out["mask"] == 0
+    np.testing.assert_array_equal(out["filled_ids"][visible], out["target_ids"][visible])
+    hits = (out["filled_ids"] == out["target_ids"])[~visible]
+    np.testing.assert_allclose(results["reconstruction/token_accuracy"], hits.mean())
+    counts = np.bincount(out["target_ids"][~visible])
+    np.testing.assert_allclose(results["floor/token_accuracy"], counts.max() / counts.sum())
+
+
+def test_nothing_hidden_has_no_token_accuracy():
+    config = tiny_config(**{"mim.mask_ratio": 0.0})
+    predictions, params = predictions_of(config)
+    assert reconstruction.Evaluator(predictions, config).run(params) == {}

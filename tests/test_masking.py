@@ -1,0 +1,85 @@
+"""Masks: exact counts, their shapes in the picture, independence between images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from supmim import masking
+
+MIM = {
+    "masking": "random", "hidden": "drop", "mask_ratio": 0.5, "block_min": 4, "unit": 2,
+    "ratio_mean": 0.55, "ratio_std": 0.25,
+}  # fmt: skip
+
+
+def draw(batch=64, grid=8, seed=0, **changes):
+    return masking.draw(jax.random.key(seed), batch, grid, **MIM | changes)
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "units"])
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.75])
+def test_every_image_hides_the_same_exact_count(kind, ratio):
+    mask = draw(masking=kind, mask_ratio=ratio)
+    assert (mask.mask.sum(axis=1) == round(64 * ratio)).all()
+    assert mask.num_keep == mask.num_visible == 64 - round(64 * ratio)
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "units", "variable"])
+def test_order_is_a_permutation_with_hidden_patches_last(kind):
+    mask = draw(masking=kind)
+    assert (jnp.sort(mask.ids_shuffle, axis=1) == jnp.arange(64)[None]).all()
+    in_order = masking.take_tokens(mask.mask, mask.ids_shuffle)
+    assert (jnp.diff(in_order, axis=1) >= 0).all()
+    assert (masking.take_tokens(in_order, mask.ids_restore) == mask.mask).all()
+    assert (masking.take_tokens(mask.mask, mask.ids_shuffle[:, : mask.num_visible]) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "units"])
+def test_each_image_has_its_own_mask_and_each_patch_its_turn(kind):
+    mask = draw(batch=512, masking=kind).mask
+    assert len(np.unique(np.asarray(mask), axis=0)) > 200
+    share = np.asarray(mask.mean(axis=0))
+    assert share.min() > 0.08 and share.max() < 0.92
+    assert not (draw(seed=1, masking=kind).mask == draw(masking=kind).mask).all()
+
+
+def test_units_are_hidden_whole():
+    mask = np.asarray(draw(masking="units", unit=2).mask).reshape(-1, 4, 2, 4, 2)
+    assert (mask == mask[:, :, :1, :, :1]).all()
+
+
+def test_blocks_are_more_connected_than_random_patches():
+    def neighbours(mask):
+        square = np.asarray(mask).reshape(-1, 8, 8)
+        return (square[:, 1:] * square[:, :-1]).mean()
+
+    assert neighbours(draw(512, masking="block").mask) > 1.3 * neighbours(draw(512).mask)
+
+
+def test_one_large_block_is_a_rectangle():
+    mask = np.asarray(draw(masking="block", block_min=32, mask_ratio=0.25).mask).reshape(-1, 8, 8)
+    for picture in mask:  # 16 patches of one rectangle of 32: they span no more than it
+        rows, columns = picture.any(axis=1).sum(), picture.any(axis=0).sum()
+        assert rows * columns <= 40
+
+
+def test_variable_ratio_is_one_per_batch_with_a_fixed_floor():
+    masks = [draw(masking="variable", seed=seed) for seed in range(200)]
+    ratios = np.array([float(mask.mask.mean()) for mask in masks])
+    assert all(len(np.unique(mask.mask.sum(axis=1))) == 1 for mask in masks)
+    assert {mask.num_keep for mask in masks} == {32} and {m.num_visible for m in masks} == {0}
+    assert ratios.min() >= 0.5 and ratios.max() <= 1.0
+    assert abs(ratios.mean() - 0.694) < 0.02  # MAGE's truncated normal, method.md 2.2
+    assert len(np.unique(ratios)) > 15
+
+
+def test_mask_token_keeps_every_patch_in():
+    mask = draw(hidden="mask_token")
+    assert mask.num_keep == 64 and mask.ids_keep.shape == (64, 64)
+    assert mask.ids_predict.shape == (64, 32)
+
+
+def test_num_hidden_is_in_whole_units():
+    assert masking.num_hidden(64, 0.6, unit=2) == 4 * (16 - round(16 * 0.4))
+    assert masking.num_hidden(196, 0.75) == 147

@@ -1,0 +1,36 @@
+"""The README's first command, as written, end to end on real data."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from supmim.writer import read_metrics
+
+ROOT = Path(__file__).parents[1]
+COMMAND = "supmim train --config=configs/digits.py --workdir=runs/digits"
+
+
+def test_first_command(tmp_path):
+    assert f"pip install -e . && {COMMAND}" in (ROOT / "README.md").read_text()
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    bin_folder = Path(sys.executable).parent
+    program, *args = shlex.split(COMMAND)
+    done = subprocess.run(
+        [bin_folder / program, *args], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    workdir = tmp_path / "runs/digits"
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "class_loss" in row]
+    for name, share in (("class_loss", 0.5), ("mim_loss", 0.8)):
+        assert rows[-1][name] < share * rows[0][name], name
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["classification/top1"] > 0.96 and results["knn/recall_at_1"] > 0.965
+    assert results["reconstruction/token_accuracy"] > results["floor/token_accuracy"] + 0.03
+    for name in ("curves", "reconstructions", "neighbours"):
+        assert (workdir / "pictures" / f"{name}.png").stat().st_size > 10_000
+    assert (workdir / "report.html").stat().st_size > 100_000

@@ -1,0 +1,96 @@
+"""Pictures show what they say; the page is one file and escapes what it shows."""
+
+import re
+
+import matplotlib.image
+import numpy as np
+
+from supmim.report import curves, neighbours, page, reconstructions, terminal
+from supmim.writer import Writer, read_metrics
+
+RED = np.array([0xD6, 0x28, 0x39]) / 255
+rng = np.random.default_rng(0)
+
+
+def red_share(path):
+    picture = matplotlib.image.imread(path)[..., :3]
+    return (np.abs(picture - RED).max(axis=-1) < 0.02).mean()
+
+
+def test_wrong_neighbours_alone_are_framed(tmp_path):
+    def draw(found):
+        neighbours.draw(
+            tmp_path / "n.png",
+            query=rng.integers(0, 255, (2, 8, 8, 1), np.uint8),
+            neighbours=rng.integers(0, 255, (2, 5, 8, 8, 1), np.uint8),
+            query_label=np.array([0, 1]), neighbour_label=np.array(found), class_names=("a", "b"),
+        )  # fmt: skip
+        return red_share(tmp_path / "n.png")
+
+    right, one, two = ([[0] * 5, [1] * 5], [[0] * 5, [0] + [1] * 4], [[1] + [0] * 4, [0] + [1] * 4])
+    assert draw(right) == 0 < draw(one) < draw(two)
+
+
+def test_reconstructions_hide_what_is_masked(tmp_path):
+    def blue_share(mask):
+        image = rng.uniform(size=(3, 8, 8, 1))
+        reconstructions.draw(
+            tmp_path / "r.png", image=image, mask=np.asarray(mask), filled=image, tokenized=image,
+            patch_size=2,
+        )  # fmt: skip
+        picture = matplotlib.image.imread(tmp_path / "r.png")[..., :3]
+        return (np.abs(picture - np.array(reconstructions.HIDDEN)).max(axis=-1) < 0.02).mean()
+
+    none, half, full = (np.zeros((3, 16)), np.tile([0, 1], (3, 8)), np.ones((3, 16)))
+    assert blue_share(none) == 0 and abs(blue_share(full) / blue_share(half) - 2) < 0.2
+
+
+def test_curves_are_drawn_from_whatever_was_logged(tmp_path):
+    rows = [{"step": n, "class_loss": 1 / n, "knn/recall_at_1": n / 9} for n in range(1, 9)]
+    curves.draw(tmp_path / "full.png", rows + [{"step": 9, "class_loss": None}])
+    curves.draw(tmp_path / "empty.png", [])
+    full, empty = (matplotlib.image.imread(tmp_path / f"{n}.png") for n in ("full", "empty"))
+    assert full.shape == empty.shape and (full != empty).any()
+
+
+def test_the_page_stands_alone_and_escapes(tmp_path):
+    folder = tmp_path / "<script>alert(1)</script>".replace("/", "_")
+    (folder / "pictures").mkdir(parents=True)
+    curves.draw(folder / "pictures" / "curves.png", [])
+    page.write(folder, {"knn/recall_at_1": 0.98765, "step": 40}, 'seed = "<b>"')
+    text = (folder / "report.html").read_text()
+    assert "98.77 %" in text and "&lt;b&gt;" in text and "<script" not in text
+    assert "data:image/png;base64," in text and not re.search(r"(src|href)=.?http", text)
+
+
+def test_floors_come_last_in_the_table():
+    names = list(page.formatted({"floor/top1": 0.1, "knn/recall_at_1": 0.9, "step": 3}))
+    assert names == ["knn/recall_at_1", "step", "floor/top1"]
+
+
+def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
+    writer = Writer(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"loss": float(step), "bad": float("nan")})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill cut the line
+    writer = Writer(tmp_path, 2)
+    writer.write_scalars(3, {"loss": 30.0})
+    writer.write_images(3, {"picture": np.zeros((1, 4, 4, 3), np.uint8)})
+    writer.flush()
+    writer.close()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["loss"] for row in rows] == [1.0, 2.0, 30.0] and rows[0]["bad"] is None
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
+    with terminal.Terminal(2400, 0) as screen:
+        screen.show_step(1200, {"class_loss": 1.234, "mim_loss": 2.5, "train_top1": 0.5,
+                                "token_accuracy": 0.25, "images_per_second": 1234.0,
+                                "data_wait": 0.01})  # fmt: skip
+        screen.tell("[a message] with brackets")
+    out = capsys.readouterr().out
+    assert "1200/2400 class 1.234 mim 2.500" in out and "[a message]" in out
+    assert "\x1b" not in out and max(map(len, out.splitlines())) <= 80

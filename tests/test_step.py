@@ -1,0 +1,279 @@
+"""Laws of the step: same twice, baseline is the baseline, padding and NaN change nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from supmim import metrics, optimizer, step
+from supmim.data import pipeline, sources
+from supmim.tasks.supmim import SupMIM
+from supmim.tokenizers.patch_vq import PatchVQ
+from tests.conftest import tiny_config
+
+BATCH = 24
+
+
+def task_of(**changes):
+    config = tiny_config(batch_size=BATCH, **changes)
+    codes = jax.random.uniform(jax.random.key(9), (16, 4))
+    return SupMIM(config, PatchVQ(codes, 2, 1) if config.mim_weight else None), config
+
+
+@functools.cache
+def raw_batch(step_number=0, rows=BATCH):
+    read = pipeline.HostBatch(sources.digits("train"), 0, rows, np.arange(rows))
+    return read(step_number)
+
+
+def prepared(task, step_number=0):
+    return jax.jit(task.prepare)(task.frozen, raw_batch(step_number))
+
+
+def trained(task, config, steps=3, seed=0):
+    """State and metrics after so many steps from a fresh state."""
+    tx = optimizer.create(config.optimizer, lambda _: 3e-3)
+    rng = jax.random.key(seed)
+    state = jax.jit(functools.partial(step.create_state, task=task, tx=tx))(rng)
+    program = jax.jit(functools.partial(step.train_step, task=task, tx=tx))
+    history = []
+    for number in range(steps):
+        state, totals = program(state, prepared(task, number), rng)
+        history.append(totals)
+    return state, history
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+STOCHASTIC = {
+    "encoder.dropout": 0.1, "encoder.stochastic_depth": 0.1, "data.mixup": 0.2,
+    "optimizer.ema_decay": 0.9,
+}  # fmt: skip
+
+
+def test_same_seed_gives_the_same_parameters_bit_for_bit():
+    """Law 1."""
+    first, _ = trained(*task_of(**STOCHASTIC))
+    again, _ = trained(*task_of(**STOCHASTIC))
+    assert_equal(first, again)
+    other, _ = trained(*task_of(**STOCHASTIC), seed=1)
+    assert not (other.params["encoder"]["embedding"]["kernel"]
+                == first.params["encoder"]["embedding"]["kernel"]).all()  # fmt: skip
+
+
+def test_mim_weight_zero_is_the_baseline_bit_for_bit():
+    """Law 6: no decoder, no masked pass; the same as building both and multiplying by 0."""
+    task, config = task_of(mim_weight=0.0, **STOCHASTIC)
+    baseline, _ = trained(task, config)
+    assert set(baseline.params) == {"encoder", "classifier"} and task.frozen is None
+    jaxpr = str(jax.make_jaxpr(task.loss_fn)(baseline.params, prepared(task), jax.random.key(0)))
+    assert "argsort" not in jaxpr and "sort[" not in jaxpr
+
+    both, config = task_of(**STOCHASTIC)
+    tx = optimizer.create(config.optimizer, lambda _: 3e-3)
+    rng = jax.random.key(0)
+    state = jax.jit(functools.partial(step.create_state, task=both, tx=tx))(rng)
+
+    @jax.jit
+    def traced(state, batch, weight):
+        both.mim_weight = weight
+        return step.train_step(state, batch, rng, task=both, tx=tx)[0]
+
+    for number in range(3):
+        state = traced(state, prepared(both, number), jnp.zeros(()))
+    assert "decoder" in state.params
+    assert_equal({k: state.params[k] for k in baseline.params}, baseline.params)
+
+
+def test_padding_changes_no_loss_metric_or_gradient():
+    """Law 10."""
+    task, _ = task_of(**{"data.mixup": 0.2})
+    params = task.init(jax.random.key(0))
+    half = prepared(task) | {"valid": (jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32)}
+    scribbled = half | {
+        "image": half["image"].at[BATCH // 2 :].set(7.0),
+        "label": half["label"].at[BATCH // 2 :].set(3),
+        "target_ids": half["target_ids"].at[BATCH // 2 :].set(5),
+    }
+    grad = jax.jit(jax.grad(task.loss_fn, has_aux=True))
+    rng = jax.random.key(1)
+    assert_equal(grad(params, half, rng), grad(params, scribbled, rng))
+
+
+def test_means_over_a_padded_batch_are_those_of_the_valid_half():
+    task, _ = task_of(mim_weight=0.0)
+    params = task.init(jax.random.key(0))
+    batch = prepared(task)
+    valid = (jnp.arange(BATCH) < 12).astype(jnp.float32)
+    loss = jax.jit(task.loss_fn)
+    rng = jax.random.key(0)
+    padded, _ = loss(params, batch | {"valid": valid}, rng)
+    cut, _ = loss(params, {k: v[:12] for k, v in batch.items()}, rng)
+    np.testing.assert_allclose(padded, cut, rtol=1e-6)
+
+
+def flops(function, *arguments):
+    """Multiply-adds of all products in the compiled-for program, scans aside."""
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def test_inference_costs_what_the_baseline_costs():
+    """Law 7."""
+
+    def cost(**changes):
+        task, _ = task_of(**changes)
+        params = task.init(jax.random.key(0))
+        return flops(functools.partial(step.eval_step, task=task), params, raw_batch())
+
+    assert cost() == cost(mim_weight=0.0) == cost(**{"mim.hidden": "mask_token"}) > 0
+
+
+def test_masked_pass_costs_less_than_a_full_one():
+    def cost(**changes):
+        task, _ = task_of(**changes)
+        params = task.init(jax.random.key(0))
+        return flops(task.loss_fn, params, prepared(task), jax.random.key(0))
+
+    assert cost(mim_weight=0.0) < cost(**{"mim.passes": "one"}) < cost()
+    assert cost() < cost(**{"mim.hidden": "mask_token"})
+
+
+@pytest.mark.parametrize("passes", ["two", "one"])
+@pytest.mark.parametrize("masking", ["random", "block", "units", "variable"])
+@pytest.mark.parametrize("hidden", ["drop", "mask_token"])
+def test_every_kind_of_masking_has_finite_losses_and_reaches_every_parameter(
+    passes, masking, hidden
+):
+    task, _ = task_of(**{
+        "mim.passes": passes, "mim.masking": masking, "mim.hidden": hidden, "mim.ratio_mean": 0.8,
+    })  # fmt: skip
+    params = task.init(jax.random.key(0))
+    head = params["classifier"]["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    grad = jax.jit(jax.grad(task.loss_fn, has_aux=True))
+    grads, totals = grad(params, prepared(task), jax.random.key(0))
+    values = metrics.summarize([totals])
+    assert all(np.isfinite(list(values.values())))
+    assert abs(values["mim_loss"] - np.log(16)) < 1.5
+    norms = {jax.tree_util.keystr(p): float(jnp.abs(g).max())
+             for p, g in jax.tree_util.tree_leaves_with_path(grads)}  # fmt: skip
+    still = [name for name, norm in norms.items() if norm == 0]
+    assert not [n for n in still if not ("key" in n and "bias" in n)], still
+
+
+def test_ratio_zero_has_token_loss_zero():
+    task, _ = task_of(**{"mim.mask_ratio": 0.0})
+    loss, totals = task.loss_fn(task.init(jax.random.key(0)), prepared(task), jax.random.key(0))
+    assert metrics.summarize([totals])["mim_loss"] == 0.0 and np.isfinite(loss)
+
+
+def test_class_view_is_mixed_and_mim_view_is_not():
+    task, _ = task_of(**{"data.mixup": 0.5})
+    seen = {}
+
+    def spy(method, params, image, *args, rng):
+        seen[method] = image
+        return SupMIM.apply(task, method, params, image, *args, rng=rng)
+
+    task.apply = spy
+    batch = prepared(task)
+    task.loss_fn(task.init(jax.random.key(0)), batch, jax.random.key(0))
+    np.testing.assert_array_equal(seen["predict_tokens"], batch["image"])
+    assert not (seen["classify"] == batch["image"]).all()
+
+
+def test_targets_are_the_ids_of_the_mim_view():
+    task, _ = task_of()
+    batch = prepared(task)
+    np.testing.assert_array_equal(batch["target_ids"], task.frozen.encode(batch["image"]))
+
+
+def test_sigmoid_loss_and_label_smoothing_act():
+    def loss(**changes):
+        task, _ = task_of(mim_weight=0.0, **changes)
+        return float(
+            task.loss_fn(task.init(jax.random.key(0)), prepared(task), jax.random.key(0))[0]
+        )
+
+    np.testing.assert_allclose(loss(), np.log(10), rtol=1e-5)
+    np.testing.assert_allclose(loss(**{"classifier.loss": "sigmoid"}), 10 * np.log(2), rtol=1e-5)
+    weighted = {"classifier.head_bias": -2.0, "classifier.loss": "sigmoid"}
+    smooth = loss(**weighted, **{"classifier.label_smoothing": 0.5})
+    assert abs(smooth - loss(**weighted)) < 1e-4 and smooth != 10 * np.log(2)
+
+
+# The optimizer.
+
+
+def test_decay_moves_kernels_alone():
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(2)},
+              "positions": jnp.ones((3, 2)), "stack": {"kernel": jnp.ones((3, 2, 2))}}  # fmt: skip
+    config = tiny_config(**{"optimizer.weight_decay": 0.5}).optimizer
+    tx = optimizer.create(config, lambda _: 0.1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    moved = jax.tree.map(lambda u: float(jnp.abs(u).max()), updates)
+    np.testing.assert_allclose(moved["a"]["kernel"], 0.05, rtol=1e-6)
+    np.testing.assert_allclose(moved["stack"]["kernel"], 0.05, rtol=1e-6)
+    assert moved["a"]["bias"] == moved["a"]["scale"] == moved["positions"] == 0
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    schedule = optimizer.schedule(tiny_config(**{"optimizer.warmup_steps": 4}).optimizer, 20)
+    values = [float(schedule(n)) for n in range(21)]
+    np.testing.assert_allclose(values[:5], np.arange(5) * 1e-3 / 4, rtol=1e-5)
+    assert max(values) == values[4] and values[20] < 1e-9
+    np.testing.assert_allclose(values[12], 0.5e-3, rtol=1e-5)
+
+
+def test_clipping_limits_the_global_norm():
+    params = {"w": {"kernel": jnp.zeros(4)}}
+    gradient = {"w": {"kernel": jnp.full(4, 50.0)}}
+
+    def moment(clip):
+        tx = optimizer.create(tiny_config(**{"optimizer.clip_norm": clip}).optimizer, lambda _: 1.0)
+        _, state = tx.update(gradient, tx.init(params), params)
+        return optax.tree_utils.tree_get(state, "mu")["w"]["kernel"]
+
+    np.testing.assert_allclose(jnp.linalg.norm(moment(1.0)), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(moment(0.0)), 10.0, rtol=1e-5)
+
+
+def test_average_follows_the_parameters_with_its_decay():
+    tx = optimizer.average_params(0.9)
+    params, by_hand = {"w": jnp.zeros(())}, 0.0
+    state = tx.init(params)
+    for n in range(50):
+        updates, state = tx.update({"w": jnp.ones(())}, state, params)
+        params = optax.apply_updates(params, updates)
+        rate = min(0.9, (1 + n) / (10 + n))
+        by_hand = rate * by_hand + (1 - rate) * (n + 1)
+        np.testing.assert_allclose(state.average["w"], by_hand, rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+    task, config = task_of(**{"optimizer.ema_decay": 0.9})
+    tx = optimizer.create(config.optimizer, lambda _: 3e-3)
+    rng = jax.random.key(0)
+    state = jax.jit(functools.partial(step.create_state, task=task, tx=tx))(rng)
+    program = jax.jit(functools.partial(step.train_step, task=task, tx=tx))
+    good = prepared(task)
+    state, _ = program(state, good, rng)
+    bad = good | {"image": good["image"].at[0, 0, 0, 0].set(jnp.nan)}
+    for count in (1, 2):
+        after, totals = program(state, bad, rng)
+        assert_equal(after.params, state.params)
+        assert_equal(optimizer.evaluated_params(after), optimizer.evaluated_params(state))
+        assert_equal(optax.tree_utils.tree_get(after.opt_state, "mu"),
+                     optax.tree_utils.tree_get(state.opt_state, "mu"))  # fmt: skip
+        assert float(totals["skipped_steps"].total) == count and int(after.step) == count + 1
+        state = after
+    state, totals = program(state, good, rng)
+    assert float(totals["skipped_steps"].total) == 0
+    assert int(state.opt_state.total_notfinite) == 2
+    assert not (jax.tree.leaves(state.params)[0] == jax.tree.leaves(after.params)[0]).all()

@@ -1,0 +1,97 @@
+"""Arrows point down only, the core stays small, and TensorFlow stays out."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "supmim"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+GROUND = {"supmim", "supmim.errors", "supmim.workdir"}
+LEAVES = ["masking", "losses", "metrics", "sharding", "config"]
+# Each floor may use itself, those named after it, and the ground.
+FLOORS = [
+    ("cli", "__main__"),
+    ("train", "evaluate", "doctor"),
+    ("evaluators",),
+    ("step",),
+    ("tasks",),
+    ("models", "data", "tokenizers", "optimizer", "checkpoint", "writer", "report", "runtime"),
+    tuple(LEAVES),
+]
+CORE = ["config", "train", "step", "tasks/supmim", "losses", "optimizer", "sharding", "checkpoint",
+        "masking"]  # fmt: skip
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports_of(path) if name in MODULES} - GROUND
+
+
+def floor_of(module: str) -> int:
+    room = module.split(".")[1]
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_arrows_point_down_only():
+    for module, path in MODULES.items():
+        for other in ours(path) if module not in GROUND else ():
+            assert floor_of(other) >= floor_of(module), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_import_nothing_of_ours(leaf):
+    assert not ours(MODULES[f"supmim.{leaf}"])
+
+
+def test_the_step_knows_no_model_and_the_ground_no_jax():
+    assert not any("models" in name for name in imports_of(MODULES["supmim.step"]))
+    for module in ("supmim.cli", "supmim.config", "supmim.workdir", "supmim.errors"):
+        assert not {"jax", "flax"} & {name.split(".")[0] for name in imports_of(MODULES[module])}
+
+
+def test_one_module_knows_orbax_and_nobody_jaxs_inside():
+    users = [m for m, path in MODULES.items() if any("orbax" in i for i in imports_of(path))]
+    assert users == ["supmim.checkpoint"]
+    assert not [m for m, path in MODULES.items() if "jax._src" in path.read_text()]
+
+
+def test_no_option_is_read_with_a_hidden_default():
+    for module, path in MODULES.items():
+        assert "config.get(" not in path.read_text(), module
+    assert "supmim.utils" not in MODULES
+
+
+def test_the_core_stays_near_1600_lines():
+    files = [PACKAGE / f"{name}.py" for name in CORE] + list((PACKAGE / "models").glob("*.py"))
+    lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
+    assert len(lines) < 1800
+
+
+def test_no_module_needs_tensorflow():
+    names = sorted(set(MODULES) - {"supmim.__main__"})
+    script = f"""
+import importlib, sys
+sys.modules["tensorflow"] = None  # any import of it raises
+for name in {names!r}:
+    importlib.import_module(name)
+from supmim import cli
+assert cli.run(["doctor"]) == 0
+assert not any(name.startswith("tensorflow.") for name in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,89 @@
+"""patch_vq: good codes, the same each time, saved whole."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from supmim import tokenizers
+from supmim.data import sources
+from supmim.errors import CheckpointError, ConfigError
+from supmim.models import layers
+from supmim.tokenizers import patch_vq
+from tests.conftest import tiny_config
+
+FIT = {"codebook_size": 32, "patch_size": 2, "steps": 20, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sources.digits("train").image[:400].astype(np.float32) / 255
+
+
+@pytest.fixture(scope="module")
+def tokenizer(images):
+    return patch_vq.fit(images, **FIT)
+
+
+def error_of(codes, images):
+    patches = np.asarray(layers.patchify(jnp.asarray(images), 2)).reshape(-1, 1, 4)
+    return ((patches - np.asarray(codes)[None]) ** 2).sum(axis=2).min(axis=1).mean()
+
+
+def test_codes_are_as_good_as_scikit_learns(images, tokenizer):
+    patches = np.asarray(layers.patchify(jnp.asarray(images), 2)).reshape(-1, 4)
+    theirs = KMeans(32, n_init=1, max_iter=20, random_state=0).fit(patches).cluster_centers_
+    assert error_of(tokenizer.codes, images) < 1.1 * error_of(theirs, images)
+
+
+def test_fit_is_deterministic(images, tokenizer):
+    np.testing.assert_array_equal(patch_vq.fit(images, **FIT).codes, tokenizer.codes)
+    assert not (patch_vq.fit(images, **FIT | {"seed": 1}).codes == tokenizer.codes).all()
+
+
+def test_ids_name_the_nearest_code_and_decode_to_it(images, tokenizer):
+    ids = np.asarray(tokenizer.encode(jnp.asarray(images[:8])))
+    patches = np.asarray(layers.patchify(jnp.asarray(images[:8]), 2))
+    by_hand = ((patches[:, :, None] - np.asarray(tokenizer.codes)) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(ids, by_hand)
+    decoded = tokenizer.decode(jnp.asarray(ids))
+    assert decoded.shape == (8, 8, 8, 1)
+    np.testing.assert_array_equal(tokenizer.encode(decoded), ids)
+
+
+def test_no_code_stays_dead():
+    rng = np.random.default_rng(0)
+    blobs = rng.uniform(size=(8, 4)).repeat(50, axis=0) + 1e-3 * rng.normal(size=(400, 4))
+    start = np.concatenate([np.zeros((7, 4)), blobs[:1]]) + 5 * np.eye(8)[:, :4]  # far from all
+    codes = patch_vq._lloyd(jnp.asarray(blobs), jnp.asarray(start), 20)
+    nearest = ((blobs[:, None] - np.asarray(codes)) ** 2).sum(-1).argmin(-1)
+    assert len(np.unique(nearest)) == 8
+
+
+def test_more_codes_than_patches_is_told(images):
+    with pytest.raises(ConfigError, match="exceeds the .* distinct patches"):
+        patch_vq.fit(images[:2], **FIT | {"codebook_size": 1000})
+
+
+def test_saved_tokenizer_comes_back_and_is_not_fitted_again(tmp_path, images, tokenizer):
+    config = tiny_config(**{"tokenizer.codebook_size": 32})
+    first = tokenizers.load_or_fit(config, tmp_path / "t", lambda: images)
+    back = tokenizers.load_or_fit(config, tmp_path / "t", lambda: pytest.fail("fitted again"))
+    np.testing.assert_array_equal(back.codes, first.codes)
+    assert (back.patch_size, back.channels) == (2, 1)
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "no digest"])
+def test_a_damaged_tokenizer_is_refused(tmp_path, tokenizer, harm):
+    tokenizer.save(tmp_path)
+    file = tmp_path / patch_vq.FILE
+    data = bytearray(file.read_bytes())
+    if harm == "flip":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif harm == "truncate":
+        file.write_bytes(data[:100])
+    else:
+        (tmp_path / patch_vq.DIGEST).unlink()
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        patch_vq.load(tmp_path)

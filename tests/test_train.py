@@ -1,0 +1,238 @@
+"""The verbs train and evaluate, in one process: what a run leaves, refuses and repeats."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from supmim import cli, sharding, train
+from supmim import config as config_lib
+from supmim.data import augment, sources
+from supmim.errors import CheckpointError, ConfigError, DataError, NumericsError
+from supmim.runtime.preemption import StopSignal
+from supmim.writer import read_metrics
+from tests.conftest import tiny_config
+
+
+def frozen(**changes):
+    return FrozenConfigDict(tiny_config(save_every=5, eval_every=5, **changes))
+
+
+def state_in(workdir, step):
+    return ocp.load(workdir / "checkpoints" / str(step))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 15 steps, with averaged parameters, dropout and mixing, that came to its end."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    config = frozen(**{"optimizer.ema_decay": 0.9, "encoder.dropout": 0.1, "data.mixup": 0.2,
+                       "checkpoint.keep": 9})  # fmt: skip
+    results = train.train_and_evaluate(config, workdir)
+    return config, workdir, results
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to be harmed."""
+    config, workdir, results = finished
+    shutil.copytree(workdir, tmp_path / "tiny")
+    return config, tmp_path / "tiny", results
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    config, workdir, results = finished
+    for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "parameters.txt",
+                 "checkpoints/15/digests.json", "tokenizer/patch_vq.npz", "pictures/curves.png",
+                 "pictures/reconstructions.png", "pictures/neighbours.png"):  # fmt: skip
+        assert (workdir / name).is_file(), name
+    assert list(workdir.glob("events.out.tfevents*")) and not list(workdir.rglob("*.part"))
+    stored = json.loads((workdir / "results.json").read_text())
+    assert stored == {"step": 15, **results}
+    assert all(0 <= value <= 1 for value in results.values())
+    for name in ("classification/top1", "classification/top5", "knn/recall_at_1", "knn/dino_k20",
+                 "reconstruction/token_accuracy", "floor/token_accuracy", "floor/top1",
+                 "floor/knn_pixels_cosine", "floor/knn_pixels_euclidean"):  # fmt: skip
+        assert name in results
+
+
+def test_metrics_hold_what_is_asked_of_them(finished):
+    rows = read_metrics(finished[1] / "metrics.jsonl")
+    logged = [row for row in rows if "class_loss" in row]
+    assert [row["step"] for row in logged] == [5, 10, 15]
+    wanted = {"class_loss", "mim_loss", "token_accuracy", "train_top1", "grad_norm",
+              "learning_rate", "images_per_second", "data_wait", "compile_seconds", "code_usage",
+              "code_perplexity", "skipped_steps", "loss"}  # fmt: skip
+    assert wanted <= logged[0].keys()
+    assert [row["step"] for row in rows if "knn/recall_at_1" in row] == [5, 10, 15]
+    assert "Sharding" in (finished[1] / "parameters.txt").read_text()
+
+
+def test_a_finished_run_prints_its_result_and_writes_nothing(finished, capsys):
+    config, workdir, results = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")
+              if path.name not in ("lock", "config.json")}  # fmt: skip
+    assert cli.run(["train", f"--workdir={workdir}"]) == 0
+    out = capsys.readouterr().out
+    assert "holds a finished run" in out and f"{100 * results['knn/recall_at_1']:.2f} %" in out
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert before == after
+
+
+def test_resumed_at_any_checkpoint_is_as_never_stopped(copied, finished):
+    """Law 2, and the metrics with it."""
+    config, workdir, results = copied
+    for step in (5, 10):
+        again = train.train_and_evaluate(config, workdir, resume=str(step))
+        assert again == results
+        assert_equal(state_in(workdir, 15), state_in(finished[1], 15))
+    drop = ("images_per_second", "data_wait", "compile_seconds")
+    ours, theirs = (
+        [{k: v for k, v in row.items() if k not in drop}
+         for row in read_metrics(folder / "metrics.jsonl")]
+        for folder in (workdir, finished[1])
+    )  # fmt: skip
+    assert ours == theirs
+
+
+def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):
+    config, workdir, results = copied
+    (workdir / "results.json").unlink()
+    (workdir / "report.html").unlink()
+    assert train.train_and_evaluate(config, workdir) == results
+    assert (workdir / "report.html").is_file()
+
+
+def test_two_runs_with_one_seed_end_equal(finished, tmp_path):
+    """Law 1, through the whole loop."""
+    config, workdir, results = finished
+    assert train.train_and_evaluate(config, tmp_path / "again") == results
+    assert_equal(state_in(tmp_path / "again", 15), state_in(workdir, 15))
+
+
+def test_another_config_in_the_workdir_is_refused_by_name(finished):
+    config, workdir, _ = finished
+    other = ConfigDict(config.to_dict())
+    other.encoder.depth, other.log_every = 3, 1
+    with pytest.raises(ConfigError) as caught:
+        train.train_and_evaluate(FrozenConfigDict(other), workdir)
+    message = str(caught.value)
+    assert "config.encoder.depth: the workdir has 2, you ask for 3" in message
+    assert "log_every" not in message and "Choose another --workdir" in message
+
+
+def test_other_data_is_refused_by_field(copied, monkeypatch):
+    config, workdir, _ = copied
+    (workdir / "results.json").unlink()
+    digits = sources.digits
+
+    def other(split):
+        source = digits(split)
+        source.label = np.roll(source.label, 1)
+        return source
+
+    monkeypatch.setitem(sources.LOADERS, "digits", other)
+    with pytest.raises(DataError, match="sha256: was .*, is "):
+        train.train_and_evaluate(config, workdir)
+
+
+def test_a_missing_resume_exits_4(finished, capsys):
+    assert cli.run(["train", f"--workdir={finished[1]}", "--resume=7"]) == 4
+    assert "nearest: 5, 10, 15" in capsys.readouterr().err
+
+
+def test_a_warmup_longer_than_the_run_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="warmup_steps=99 leaves nothing of 15 steps"):
+        train.train_and_evaluate(frozen(**{"optimizer.warmup_steps": 99}), tmp_path)
+
+
+def test_a_batch_larger_than_the_data_is_told(tmp_path):
+    config = frozen(batch_size=1504, total_epochs=3, **{"optimizer.warmup_steps": 0})
+    with pytest.raises(DataError, match="1500 images, fewer than a batch"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_evaluate_gives_the_results_of_the_run(copied, capsys):
+    _, workdir, results = copied
+    args = ["evaluate", f"--workdir={workdir}"]
+    assert cli.run([*args, "--evaluators=knn"]) == 0
+    out = capsys.readouterr().out
+    assert "knn/recall_at_1" in out and "classification/top1" not in out
+    assert json.loads((workdir / "results.json").read_text()) == {"step": 15, **results}
+    assert cli.run([*args, "--step=5"]) == 0
+    assert "step 5 of" in capsys.readouterr().out
+    assert cli.run([*args, "--step=6"]) == 4
+    assert cli.run([*args, "--evaluators=fid"]) == 2
+
+
+def test_evaluate_without_a_checkpoint_exits_4(finished, tmp_path, capsys):
+    shutil.copy(finished[1] / "config.json", tmp_path)
+    assert cli.run(["evaluate", f"--workdir={tmp_path}"]) == 4
+    assert "has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_gradients_that_stay_nan_end_with_a_post_mortem(tmp_path, monkeypatch):
+    to_float = augment.to_float
+    monkeypatch.setattr(augment, "to_float", lambda image: jnp.nan * to_float(image))
+    with pytest.raises(NumericsError, match="5 steps in a row, the last is step 5"):
+        train.train_and_evaluate(frozen(mim_weight=0.0), tmp_path)
+    steps = json.loads((tmp_path / "postmortem.json").read_text())["steps"]
+    assert [s["step"] for s in steps] == [1, 2, 3, 4, 5] and len(steps[0]["index"]) == 96
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_told(copied):
+    config, workdir, _ = copied
+    (workdir / "results.json").unlink()
+    text = (workdir / "config.json").read_text().replace('"mlp_dim": 32', '"mlp_dim": 48')
+    (workdir / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"mlp/up/kernel: stored float32\[16, 32\], wanted"):
+        train.train_and_evaluate(config_lib.from_json(text, ""), workdir)
+
+
+class Recorder:
+    """A config that notes which options are read."""
+
+    def __init__(self, node, seen, prefix=""):
+        self.__dict__.update(node=node, seen=seen, prefix=prefix)
+
+    def __getattr__(self, name):
+        value = self.node[name]
+        if isinstance(value, FrozenConfigDict):
+            return Recorder(value, self.seen, f"{name}.")
+        self.seen.add(self.prefix + name)
+        return value
+
+    __getitem__ = __getattr__
+
+    def keys(self):
+        return self.node.keys()
+
+
+def test_every_option_is_read(tmp_path, monkeypatch):
+    """Law 9: the recorder is attached after validation and JSON."""
+    monkeypatch.setattr(config_lib, "to_json", lambda config: "")
+    seen: set[str] = set()
+    arms = [
+        {"data.flip": True, "data.mixup": 0.1, "optimizer.ema_decay": 0.9},
+        {"mim.passes": "one", "mim.masking": "variable", "encoder.scan": True, "mesh.fsdp": 2},
+    ]
+    for number, changes in enumerate(arms):
+        two_steps = {"batch_size": 744, "optimizer.warmup_steps": 0, "log_every": 1}
+        config = frozen(**two_steps, **changes)
+        mesh = sharding.make_mesh(**config.mesh)
+        (tmp_path / str(number)).mkdir()
+        with jax.set_mesh(mesh):
+            recorder = Recorder(config, seen)
+            train.train(recorder, tmp_path / str(number), "", mesh, StopSignal())
+        train.mesh_of(recorder)
+    assert set(config_lib.OPTIONS) - seen == set()
