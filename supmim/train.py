@@ -77,12 +77,12 @@ def train(
         task, {"train": source, "eval": eval_source}, config.eval.batch_size, mesh
     )
     judges = evaluators.create(config, predictions)
-    writer, clock = Writer(workdir, start), Clock(config.batch_size)
+    clock = Clock(config.batch_size)
     watch = NumericsWatch(
         workdir / "postmortem.json", {"seed": config.seed, "data_seed": config.data.seed}
     )
 
-    with terminal.Terminal(total_steps, start) as screen:
+    with terminal.Terminal(total_steps, start) as screen, Writer(workdir, start) as writer:
         checkpoints.tell = screen.tell
         screen.tell(
             terminal.plan(config, workdir, state.params, mesh, len(source), start, total_steps)
@@ -111,6 +111,7 @@ def train(
             with clock.paused():
                 results: dict[str, float] = {}
                 if due(done, config.eval_every, total_steps):
+                    watch.check()
                     results = evaluate(judges, state, workdir, writer, done)
                 if due(done, config.save_every, total_steps):
                     checkpoints.save(done, state, results, fingerprint)
@@ -122,7 +123,6 @@ def train(
         results = evaluate(judges, state, workdir, writer, total_steps)
         checkpoints.save(total_steps, state, results, fingerprint)
         checkpoints.wait()
-    writer.close()
     write_results(workdir, {"step": total_steps, **results})
     page.write(workdir, results, config_lib.to_json(config))
     terminal.print_results(results, f"report      {workdir / 'report.html'}")

@@ -26,8 +26,9 @@ class Writer:
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
         self._jsonl.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        for name, value in finite.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Images [n, H, W, C] as TensorBoard shows them."""
@@ -38,7 +39,10 @@ class Writer:
         """Everything written so far is on disk."""
         self._events.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Ends both files."""
         self._jsonl.close()
         self._events.close()

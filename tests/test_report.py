@@ -69,17 +69,15 @@ def test_floors_come_last_in_the_table():
 
 
 def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
-    writer = Writer(tmp_path, 0)
-    for step in (1, 2, 3):
-        writer.write_scalars(step, {"loss": float(step), "bad": float("nan")})
-    writer.close()
+    with Writer(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write_scalars(step, {"loss": float(step), "bad": float("nan")})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # a kill cut the line
-    writer = Writer(tmp_path, 2)
-    writer.write_scalars(3, {"loss": 30.0})
-    writer.write_images(3, {"picture": np.zeros((1, 4, 4, 3), np.uint8)})
-    writer.flush()
-    writer.close()
+    with Writer(tmp_path, 2) as writer:
+        writer.write_scalars(3, {"loss": 30.0})
+        writer.write_images(3, {"picture": np.zeros((1, 4, 4, 3), np.uint8)})
+        writer.flush()
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [1.0, 2.0, 30.0] and rows[0]["bad"] is None
     assert list(tmp_path.glob("events.out.tfevents*"))

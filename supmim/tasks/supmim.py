@@ -125,8 +125,9 @@ class SupMIM:
         """
         image = augment.to_float(batch["image"])
         target_ids = frozen.encode(image)
-        key = jax.random.key(self.config.data.seed)
-        token_mask = self.draw_mask(key, len(image))
+        keys = augment.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
+        token_mask = jax.vmap(lambda key: self.draw_mask(key, 1))(keys)
+        token_mask = jax.tree.map(lambda x: x[:, 0], token_mask)
         code_logits = self.model.apply(
             {"params": params}, to_input(image), token_mask, method="predict_tokens"
         )
