@@ -73,6 +73,23 @@ class Checkpoints:
         self._finishing = threading.Thread(target=self._finish, args=(response, path, note))
         self._finishing.start()
 
+    def save_now(self, step: int, state: Any, fingerprint: dict) -> None:
+        """Saves and waits, unless this step is saved already; CheckpointError if it fails."""
+        self.wait()
+        if step in self.steps():
+            return
+        self.save(step, state, {}, fingerprint)
+        self.wait()
+        if step not in self.steps():
+            raise CheckpointError(
+                f"step {step} could not be saved in {self.folder}. Free space or mend the folder, "
+                f"then start the run again: it goes on from step {max(self.steps(), default=0)}"
+            )
+
+    def rank(self, step: int, results: dict) -> None:
+        """Adds the results of a saved step, which decide whether it is among the best."""
+        write_json(self.folder / str(step) / DIGESTS, self.note(step) | {"results": results})
+
     def _finish(self, response: Any, path: Path, note: dict) -> None:
         try:
             response.result()
@@ -88,7 +105,8 @@ class Checkpoints:
         steps = self.steps()
         scores = {step: self.note(step)["results"].get(self.best_metric) for step in steps}
         ranked = sorted((s for s in steps if scores[s] is not None), key=scores.get)
-        kept = set(steps[-self.keep :]) | set(ranked[len(ranked) - self.keep_best :])
+        best = ranked[max(len(ranked) - self.keep_best, 0) :]
+        kept = set(steps[-self.keep :]) | set(best)
         for step in set(steps) - kept:
             # The digests go first: a half deleted folder is not whole.
             (self.folder / str(step) / DIGESTS).unlink()
@@ -105,7 +123,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self._failures} saves in a row failed in {self.folder}: {_first_line(error)}. "
                 "Free space or mend the folder, then start the run again: it goes on from step "
-                f"{self.steps()[-1] if self.steps() else 0}"
+                f"{max(self.steps(), default=0)}"
             ) from error
 
     def wait(self) -> None:
@@ -127,20 +145,21 @@ class Checkpoints:
         A damaged one is renamed STEP.corrupt and the one before is used. CheckpointError if all
         are damaged.
         """
-        whole, damaged = self.steps(), []
+        whole = self.steps()
         for path in sorted(self._folders()):
             if int(path.name) in whole:
                 continue
             if any(path.iterdir()):
                 self.tell(f"checkpoint {path} was not finished; it is ignored")
             else:
-                damaged.append(self._set_aside(path, "it is empty"))
+                self._set_aside(path, "it is empty")
         for step in reversed(whole):
             path = self.folder / str(step)
             if problem := damage(path):
-                damaged.append(self._set_aside(path, problem))
+                self._set_aside(path, problem)
             else:
                 return load(path, abstract_state)
+        damaged = sorted(path.name for path in self.folder.glob("*.corrupt*"))
         if damaged:
             raise CheckpointError(
                 f"no good checkpoint is left in {self.folder}: {', '.join(damaged)}. Restore one "
@@ -148,29 +167,29 @@ class Checkpoints:
             )
         return None
 
-    def restore_from(self, resume: str, abstract_state: Any) -> Restored:
-        """The checkpoint that --resume names: a STEP of this folder or a PATH."""
-        own = resume.isdigit()
-        path = self.folder / resume if own else Path(resume).absolute()
+    def restore_from(self, asked: str, abstract_state: Any) -> Restored:
+        """The checkpoint that was asked for: a STEP of this folder or a PATH."""
+        own = asked.isdigit()
+        path = self.folder / asked if own else Path(asked).absolute()
         if not (path / DIGESTS).is_file():
-            steps = sorted(self.steps(), key=lambda s: abs(s - int(resume))) if own else []
+            steps = sorted(self.steps(), key=lambda s: abs(s - int(asked))) if own else []
             near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
-            raise CheckpointError(f"--resume={resume}: {path} holds no whole checkpoint{near}")
+            raise CheckpointError(f"{path} holds no whole checkpoint{near}")
         if problem := damage(path):
-            raise CheckpointError(f"--resume={resume}: {path} is damaged: {problem}")
-        restored = load(path, abstract_state)
-        if own:
-            for step in (s for s in self.steps() if s > int(resume)):
-                newer = self.folder / str(step)
-                os.replace(newer, free_name(newer, "superseded"))
-                self.tell(f"checkpoint {newer} is newer than --resume={resume}: set aside")
-        return restored
+            raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
+        return load(path, abstract_state)
 
-    def _set_aside(self, path: Path, problem: str) -> str:
+    def set_aside_newer(self, step: int) -> None:
+        """Renames checkpoints after `step` to STEP.superseded: the run goes on without them."""
+        for newer in (self.folder / str(s) for s in self.steps() if s > step):
+            aside = free_name(newer, "superseded")
+            os.replace(newer, aside)
+            self.tell(f"checkpoint {newer} is newer than step {step}; kept as {aside.name}")
+
+    def _set_aside(self, path: Path, problem: str) -> None:
         aside = free_name(path, "corrupt")
         os.replace(path, aside)
         self.tell(f"checkpoint {path} is damaged: {problem}; kept as {aside.name}")
-        return aside.name
 
 
 def free_name(path: Path, suffix: str) -> Path:

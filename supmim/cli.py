@@ -3,13 +3,14 @@
 import dataclasses
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from supmim import config as config_lib
 from supmim import workdir
@@ -75,7 +76,7 @@ def verb_help(name: str) -> str:
         lines += [
             "  --config=FILE.py[:arg]",
             "      preset to start from, a file of code; without it the workdir's own",
-            "      config.json is continued",
+            "      config.json is continued, with any --config.option=value on top",
         ]
     for flag, (_, meaning) in verb.flags.items():
         lines += [f"  --{flag}=", f"      {meaning}"]
@@ -86,27 +87,32 @@ def verb_help(name: str) -> str:
 
 
 def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
-    """The verb's flags; everything wrong with them is a ConfigError."""
-    verb = VERBS[name]
-    argv = ["supmim", *args]
+    """The verb's flags; everything wrong with them is a ConfigError.
+
+    `config` is the preset of the command line, else the workdir's own, with its overrides.
+    """
+    verb, argv = VERBS[name], ["supmim", *args]
     values = flags.FlagValues()
     for flag, (default, meaning) in verb.flags.items():
         flags.DEFINE_string(flag, default, meaning, flag_values=values)
-    if verb.takes_config:
-        config_flags.DEFINE_config_file("config", None, "preset", flag_values=values, sys_argv=argv)
+    preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
     next_command = f"See: supmim {name} --help"
     try:
+        if "workdir" in verb.flags and not (verb.takes_config and preset):
+            folder = workdir_of(verb, argv)
+            stored = ConfigDict(workdir.read_config(folder).to_dict()) if folder else ConfigDict()
+            config_flags.DEFINE_config_dict(
+                "config", stored, flag_values=values, sys_argv=argv, lock_config=True
+            )
+        elif verb.takes_config:
+            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
         if verb.takes_config and values.config is not None:
             config_lib.flatten(values.config)  # a preset that failed to load raises here
-    except OSError as error:
-        raise ConfigError(f"--config: {error}\n{next_command}") from error
-    except KeyError as error:
-        raise ConfigError(f"no such option: {error.args[0]}\n{next_command}") from error
-    except (flags.Error, AttributeError) as error:
-        raise ConfigError(f"{error}\n{next_command}") from error
-    except Exception as error:  # a preset is code: whatever it raises is told with its line
-        raise ConfigError(_fault_in_preset(error)) from error
+    except SupmimError:
+        raise
+    except Exception as error:
+        raise ConfigError(_told(error, preset, next_command)) from error
     if rest:
         raise ConfigError(f"{rest[0]!r} is not a flag of supmim {name}\n{next_command}")
     for flag in verb.required:
@@ -115,20 +121,43 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def _fault_in_preset(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where, line = frame.filename, frame.lineno
+def workdir_of(verb: Verb, argv: Sequence[str]) -> Path | None:
+    """The workdir among arguments that are not parsed yet."""
+    values = flags.FlagValues()
+    for flag, (default, meaning) in verb.flags.items():
+        flags.DEFINE_string(flag, default, meaning, flag_values=values)
+    own = [arg for arg in argv if not arg.startswith(("--config", "-config"))]
+    values(own, known_only=True)
+    return Path(values.workdir) if values.workdir else None
+
+
+def _told(error: Exception, preset: str, next_command: str) -> str:
+    """What went wrong while parsing; a preset is code, so its faults come with their line."""
+    path = preset.partition("=")[2].partition(":")[0]
     if isinstance(error, SyntaxError):
-        where, line = error.filename, error.lineno
-    return f"{where}, line {line}: {type(error).__name__}: {error}"
+        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
+    cause = error
+    while path and cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        if inside := [frame for frame in frames if frame.filename.endswith(path)]:
+            where = f"{inside[-1].filename}, line {inside[-1].lineno}"
+            return f"{where}: {type(cause).__name__}: {cause.args[0] if cause.args else ''}"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, KeyError | AttributeError):
+        text = str(error.args[0]).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
+        return f"no such option: {text}\n{next_command}"
+    return f"{error}\n{next_command}"
 
 
-def resolve_config(values: flags.FlagValues) -> FrozenConfigDict:
-    """The validated config of the command line, else of the workdir."""
-    if values.config is not None:
-        config_lib.validate(values.config)
-        return FrozenConfigDict(values.config)
-    return workdir.read_config(Path(values.workdir))
+def config_of(values: flags.FlagValues) -> FrozenConfigDict:
+    """The validated config that was parsed."""
+    if not isinstance(values.config, ConfigDict):
+        raise ConfigError(
+            f"get_config() of the preset returned {type(values.config).__name__}; it must return "
+            "the config that supmim.config.get_config() gave it"
+        )
+    config_lib.validate(values.config)
+    return FrozenConfigDict(values.config)
 
 
 def run(args: Sequence[str]) -> int:
@@ -144,11 +173,7 @@ def run(args: Sequence[str]) -> int:
             print(verb_help(name))
             return 0
         values = parse(name, rest)
-        config = None
-        if VERBS[name].takes_config:
-            config = resolve_config(values)
-        elif "workdir" in VERBS[name].flags:
-            config = workdir.read_config(Path(values.workdir))
+        config = config_of(values) if "config" in values else None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         return importlib.import_module(f"supmim.{name}").run(config, values) or 0
     except SupmimError as error:

@@ -59,12 +59,16 @@ def _at_least(low, default, meaning):
     return Option(default, meaning, low=low)
 
 
-def _share(default, meaning):
-    return Option(default, meaning, low=0.0, high=1.0)
+def _share(default, meaning, high=1.0):
+    return Option(default, meaning, low=0.0, high=high)
+
+
+def _seed(meaning):
+    return Option(0, meaning, low=0, high=2**31 - 1)
 
 
 OPTIONS = {
-    "seed": _at_least(0, 0, "seed of parameters, masks, dropout and mixing"),
+    "seed": _seed("seed of parameters, masks, dropout and mixing"),
     "task": Option("supmim", "what is trained", choices=("supmim",)),
     "batch_size": _at_least(1, 1024, "images per step, over all devices"),
     "total_epochs": _at_least(1, 90, "length of the training, in passes over the training set"),
@@ -74,7 +78,7 @@ OPTIONS = {
     "eval_every": _at_least(0, 0, "steps between two evaluations; 0: at the end only"),
     "save_every": _at_least(0, 1000, "steps between two checkpoints; 0: at the end only"),
     # Data: images and the views made of them.
-    "data.seed": _at_least(0, 0, "seed of sample order, crops and augmentation"),
+    "data.seed": _seed("seed of sample order, crops and augmentation"),
     "data.train": Option("digits:train", "training source, NAME:SPLIT"),
     "data.eval": Option("digits:test", "evaluation source, NAME:SPLIT"),
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
@@ -94,8 +98,10 @@ OPTIONS = {
     "encoder.mlp_dim": _at_least(1, 3072, "hidden size of a block's MLP"),
     "encoder.positions": Option("sincos2d", "position embedding", choices=("sincos2d", "learned")),
     "encoder.pool": Option("gap", "how tokens become an embedding", choices=("gap", "cls", "map")),
-    "encoder.dropout": _share(0.0, "dropout rate in every block"),
-    "encoder.stochastic_depth": _share(0.0, "drop rate of the last block; grows linearly to it"),
+    "encoder.dropout": _share(0.0, "dropout rate in every block", high=0.9),
+    "encoder.stochastic_depth": _share(
+        0.0, "drop rate of the last block; grows linearly to it", high=0.9
+    ),
     "encoder.gelu": Option("tanh", "big_vision's tanh form or timm's exact", ("tanh", "exact")),
     "encoder.attention": Option("xla", "attention kernel, decoder too", ("xla", "cudnn")),
     "encoder.dtype": Option("float32", "compute dtype, decoder too", ("float32", "bfloat16")),
@@ -143,8 +149,8 @@ OPTIONS = {
     # Optimizer: AdamW, linear warm-up, cosine to zero.
     "optimizer.learning_rate": _at_least(0, 1e-3, "peak learning rate at this batch size"),
     "optimizer.warmup_steps": _at_least(0, 10_000, "linear warm-up, in steps"),
-    "optimizer.b1": _share(0.9, "decay of Adam's first moment"),
-    "optimizer.b2": _share(0.999, "decay of Adam's second moment"),
+    "optimizer.b1": _share(0.9, "decay of Adam's first moment", high=0.99999),
+    "optimizer.b2": _share(0.999, "decay of Adam's second moment", high=0.99999),
     "optimizer.weight_decay": _at_least(0, 0.1, "AdamW decay of kernels, times learning rate"),
     "optimizer.clip_norm": _at_least(0, 1.0, "largest global gradient norm; 0: no clipping"),
     "optimizer.ema_decay": Option(
@@ -293,10 +299,11 @@ def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
             f"set config.tokenizer.patch_size={config.encoder.patch_size}"
         )
     num_tokens = grid * grid
-    if num_tokens and mim.hidden == "drop" and round(num_tokens * (1 - mim.mask_ratio)) < 1:
+    units = num_tokens // mim.unit**2 if mim.masking == "units" else num_tokens
+    if units and round(units * (1 - mim.mask_ratio)) < 1:
         yield (
-            f"config.mim.mask_ratio={mim.mask_ratio} leaves none of {num_tokens} tokens to the "
-            f"encoder; the largest ratio here is {1 - 1 / num_tokens:.4g}"
+            f"config.mim.mask_ratio={mim.mask_ratio} leaves none of {num_tokens} tokens visible; "
+            f"the largest ratio here is {1 - 1 / units:.4g}"
         )
     if mim.masking == "units" and grid % mim.unit:
         yield (
@@ -338,9 +345,18 @@ def evaluator_names(config: Any) -> list[str]:
 
 def validate(config: Any) -> None:
     """Raises one ConfigError that lists every problem with its nearest valid value."""
-    problems = _option_problems(flatten(config))
-    if not problems:
-        problems = [*_size_problems(config), *_list_problems(config)]
+    flat = flatten(config)
+    problems = _option_problems(flat)
+    sound = {path: value for path, value in flat.items() if path in OPTIONS and not
+             OPTIONS[path].problem(value)}  # fmt: skip
+    repaired = get_config()
+    repaired.update_from_flattened_dict(sound)
+    wrong = [f"config.{path}=" for path in OPTIONS if path not in sound]
+    problems += [
+        problem
+        for problem in (*_size_problems(repaired), *_list_problems(repaired))
+        if not any(path in problem for path in wrong)  # told already
+    ]
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -357,7 +373,7 @@ def from_json(text: str, where: str) -> FrozenConfigDict:
     """Reads `to_json`'s text back, validated and frozen; `where` is named in errors."""
     try:
         document = json.loads(text)
-        version, options = document["schema_version"], document["config"]
+        version, options = document["schema_version"], dict(document["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
     if version != SCHEMA_VERSION:

@@ -10,26 +10,39 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from supmim import config as config_lib
 from supmim import evaluators, optimizer, step, train
 from supmim.checkpoint import Checkpoints
-from supmim.errors import CheckpointError
+from supmim.data import pipeline
+from supmim.errors import CheckpointError, ConfigError
 from supmim.evaluators.predictions import Predictions
-from supmim.report import terminal
-from supmim.runtime import devices
+from supmim.report import page, terminal
+from supmim.runtime import lock
 from supmim.tasks import TASKS
-from supmim.workdir import read_results, write_results
+from supmim.workdir import read_config, read_results, write_json, write_results
 
 
 def run(config: Any, flags: Any) -> None:
-    """The verb: prints the results and adds them to results.json if the run is finished."""
+    """The verb: prints the results and notes them.
+
+    Those of a finished run's last step join its results.json and report; others get a file of
+    their own, results_step_STEP.json.
+    """
     workdir = Path(flags.workdir)
     if flags.evaluators:
         config = with_evaluators(config, flags.evaluators)
-    devices.check()
     mesh = train.mesh_of(config)
-    with jax.set_mesh(mesh):
-        done, results = evaluate(config, workdir, flags.step, mesh)
-    finished = read_results(workdir)
-    if finished.get("step") == done:
-        write_results(workdir, finished | results)
+    with lock.hold(workdir), jax.set_mesh(mesh):
+        finished = read_results(workdir)
+        state, predictions = restored(config, workdir, flags.step, mesh)
+        done = int(state.step)
+        at_end = finished.get("step") == done
+        pictures = workdir / "pictures" if at_end else workdir / "pictures" / f"step_{done}"
+        judges = evaluators.create(config, predictions)
+        results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
+    if not at_end:
+        write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
+    else:
+        results = {name: value for name, value in (finished | results).items() if name != "step"}
+        write_results(workdir, {"step": done, **results})
+        page.write(workdir, results, config_lib.to_json(read_config(workdir)))
     terminal.print_results(results, f"step {done} of {workdir}:")
 
 
@@ -39,31 +52,30 @@ def with_evaluators(config: Any, names: str) -> FrozenConfigDict:
     changed.eval.evaluators = names
     changed.checkpoint.keep_best = 0
     config_lib.validate(changed)
+    if not config_lib.evaluator_names(changed):
+        raise ConfigError(f"--evaluators={names} asks nothing of a run without a decoder")
     return FrozenConfigDict(changed)
 
 
-def evaluate(
+def restored(
     config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh
-) -> tuple[int, dict[str, float]]:
-    """Step and results of one checkpoint, the newest unless a step is asked for."""
+) -> tuple[step.State, Predictions]:
+    """The state of one checkpoint, the newest unless a step is asked for, and its predictions."""
     source, eval_source = train.load_sources(config)
     task = TASKS[config.task](config, source, workdir)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
     abstract_state, _ = train.place(make_state, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
-    restored = (
+    found = (
         checkpoints.restore_from(asked, abstract_state)
         if asked
         else checkpoints.restore(abstract_state)
     )
-    if restored is None:
+    if found is None:
         raise CheckpointError(
             f"{workdir} has no checkpoint yet; train it with: supmim train --workdir={workdir}"
         )
-    predictions = Predictions(
-        task, {"train": source, "eval": eval_source}, config.eval.batch_size, mesh
-    )
-    judges = evaluators.create(config, predictions)
-    params = optimizer.evaluated_params(restored.state)
-    return int(restored.state.step), evaluators.run(judges, params, workdir / "pictures")
+    train.check_data(found.fingerprint, pipeline.fingerprint(source, config) | task.fingerprint())
+    splits = {"train": source, "eval": eval_source}
+    return found.state, Predictions(task, splits, config.eval.batch_size, mesh)

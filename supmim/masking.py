@@ -36,11 +36,6 @@ class TokenMask:
         """[B, N - num_visible] patches whose tokens the decoder predicts."""
         return self.ids_shuffle[:, self.num_visible :]
 
-    @property
-    def ids_restore(self) -> jax.Array:
-        """[B, N] place of each patch in ids_shuffle."""
-        return jnp.argsort(self.ids_shuffle, axis=1)
-
 
 def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
     """x[b, ids[b]]: [B, N, ...], [B, V] -> [B, V, ...]."""

@@ -23,6 +23,21 @@ def scalar(value: jax.Array) -> Average:
 
 
 @flax.struct.dataclass
+class Last(Metric):
+    """The value of the last step, for what is a total already; value: ()."""
+
+    value: jax.Array
+
+    def merge(self, other: "Last") -> "Last":
+        """Forgets what was before."""
+        return other
+
+    def compute(self) -> jax.Array:
+        """The value."""
+        return self.value
+
+
+@flax.struct.dataclass
 class CodeUsage(Metric):
     """Share of the codes that were seen at all; counts: [K]."""
 

@@ -1,6 +1,6 @@
 """The step: pure functions of state, batch and key. They know a task, not what it trains."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,29 @@ import optax
 from flax import struct
 
 from supmim import metrics
-from supmim.tasks import Batch, Task
+
+Batch = dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What is trained. frozen: a pytree of arrays for `prepare` that training leaves alone."""
+
+    frozen: Any
+
+    def init(self, rng: jax.Array) -> Any:
+        """Parameters."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What of the task, besides config and data, must be equal for a run to go on."""
+
+    def prepare(self, frozen: Any, batch: Batch) -> Batch:
+        """Raw batch -> the views and targets of a step; a program of its own, ahead of it."""
+
+    def loss_fn(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
+        """Scalar loss and metric totals of a prepared batch."""
+
+    def predict(self, params: Any, batch: Batch) -> Batch:
+        """What evaluators ask of a raw batch: at least `embedding` [B, D] and `logits` [B, C]."""
 
 
 @struct.dataclass
@@ -35,7 +57,8 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     totals["grad_norm"] = metrics.scalar(optax.tree.norm(grads))
-    totals["skipped_steps"] = metrics.scalar(opt_state.notfinite_count.astype(jnp.float32))
+    totals["skipped_in_a_row"] = metrics.Last(opt_state.notfinite_count)
+    totals["skipped_steps"] = metrics.Last(opt_state.total_notfinite)
     return State(state.step + 1, params, opt_state), totals
 
 

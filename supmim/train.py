@@ -14,13 +14,13 @@ from supmim.checkpoint import Checkpoints
 from supmim.data import pipeline, sources
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.evaluators.predictions import Predictions
-from supmim.report import curves, page, terminal
+from supmim.report import curves, figures, page, terminal
 from supmim.runtime import devices, lock
 from supmim.runtime.clock import Clock
 from supmim.runtime.numerics import NumericsWatch
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import TASKS
-from supmim.workdir import read_results, write_config, write_results
+from supmim.workdir import begin, check_config, read_results, write_results
 from supmim.writer import Writer, read_metrics
 
 
@@ -35,12 +35,12 @@ def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str
     Errors: those of supmim.errors; Interrupted after a signal and a save.
     """
     with StopSignal() as stop, lock.hold(workdir):
-        write_config(workdir, config)
+        check_config(workdir, config)
         if (finished := read_results(workdir)) and not resume:
             terminal.print_results(finished, f"{workdir} holds a finished run:")
             return finished
-        devices.check()
         mesh = mesh_of(config)
+        sharding.check_divides("batch_size", config.batch_size, mesh)
         with jax.set_mesh(mesh):
             return train(config, workdir, resume, mesh, stop)
 
@@ -50,8 +50,8 @@ def train(
 ) -> dict[str, float]:
     """Set-up, loop and end of one run, in a workdir that it holds."""
     source, eval_source = load_sources(config)
+    total_steps = steps_of(config, source)
     task = TASKS[config.task](config, source, workdir)
-    total_steps = steps_of(config, len(source))
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
     rng = jax.random.key(config.seed)
@@ -59,10 +59,11 @@ def train(
     make_state = functools.partial(step.create_state, rng, task, tx)
     abstract_state, placement = place(make_state, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
-    fingerprint = pipeline.fingerprint(source, config)
+    fingerprint = pipeline.fingerprint(source, config) | task.fingerprint()
     state = restore(checkpoints, abstract_state, fingerprint, resume)
     state = state or jax.jit(make_state, out_shardings=placement)()
     start = int(state.step)
+    begin(workdir, config)
 
     prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
     train_step = jax.jit(
@@ -118,13 +119,16 @@ def train(
                 checkpoints.poll()
 
         watch.check()
-        if stop.requested and int(state.step) < total_steps:
-            save_and_stop(checkpoints, state, fingerprint, workdir, total_steps)
+        checkpoints.save_now(int(state.step), state, fingerprint)
+        if int(state.step) < total_steps:
+            raise Interrupted(
+                f"stopped at step {int(state.step)} of {total_steps} and saved in {workdir}; "
+                f"go on with:\n  supmim train --workdir={workdir}"
+            )
         results = evaluate(judges, state, workdir, writer, total_steps)
-        checkpoints.save(total_steps, state, results, fingerprint)
-        checkpoints.wait()
-    write_results(workdir, {"step": total_steps, **results})
+        checkpoints.rank(total_steps, results)
     page.write(workdir, results, config_lib.to_json(config))
+    write_results(workdir, {"step": total_steps, **results})
     terminal.print_results(results, f"report      {workdir / 'report.html'}")
     return results
 
@@ -133,9 +137,13 @@ def train(
 
 
 def mesh_of(config: Any) -> jax.sharding.Mesh:
-    """The mesh of the config; ConfigError where the devices do not fit mesh or batches."""
+    """The mesh of the config; ConfigError where the devices do not fit it or the evaluation."""
+    platform = devices.check()[0].platform
+    if config.encoder.attention == "cudnn" and platform != "gpu":
+        raise ConfigError(
+            f"config.encoder.attention=cudnn needs a GPU, JAX uses the {platform}; set it to xla"
+        )
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_divides("batch_size", config.batch_size, mesh)
     sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
     return mesh
 
@@ -149,8 +157,17 @@ def load_sources(config: Any) -> tuple[sources.Source, sources.Source]:
     )
 
 
-def steps_of(config: Any, num_images: int) -> int:
-    """Length of the training in steps; ConfigError if the warm-up does not fit."""
+def steps_of(config: Any, source: sources.Source) -> int:
+    """Length of the training in steps.
+
+    DataError if a batch is larger than the source, ConfigError if the warm-up does not fit.
+    """
+    num_images = len(source)
+    if num_images < config.batch_size:
+        raise DataError(
+            f"{source.name} has {num_images} images, fewer than a batch; set "
+            f"--config.batch_size={num_images} or less"
+        )
     total_steps = config.total_epochs * num_images // config.batch_size
     if total_steps <= config.optimizer.warmup_steps:
         raise ConfigError(
@@ -183,17 +200,24 @@ def restore(
         restored = checkpoints.restore(abstract_state)
     if restored is None:
         return None
+    check_data(restored.fingerprint, fingerprint)
+    if resume:
+        checkpoints.set_aside_newer(int(restored.state.step))
+    return restored.state
+
+
+def check_data(stored: dict[str, Any], found: dict[str, Any]) -> None:
+    """DataError, naming the fields, if a checkpoint was trained on other data."""
     changed = [
-        f"  {name}: was {restored.fingerprint.get(name)}, is {value}"
-        for name, value in fingerprint.items()
-        if restored.fingerprint.get(name) != value
+        f"  {name}: was {stored.get(name)}, is {found.get(name)}"
+        for name in sorted(stored.keys() | found.keys())
+        if stored.get(name) != found.get(name)
     ]
     if changed:
         raise DataError(
             "the data is not what this run was trained on:\n" + "\n".join(changed) + "\n"
             "Restore the data, or start again in a new --workdir"
         )
-    return restored.state
 
 
 def write_parameter_table(workdir: Path, params: Any) -> None:
@@ -217,21 +241,7 @@ def evaluate(
     pictures = workdir / "pictures"
     results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
     writer.write_scalars(done, results)
-    writer.flush()
     curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
+    writer.write_images(done, {path.stem: figures.load(path) for path in pictures.glob("*.png")})
+    writer.flush()
     return results
-
-
-def save_and_stop(
-    checkpoints: Checkpoints, state: step.State, fingerprint: dict, workdir: Path, total_steps: int
-) -> None:
-    """Saves unless this step is saved already, and raises Interrupted."""
-    done = int(state.step)
-    checkpoints.wait()
-    if done not in checkpoints.steps():
-        checkpoints.save(done, state, {}, fingerprint)
-        checkpoints.wait()
-    raise Interrupted(
-        f"stopped at step {done} of {total_steps} and saved in {workdir}; go on with:\n"
-        f"  supmim train --workdir={workdir}"
-    )

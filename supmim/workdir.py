@@ -30,18 +30,31 @@ def read_config(workdir: Path) -> FrozenConfigDict:
         raise ConfigError(
             f"{workdir} holds no run (no config.json); start one with --config=FILE.py"
         )
-    return config_lib.from_json(path.read_text(encoding="utf-8"), str(path))
+    return config_lib.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
-def write_config(workdir: Path, config: Any) -> None:
-    """Freezes the config in the workdir; ConfigError if a run of another config is there."""
-    path = workdir / "config.json"
-    if path.is_file() and (lines := config_lib.differences(read_config(workdir), config)):
+def holds_run(workdir: Path) -> bool:
+    """Whether there is anything that another config would spoil."""
+    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    logged = metrics.is_file() and metrics.stat().st_size > 0
+    return logged or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
+def check_config(workdir: Path, config: Any) -> None:
+    """ConfigError if the workdir holds a run of another config; names the keys that differ."""
+    if not holds_run(workdir):
+        return
+    if lines := config_lib.differences(read_config(workdir), config):
         raise ConfigError(
             f"{workdir} holds a run of another config:\n  " + "\n  ".join(lines) + "\n"
             "Choose another --workdir, or leave out --config to continue that run"
         )
-    write_text(path, config_lib.to_json(config))
+
+
+def begin(workdir: Path, config: Any) -> None:
+    """Freezes the config in the workdir; from here on its run is not finished."""
+    write_text(workdir / "config.json", config_lib.to_json(config))
+    (workdir / "results.json").unlink(missing_ok=True)
 
 
 def read_results(workdir: Path) -> dict[str, float]:

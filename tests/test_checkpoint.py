@@ -91,7 +91,7 @@ def test_a_damaged_newest_falls_back_with_one_message(saved, told, harm):
     assert (saved.folder / "3.corrupt").is_dir() and not (saved.folder / "3").exists()
 
 
-def test_orbax_itself_would_have_loaded_the_flipped_bit_or_hidden_its_reason(saved):
+def test_a_flipped_bit_is_named(saved):
     flip_bit(saved)
     assert "SHA-256 differs" in checkpoint.damage(saved.folder / "3")
 
@@ -118,15 +118,17 @@ def test_an_unfinished_folder_is_overwritten_by_the_next_save(saved):
 def test_all_damaged_stops_instead_of_starting_again(saved):
     for step in (1, 2, 3):
         data_file(saved, step).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no good checkpoint is left") as caught:
-        saved.restore(abstract_of(state_of(0)))
-    assert caught.value.exit_code == 4
+    for _ in range(2):  # a scheduler that starts it again changes nothing
+        with pytest.raises(CheckpointError, match="no good checkpoint is left") as caught:
+            saved.restore(abstract_of(state_of(0)))
+        assert caught.value.exit_code == 4
 
 
 def test_resume_takes_the_step_asked_for_and_sets_newer_ones_aside(saved, told):
     restored = saved.restore_from("2", abstract_of(state_of(0)))
-    assert int(restored.state["step"]) == 2 and saved.steps() == [1, 2]
-    assert (saved.folder / "3.superseded").is_dir() and "set aside" in told[0]
+    assert int(restored.state["step"]) == 2 and saved.steps() == [1, 2, 3]
+    saved.set_aside_newer(2)
+    assert (saved.folder / "3.superseded").is_dir() and "kept as 3.superseded" in told[0]
     path = str(saved.folder / "1")
     assert int(saved.restore_from(path, abstract_of(state_of(0))).state["step"]) == 1
     assert saved.steps() == [1, 2]
@@ -178,6 +180,33 @@ def test_newest_and_best_are_kept(tmp_path, told):
         checkpoints.save(step, state_of(step), results, NOTE)
     checkpoints.wait()
     assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_fewer_scored_than_kept_best_deletes_none(tmp_path, told):
+    checkpoints = Checkpoints(tmp_path, told.append, keep=1, keep_best=3, keep_best_metric="x")
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step), {"x": step / 10}, NOTE)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2, 3]
+
+
+def test_the_last_save_must_succeed_and_is_not_made_twice(tmp_path, told, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", told.append)
+    checkpoints.save_now(3, state_of(3), NOTE)
+    before = (tmp_path / "c/3" / checkpoint.DIGESTS).stat().st_mtime_ns
+    checkpoints.save_now(3, state_of(3), NOTE)
+    assert before == (tmp_path / "c/3" / checkpoint.DIGESTS).stat().st_mtime_ns
+    checkpoints.rank(3, {"x": 0.5})
+    assert checkpoints.note(3)["results"] == {"x": 0.5} and not checkpoint.damage(
+        checkpoints.folder / "3"
+    )
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp, "save_async", full)
+    with pytest.raises(CheckpointError, match="step 4 could not be saved .* from step 3"):
+        checkpoints.save_now(4, state_of(4), NOTE)
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path, told):

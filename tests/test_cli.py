@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from supmim import cli
+from supmim import config as config_lib
+from tests.conftest import tiny_config
 
 DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
 
@@ -31,7 +33,7 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
         (["trian"], "'trian' is not a verb of supmim: train"),
         (["train", "--wrkdir=x"], "Did you mean: workdir"),
         (["train", f"--config={DIGITS}"], "--workdir is missing"),
-        (["train", "--workdir=x", "stray"], "'stray' is not a flag"),
+        (["train", "--workdir=x", f"--config={DIGITS}", "stray"], "'stray' is not a flag"),
         (["train", "--workdir=/nowhere/x"], "holds no run"),
         (["train", "--workdir=x", "--config=nope.py"], "No such file"),
         (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim or baseline"),
@@ -58,13 +60,38 @@ def test_a_value_of_the_wrong_type_is_told(capsys):
 
 @pytest.mark.parametrize(
     ("code", "told"),
-    [("def get_config(:", "line 1: SyntaxError"), ("\n\n1/0", "line 3: ZeroDivisionError")],
+    [
+        ("def get_config(:", "line 1: SyntaxError"),
+        ("\n\n1/0", "line 3: ZeroDivisionError"),
+        ("def get_config():\n    return {}['boom']", "line 2: KeyError: boom"),
+        ("def get_config():\n    return 1 + 'a'", "line 2: TypeError"),
+        ("import os\ndef get_config():\n    os.nope", "line 3: AttributeError"),
+    ],
 )
 def test_a_fault_in_a_preset_is_told_with_its_line(capsys, tmp_path, code, told):
     preset = tmp_path / "broken.py"
     preset.write_text(code)
     message = fails(capsys, "train", f"--workdir={tmp_path}", f"--config={preset}")
     assert f"{preset}, {told}" in message
+
+
+@pytest.mark.parametrize("code", ["return {}", "pass"])
+def test_a_preset_that_returns_no_config_is_told(capsys, tmp_path, code):
+    preset = tmp_path / "wrong.py"
+    preset.write_text(f"def get_config():\n    {code}\n")
+    assert "get_config() of the preset returned" in fails(
+        capsys, "train", f"--workdir={tmp_path}", f"--config={preset}"
+    )
+
+
+def test_the_workdirs_own_config_takes_overrides(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(config_lib.to_json(tiny_config()))
+    values = cli.parse("evaluate", [f"--workdir={tmp_path}", "--config.mesh.fsdp=2"])
+    assert cli.config_of(values).mesh.fsdp == 2 and values.config.encoder.width == 16
+    told = fails(capsys, "train", f"--workdir={tmp_path}", "--config.mesh.fdsp=2")
+    assert 'Did you mean "fsdp" instead of "fdsp"?' in told
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
+    assert "is not a supmim config" in fails(capsys, "train", f"--workdir={tmp_path}")
 
 
 def test_config_errors_and_help_come_before_jax():

@@ -142,11 +142,6 @@ def test_evaluation_reads_every_record_once(batch_size):
     np.testing.assert_array_equal(index[valid > 0], np.arange(10))
 
 
-def test_a_source_smaller_than_a_batch_is_told():
-    with pytest.raises(DataError, match="--config.batch_size=10 or less"):
-        next(pipeline.train_batches(small(), DATA, 11, mesh_of(1), 0, 1))
-
-
 def test_fingerprint_sees_pixels_labels_seed_and_batch():
     config = tiny_config()
     base = pipeline.fingerprint(small(), config)

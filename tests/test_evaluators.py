@@ -86,9 +86,7 @@ def test_embeddings_that_mean_nothing_are_an_error(harm):
 
 
 def test_pixel_floors_are_the_published_ones():
-    everything = [sources.digits(split).read(range(n)) for split, n in
-                  (("train", 1500), ("test", 297))]  # fmt: skip
-    floors = knn.pixel_floors(*everything)
+    floors = knn.pixel_floors(sources.digits("train"), sources.digits("test"))
     assert round(100 * floors["floor/knn_pixels_cosine"], 2) == 97.98
     assert round(100 * floors["floor/knn_pixels_euclidean"], 2) == 98.32
 

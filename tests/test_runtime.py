@@ -26,12 +26,15 @@ def machine(tmp_path: Path, *files: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("file", "kind"),
-    [("dev/nvidia0", "gpu"), ("dev/accel0", "tpu"), ("sys/bus/pci/devices/a/vendor", "tpu"),
-     ("dev/null", "")],
+    ("file", "kind", "device_id"),
+    [("dev/nvidia0", "gpu", ""), ("dev/accel0", "tpu", ""), ("dev/null", "", ""),
+     ("sys/bus/pci/devices/a/vendor", "tpu", "0x0063"),
+     ("sys/bus/pci/devices/a/vendor", "", "0x0042")],
 )  # fmt: skip
-def test_cpu_beside_an_accelerator_needs_consent(tmp_path, monkeypatch, file, kind):
+def test_cpu_beside_an_accelerator_needs_consent(tmp_path, monkeypatch, file, kind, device_id):
     root = machine(tmp_path, file)
+    if device_id:
+        (root / file).with_name("device").write_text(device_id)
     assert devices.visible_accelerator(root) == kind
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     devices.check(root)
@@ -102,7 +105,7 @@ with StopSignal() as stop:
 
 def totals_of(bad: int, loss: float) -> dict:
     return {
-        "skipped_steps": metrics.scalar(jnp.asarray(float(bad))),
+        "skipped_in_a_row": metrics.Last(jnp.asarray(bad)),
         "mim_loss": metrics.scalar(jnp.asarray(loss)),
         "class_loss": metrics.scalar(jnp.asarray(1.0)),
     }

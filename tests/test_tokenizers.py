@@ -1,5 +1,7 @@
 """patch_vq: good codes, the same each time, saved whole."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,10 +69,19 @@ def test_more_codes_than_patches_is_told(images):
 
 def test_saved_tokenizer_comes_back_and_is_not_fitted_again(tmp_path, images, tokenizer):
     config = tiny_config(**{"tokenizer.codebook_size": 32})
-    first = tokenizers.load_or_fit(config, tmp_path / "t", lambda: images)
-    back = tokenizers.load_or_fit(config, tmp_path / "t", lambda: pytest.fail("fitted again"))
+    made_from = {"images": 400}
+    load_or_fit = functools.partial(tokenizers.load_or_fit, config, tmp_path / "t")
+    first = load_or_fit(made_from, lambda: images, needed=False)
+    back = load_or_fit(made_from, lambda: pytest.fail("fitted again"), needed=True)
     np.testing.assert_array_equal(back.codes, first.codes)
     assert (back.patch_size, back.channels) == (2, 1)
+    with pytest.raises(CheckpointError, match="does not hold the tokenizer that this run"):
+        load_or_fit({"images": 200}, lambda: images[:200], needed=True)
+    other = load_or_fit({"images": 200}, lambda: images[:200], needed=False)
+    assert not (other.codes == first.codes).all()
+    assert other.fingerprint() != first.fingerprint() == back.fingerprint()
+    (tmp_path / "t/made_from.json").write_text("{")
+    load_or_fit(made_from, lambda: images, needed=False)
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "no digest"])

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+GEOMETRY = ("flip", "shift", "rotate", "scale", "shear")  # the options that move pixels
+
 
 def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """[B] keys, one for each example and epoch, whatever the batch size."""
@@ -18,7 +20,7 @@ def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
 
 def to_float(image: jax.Array) -> jax.Array:
     """uint8 -> float32 in [0, 1]."""
-    return image.astype(jnp.float32) / 255
+    return jnp.asarray(image, jnp.float32) / 255
 
 
 def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
@@ -58,9 +60,10 @@ def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
 def mixup(
     rng: jax.Array, image: jax.Array, probabilities: jax.Array, valid: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Blends each image and its class probabilities with the next one's, as in big_vision.
+    """Blends [B, ...] images and their probabilities [B, C] with the next ones', as big_vision.
 
-    One share per step from Beta(alpha, alpha), folded to >= 0.5; padding is mixed into nothing.
+    valid: [B]. One share per step from Beta(alpha, alpha), folded to >= 0.5; padding is mixed into
+    nothing.
     """
     share = jax.random.beta(rng, alpha, alpha)
     share = jnp.maximum(share, 1 - share)

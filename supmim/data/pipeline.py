@@ -6,6 +6,7 @@ is depends on the seed and n alone, so the position of a run is its step, on any
 
 import collections
 import itertools
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,6 @@ from absl import flags
 
 from supmim import sharding
 from supmim.data.sources import Source
-from supmim.errors import DataError
 
 Batch = dict[str, Any]
 READ_AHEAD = 4  # host batches
@@ -28,7 +28,9 @@ class HostBatch:
 
     def __init__(self, source: Source, seed: int, batch_size: int, rows: np.ndarray) -> None:
         self.source, self.batch_size, self.rows = source, batch_size, rows
-        self.order = grain.MapDataset.range(len(source)).shuffle(seed)
+        # Grain shuffles epoch e with seed + e: spread the seeds, or they would share epochs.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.order = grain.MapDataset.range(len(source)).shuffle(spread)
 
     def __call__(self, step: int) -> Batch:
         """image, label, index, epoch, valid: [rows, ...]."""
@@ -51,12 +53,7 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
 def train_batches(
     source: Source, data: Any, batch_size: int, mesh: jax.sharding.Mesh, start: int, stop: int
 ) -> Iterator[Batch]:
-    """Global batches of steps start..stop-1, prefetched. DataError if the source is too small."""
-    if len(source) < batch_size:
-        raise DataError(
-            f"{source.name} has {len(source)} images, fewer than a batch; set "
-            f"--config.batch_size={len(source)} or less"
-        )
+    """Global batches of steps start..stop-1, prefetched."""
     read = HostBatch(source, data.seed, batch_size, local_rows(batch_size, mesh))
     steps = grain.MapDataset.range(start, stop).map(read)
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
@@ -64,7 +61,8 @@ def train_batches(
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+        workers = grain.MultiprocessingOptions(num_workers=data.workers)
+        batches = batches.mp_prefetch(workers, worker_init_fn=_leave_ctrl_c_to_the_run)
     return _to_devices(iter(batches), batch_size, mesh)
 
 
@@ -81,6 +79,11 @@ def eval_batches(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> It
                    "valid": valid.astype(np.float32)}  # fmt: skip
 
     return _to_devices(batches(), batch_size, mesh)
+
+
+def _leave_ctrl_c_to_the_run(*_: int) -> None:
+    """A reader process lives until the run has saved and stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _to_devices(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from supmim.data.sources import Source
 from supmim.errors import NumericsError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
@@ -18,6 +19,7 @@ from supmim.report import neighbours as neighbour_picture
 K = 20  # neighbours that vote, DINO's reported value
 TEMPERATURE = 0.07  # DINO's
 QUERIES = 1024  # scored against the bank at once
+PIXEL_FLOOR_LIMIT = 10**8  # pixel values of a source up to which the floors of raw pixels are taken
 
 
 def normalize(embedding: np.ndarray, name: str) -> np.ndarray:
@@ -36,6 +38,7 @@ def normalize(embedding: np.ndarray, name: str) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest(queries: jax.Array, bank: jax.Array, excluded: jax.Array, k: int):
+    """[Q, D], [M, D], [Q] bank ids left out -> cosines and bank ids, [Q, k] each."""
     similarity = jnp.matmul(queries, bank.T, precision="highest")
     similarity = jnp.where(jnp.arange(len(bank))[None] == excluded[:, None], -jnp.inf, similarity)
     return jax.lax.top_k(similarity, k)
@@ -68,8 +71,9 @@ def vote(similarity: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndar
     return scores.argmax(axis=1)
 
 
-def pixel_floors(train: dict, evaluation: dict) -> dict[str, float]:
+def pixel_floors(train: Source, evaluation: Source) -> dict[str, float]:
     """Recall at 1 of raw pixels: what an embedding must beat."""
+    train, evaluation = (source.read(range(len(source))) for source in (train, evaluation))
     bank, queries = (
         split["image"].reshape(len(split["image"]), -1).astype(np.float32)
         for split in (train, evaluation)
@@ -92,10 +96,9 @@ class Evaluator:
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.pictures, self._last = config.eval.pictures, {}
-        everything = {
-            split: source.read(range(len(source))) for split, source in predictions.sources.items()
-        }
-        self.floors = pixel_floors(everything["train"], everything["eval"])
+        train, evaluation = (predictions.sources[split] for split in ("train", "eval"))
+        small = len(train) * train.read([0])["image"].size <= PIXEL_FLOOR_LIMIT
+        self.floors = pixel_floors(train, evaluation) if small else {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""

@@ -9,14 +9,13 @@ import numpy as np
 from supmim import sharding, step
 from supmim.data import pipeline
 from supmim.data.sources import Source
-from supmim.tasks import Task
 
 
 class Predictions:
     """sources: {"train": Source, "eval": Source}."""
 
     def __init__(
-        self, task: Task, sources: dict[str, Source], batch_size: int, mesh: jax.sharding.Mesh
+        self, task: step.Task, sources: dict[str, Source], batch_size: int, mesh: jax.sharding.Mesh
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
         self._predict = jax.jit(

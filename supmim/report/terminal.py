@@ -36,7 +36,9 @@ class Terminal:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._bar = self._progress.add_task("", total=total_steps, completed=start)
+        self._bar = self._progress.add_task(
+            "compiling the train step", total=total_steps, completed=start
+        )
 
     def __enter__(self) -> "Terminal":
         self._progress.start()

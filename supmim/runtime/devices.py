@@ -7,6 +7,8 @@ import jax
 
 from supmim.errors import DeviceError
 
+GOOGLE = "0x1ae0"  # PCI vendor and device ids, as JAX knows them
+TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
 
 
@@ -14,13 +16,19 @@ def visible_accelerator(root: Path = Path("/")) -> str:
     """`gpu`, `tpu` or nothing: what the operating system shows, whatever JAX can use."""
     if any((root / "dev").glob("nvidia[0-9]*")):
         return "gpu"
-    google = "0x1ae0"
-    vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
-    if any((root / "dev").glob("accel[0-9]*")) or any(
-        vendor.read_text().strip() == google for vendor in vendors
-    ):
+    functions = (root / "sys/bus/pci/devices").glob("*")
+    if any((root / "dev").glob("accel[0-9]*")) or any(map(_is_tpu, functions)):
         return "tpu"
     return ""
+
+
+def _is_tpu(function: Path) -> bool:
+    """Google's network cards share the vendor id: the device id decides."""
+    try:
+        vendor, device = ((function / name).read_text().strip() for name in ("vendor", "device"))
+    except OSError:
+        return False
+    return vendor == GOOGLE and device in TPUS
 
 
 def check(root: Path = Path("/")) -> list[jax.Device]:

@@ -44,7 +44,7 @@ class NumericsWatch:
         )
 
     def _bad_in_a_row(self) -> float:
-        return float(self._recent[-1][2]["skipped_steps"].total)
+        return float(self._recent[-1][2]["skipped_in_a_row"].value)
 
 
 def _printable(totals: metrics.Metrics) -> dict[str, float | str]:

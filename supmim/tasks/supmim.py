@@ -15,6 +15,9 @@ from supmim import losses, masking, metrics, models, tokenizers
 from supmim.data import augment
 from supmim.data.sources import Source
 from supmim.models import supmim as supmim_model
+from supmim.workdir import holds_run
+
+FIT_CHUNK = 512  # images that are moved at once for the tokenizer
 
 
 class SupMIM:
@@ -31,6 +34,10 @@ class SupMIM:
         data = self.config.data
         image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
         return self.model.init(rng, image, self.draw_mask(rng, 1))["params"]
+
+    def fingerprint(self) -> dict[str, str]:
+        """The tokenizer, if there is one: other ids would be another training."""
+        return {} if self.frozen is None else {"tokenizer": self.frozen.fingerprint()}
 
     def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
         """One mask per image, as config.mim says."""
@@ -86,7 +93,7 @@ class SupMIM:
         )
 
     def class_terms(self, logits: jax.Array, target: jax.Array, batch: dict):
-        """Weighted class loss and its metrics: [B, C], [B, C] -> ()."""
+        """[B, C], [B, C] -> weighted class loss () and its metrics."""
         loss = losses.CLASS_LOSSES[self.config.classifier.loss](logits, target)
         correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
         loss = metrics.mean(loss, batch["valid"])
@@ -94,7 +101,7 @@ class SupMIM:
         return self.class_weight * loss.compute(), totals
 
     def mim_terms(self, code_logits: jax.Array, token_mask: masking.TokenMask, batch: dict):
-        """Weighted token loss and its metrics: [B, M, K] -> ()."""
+        """[B, M, K] -> weighted token loss () and its metrics."""
         ids = token_mask.ids_predict
         target_ids = masking.take_tokens(batch["target_ids"], ids)
         mask = masking.take_tokens(token_mask.mask, ids)
@@ -152,10 +159,22 @@ def create(config: Any, source: Source, workdir: Path) -> SupMIM:
 
     def views() -> np.ndarray:
         count = min(config.tokenizer.fit_images, len(source))
-        index = np.linspace(0, len(source) - 1, count).astype(np.int32)
-        keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
-        image = augment.to_float(jnp.asarray(source.read(index)["image"]))
         move = jax.jit(functools.partial(augment.geometry, data=config.data))
-        return np.asarray(move(keys, image))
 
-    return SupMIM(config, tokenizers.load_or_fit(config, workdir / "tokenizer", views))
+        def view(index: np.ndarray) -> np.ndarray:
+            keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
+            return np.asarray(move(keys, augment.to_float(source.read(index)["image"])))
+
+        index = np.linspace(0, len(source) - 1, count).astype(np.int32)
+        parts = np.split(index, range(FIT_CHUNK, count, FIT_CHUNK))
+        return np.concatenate([view(part) for part in parts])
+
+    made_from = {
+        "tokenizer": config.tokenizer.to_dict(),
+        "data": {name: config.data.to_dict()[name] for name in ("seed", *augment.GEOMETRY)},
+        "source": source.fingerprint(),
+    }
+    tokenizer = tokenizers.load_or_fit(
+        config, workdir / "tokenizer", made_from, views, needed=holds_run(workdir)
+    )
+    return SupMIM(config, tokenizer)

@@ -1,5 +1,6 @@
 """Tokenizers: frozen maps between images and grids of ids; the decoder predicts the ids."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,7 +8,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from supmim.errors import CheckpointError
 from supmim.tokenizers import patch_vq
+from supmim.workdir import write_json
 
 
 class Tokenizer(Protocol):
@@ -22,15 +25,33 @@ class Tokenizer(Protocol):
     def save(self, folder: Path) -> None:
         """Writes the tokenizer into a folder, whole or not at all."""
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what its ids depend on."""
+
 
 TOKENIZERS = {"patch_vq": patch_vq}
 
 
-def load_or_fit(config: Any, folder: Path, images: Callable[[], np.ndarray]) -> Tokenizer:
-    """The tokenizer of a run: read from its folder, else fitted on images() and saved there."""
-    module = TOKENIZERS[config.tokenizer.name]
-    if (folder / module.FILE).exists():
+def load_or_fit(
+    config: Any,
+    folder: Path,
+    made_from: dict[str, Any],
+    images: Callable[[], np.ndarray],
+    needed: bool,
+) -> Tokenizer:
+    """The tokenizer in `folder` if it was made from the same; else one fitted on images(), saved.
+
+    made_from: JSON of all that its codes depend on; written last, so that it marks a whole one.
+    needed: whether a run goes on with it; then CheckpointError rather than fitting another.
+    """
+    module, note = TOKENIZERS[config.tokenizer.name], folder / "made_from.json"
+    if note.is_file() and _read(note) == made_from:
         return module.load(folder)
+    if needed:
+        raise CheckpointError(
+            f"{folder} does not hold the tokenizer that this run was trained with: it is missing, "
+            "damaged, or was made from other data. Restore it, or start again in a new --workdir"
+        )
     tokenizer = module.fit(
         images(),
         codebook_size=config.tokenizer.codebook_size,
@@ -39,4 +60,12 @@ def load_or_fit(config: Any, folder: Path, images: Callable[[], np.ndarray]) -> 
         seed=config.data.seed,
     )
     tokenizer.save(folder)
+    write_json(note, made_from)
     return tokenizer
+
+
+def _read(note: Path) -> Any:
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        return None

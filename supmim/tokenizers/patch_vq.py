@@ -20,6 +20,7 @@ from supmim.models import layers
 FILE = "patch_vq.npz"
 DIGEST = "patch_vq.json"
 CHUNK = 65_536  # patches whose distances to all codes are held at once
+MOST_PATCHES = 2**17  # k-means sees no more than this, drawn at random
 
 
 @struct.dataclass
@@ -37,6 +38,10 @@ class PatchVQ:
     def decode(self, ids: jax.Array) -> jax.Array:
         """[B, N] -> [B, S, S, C]."""
         return layers.unpatchify(self.codes[ids], self.patch_size, self.channels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the codes."""
+        return sha256(np.asarray(self.codes).tobytes()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Codes, then their digest; load wants both."""
@@ -77,7 +82,10 @@ def distances(patches: jax.Array, codes: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
-    """`steps` rounds of k-means; a code without patches moves to the worst served patch."""
+    """`steps` rounds of k-means: [P, F], [K, F] -> [K, F].
+
+    A code without patches moves to the worst served patch.
+    """
     num_codes = len(codes)
 
     def nearest(codes):
@@ -104,14 +112,17 @@ def fit(image: np.ndarray, *, codebook_size: int, patch_size: int, steps: int, s
 
     Starts from distinct patches drawn by `seed`. ConfigError if there are fewer than codes.
     """
-    patches = np.asarray(layers.patchify(jnp.asarray(image), patch_size))
+    rng = np.random.default_rng(seed)
+    patches = layers.patchify(image, patch_size)
     patches = patches.reshape(-1, patches.shape[-1])
+    if len(patches) > MOST_PATCHES:
+        patches = patches[rng.choice(len(patches), MOST_PATCHES, replace=False)]
     distinct = np.unique(patches, axis=0)
     if len(distinct) < codebook_size:
         raise ConfigError(
             f"config.tokenizer.codebook_size={codebook_size} exceeds the {len(distinct)} distinct "
             f"patches of {len(image)} images; set it to {len(distinct)} or less"
         )
-    start = np.random.default_rng(seed).choice(len(distinct), codebook_size, replace=False)
+    start = rng.choice(len(distinct), codebook_size, replace=False)
     codes = _lloyd(jnp.asarray(patches), jnp.asarray(distinct[np.sort(start)]), steps)
     return PatchVQ(codes, patch_size, image.shape[-1])
