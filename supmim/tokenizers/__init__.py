@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from supmim.errors import CheckpointError
 from supmim.tokenizers import patch_vq
 from supmim.workdir import write_json
 
@@ -42,16 +41,11 @@ def load_or_fit(
     """The tokenizer in `folder` if it was made from the same; else one fitted on images(), saved.
 
     made_from: JSON of all that its codes depend on; written last, so that it marks a whole one.
-    needed: whether a run goes on with it; then CheckpointError rather than fitting another.
+    needed: a run goes on with it, so it is read as it is; CheckpointError if it is not whole.
     """
     module, note = TOKENIZERS[config.tokenizer.name], folder / "made_from.json"
-    if note.is_file() and _read(note) == made_from:
+    if needed or (note.is_file() and _read(note) == made_from):
         return module.load(folder)
-    if needed:
-        raise CheckpointError(
-            f"{folder} does not hold the tokenizer that this run was trained with: it is missing, "
-            "damaged, or was made from other data. Restore it, or start again in a new --workdir"
-        )
     tokenizer = module.fit(
         images(),
         codebook_size=config.tokenizer.codebook_size,
