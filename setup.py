@@ -36,7 +36,7 @@ setup(
     extras_require={
         "cuda": [f"jax[cuda12]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
-        "test": ["pytest>=8", "ruff==0.17.5"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5"],
     },
     entry_points={"console_scripts": ["supmim = supmim.cli:main"]},
 )

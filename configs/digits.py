@@ -11,14 +11,14 @@ def get_config(arm="supmim"):
     """arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 50
-    config.total_epochs = 120
+    config.total_epochs = 175
     config.data.update(image_size=8, channels=1, mixup=0.2)
-    config.data.update(shift=1.0, rotate=15.0, scale=0.15, shear=10.0)
+    config.data.update(shift=1.0, rotate=10.0, scale=0.1, shear=5.0)
     config.encoder.update(patch_size=2, width=64, depth=3, num_heads=4, mlp_dim=256)
     config.classifier.update(num_classes=10, label_smoothing=0.1)
     config.decoder.update(width=64, depth=1, num_heads=4, mlp_dim=128)
     config.mim.mask_ratio = 0.75
     config.tokenizer.update(patch_size=2, codebook_size=64)
     config.optimizer.update(learning_rate=3e-3, b2=0.98, warmup_steps=100, ema_decay=0.995)
-    config.update(log_every=100, eval_every=1200, save_every=1200)
+    config.update(log_every=175, eval_every=1050, save_every=1050)
     return base.arm(config, arm)
