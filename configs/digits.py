@@ -2,6 +2,10 @@
 
 supmim train --config=configs/digits.py --workdir=runs/digits
 supmim train --config=configs/digits.py:baseline --workdir=runs/baseline    (labels alone)
+
+Two CPU cores: 138 s with compiling, 220 CPU seconds, 1.5 GB. Result of the first command: kNN R@1
+99.66 %, top-1 100.00 % on 297 test digits; means of three seeds and the baselines: README.md.
+Tuned on a 1,200/300 split of the 1,500 training digits.
 """
 
 from supmim import config as base

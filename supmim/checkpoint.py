@@ -103,7 +103,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Deletes what is neither among the newest nor among the best; the new one is whole."""
         steps = self.steps()
-        scores = {step: self.note(step)["results"].get(self.best_metric) for step in steps}
+        scores = {step: self._score(step) for step in steps}
         ranked = sorted((s for s in steps if scores[s] is not None), key=scores.get)
         best = ranked[max(len(ranked) - self.keep_best, 0) :]
         kept = set(steps[-self.keep :]) | set(best)
@@ -111,6 +111,12 @@ class Checkpoints:
             # The digests go first: a half deleted folder is not whole.
             (self.folder / str(step) / DIGESTS).unlink()
             shutil.rmtree(self.folder / str(step))
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return self.note(step)["results"].get(self.best_metric)
+        except (OSError, ValueError, KeyError):
+            return None  # damaged: told when it is restored
 
     def poll(self) -> None:
         """Tells of a failed save; CheckpointError after several in a row."""
