@@ -98,7 +98,10 @@ with StopSignal() as stop:
     assert child.stdout.readline() == "requested\n"
     began = time.monotonic()
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate()
+    try:
+        _, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert child.returncode == 128 + signal.SIGINT and time.monotonic() - began < 5
     assert "SIGTERM: finishing the step and saving" in err
 
