@@ -92,9 +92,7 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     `config` is the preset of the command line, else the workdir's own, with its overrides.
     """
     verb, argv = VERBS[name], ["supmim", *args]
-    values = flags.FlagValues()
-    for flag, (default, meaning) in verb.flags.items():
-        flags.DEFINE_string(flag, default, meaning, flag_values=values)
+    values = own_flags(verb)
     preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
     next_command = f"See: supmim {name} --help"
     try:
@@ -121,11 +119,17 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     return values
 
 
-def workdir_of(verb: Verb, argv: Sequence[str]) -> Path | None:
-    """The workdir among arguments that are not parsed yet."""
+def own_flags(verb: Verb) -> flags.FlagValues:
+    """The flags of a verb, without the config's."""
     values = flags.FlagValues()
     for flag, (default, meaning) in verb.flags.items():
         flags.DEFINE_string(flag, default, meaning, flag_values=values)
+    return values
+
+
+def workdir_of(verb: Verb, argv: Sequence[str]) -> Path | None:
+    """The workdir among arguments that are not parsed yet."""
+    values = own_flags(verb)
     own = [arg for arg in argv if not arg.startswith(("--config", "-config"))]
     values(own, known_only=True)
     return Path(values.workdir) if values.workdir else None

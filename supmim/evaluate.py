@@ -37,12 +37,12 @@ def run(config: Any, flags: Any) -> None:
         pictures = workdir / "pictures" if at_end else workdir / "pictures" / f"step_{done}"
         judges = evaluators.create(config, predictions)
         results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
-    if at_end:
-        merged = {name: value for name, value in (finished | results).items() if name != "step"}
-        page.write(workdir, merged, config_lib.to_json(read_config(workdir)))
-        write_results(workdir, {"step": done, **merged})
-    else:
-        write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
+        if at_end:
+            merged = {name: value for name, value in (finished | results).items() if name != "step"}
+            page.write(workdir, merged, config_lib.to_json(read_config(workdir)))
+            write_results(workdir, {"step": done, **merged})
+        else:
+            write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
     terminal.print_results(results, f"step {done} of {workdir}:")
 
 
