@@ -19,13 +19,17 @@ from supmim.errors import ConfigError, SupmimError
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """One verb: what it does, how it is called, its flags as name -> (default, meaning)."""
+    """One verb: what it does, how it is called, its flags as name -> (default, meaning).
+
+    A flag whose default is False is a switch. actions: what the word after the verb may be.
+    """
 
     summary: str
     usage: str
-    flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    flags: dict[str, tuple[str | bool, str]] = dataclasses.field(default_factory=dict)
     required: tuple[str, ...] = ()
     takes_config: bool = False
+    actions: tuple[str, ...] = ()
 
 
 WORKDIR = ("", "folder of the run: config, metrics, checkpoints, pictures, report")
@@ -78,8 +82,8 @@ def verb_help(name: str) -> str:
             "      preset to start from, a file of code; without it the workdir's own",
             "      config.json is continued, with any --config.option=value on top",
         ]
-    for flag, (_, meaning) in verb.flags.items():
-        lines += [f"  --{flag}=", f"      {meaning}"]
+    for flag, (default, meaning) in verb.flags.items():
+        lines += [f"  --{flag}" + ("" if default is False else "="), f"      {meaning}"]
     if verb.takes_config:
         lines += ["", "Config options and their defaults, before the preset:"]
         lines += [config_lib.describe()]
@@ -91,7 +95,13 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
 
     `config` is the preset of the command line, else the workdir's own, with its overrides.
     """
-    verb, argv = VERBS[name], ["supmim", *args]
+    verb = VERBS[name]
+    if verb.actions and (not args or args[0] not in verb.actions):
+        asked = f"not {args[0]!r}" if args else f"e.g. {verb.usage}"
+        raise ConfigError(f"supmim {name} takes {', '.join(verb.actions)}; {asked}")
+    if verb.actions:
+        args = [f"--action={args[0]}", *args[1:]]
+    argv = ["supmim", *args]
     values = own_flags(verb)
     preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
     next_command = f"See: supmim {name} --help"
@@ -123,7 +133,10 @@ def own_flags(verb: Verb) -> flags.FlagValues:
     """The flags of a verb, without the config's."""
     values = flags.FlagValues()
     for flag, (default, meaning) in verb.flags.items():
-        flags.DEFINE_string(flag, default, meaning, flag_values=values)
+        define = flags.DEFINE_boolean if default is False else flags.DEFINE_string
+        define(flag, default, meaning, flag_values=values)
+    if verb.actions:
+        flags.DEFINE_enum("action", None, verb.actions, "what to do", flag_values=values)
     return values
 
 

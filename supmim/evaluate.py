@@ -62,7 +62,7 @@ def restored(
 ) -> tuple[step.State, Predictions]:
     """The state of one checkpoint, the newest unless a step is asked for, and its predictions."""
     source, eval_source = train.load_sources(config)
-    task = TASKS[config.task](config, source, workdir)
+    task = TASKS[config.task].create(config, source, workdir)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
     abstract_state, _ = train.place(make_state, mesh)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from clu import parameter_overview
 
 from supmim import config as config_lib
@@ -51,7 +52,7 @@ def train(
     """Set-up, loop and end of one run, in a workdir that it holds."""
     source, eval_source = load_sources(config)
     total_steps = steps_of(config, source)
-    task = TASKS[config.task](config, source, workdir)
+    task = TASKS[config.task].create(config, source, workdir)
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
     rng = jax.random.key(config.seed)
@@ -65,12 +66,7 @@ def train(
     start = int(state.step)
     begin(workdir, config)
 
-    prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
-    train_step = jax.jit(
-        functools.partial(step.train_step, task=task, tx=tx),
-        donate_argnums=0,
-        out_shardings=(placement, None),
-    )
+    prepare, train_step = programs(task, tx, mesh, placement)
     batches = pipeline.train_batches(
         source, config.data, config.batch_size, mesh, start, total_steps
     )
@@ -188,6 +184,19 @@ def place(make_state: Callable[[], step.State], mesh: jax.sharding.Mesh) -> tupl
         placement,
     )
     return abstract_state, placement
+
+
+def programs(
+    task: step.Task, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, placement: Any
+) -> tuple[Any, Any]:
+    """The two jitted programs of a step: `prepare` and `train_step`, which donates its state."""
+    prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
+    train_step = jax.jit(
+        functools.partial(step.train_step, task=task, tx=tx),
+        donate_argnums=0,
+        out_shardings=(placement, None),
+    )
+    return prepare, train_step
 
 
 def restore(

@@ -6,14 +6,13 @@ import importlib.util
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from supmim import config as config_lib
-from supmim import optimizer, step
+from supmim import optimizer, sharding, step
+from supmim.data import pipeline
 from supmim.errors import ConfigError
-from supmim.tasks.supmim import SupMIM
-from supmim.tokenizers.patch_vq import PatchVQ
+from supmim.tasks import TASKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -26,22 +25,11 @@ def load(name):
     return module
 
 
-def shape(*dims, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(dims, dtype)
-
-
 def traced(config):
     """Shapes of the state and metrics after one step on an imagined batch."""
-    patch, data = config.tokenizer.patch_size, config.data
-    codes = shape(config.tokenizer.codebook_size, patch * patch * data.channels)
-    task = SupMIM(config, PatchVQ(codes, patch, data.channels) if config.mim_weight else None)
+    task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
-    rows, size = config.batch_size, data.image_size
-    batch = {
-        "image": shape(rows, size, size, data.channels, dtype=jnp.uint8),
-        **{name: shape(rows, dtype=jnp.int32) for name in ("label", "index", "epoch")},
-        "valid": shape(rows),
-    }
+    batch = pipeline.abstract_batch(config, sharding.make_mesh(8, 1, 1))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), key)
     batch = jax.eval_shape(task.prepare, task.frozen, batch)

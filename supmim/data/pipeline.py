@@ -66,6 +66,20 @@ def train_batches(
     return _to_devices(iter(batches), batch_size, mesh)
 
 
+def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
+    """Shapes of the global batch of a training step, with their shardings."""
+    size, channels = config.data.image_size, config.data.channels
+    fields = {
+        "image": ((size, size, channels), np.uint8), "label": ((), np.int32),
+        "index": ((), np.int32), "epoch": ((), np.int32), "valid": ((), np.float32),
+    }  # fmt: skip
+    placement = sharding.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=placement)
+        for name, (shape, dtype) in fields.items()
+    }
+
+
 def eval_batches(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
     """Every record once, in order; the last batch is padded with `valid` = 0."""
     rows = local_rows(batch_size, mesh)

@@ -1,5 +1,5 @@
-"""What can be trained, by name: functions of (config, source, workdir) that make a step.Task."""
+"""What can be trained, by name: modules whose `create` and `abstract` make a step.Task."""
 
 from supmim.tasks import supmim
 
-TASKS = {"supmim": supmim.create}
+TASKS = {"supmim": supmim}

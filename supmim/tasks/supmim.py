@@ -149,6 +149,11 @@ def to_input(image: jax.Array) -> jax.Array:
     return 2 * image - 1
 
 
+def abstract(config: Any) -> SupMIM:
+    """The task of a config without data: enough to trace and compile it."""
+    return SupMIM(config, tokenizers.abstract(config) if config.mim_weight else None)
+
+
 def create(config: Any, source: Source, workdir: Path) -> SupMIM:
     """The task of a run; its tokenizer is in the workdir, or is fitted on the source and put there.
 

@@ -31,6 +31,12 @@ class Tokenizer(Protocol):
 TOKENIZERS = {"patch_vq": patch_vq}
 
 
+def abstract(config: Any) -> Tokenizer:
+    """The tokenizer of a config, of shapes only: what is needed to trace and compile."""
+    module, sizes = TOKENIZERS[config.tokenizer.name], config.tokenizer
+    return module.abstract(sizes.codebook_size, sizes.patch_size, config.data.channels)
+
+
 def load_or_fit(
     config: Any,
     folder: Path,

@@ -56,6 +56,12 @@ class PatchVQ:
         os.replace(part, folder / FILE)
 
 
+def abstract(codebook_size: int, patch_size: int, channels: int) -> PatchVQ:
+    """A tokenizer of shapes only."""
+    codes = jax.ShapeDtypeStruct((codebook_size, patch_size**2 * channels), jnp.float32)
+    return PatchVQ(codes, patch_size, channels)
+
+
 def load(folder: Path) -> PatchVQ:
     """Reads a saved tokenizer; CheckpointError if it is not what was written."""
     try:
