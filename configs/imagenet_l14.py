@@ -20,7 +20,6 @@ def get_config(arm="supmim"):
     config.encoder.stochastic_depth = 0.1
     config.classifier.num_classes = 1000
     config.tokenizer.update(patch_size=14, codebook_size=1024)
-    # Decoupled decay of 1e-4 per step at this learning rate is 0.1 in AdamW's terms.
     config.optimizer.update(learning_rate=1e-3, weight_decay=0.1, warmup_steps=10_000)
     config.update(log_every=50, eval_every=5_000, save_every=1_000)
     return base.arm(config, arm)

@@ -71,6 +71,7 @@ OPTIONS = {
     "seed": _seed("seed of parameters, masks, dropout and mixing"),
     "task": Option("supmim", "what is trained", choices=("supmim",)),
     "batch_size": _at_least(1, 1024, "images per step, over all devices"),
+    "accumulation_steps": _at_least(1, 1, "parts a batch is taken in, one after the other"),
     "total_epochs": _at_least(1, 90, "length of the training, in passes over the training set"),
     "class_weight": _at_least(0, 1.0, "weight of the class loss"),
     "mim_weight": _at_least(0, 1.0, "weight of the token loss; 0 builds no decoder at all"),
@@ -146,12 +147,22 @@ OPTIONS = {
     "tokenizer.patch_size": _at_least(1, 16, "side of the square that one id stands for, pixels"),
     "tokenizer.fit_images": _at_least(1, 8192, "training images that the codes are fitted on"),
     "tokenizer.fit_steps": _at_least(1, 30, "k-means steps"),
-    # Optimizer: AdamW, linear warm-up, cosine to zero.
-    "optimizer.learning_rate": _at_least(0, 1e-3, "peak learning rate at this batch size"),
+    # Optimizer: linear warm-up, cosine to zero.
+    "optimizer.name": Option(
+        "adamw",
+        "AdamW, Adam with big_vision's decay, or LAMB (DeiT-III)",
+        choices=("adamw", "adam_decoupled", "lamb"),
+    ),
+    "optimizer.learning_rate": _at_least(1e-12, 1e-3, "peak learning rate at this batch size"),
     "optimizer.warmup_steps": _at_least(0, 10_000, "linear warm-up, in steps"),
     "optimizer.b1": _share(0.9, "decay of Adam's first moment", high=0.99999),
     "optimizer.b2": _share(0.999, "decay of Adam's second moment", high=0.99999),
-    "optimizer.weight_decay": _at_least(0, 0.1, "AdamW decay of kernels, times learning rate"),
+    "optimizer.moment_dtype": Option(
+        "float32", "dtype of the first moment", choices=("float32", "bfloat16")
+    ),
+    "optimizer.weight_decay": _at_least(
+        0, 0.1, "decay of kernels, times learning rate; adam_decoupled: times schedule"
+    ),
     "optimizer.clip_norm": _at_least(0, 1.0, "largest global gradient norm; 0: no clipping"),
     "optimizer.ema_decay": Option(
         0.0,
@@ -281,6 +292,12 @@ def _size_problems(config: Any) -> Iterator[str]:
             )
     if encoder.attention == "cudnn" and encoder.dtype != "bfloat16":
         yield "config.encoder.attention=cudnn works in bfloat16: set config.encoder.dtype=bfloat16"
+    if config.batch_size % config.accumulation_steps:
+        yield (
+            f"config.batch_size={config.batch_size} is not divisible by "
+            f"config.accumulation_steps={config.accumulation_steps}; nearest: "
+            + _nearest(config.accumulation_steps, lambda n: config.batch_size % n == 0)
+        )
     if not config.class_weight and not config.mim_weight:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
     if config.mim_weight:

@@ -69,11 +69,15 @@ def code_metrics(target_ids: jax.Array, codebook_size: int, valid: jax.Array) ->
     return {"code_usage": CodeUsage(counts), "code_perplexity": CodePerplexity(counts)}
 
 
+def merge(parts: Sequence[Metrics]) -> Metrics:
+    """The metrics of all parts together."""
+    return {
+        name: functools.reduce(lambda a, b: a.merge(b), [part[name] for part in parts])
+        for name in parts[0]
+    }
+
+
 def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
     """Fetches the metrics of several steps and merges each over the steps."""
     fetched = jax.device_get(list(steps))
-    merged = {
-        name: functools.reduce(lambda a, b: a.merge(b), [step[name] for step in fetched])
-        for name in fetched[0]
-    }
-    return {name: float(np.asarray(metric.compute())) for name, metric in merged.items()}
+    return {name: float(np.asarray(metric.compute())) for name, metric in merge(fetched).items()}

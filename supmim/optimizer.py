@@ -1,4 +1,4 @@
-"""AdamW with decay on kernels only, warm-up and cosine, clipping, averaged parameters."""
+"""Adam's family with decay on kernels only, warm-up and cosine, clipping, averaged parameters."""
 
 from typing import Any, NamedTuple
 
@@ -17,11 +17,38 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     )
 
 
-def decay_mask(params: Any) -> Any:
+def decayed(name: str) -> bool:
     """True for kernels: by name, since scan changes ranks. Not for biases, norms, positions."""
+    return name.endswith("/kernel")
+
+
+def decay_mask(params: Any) -> Any:
+    """A tree of `decayed`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: sharding.path_name(path).endswith("/kernel"), params
+        lambda path, _: decayed(sharding.path_name(path)), params
     )
+
+
+def trust_ratio() -> optax.GradientTransformation:
+    """LAMB's layer-wise scale |param| / |update| (arXiv 1904.00962), for what is decayed only.
+
+    NVIDIA's and timm's LAMB, with which DeiT-III was trained, leave the other parameters alone. A
+    stack of scanned blocks has one ratio per block, as unrolled ones have.
+    """
+
+    def scale(path, update, param):
+        name = sharding.path_name(path)
+        if not decayed(name):
+            return update
+        axes = tuple(range("/stack/" in name, update.ndim))
+        sizes = [jnp.sqrt((x**2).sum(axis=axes, keepdims=True)) for x in (param, update)]
+        usable = (sizes[0] > 0) & (sizes[1] > 0)
+        return update * jnp.where(usable, sizes[0] / jnp.where(usable, sizes[1], 1), 1)
+
+    def rescale(updates, params):
+        return jax.tree_util.tree_map_with_path(scale, updates, params)
+
+    return optax.stateless(rescale)
 
 
 class AverageState(NamedTuple):
@@ -54,21 +81,24 @@ def average_params(decay: float) -> optax.GradientTransformation:
 def create(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The transformation of config.optimizer.
 
+    adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by
+    weight_decay times the schedule alone, which peaks at 1 (big_vision), lamb as adamw and with
+    `trust_ratio`.
+
     A gradient that is not finite changes nothing inside, averages included, and is counted in
     `notfinite_count` (in a row) and `total_notfinite`; the loop reads them.
     """
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(
-        optax.adamw(
-            learning_rate,
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        )  # fmt: skip
-    )
+    parts.append(optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype))
+    decay = config.weight_decay
+    if config.name == "adam_decoupled":
+        decay = decay / config.learning_rate
+    parts.append(optax.add_decayed_weights(decay, decay_mask))
+    if config.name == "lamb":
+        parts.append(trust_ratio())
+    parts.append(optax.scale_by_learning_rate(learning_rate))
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
     never = np.iinfo(np.int32).max  # optax lets the update after this many bad ones through

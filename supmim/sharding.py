@@ -49,14 +49,16 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
     )
 
 
-def check_divides(name: str, batch_size: int, mesh: Mesh) -> None:
-    """ConfigError unless a batch splits evenly over the batch axes."""
-    shards = batch_shards(mesh)
+def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """ConfigError unless each part of a batch splits evenly over the batch axes."""
+    shards = batch_shards(mesh) * parts
     if batch_size % shards:
         below = batch_size // shards * shards
         nearest = " or ".join(str(n) for n in (below, below + shards) if n)
         raise ConfigError(
-            f"config.{name}={batch_size} does not divide over {shards} devices; nearest: {nearest}"
+            f"config.{name}={batch_size} does not divide over {batch_shards(mesh)} devices"
+            + (f" in {parts} parts" if parts > 1 else "")
+            + f"; nearest: {nearest}"
         )
 
 

@@ -1,5 +1,6 @@
 """The step: pure functions of state, batch and key. They know a task, not what it trains."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -26,8 +27,11 @@ class Task(Protocol):
     def prepare(self, frozen: Any, batch: Batch) -> Batch:
         """Raw batch -> the views and targets of a step; a program of its own, ahead of it."""
 
+    def draw(self, batch: Batch, rng: jax.Array) -> Batch:
+        """Adds to a prepared batch what is drawn over all of it, such as masks and mixing."""
+
     def loss_fn(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """Scalar loss and metric totals of a prepared batch."""
+        """Scalar loss and metric totals of a drawn batch, or of some of its rows."""
 
     def predict(self, params: Any, batch: Batch) -> Batch:
         """What evaluators ask of a raw batch: at least `embedding` [B, D] and `logits` [B, C]."""
@@ -49,17 +53,50 @@ def create_state(rng: jax.Array, task: Task, tx: optax.GradientTransformation) -
 
 
 def train_step(
-    state: State, batch: Batch, rng: jax.Array, *, task: Task, tx: optax.GradientTransformation
+    state: State,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    task: Task,
+    tx: optax.GradientTransformation,
+    parts: int = 1,
 ) -> tuple[State, metrics.Metrics]:
-    """One update from a prepared batch; `rng` is the same at every step."""
+    """One update from a prepared batch, taken in so many parts; `rng` is the same at every step."""
     rng = jax.random.fold_in(rng, state.step)
-    grads, totals = jax.grad(task.loss_fn, has_aux=True)(state.params, batch, rng)
+    batch = task.draw(batch, rng)
+    grads, totals = gradients(task.loss_fn, state.params, batch, rng, parts)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     totals["grad_norm"] = metrics.scalar(optax.tree.norm(grads))
     totals["skipped_in_a_row"] = metrics.Last(opt_state.notfinite_count)
     totals["skipped_steps"] = metrics.Last(opt_state.total_notfinite)
     return State(state.step + 1, params, opt_state), totals
+
+
+def gradients(
+    loss_fn: Callable, params: Any, batch: Batch, rng: jax.Array, parts: int
+) -> tuple[Any, metrics.Metrics]:
+    """Gradients and metric totals of a batch; taken in parts, they are those of the whole.
+
+    A part is every parts-th row, so that each device keeps its own. Only what the model draws
+    itself, such as dropout, differs from part to part.
+    """
+    grad = jax.grad(loss_fn, has_aux=True)
+    if parts == 1:
+        return grad(params, batch, rng)
+
+    def add(sums, part):
+        number, rows = part
+        grads, totals = grad(params, rows, jax.random.fold_in(rng, number))
+        share = rows["valid"].sum() / batch["valid"].sum()
+        return jax.tree.map(lambda total, one: total + share * one, sums, grads), totals
+
+    rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    grads, stacked = jax.lax.scan(
+        add, jax.tree.map(jnp.zeros_like, params), (jnp.arange(parts), rows)
+    )
+    each = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(parts)]
+    return grads, metrics.merge(each)
 
 
 def eval_step(params: Any, batch: Batch, *, task: Task) -> Batch:

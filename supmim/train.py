@@ -41,7 +41,7 @@ def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str
             terminal.print_results(finished, f"{workdir} holds a finished run:")
             return finished
         mesh = mesh_of(config)
-        sharding.check_divides("batch_size", config.batch_size, mesh)
+        sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
         with jax.set_mesh(mesh):
             return train(config, workdir, resume, mesh, stop)
 
@@ -66,7 +66,7 @@ def train(
     start = int(state.step)
     begin(workdir, config)
 
-    prepare, train_step = programs(task, tx, mesh, placement)
+    prepare, train_step = programs(task, tx, mesh, placement, config.accumulation_steps)
     batches = pipeline.train_batches(
         source, config.data, config.batch_size, mesh, start, total_steps
     )
@@ -187,12 +187,16 @@ def place(make_state: Callable[[], step.State], mesh: jax.sharding.Mesh) -> tupl
 
 
 def programs(
-    task: step.Task, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, placement: Any
+    task: step.Task,
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    placement: Any,
+    parts: int,
 ) -> tuple[Any, Any]:
     """The two jitted programs of a step: `prepare` and `train_step`, which donates its state."""
     prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
     train_step = jax.jit(
-        functools.partial(step.train_step, task=task, tx=tx),
+        functools.partial(step.train_step, task=task, tx=tx, parts=parts),
         donate_argnums=0,
         out_shardings=(placement, None),
     )

@@ -46,7 +46,8 @@ def first_gradients_and_losses(shape, **changes):
         def step_and_gradients(state, batch):
             after, totals = step.train_step(state, batch, rng, task=task, tx=tx)
             key = jax.random.fold_in(rng, state.step)
-            return after, totals, jax.grad(task.loss_fn, has_aux=True)(state.params, batch, key)[0]
+            drawn = task.draw(batch, key)
+            return after, totals, jax.grad(task.loss_fn, has_aux=True)(state.params, drawn, key)[0]
 
         program = jax.jit(step_and_gradients, out_shardings=(placement, None, None))
         first, losses = None, []

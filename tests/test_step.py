@@ -33,6 +33,10 @@ def prepared(task, step_number=0):
     return jax.jit(task.prepare)(task.frozen, raw_batch(step_number))
 
 
+def loss_of(task):
+    return lambda params, batch, rng: task.loss_fn(params, task.draw(batch, rng), rng)
+
+
 def trained(task, config, steps=3, seed=0):
     """State and metrics after so many steps from a fresh state."""
     tx = optimizer.create(config.optimizer, lambda _: 3e-3)
@@ -71,7 +75,7 @@ def test_mim_weight_zero_is_the_baseline_bit_for_bit():
     task, config = task_of(mim_weight=0.0, **STOCHASTIC)
     baseline, _ = trained(task, config)
     assert set(baseline.params) == {"encoder", "classifier"} and task.frozen is None
-    jaxpr = str(jax.make_jaxpr(task.loss_fn)(baseline.params, prepared(task), jax.random.key(0)))
+    jaxpr = str(jax.make_jaxpr(loss_of(task))(baseline.params, prepared(task), jax.random.key(0)))
     assert "argsort" not in jaxpr and "sort[" not in jaxpr
 
     both, config = task_of(**STOCHASTIC)
@@ -100,7 +104,7 @@ def test_padding_changes_no_loss_metric_or_gradient():
         "label": half["label"].at[BATCH // 2 :].set(3),
         "target_ids": half["target_ids"].at[BATCH // 2 :].set(5),
     }
-    grad = jax.jit(jax.grad(task.loss_fn, has_aux=True))
+    grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
     rng = jax.random.key(1)
     assert_equal(grad(params, half, rng), grad(params, scribbled, rng))
 
@@ -110,11 +114,34 @@ def test_means_over_a_padded_batch_are_those_of_the_valid_half():
     params = task.init(jax.random.key(0))
     batch = prepared(task)
     valid = (jnp.arange(BATCH) < 12).astype(jnp.float32)
-    loss = jax.jit(task.loss_fn)
+    loss = jax.jit(loss_of(task))
     rng = jax.random.key(0)
     padded, _ = loss(params, batch | {"valid": valid}, rng)
     cut, _ = loss(params, {k: v[:12] for k, v in batch.items()}, rng)
     np.testing.assert_allclose(padded, cut, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_has_the_gradients_and_metrics_of_the_whole(parts):
+    task, _ = task_of(**{"data.mixup": 0.2})
+    params = task.init(jax.random.key(0))
+    head = params["classifier"]["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    rng = jax.random.key(0)
+    for padding in (0, 5):  # padded rows fall unevenly on the parts
+        batch = prepared(task) | {"valid": (jnp.arange(BATCH) >= padding).astype(jnp.float32)}
+        drawn = task.draw(batch, rng)
+        gradients = jax.jit(functools.partial(step.gradients, task.loss_fn, parts=parts))
+        grads, totals = gradients(params, drawn, rng)
+        whole, whole_totals = jax.jit(
+            functools.partial(step.gradients, task.loss_fn, parts=1)
+        )(params, drawn, rng)  # fmt: skip
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), grads, whole
+        )
+        values, wanted = metrics.summarize([totals]), metrics.summarize([whole_totals])
+        for name in wanted.keys() - ({"loss"} if padding else set()):
+            np.testing.assert_allclose(values[name], wanted[name], rtol=1e-5, err_msg=name)
 
 
 def flops(function, *arguments):
@@ -137,7 +164,7 @@ def test_masked_pass_costs_less_than_a_full_one():
     def cost(**changes):
         task, _ = task_of(**changes)
         params = task.init(jax.random.key(0))
-        return flops(task.loss_fn, params, prepared(task), jax.random.key(0))
+        return flops(loss_of(task), params, prepared(task), jax.random.key(0))
 
     assert cost(mim_weight=0.0) < cost(**{"mim.passes": "one"}) < cost()
     assert cost() < cost(**{"mim.hidden": "mask_token"})
@@ -155,7 +182,7 @@ def test_every_kind_of_masking_has_finite_losses_and_reaches_every_parameter(
     params = task.init(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
-    grad = jax.jit(jax.grad(task.loss_fn, has_aux=True))
+    grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
     grads, totals = grad(params, prepared(task), jax.random.key(0))
     values = metrics.summarize([totals])
     assert all(np.isfinite(list(values.values())))
@@ -168,7 +195,7 @@ def test_every_kind_of_masking_has_finite_losses_and_reaches_every_parameter(
 
 def test_ratio_zero_has_token_loss_zero():
     task, _ = task_of(**{"mim.mask_ratio": 0.0})
-    loss, totals = task.loss_fn(task.init(jax.random.key(0)), prepared(task), jax.random.key(0))
+    loss, totals = loss_of(task)(task.init(jax.random.key(0)), prepared(task), jax.random.key(0))
     assert metrics.summarize([totals])["mim_loss"] == 0.0 and np.isfinite(loss)
 
 
@@ -182,7 +209,7 @@ def test_class_view_is_mixed_and_mim_view_is_not():
 
     task.apply = spy
     batch = prepared(task)
-    task.loss_fn(task.init(jax.random.key(0)), batch, jax.random.key(0))
+    loss_of(task)(task.init(jax.random.key(0)), batch, jax.random.key(0))
     np.testing.assert_array_equal(seen["predict_tokens"], batch["image"])
     assert not (seen["classify"] == batch["image"]).all()
 
@@ -197,7 +224,7 @@ def test_sigmoid_loss_and_label_smoothing_act():
     def loss(**changes):
         task, _ = task_of(mim_weight=0.0, **changes)
         return float(
-            task.loss_fn(task.init(jax.random.key(0)), prepared(task), jax.random.key(0))[0]
+            loss_of(task)(task.init(jax.random.key(0)), prepared(task), jax.random.key(0))[0]
         )
 
     np.testing.assert_allclose(loss(), np.log(10), rtol=1e-5)
@@ -221,6 +248,51 @@ def test_decay_moves_kernels_alone():
     np.testing.assert_allclose(moved["a"]["kernel"], 0.05, rtol=1e-6)
     np.testing.assert_allclose(moved["stack"]["kernel"], 0.05, rtol=1e-6)
     assert moved["a"]["bias"] == moved["a"]["scale"] == moved["positions"] == 0
+
+
+def test_decoupled_decay_follows_the_schedule_and_not_the_learning_rate():
+    params, schedule = {"w": {"kernel": jnp.full(3, 2.0)}}, lambda step: 0.01 * (step + 1) / 2
+    moved = {}
+    for name, decay in (("adam_decoupled", 0.25), ("adamw", 0.25)):
+        config = tiny_config(**{
+            "optimizer.name": name, "optimizer.weight_decay": decay, "optimizer.learning_rate": 0.01
+        }).optimizer  # fmt: skip
+        tx = optimizer.create(config, schedule)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        moved[name] = float(updates["w"]["kernel"][0])
+    np.testing.assert_allclose(moved["adam_decoupled"], -0.25 * 0.5 * 2.0, rtol=1e-5)
+    np.testing.assert_allclose(moved["adamw"], -0.25 * 0.005 * 2.0, rtol=1e-5)
+
+
+def test_lamb_moves_each_kernel_in_proportion_to_its_norm():
+    config = tiny_config(**{"optimizer.name": "lamb", "optimizer.weight_decay": 0.1}).optimizer
+    tx = optimizer.create(config, lambda _: 0.5)
+    key = jax.random.key(0)
+    kernels = jax.random.normal(key, (3, 4, 2)) * jnp.array([1.0, 10.0, 0.0]).reshape(3, 1, 1)
+    unrolled = {f"block_{i}": {"kernel": kernels[i], "bias": kernels[i, 0]} for i in range(3)}
+    stacked = {"stack": {"kernel": kernels, "bias": kernels[:, 0]}}
+    steps = {}
+    for name, params in (("unrolled", {"x": unrolled}), ("stacked", {"x": stacked})):
+        gradient = jax.tree.map(lambda p: jnp.sin(3 * p) + 0.1, params)
+        steps[name], _ = tx.update(gradient, tx.init(params), params)
+    for i, (size, kernel) in enumerate(zip((1, 1, 0), kernels, strict=True)):
+        update = steps["unrolled"]["x"][f"block_{i}"]
+        np.testing.assert_allclose(steps["stacked"]["x"]["stack"]["kernel"][i], update["kernel"],
+                                   rtol=1e-5)  # fmt: skip
+        if size:  # |update| = learning rate x |parameter|
+            np.testing.assert_allclose(
+                jnp.linalg.norm(update["kernel"]), 0.5 * jnp.linalg.norm(kernel), rtol=1e-5
+            )
+        np.testing.assert_allclose(jnp.abs(update["bias"]), 0.5, rtol=1e-3)  # plain Adam
+
+
+def test_the_first_moment_is_kept_in_its_dtype():
+    task, config = task_of(mim_weight=0.0, **{"optimizer.moment_dtype": "bfloat16"})
+    state, _ = trained(task, config, steps=1)
+    mu, nu = (optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(mu)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((nu, state.params))} == {jnp.dtype("float32")}
 
 
 def test_schedule_warms_up_and_ends_at_zero():

@@ -17,6 +17,7 @@ from supmim.data.sources import Source
 from supmim.models import supmim as supmim_model
 from supmim.workdir import holds_run
 
+STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
 FIT_CHUNK = 512  # images that are moved at once for the tokenizer
 
 
@@ -55,20 +56,25 @@ class SupMIM:
         targets = {} if frozen is None else {"target_ids": frozen.encode(view)}
         return {"image": view, "label": batch["label"], "valid": batch["valid"], **targets}
 
-    def loss_fn(self, params: Any, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """Weighted sum of the losses of a prepared batch, and totals of what is logged."""
-        # One stream per purpose; a stream's number is part of a run, so new ones go to the end.
-        mix_rng, mask_rng, class_rng, mim_rng = (jax.random.fold_in(rng, i) for i in range(4))
+    def draw(self, batch: dict, rng: jax.Array) -> dict:
+        """Adds the class view [B, S, S, C], its target [B, C], and a mask per image."""
         head = self.config.classifier
         target = losses.one_hot(batch["label"], head.num_classes, head.label_smoothing)
         image = batch["image"]
         if self.config.data.mixup:
             image, target = augment.mixup(
-                mix_rng, image, target, batch["valid"], self.config.data.mixup
+                stream(rng, "mixing"), image, target, batch["valid"], self.config.data.mixup
             )
-        code_logits = token_mask = None
+        drawn = batch | {"class_image": image, "class_target": target}
         if self.model.decoder is not None:
-            token_mask = self.draw_mask(mask_rng, len(image))
+            drawn["token_mask"] = self.draw_mask(stream(rng, "mask"), len(image))
+        return drawn
+
+    def loss_fn(self, params: Any, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+        """Weighted sum of the losses of a drawn batch, and totals of what is logged."""
+        class_rng, mim_rng = stream(rng, "class pass"), stream(rng, "MIM pass")
+        image, target = batch["class_image"], batch["class_target"]
+        token_mask = None if self.model.decoder is None else batch["token_mask"]
         if token_mask is None or self.config.mim.passes == "two":
             logits, _ = self.apply("classify", params, image, rng=class_rng)
         if token_mask is not None and self.config.mim.passes == "two":
@@ -142,6 +148,11 @@ class SupMIM:
         filled = target_ids.at[rows, token_mask.ids_predict].set(code_logits.argmax(axis=-1))
         filled = jnp.where(token_mask.mask > 0, filled, target_ids)
         return {"target_ids": target_ids, "mask": token_mask.mask, "filled_ids": filled}
+
+
+def stream(rng: jax.Array, purpose: str) -> jax.Array:
+    """The key of one purpose within a step."""
+    return jax.random.fold_in(rng, STREAMS.index(purpose))
 
 
 def to_input(image: jax.Array) -> jax.Array:
