@@ -174,6 +174,11 @@ OPTIONS = {
     "mesh.data": _at_least(-1, -1, "devices that split the batch; -1: the rest"),
     "mesh.fsdp": _at_least(-1, 1, "devices that split batch and parameters; -1: the rest"),
     "mesh.tensor": _at_least(-1, 1, "devices that split heads and MLP; -1: the rest"),
+    "mesh.fsdp_splits": Option(
+        "state",
+        "what fsdp splits: the whole state, or the optimizer's alone (ZeRO-1)",
+        choices=("state", "optimizer"),
+    ),
     # Evaluation and pictures.
     "eval.evaluators": Option(",".join(EVALUATORS), "evaluators, separated by commas"),
     "eval.batch_size": _at_least(1, 512, "images per evaluation batch, over all devices"),

@@ -15,7 +15,6 @@ from supmim.errors import CheckpointError, ConfigError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import page, terminal
 from supmim.runtime import lock
-from supmim.tasks import TASKS
 from supmim.workdir import read_config, read_results, write_json, write_results
 
 
@@ -62,10 +61,10 @@ def restored(
 ) -> tuple[step.State, Predictions]:
     """The state of one checkpoint, the newest unless a step is asked for, and its predictions."""
     source, eval_source = train.load_sources(config)
-    task = TASKS[config.task].create(config, source, workdir)
+    task = train.create_task(config, source, workdir, mesh)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
-    abstract_state, _ = train.place(make_state, mesh)
+    abstract_state, _ = train.place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
     found = (
         checkpoints.restore_from(asked, abstract_state)

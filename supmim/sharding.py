@@ -5,6 +5,8 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from supmim.errors import ConfigError
@@ -21,13 +23,19 @@ RULES = (
     (r"mlp/up/bias$", ("tensor",)),  # [4D]
     (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [4D, D]
     (r"embedding/kernel$", (None, "fsdp")),  # [F, D]
-    (r"head/kernel$", ("fsdp", "tensor")),  # [D, classes or codes]
-    (r"head/bias$", ("tensor",)),  # [classes or codes]
+    (r"(head|representation)/kernel$", ("fsdp", "tensor")),  # [D, classes, codes or rep_size]
+    (r"(head|representation)/bias$", ("tensor",)),  # [classes, codes or rep_size]
+    (r"positions$", (None, "fsdp")),  # [N, D], learned
+    (r"codes$", ("fsdp", None)),  # [K, F], of the tokenizer
 )
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """A mesh over all devices; one axis may be -1, the rest. ConfigError if they do not fit."""
+    """A mesh over all devices; one axis may be -1, the rest. ConfigError if they do not fit.
+
+    Neighbours along `tensor` and `fsdp` are near each other. `data` is outermost: it alone crosses
+    the slow links between slices of TPUs, and between hosts where the others fit into one.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
@@ -44,9 +52,25 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
         raise ConfigError(
             f"{asked} uses {known} of {len(devices)} devices; set one axis to -1 for the rest"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    return Mesh(arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
+    """Devices [data, fsdp, tensor] for these sizes, by the links between them."""
+    shape = tuple(sizes.values())
+    if devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(shape, devices)  # in order: host after host
+    slices = len({device.slice_index for device in devices})
+    if sizes["data"] % slices:
+        raise ConfigError(
+            f"mesh.data={sizes['data']} does not divide over {slices} slices of TPUs, and no other "
+            f"axis may cross the slow links between them; set --config.mesh.data={slices} or a "
+            "multiple"
+        )
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    inside = (sizes["data"] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
 
 
 def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
@@ -94,11 +118,18 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return PartitionSpec()
 
 
-def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of a tree of shapes, by its path."""
+def state_sharding(abstract_state: Any, mesh: Mesh, fsdp_splits: str = "state") -> Any:
+    """A NamedSharding for each leaf of a tree of shapes, by its path.
+
+    fsdp_splits: the whole `state`, or the `optimizer` state alone (ZeRO-1, arXiv 1910.02054).
+    """
 
     def place(path, leaf):
-        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh))
+        name = path_name(path)
+        spec = partition_spec(name, leaf.shape, mesh)
+        if fsdp_splits == "optimizer" and not name.startswith("opt_state"):
+            spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 

@@ -52,13 +52,13 @@ def train(
     """Set-up, loop and end of one run, in a workdir that it holds."""
     source, eval_source = load_sources(config)
     total_steps = steps_of(config, source)
-    task = TASKS[config.task].create(config, source, workdir)
+    task = create_task(config, source, workdir, mesh)
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
     rng = jax.random.key(config.seed)
 
     make_state = functools.partial(step.create_state, rng, task, tx)
-    abstract_state, placement = place(make_state, mesh)
+    abstract_state, placement = place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
     fingerprint = pipeline.fingerprint(source, config) | task.fingerprint()
     state = restore(checkpoints, abstract_state, fingerprint, resume)
@@ -139,7 +139,7 @@ def mesh_of(config: Any) -> jax.sharding.Mesh:
         raise ConfigError(
             f"config.encoder.attention=cudnn needs a GPU, JAX uses the {platform}; set it to xla"
         )
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
     return mesh
 
@@ -174,10 +174,21 @@ def steps_of(config: Any, source: sources.Source) -> int:
     return total_steps
 
 
-def place(make_state: Callable[[], step.State], mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+def create_task(
+    config: Any, source: sources.Source, workdir: Path, mesh: jax.sharding.Mesh
+) -> step.Task:
+    """The task of a run, with its frozen arrays on the mesh."""
+    task = TASKS[config.task].create(config, source, workdir)
+    task.frozen = jax.device_put(task.frozen, sharding.state_sharding(task.frozen, mesh))
+    return task
+
+
+def place(
+    make_state: Callable[[], step.State], mesh: jax.sharding.Mesh, fsdp_splits: str
+) -> tuple[Any, Any]:
     """Shapes of the state with their shardings, and the shardings alone."""
     shapes = jax.eval_shape(make_state)
-    placement = sharding.state_sharding(shapes, mesh)
+    placement = sharding.state_sharding(shapes, mesh, fsdp_splits)
     abstract_state = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         shapes,

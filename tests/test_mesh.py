@@ -11,6 +11,7 @@ from supmim import metrics, optimizer, sharding, step
 from supmim.data import pipeline, sources
 from supmim.errors import ConfigError
 from supmim.models import layers
+from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import tiny_config
@@ -35,7 +36,8 @@ def first_gradients_and_losses(shape, **changes):
     rng = jax.random.key(0)
     with jax.set_mesh(mesh):
         make_state = functools.partial(step.create_state, rng, task, tx)
-        placement = sharding.state_sharding(jax.eval_shape(make_state), mesh)
+        splits = config.mesh.fsdp_splits
+        placement = sharding.state_sharding(jax.eval_shape(make_state), mesh, splits)
         state = jax.jit(make_state, out_shardings=placement)()
         head = state.params["classifier"]["head"]  # zero at the start: it would hide the encoder
         head["kernel"] = jax.device_put(
@@ -67,8 +69,8 @@ def reference():
     return first_gradients_and_losses((1, 1, 1))
 
 
-def check(shape):
-    grads, losses = first_gradients_and_losses(shape)
+def check(shape, **changes):
+    grads, losses = first_gradients_and_losses(shape, **changes)
     wanted_grads, wanted_losses = reference()
 
     def compare(path, ours, wanted):
@@ -91,28 +93,88 @@ def test_no_mesh_changes_the_training(shape):
     check(shape)
 
 
-def test_every_rule_matches_and_large_parameters_are_split():
-    task = SupMIM(tiny_config(**{"encoder.width": 64, "encoder.mlp_dim": 128}), None)
-    tx = optimizer.create(tiny_config(**{"optimizer.ema_decay": 0.9}).optimizer, lambda _: 1.0)
+def abstract_state(config):
+    task = TASKS[config.task].abstract(config)
+    tx = optimizer.create(config.optimizer, lambda _: 1.0)
     shapes = jax.eval_shape(lambda: step.create_state(jax.random.key(0), task, tx))
-    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    names = [sharding.path_name(path) for path, _ in leaves]
+    return {"state": shapes, "tokenizer": task.frozen}
+
+
+def specs(tree, mesh, **how):
+    placed = jax.tree_util.tree_leaves_with_path(sharding.state_sharding(tree, mesh, **how))
+    return {sharding.path_name(path): where.spec for path, where in placed}
+
+
+LARGE = 2**15  # elements
+EVERYTHING = {
+    "data.image_size": 224, "data.channels": 3, "encoder.patch_size": 14, "encoder.width": 256,
+    "encoder.mlp_dim": 1024, "encoder.num_heads": 4, "encoder.pool": "map",
+    "encoder.positions": "learned", "decoder.width": 128, "decoder.mlp_dim": 512,
+    "classifier.rep_size": 256, "classifier.num_classes": 1000, "mim.hidden": "mask_token",
+    "tokenizer.patch_size": 14, "tokenizer.codebook_size": 512, "optimizer.ema_decay": 0.9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_every_rule_matches_and_every_large_leaf_is_split_when_asked(scan):
+    tree = abstract_state(tiny_config(**EVERYTHING, **{"encoder.scan": scan}))
+    placement = specs(tree, sharding.make_mesh(data=1, fsdp=4, tensor=2))
     for pattern, _ in sharding.RULES:
-        assert any(sharding.re.search(pattern, name) for name in names), pattern
-    placement = {
-        sharding.path_name(path): where.spec
-        for path, where in jax.tree_util.tree_leaves_with_path(
-            sharding.state_sharding(shapes, mesh)
-        )
-    }
-    for (_, leaf), name in zip(leaves, names, strict=True):
-        if leaf.size >= 1024:
-            assert any(placement[name]), name
-    kernel = "encoder/blocks/block_0/mlp/up/kernel"
-    moments = [n for n in names if n.endswith(kernel)]
-    assert len(moments) == 4  # parameters, two moments, average
-    assert {placement[n] for n in moments} == {jax.sharding.PartitionSpec("fsdp", "tensor")}
+        assert any(sharding.re.search(pattern, name) for name in placement), pattern
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    large = [sharding.path_name(path) for path, leaf in leaves if leaf.size >= LARGE]
+    assert len(large) > 40 and any("codes" in name for name in large)
+    assert not [name for name in large if "fsdp" not in placement[name]]
+    matrices = [n for n in large if "codes" not in n and "embedding" not in n and "posit" not in n]
+    assert not [name for name in matrices if "tensor" not in placement[name]]
+
+
+def test_moments_and_averages_are_split_like_their_parameters():
+    tree = abstract_state(tiny_config(**EVERYTHING))["state"]
+    placement = specs(tree, sharding.make_mesh(data=1, fsdp=4, tensor=2))
+    params = {name: spec for name, spec in placement.items() if name.startswith("params/")}
+    for name, spec in params.items():
+        others = [n for n in placement if n.endswith(name.removeprefix("params")) and n != name]
+        assert len(others) == 3, name  # two moments and the average
+        assert {placement[n] for n in others} == {spec}
+
+
+def test_zero_1_splits_the_optimizer_alone():
+    tree = abstract_state(tiny_config(**EVERYTHING))["state"]
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    whole, zero = specs(tree, mesh), specs(tree, mesh, fsdp_splits="optimizer")
+    for name, spec in zero.items():
+        if name.startswith("opt_state"):
+            assert spec == whole[name]
+        else:
+            assert "fsdp" not in spec and ("tensor" in spec) == ("tensor" in whole[name])
+    assert any("fsdp" in spec for spec in zero.values())
+
+
+def test_zero_1_does_not_change_the_training():
+    check((2, 4, 1), **{"mesh.fsdp_splits": "optimizer"})
+
+
+class Tpu:
+    """What mesh_utils reads of a device."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number):
+        self.id, self.slice_index, self.process_index = number, number // 8, number // 4
+        self.coords = (number % 4, number % 8 // 4, 0)
+
+
+def test_only_the_data_axis_crosses_slices():
+    devices = [Tpu(number) for number in (5, 3, 14, 9, 0, 1, 2, 4, 6, 7, 8, 10, 11, 12, 13, 15)]
+    for data, fsdp, tensor in ((2, 8, 1), (4, 2, 2), (16, 1, 1)):
+        grid = sharding.arrange({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
+        assert grid.shape == (data, fsdp, tensor)
+        slices = np.vectorize(lambda device: device.slice_index)(grid)
+        assert (slices == slices[:, :1, :1]).all()
+        assert sorted(slices[:, 0, 0]) == list(slices[:, 0, 0])  # outermost: slice after slice
+    with pytest.raises(ConfigError, match="2 slices .* --config.mesh.data=2"):
+        sharding.arrange({"data": 1, "fsdp": 16, "tensor": 1}, devices)
 
 
 def test_stacked_blocks_are_split_like_unrolled_ones():
