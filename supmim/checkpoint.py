@@ -18,6 +18,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from supmim.errors import CheckpointError
+from supmim.runtime import hosts
 from supmim.sharding import path_name
 from supmim.workdir import write_json
 
@@ -45,7 +46,7 @@ class Checkpoints:
         self.folder, self.tell = folder.absolute(), tell
         self.keep, self.keep_best, self.best_metric = keep, keep_best, keep_best_metric
         self._finishing: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure = ""
         self._failures = 0
 
     def steps(self) -> list[int]:
@@ -66,7 +67,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             response = ocp.save_async(path, state, overwrite=True)
         except Exception as error:  # whatever the disk or Orbax raises, training goes on
-            self._failure = error
+            self._failure = _first_line(error)
             self.poll()
             return
         note = {"step": step, "results": results, "fingerprint": fingerprint}
@@ -88,17 +89,18 @@ class Checkpoints:
 
     def rank(self, step: int, results: dict) -> None:
         """Adds the results of a saved step, which decide whether it is among the best."""
-        write_json(self.folder / str(step) / DIGESTS, self.note(step) | {"results": results})
+        path = self.folder / str(step) / DIGESTS
+        hosts.together(lambda: write_json(path, self.note(step) | {"results": results}))
 
     def _finish(self, response: Any, path: Path, note: dict) -> None:
         try:
             response.result()
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 write_json(path / DIGESTS, note | {"files": file_digests(path)})
                 self._prune()
             self._failures = 0
         except Exception as error:
-            self._failure = error
+            self._failure = _first_line(error)
 
     def _prune(self) -> None:
         """Deletes what is neither among the newest nor among the best; the new one is whole."""
@@ -119,25 +121,31 @@ class Checkpoints:
             return None  # damaged: told when it is restored
 
     def poll(self) -> None:
-        """Tells of a failed save; CheckpointError after several in a row."""
-        if self._failure is None:
-            return
-        error, self._failure = self._failure, None
-        self._failures += 1
-        self.tell(f"a checkpoint could not be saved in {self.folder}: {_first_line(error)}")
-        if self._failures >= FAILED_SAVES:
-            raise CheckpointError(
-                f"{self._failures} saves in a row failed in {self.folder}: {_first_line(error)}. "
-                "Free space or mend the folder, then start the run again: it goes on from step "
-                f"{max(self.steps(), default=0)}"
-            ) from error
+        """Tells of a failed save; CheckpointError after several in a row. Several processes hear
+        of it when they wait, together."""
+        if jax.process_count() == 1:
+            self._tell_failure()
 
     def wait(self) -> None:
         """Returns when the save in progress is whole, or has failed and was told."""
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
-        self.poll()
+            self._failure = next(filter(None, hosts.gather(self._failure)), "")
+        self._tell_failure()
+
+    def _tell_failure(self) -> None:
+        if not self._failure:
+            return
+        failure, self._failure = self._failure, ""
+        self._failures += 1
+        self.tell(f"a checkpoint could not be saved in {self.folder}: {failure}")
+        if self._failures >= FAILED_SAVES:
+            raise CheckpointError(
+                f"{self._failures} saves in a row failed in {self.folder}: {failure}. "
+                "Free space or mend the folder, then start the run again: it goes on from step "
+                f"{max(self.steps(), default=0)}"
+            )
 
     # Restoring.
 
@@ -151,6 +159,10 @@ class Checkpoints:
         A damaged one is renamed STEP.corrupt and the one before is used. CheckpointError if all
         are damaged.
         """
+        step = hosts.together(self._newest_good)
+        return None if step is None else load(self.folder / str(step), abstract_state)
+
+    def _newest_good(self) -> int | None:
         whole = self.steps()
         for path in sorted(self._folders()):
             if int(path.name) in whole:
@@ -161,10 +173,9 @@ class Checkpoints:
                 self._set_aside(path, "it is empty")
         for step in reversed(whole):
             path = self.folder / str(step)
-            if problem := damage(path):
-                self._set_aside(path, problem)
-            else:
-                return load(path, abstract_state)
+            if not (problem := damage(path)):
+                return step
+            self._set_aside(path, problem)
         damaged = sorted(path.name for path in self.folder.glob("*.corrupt*"))
         if damaged:
             raise CheckpointError(
@@ -175,18 +186,24 @@ class Checkpoints:
 
     def restore_from(self, asked: str, abstract_state: Any) -> Restored:
         """The checkpoint that was asked for: a STEP of this folder or a PATH."""
-        own = asked.isdigit()
-        path = self.folder / asked if own else Path(asked).absolute()
+        path = self.folder / asked if asked.isdigit() else Path(asked).absolute()
+        hosts.together(lambda: self._check_asked(path, asked))
+        return load(path, abstract_state)
+
+    def _check_asked(self, path: Path, asked: str) -> None:
         if not (path / DIGESTS).is_file():
+            own = asked.isdigit()
             steps = sorted(self.steps(), key=lambda s: abs(s - int(asked))) if own else []
             near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
             raise CheckpointError(f"{path} holds no whole checkpoint{near}")
         if problem := damage(path):
             raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
-        return load(path, abstract_state)
 
     def set_aside_newer(self, step: int) -> None:
         """Renames checkpoints after `step` to STEP.superseded: the run goes on without them."""
+        hosts.together(lambda: self._supersede(step))
+
+    def _supersede(self, step: int) -> None:
         for newer in (self.folder / str(s) for s in self.steps() if s > step):
             aside = free_name(newer, "superseded")
             os.replace(newer, aside)

@@ -33,11 +33,21 @@ class Verb:
 
 
 WORKDIR = ("", "folder of the run: config, metrics, checkpoints, pictures, report")
+HOSTS = {
+    "coordinator": ("", "HOST:PORT of process 0; Slurm and TPU pods find it themselves"),
+    "num_processes": ("", "how many processes there are; 1: this one runs alone"),
+    "process_id": ("", "which of them this is, from 0"),
+    "one_host": (False, "all processes are on this machine"),
+}
 VERBS = {
     "train": Verb(
         "train, evaluate and draw; resume where the workdir stopped",
         "supmim train --config=configs/digits.py --workdir=runs/digits",
-        {"workdir": WORKDIR, "resume": ("", "checkpoint to go on from: a STEP or a PATH")},
+        {
+            "workdir": WORKDIR,
+            "resume": ("", "checkpoint to go on from: a STEP or a PATH"),
+            **HOSTS,
+        },
         required=("workdir",),
         takes_config=True,
     ),
@@ -48,6 +58,7 @@ VERBS = {
             "workdir": WORKDIR,
             "step": ("", "checkpoint to evaluate; default: the newest"),
             "evaluators": ("", "names separated by commas; default: those of the config"),
+            **HOSTS,
         },
         required=("workdir",),
     ),

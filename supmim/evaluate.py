@@ -14,7 +14,7 @@ from supmim.data import pipeline
 from supmim.errors import CheckpointError, ConfigError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import page, terminal
-from supmim.runtime import lock
+from supmim.runtime import hosts, lock
 from supmim.workdir import read_config, read_results, write_json, write_results
 
 
@@ -24,11 +24,13 @@ def run(config: Any, flags: Any) -> None:
     Those of a finished run's last step join its results.json and report; others get a file of
     their own, results_step_STEP.json.
     """
+    hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
+    hosts.agree(config)
     workdir = Path(flags.workdir)
     if flags.evaluators:
         config = with_evaluators(config, flags.evaluators)
     mesh = train.mesh_of(config)
-    with lock.hold(workdir), jax.set_mesh(mesh):
+    with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh):
         finished = read_results(workdir)
         state, predictions = restored(config, workdir, flags.step, mesh)
         done = int(state.step)
@@ -36,13 +38,20 @@ def run(config: Any, flags: Any) -> None:
         pictures = workdir / "pictures" if at_end else workdir / "pictures" / f"step_{done}"
         judges = evaluators.create(config, predictions)
         results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
-        if at_end:
-            merged = {name: value for name, value in (finished | results).items() if name != "step"}
-            page.write(workdir, merged, config_lib.to_json(read_config(workdir)))
-            write_results(workdir, {"step": done, **merged})
-        else:
-            write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
+        hosts.together(lambda: note(workdir, done, results, finished if at_end else None))
     terminal.print_results(results, f"step {done} of {workdir}:")
+
+
+def note(
+    workdir: Path, done: int, results: dict[str, float], finished: dict[str, float] | None
+) -> None:
+    """Writes the results of a step; those of a finished run's last step join the ones it has."""
+    if finished is None:
+        write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
+        return
+    merged = {name: value for name, value in (finished | results).items() if name != "step"}
+    page.write(workdir, merged, config_lib.to_json(read_config(workdir)))
+    write_results(workdir, {"step": done, **merged})
 
 
 def with_evaluators(config: Any, names: str) -> FrozenConfigDict:

@@ -16,17 +16,19 @@ from supmim.data import pipeline, sources
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.evaluators.predictions import Predictions
 from supmim.report import curves, figures, page, terminal
-from supmim.runtime import devices, lock
+from supmim.runtime import devices, hosts, lock
 from supmim.runtime.clock import Clock
 from supmim.runtime.numerics import NumericsWatch
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import TASKS
 from supmim.workdir import begin, check_config, read_results, write_results
-from supmim.writer import Writer, read_metrics
+from supmim.writer import NoWriter, Writer, open_writer, read_metrics
 
 
 def run(config: Any, flags: Any) -> None:
     """The verb."""
+    hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
+    hosts.agree(config)
     train_and_evaluate(config, Path(flags.workdir), flags.resume)
 
 
@@ -35,7 +37,7 @@ def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str
 
     Errors: those of supmim.errors; Interrupted after a signal and a save.
     """
-    with StopSignal() as stop, lock.hold(workdir):
+    with StopSignal() as stop, hosts.first_holds(lock.hold(workdir)):
         check_config(workdir, config)
         if (finished := read_results(workdir)) and not resume:
             terminal.print_results(finished, f"{workdir} holds a finished run:")
@@ -64,7 +66,7 @@ def train(
     state = restore(checkpoints, abstract_state, fingerprint, resume)
     state = state or jax.jit(make_state, out_shardings=placement)()
     start = int(state.step)
-    begin(workdir, config)
+    hosts.together(lambda: begin(workdir, config))
 
     prepare, train_step = programs(task, tx, mesh, placement, config.accumulation_steps)
     batches = pipeline.train_batches(
@@ -79,15 +81,15 @@ def train(
         workdir / "postmortem.json", {"seed": config.seed, "data_seed": config.data.seed}
     )
 
-    with terminal.Terminal(total_steps, start) as screen, Writer(workdir, start) as writer:
+    with terminal.Terminal(total_steps, start) as screen, open_writer(workdir, start) as writer:
         checkpoints.tell = screen.tell
         screen.tell(
             terminal.plan(config, workdir, state.params, mesh, len(source), start, total_steps)
         )
-        write_parameter_table(workdir, state.params)
+        hosts.together(lambda: write_parameter_table(workdir, state.params))
         window: list[metrics.Metrics] = []
         for done in range(start + 1, total_steps + 1):
-            if stop.requested:
+            if stop.after(done - 1):
                 break
             with clock.waiting():
                 batch = next(batches)
@@ -123,8 +125,8 @@ def train(
             )
         results = evaluate(judges, state, workdir, writer, total_steps)
         checkpoints.rank(total_steps, results)
-    page.write(workdir, results, config_lib.to_json(config))
-    write_results(workdir, {"step": total_steps, **results})
+    hosts.together(lambda: page.write(workdir, results, config_lib.to_json(config)))
+    hosts.together(lambda: write_results(workdir, {"step": total_steps, **results}))
     terminal.print_results(results, f"report      {workdir / 'report.html'}")
     return results
 
@@ -209,7 +211,7 @@ def programs(
     train_step = jax.jit(
         functools.partial(step.train_step, task=task, tx=tx, parts=parts),
         donate_argnums=0,
-        out_shardings=(placement, None),
+        out_shardings=(placement, sharding.replicated(mesh)),
     )
     return prepare, train_step
 
@@ -259,13 +261,14 @@ def due(done: int, every: int, total_steps: int) -> bool:
 
 
 def evaluate(
-    judges: list, state: step.State, workdir: Path, writer: Writer, done: int
+    judges: list, state: step.State, workdir: Path, writer: Writer | NoWriter, done: int
 ) -> dict[str, float]:
     """Results of the state's evaluated parameters, written down and drawn."""
     pictures = workdir / "pictures"
     results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
     writer.write_scalars(done, results)
-    curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
+    if hosts.is_first():
+        curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
     writer.write_images(done, {path.stem: figures.load(path) for path in pictures.glob("*.png")})
     writer.flush()
     return results

@@ -1,9 +1,11 @@
 """Where numbers go: metrics.jsonl always, and TensorBoard events."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import tensorboardX
 
@@ -46,6 +48,27 @@ class Writer:
         """Ends both files."""
         self._jsonl.close()
         self._events.close()
+
+
+class NoWriter(contextlib.nullcontext):
+    """What the other processes of a run write: nothing."""
+
+    def __enter__(self) -> "NoWriter":
+        return self
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """See Writer."""
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """See Writer."""
+
+    def flush(self) -> None:
+        """See Writer."""
+
+
+def open_writer(workdir: Path, step: int) -> Writer | NoWriter:
+    """The first process writes, for all."""
+    return Writer(workdir, step) if jax.process_index() == 0 else NoWriter()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

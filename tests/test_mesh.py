@@ -1,11 +1,14 @@
 """Law 3: the shape of the mesh does not change the training. Six shapes here, all with -m slow."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from supmim import metrics, optimizer, sharding, step
 from supmim.data import pipeline, sources
@@ -14,6 +17,7 @@ from supmim.models import layers
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
+from tests import processes
 from tests.conftest import tiny_config
 
 SHAPES = [(2, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)]
@@ -26,13 +30,33 @@ LOSS_TOLERANCE = 2e-4  # relative, over four AdamW steps
 BATCH = 16
 
 
+class Recorded(NamedTuple):
+    inner: Any
+    gradient: Any
+    notfinite_count: Any
+    total_notfinite: Any
+
+
+def recording(tx):
+    """The transformation, which also keeps the last gradient."""
+
+    def state(inner, gradient):
+        return Recorded(inner, gradient, inner.notfinite_count, inner.total_notfinite)
+
+    def update(gradient, old, params):
+        updates, inner = tx.update(gradient, old.inner, params)
+        return updates, state(inner, gradient)
+
+    return optax.GradientTransformation(lambda params: state(tx.init(params), params), update)
+
+
 def first_gradients_and_losses(shape, **changes):
     """Gradients of the first step and losses of four, on a mesh of that shape."""
     config = tiny_config(batch_size=BATCH, **{"data.mixup": 0.2} | changes)
     codes = jax.random.uniform(jax.random.key(9), (16, 4))
     task = SupMIM(config, PatchVQ(codes, 2, 1))
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
-    tx = optimizer.create(config.optimizer, lambda _: 3e-3)
+    tx = recording(optimizer.create(config.optimizer, lambda _: 3e-3))
     rng = jax.random.key(0)
     with jax.set_mesh(mesh):
         make_state = functools.partial(step.create_state, rng, task, tx)
@@ -45,33 +69,30 @@ def first_gradients_and_losses(shape, **changes):
         )
         prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
 
-        def step_and_gradients(state, batch):
-            after, totals = step.train_step(state, batch, rng, task=task, tx=tx)
-            key = jax.random.fold_in(rng, state.step)
-            drawn = task.draw(batch, key)
-            return after, totals, jax.grad(task.loss_fn, has_aux=True)(state.params, drawn, key)[0]
-
-        program = jax.jit(step_and_gradients, out_shardings=(placement, None, None))
+        program = jax.jit(
+            functools.partial(step.train_step, task=task, tx=tx, rng=rng),
+            out_shardings=(placement, sharding.replicated(mesh)),
+        )
         first, losses = None, []
         for batch in pipeline.train_batches(
             sources.digits("train"), config.data, BATCH, mesh, 0, 4
         ):
             batch = prepare(task.frozen, batch)
-            state, totals, grads = program(state, batch)
-            first = grads if first is None else first
+            state, totals = program(state, batch)
+            first = state.opt_state.gradient if first is None else first
             values = metrics.summarize([totals])
             losses.append([values["class_loss"], values["mim_loss"], values["grad_norm"]])
-        return jax.device_get(first), np.array(losses)
+        return multihost_utils.process_allgather(first, tiled=True), np.array(losses)
 
 
 @functools.cache
-def reference():
-    return first_gradients_and_losses((1, 1, 1))
+def in_one_process(shape):
+    return first_gradients_and_losses(shape)
 
 
-def check(shape, **changes):
-    grads, losses = first_gradients_and_losses(shape, **changes)
-    wanted_grads, wanted_losses = reference()
+def check(found, reference):
+    grads, losses = found
+    wanted_grads, wanted_losses = in_one_process(reference)
 
     def compare(path, ours, wanted):
         name = sharding.path_name(path)
@@ -84,13 +105,26 @@ def check(shape, **changes):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_mesh_does_not_change_the_training(shape):
-    check(shape)
+    check(in_one_process(shape), (1, 1, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", sorted(set(ALL_SHAPES) - set(SHAPES)), ids=str)
 def test_no_mesh_changes_the_training(shape):
-    check(shape)
+    check(in_one_process(shape), (1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 2)], ids=str)
+def test_several_processes_train_as_one(shape, tmp_path):
+    out, count = tmp_path / "found.npz", np.prod(shape) // processes.DEVICES_EACH
+    command = ["tests.processes", ",".join(map(str, shape)), str(out)]
+    done = processes.finished(processes.start(*[command] * count))
+    assert [code for code, _, _ in done] == [0] * count, done[0][2]
+    with np.load(out) as stored:
+        leaves = [stored[name] for name in stored.files if name != "losses"]
+        losses = stored["losses"]
+    tree = jax.tree.structure(in_one_process(shape)[0])
+    check((jax.tree.unflatten(tree, leaves), losses), shape)
 
 
 def abstract_state(config):
@@ -152,7 +186,7 @@ def test_zero_1_splits_the_optimizer_alone():
 
 
 def test_zero_1_does_not_change_the_training():
-    check((2, 4, 1), **{"mesh.fsdp_splits": "optimizer"})
+    check(first_gradients_and_losses((2, 4, 1), **{"mesh.fsdp_splits": "optimizer"}), (1, 1, 1))
 
 
 class Tpu:

@@ -86,7 +86,7 @@ with StopSignal() as stop:
     print("ready", flush=True)
     while True:
         time.sleep(0.01)
-        if stop.requested:
+        if stop.after(0):
             print("requested", flush=True)
             time.sleep(60)
 """

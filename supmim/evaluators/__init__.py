@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from supmim import config as config_lib
 from supmim.evaluators import classification, knn, reconstruction
 from supmim.evaluators.predictions import Predictions
+from supmim.runtime import hosts
 
 
 class Evaluator(Protocol):
@@ -33,9 +34,11 @@ def create(config: Any, predictions: Predictions) -> list[Evaluator]:
 
 def run(evaluators: list[Evaluator], params: Any, folder: Path) -> dict[str, float]:
     """All results of these parameters in one flat dict; pictures go to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, float] = {}
     for evaluator in evaluators:
         results |= evaluator.run(params)
-        evaluator.draw(folder)
+    if hosts.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        for evaluator in evaluators:
+            evaluator.draw(folder)
     return results

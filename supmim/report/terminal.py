@@ -25,7 +25,9 @@ class Terminal:
     """One progress line on a terminal, plain lines elsewhere."""
 
     def __init__(self, total_steps: int, start: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = Console(
+            highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=jax.process_index() != 0
+        )
         self.total_steps, self.start = total_steps, start
         self._began = time.monotonic()
         self._progress = Progress(
@@ -90,6 +92,7 @@ def plan(
 
 
 def print_results(results: dict[str, float], headline: str) -> None:
-    """The result table."""
+    """The result table, from the first process."""
     lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(results).items()]
-    print("\n".join([headline, *lines]))
+    if jax.process_index() == 0:
+        print("\n".join([headline, *lines]))

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from supmim import metrics
 from supmim.errors import NumericsError
+from supmim.runtime import hosts
 from supmim.workdir import write_json
 
 BAD_STEPS = 5  # in a row, after which a run stops
@@ -30,10 +32,10 @@ class NumericsWatch:
         if not self._recent or self._bad_in_a_row() < BAD_STEPS:
             return
         steps = [
-            {"step": step, "index": np.asarray(index).tolist(), **_printable(totals)}
+            {"step": step, "index": _everywhere(index).tolist(), **_printable(totals)}
             for step, index, totals in self._recent
         ]
-        write_json(self.path, {**self.seeds, "steps": steps})
+        hosts.together(lambda: write_json(self.path, {**self.seeds, "steps": steps}))
         last = steps[-1]
         terms = [name for name in last if name.endswith("_loss") and last[name] == "not finite"]
         raise NumericsError(
@@ -45,6 +47,10 @@ class NumericsWatch:
 
     def _bad_in_a_row(self) -> float:
         return float(self._recent[-1][2]["skipped_in_a_row"].value)
+
+
+def _everywhere(index: jax.Array) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(index, tiled=True))
 
 
 def _printable(totals: metrics.Metrics) -> dict[str, float | str]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from supmim.runtime import hosts
 from supmim.tokenizers import patch_vq
 from supmim.workdir import write_json
 
@@ -50,7 +51,7 @@ def load_or_fit(
     needed: a run goes on with it, so it is read as it is; CheckpointError if it is not whole.
     """
     module, note = TOKENIZERS[config.tokenizer.name], folder / "made_from.json"
-    if needed or (note.is_file() and _read(note) == made_from):
+    if hosts.together(lambda: needed or (note.is_file() and _read(note) == made_from)):
         return module.load(folder)
     tokenizer = module.fit(
         images(),
@@ -59,8 +60,8 @@ def load_or_fit(
         steps=config.tokenizer.fit_steps,
         seed=config.data.seed,
     )
-    tokenizer.save(folder)
-    write_json(note, made_from)
+    hosts.together(lambda: tokenizer.save(folder))
+    hosts.together(lambda: write_json(note, made_from))
     return tokenizer
 
 

@@ -1,0 +1,127 @@
+"""Several processes, one run: they start together, agree, stop together and write once."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from supmim import config as config_lib
+from supmim.errors import ConfigError
+from supmim.runtime import hosts
+from tests import processes
+from tests.conftest import tiny_config
+
+
+def freeze(workdir, **changes):
+    workdir.mkdir(exist_ok=True)
+    config = tiny_config(total_epochs=2, save_every=10, **{"mesh.fsdp": 2}, **changes)
+    (workdir / "config.json").write_text(config_lib.to_json(config))
+    return ["supmim", "train", f"--workdir={workdir}"]
+
+
+def rows(workdir):
+    kept = ("step", "class_loss", "mim_loss", "grad_norm", "train_top1", "token_accuracy")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in kept} for row in lines if "class_loss" in row]
+
+
+def test_a_signal_to_one_stops_all_and_the_run_goes_on_bit_for_bit(tmp_path):
+    whole = freeze(tmp_path / "whole")
+    done = processes.finished(processes.start(whole, whole))
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert "compiled" in done[0][1] and "compiled" not in done[1][1]  # the first one writes
+    assert (tmp_path / "whole/report.html").is_file()
+
+    stopped = freeze(tmp_path / "stopped")
+    running = processes.start(stopped, stopped)
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text()):
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.05)
+    running[1].send_signal(signal.SIGTERM)
+    done = processes.finished(running)
+    assert [code for code, _, _ in done] == [75, 75], done
+    assert "stopped at step" in done[0][2]
+    done = processes.finished(processes.start(stopped, stopped))
+    assert [code for code, _, _ in done] == [0, 0], done
+    wanted, found = rows(tmp_path / "whole"), rows(tmp_path / "stopped")
+    assert found[-1] == wanted[-1]
+    results = [(tmp_path / name / "results.json").read_text() for name in ("whole", "stopped")]
+    assert results[0] == results[1]
+
+
+def test_processes_that_differ_refuse_and_name_the_keys(tmp_path):
+    command = freeze(tmp_path / "run")
+    other = [*command, "--config.optimizer.b2=0.9", "--config.log_every=7"]
+    for code, _, told in processes.finished(processes.start(command, other)):
+        assert code == 2
+        assert "config.optimizer.b2: process 0 has 0.999, process 1 has 0.9" in told
+        assert "config.log_every: process 0 has 5, process 1 has 7" in told
+        assert "Traceback" not in told
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_an_error_of_the_first_process_is_everyones(tmp_path):
+    command = freeze(tmp_path / "run")
+    from supmim.runtime import lock
+
+    with lock.hold(tmp_path / "run"):
+        done = processes.finished(processes.start(command, command))
+    for code, _, told in done:
+        assert code == 2 and "is in use by process" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("127.0.0.1:1", "2", "0", False), "reached from its own machine only"),
+        (("localhost:1", "2", "0", False), "reached from its own machine only"),
+        (("[::1]:1", "2", "0", False), "reached from its own machine only"),
+        (("10.0.0.1", "2", "0", False), "is not HOST:PORT"),
+        (("10.0.0.1:1", "", "", False), "needs --num_processes"),
+        (("10.0.0.1:1", "2", "2", False), "is not below"),
+        (("", "2", "", False), "need --coordinator"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_at_once(flags, told):
+    with pytest.raises(ConfigError, match=told):
+        hosts.start(*flags)
+
+
+def test_the_start_is_found_in_the_environment(monkeypatch, tmp_path):
+    for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"):
+        monkeypatch.delenv(name, raising=False)
+    assert hosts.detected() == ""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
+    assert hosts.detected() == "16 Slurm tasks"
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    monkeypatch.setattr(hosts.devices, "visible_accelerator", lambda: "tpu")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert hosts.detected() == "the workers of this TPU pod"  # asks the metadata server
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert hosts.detected() == ""
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    assert hosts.detected() == "the workers of this TPU pod"
+
+
+def test_waiting_is_told_and_ends_with_exit_code_6():
+    script = """
+import time
+from supmim.runtime import hosts
+with hosts.waiting("for 4 processes at 10.0.0.1:9", timeout=0.5, every=0.2):
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 6
+    assert done.stderr.count("waiting for 4 processes at 10.0.0.1:9") == 3
+    assert "in vain" in done.stderr and "start all of them again" in done.stderr
+
+
+def test_one_host_must_be_one(monkeypatch):
+    monkeypatch.setattr(hosts, "gather", lambda name: [name, "other"])
+    with pytest.raises(ConfigError, match="processes are on other, this"):
+        hosts.check_names("this", one_host=True)
+    hosts.check_names("this", one_host=False)
