@@ -114,6 +114,7 @@ def test_the_library_imports_no_cloud_sdk():
         ["tpu_vm.sh", "pod", "--zone=zone", "--", "--config=a.py"],
         ["tpu_vm.sh", "pod", "zone", "--project=lab", "--"],
         ["xpk.sh", "l14", "cluster", "v5litepod-256", "--", "--config=a.py"],
+        ["xpk.sh", "l14", "cluster", "v5litepod-256", "--docker-image=a", "--", "--config=a.py"],
         ["xpk.sh", "l14", "cluster", "v5litepod-256", "image", "--spot", "--"],
         ["slurm.sbatch"],
         ["gpu_debug.sh", "configs/digits.py"],
@@ -126,16 +127,29 @@ def test_wrong_arguments_are_told_the_usage_and_nothing_is_called(bench, args):
     assert not bench.calls()
 
 
-def test_tpu_vm_brings_the_tree_and_the_arguments_to_every_worker(bench):
+def working_tree(folder: Path) -> Path:
+    """A repository with the script, a file that git knows, a new one and an ignored one."""
+    for name in ("launch", "configs", "runs"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(LAUNCH / "tpu_vm.sh", folder / "launch")
+    for name in ("setup.py", "configs/new one.py", "runs/big"):
+        (folder / name).touch()
+    (folder / ".gitignore").write_text("runs/\n")
+    for command in (["init", "-q"], ["add", "setup.py"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder / "launch/tpu_vm.sh"
+
+
+def test_tpu_vm_brings_the_tree_and_the_arguments_to_every_worker(bench, tmp_path):
+    script = working_tree(tmp_path / "tree")
     name, zone = "pod one", "$(touch pwned)"
-    done = bench.run(LAUNCH / "tpu_vm.sh", name, zone, "--project=a b", "--", *HOSTILE)
+    done = bench.run(script, name, zone, "--project=a b", "--", *HOSTILE)
     assert done.returncode == 0, done.stderr
     where = [f"--zone={zone}", "--worker=all", "--project=a b"]
     scp, ssh = bench.calls()
     assert scp[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
-    assert scp[6:] == [f"{name}:", *where]
+    assert scp[6:] == [f"{name}:", *where] and not Path(scp[5]).exists()
     assert ssh[:-1] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", name, *where]
-    assert not Path(scp[5]).exists()
 
     remote = ssh[-1].removeprefix("--command=")
     for _ in range(2):  # the second time, the workers are set up
@@ -143,13 +157,18 @@ def test_tpu_vm_brings_the_tree_and_the_arguments_to_every_worker(bench):
         assert done.returncode == 0, done.stderr
         assert bench.calls()[-1] == ["supmim", "train", *HOSTILE]
     tree = bench.vm / "supmim"
-    assert (tree / "configs/imagenet_l14.py").exists() and (tree / "setup.py").exists()
-    assert not (tree / ".git").exists()
+    assert (tree / "setup.py").exists() and (tree / "configs/new one.py").exists()
+    assert not (tree / "runs").exists() and not (tree / ".git").exists()
 
 
-def test_tpu_vm_tells_that_a_worker_failed(bench):
+def test_tpu_vm_does_not_go_on_after_a_failure(bench, tmp_path):
+    script = working_tree(tmp_path / "tree")
     args = ["pod", "zone", "--", "--workdir=x"]
-    assert bench.run(LAUNCH / "tpu_vm.sh", *args, EXIT_gcloud="7").returncode == 7
+    assert bench.run(script, *args, EXIT_gcloud="7").returncode == 7
+    assert len(bench.calls()) == 1
+    assert bench.run(script, *args).returncode == 0
+    remote = bench.calls()[-1][-1].removeprefix("--command=")
+    assert bench.run("bash", "-c", remote, EXIT_python3="3").returncode == 3
     assert len(bench.calls()) == 1
 
 
