@@ -132,7 +132,7 @@ def working_tree(folder: Path) -> Path:
     for name in ("launch", "configs", "runs"):
         (folder / name).mkdir(parents=True)
     shutil.copy(LAUNCH / "tpu_vm.sh", folder / "launch")
-    for name in ("setup.py", "configs/new one.py", "runs/big"):
+    for name in ("setup.py", "configs/a néw one.py", "runs/big"):
         (folder / name).touch()
     (folder / ".gitignore").write_text("runs/\n")
     for command in (["init", "-q"], ["add", "setup.py"]):
@@ -157,7 +157,7 @@ def test_tpu_vm_brings_the_tree_and_the_arguments_to_every_worker(bench, tmp_pat
         assert done.returncode == 0, done.stderr
         assert bench.calls()[-1] == ["supmim", "train", *HOSTILE]
     tree = bench.vm / "supmim"
-    assert (tree / "setup.py").exists() and (tree / "configs/new one.py").exists()
+    assert (tree / "setup.py").exists() and (tree / "configs/a néw one.py").exists()
     assert not (tree / "runs").exists() and not (tree / ".git").exists()
 
 
