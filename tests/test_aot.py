@@ -51,6 +51,16 @@ def test_a_transposed_split_is_an_all_to_all(mesh):
     assert (found.kind, found.devices, found.times) == ("all-to-all", 4, 1)
 
 
+def test_a_loop_over_a_stack_reads_and_writes_one_slice_a_turn(mesh):
+    def scale(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.sin(x * w), x), x, w)
+
+    program = compiled(scale, mesh, ((64, 32, 32), jnp.float32, ()), ((32, 32), jnp.float32, ()))
+    square = 32 * 32 * 4
+    in_loop = [k for k in program.kernels() if k.times == 64 and k.bytes > square]
+    assert in_loop and all(k.bytes <= 3 * square + 64 for k in in_loop)
+
+
 def test_what_a_loop_does_counts_as_often_as_it_turns(mesh):
     def layers(w, x):
         def layer(x, w):

@@ -20,7 +20,7 @@ LEAVES = ["masking", "losses", "metrics", "sharding", "config"]
 # Each floor may use itself, those named after it, and the ground.
 FLOORS = [
     ("cli", "__main__"),
-    ("train", "evaluate", "doctor", "plan", "aot"),
+    ("train", "evaluate", "doctor", "plan"),
     ("tasks", "evaluators"),
     ("step",),
     (

@@ -213,9 +213,57 @@ class Program:
 
     def _traffic(self, one: Instruction, where: str) -> tuple[int, int]:
         """(bytes, scratch) of one kernel."""
-        results = self._finished(one, where).results
+        read = sum(self._read(one, where, position) for position in range(len(one.operands)))
+        written = self._written(self._finished(one, where), where)
         scratch = _scratch(one)
-        return _bytes(self._inputs(one, where)) + _bytes(results) - scratch, scratch
+        return read + written - scratch, scratch
+
+    def _read(self, one: Instruction, where: str, position: int) -> int:
+        """Bytes of one operand that an instruction reads: of what is only sliced, the slices."""
+        found = self.computations[where].get(one.operands[position])
+        whole = _bytes(found.results) if found else 0
+        if one.op in ("slice", "dynamic-slice") and position == 0:
+            return _bytes(one.results)
+        if one.op == "dynamic-update-slice" and position == 0:
+            return 0  # changed in place
+        if one.op not in ("fusion", "async-start"):
+            return whole
+        inside = one.attribute("calls")
+        parameter = self._parameter(inside, position)
+        return min(whole, sum(self._uses(parameter, inside)) if parameter else whole)
+
+    def _uses(self, name: str, where: str) -> Iterator[int]:
+        """Bytes of a value that each of its users in its computation reads."""
+        for one in self.computations[where].values():
+            for position, operand in enumerate(one.operands):
+                if operand == name and one.op == "bitcast":
+                    yield from self._uses(one.name, where)
+                elif operand == name:
+                    yield self._read(one, where, position)
+
+    def _written(self, one: Instruction, where: str) -> int:
+        """Bytes that an instruction writes: of what it changes in place, the changed part."""
+        known = self.computations[where]
+        if one.op == "dynamic-update-slice" and one.operands[1] in known:
+            return _bytes(known[one.operands[1]].results)
+        if one.op in ("tuple", "bitcast") and all(name in known for name in one.operands):
+            return sum(self._written(known[name], where) for name in one.operands)
+        if one.op == "fusion":
+            inside = one.attribute("calls")
+            return self._written(self._root(inside), inside)
+        return 0 if one.op == "parameter" else _bytes(one.results)
+
+    def _root(self, where: str) -> Instruction:
+        """What a computation returns: its last line."""
+        return next(reversed(self.computations[where].values()))
+
+    def _parameter(self, where: str, number: int) -> str:
+        """The name of a computation's parameter; empty where the text does not show it."""
+        lines = self.computations[where].values()
+        number = f"({number})"
+        return next(
+            (i.name for i in lines if i.op + i.rest[: len(number)] == f"parameter{number}"), ""
+        )
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -226,7 +274,7 @@ def _instruction(line: str) -> Instruction | None:
     made, text = _split(text) if text.startswith("(") else text.split(" ", 1)
     op, _, text = text.strip().partition("(")
     operands, rest = _split("(" + text)
-    if op == "constant":
+    if op in ("constant", "parameter"):
         rest = operands + rest
     arrays = tuple(_array(*found) for found in ARRAY.findall(made))
     return Instruction(name, op, arrays, tuple(re.findall(r"%([\w.\-]+)", operands)), rest)
