@@ -115,12 +115,12 @@ def test_taps_are_the_outputs_of_the_chosen_blocks():
 
 
 def test_stochastic_depth_drops_whole_branches_at_the_stated_rate():
-    block = layers.Block(1, 8, "tanh", "xla", jnp.float32)
-    x = jnp.zeros((4000, 1, 4))
+    block = layers.Block(4000, 1, 8, "tanh", "xla", jnp.float32)
     skipped = block.apply(
-        {}, jnp.ones_like(x), 0.25, True, method="skip",
+        {}, jnp.ones((4000 * 3, 4)), 0.25, True, method="skip",
         rngs={"stochastic_depth": jax.random.key(0)},
     )  # fmt: skip
+    skipped = skipped.reshape(4000, 3, 4)
     values, counts = np.unique(np.asarray(skipped[:, 0, 0]), return_counts=True)
     np.testing.assert_allclose(values, [0.0, 1 / 0.75], rtol=1e-6)
     assert abs(counts[0] / 4000 - 0.25) < 0.03

@@ -33,14 +33,14 @@ class MapPool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, N, D] -> [B, D]."""
-        probe = self.param("probe", layers.xavier, (1, 1, x.shape[-1]))
-        probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1])).astype(self.dtype)
+        batch_size, _, width = x.shape
+        probe = self.param("probe", layers.xavier, (1, 1, width))
+        probe = jnp.broadcast_to(probe[0], (batch_size, width)).astype(self.dtype)
         # One query: the cuDNN kernel gains nothing and refuses odd lengths.
-        x = layers.Attention(self.num_heads, "xla", self.dtype, name="attention")(probe, x)
+        attention = layers.Attention(self.num_heads, "xla", self.dtype, name="attention")
+        x = attention(probe, layers.flat(x), batch_size)
         y = layers.LayerNorm(dtype=self.dtype, name="norm")(x)
-        return (x + layers.Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(y, train))[
-            :, 0
-        ]
+        return x + layers.Mlp(self.mlp_dim, self.gelu, 0.0, self.dtype, name="mlp")(y, train)
 
 
 class Encoder(nn.Module):

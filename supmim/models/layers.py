@@ -1,7 +1,7 @@
 """Attention, MLP, pre-norm blocks, their stack, positions and patches.
 
-Shapes: B batch, N tokens, D width, H heads, G grid side, F values of a patch. Parameters are
-float32, arithmetic is in `dtype`, softmax and norms' statistics in float32.
+Shapes: B batch, N tokens of an image, T tokens of all, D width, H heads, G grid side, F values of
+a patch. Parameters are float32, arithmetic is in `dtype`, softmax and norms' statistics in float32.
 """
 
 import functools
@@ -38,16 +38,27 @@ def dot_product_attention(query, key, value, implementation: str) -> jax.Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
+def flat(x: jax.Array) -> jax.Array:
+    """[B, N, D] -> [B*N, D], the tokens of all images in one row.
+
+    Left as [B, N, D], XLA's GPU compiler moves the stream of a network between two layouts.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
 class Attention(nn.Module):
-    """Multi-head attention with separate query, key and value projections."""
+    """Multi-head attention with separate query, key and value projections.
+
+    Here alone it matters which tokens are of one image.
+    """
 
     num_heads: int
     attention: str
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """[B, Nq, D], [B, N, D] -> [B, Nq, D]."""
+    def __call__(self, x: jax.Array, context: jax.Array, batch_size: int) -> jax.Array:
+        """[B*Nq, D], [B*N, D], B -> [B*Nq, D]."""
         width = x.shape[-1]
         project = functools.partial(
             nn.DenseGeneral,
@@ -58,14 +69,33 @@ class Attention(nn.Module):
         query, key, value = (
             project(name="query")(x), project(name="key")(context), project(name="value")(context)
         )  # fmt: skip
-        mixed = dot_product_attention(query, key, value, self.attention)
+        images = [y.reshape(batch_size, -1, *y.shape[-2:]) for y in (query, key, value)]
+        mixed = dot_product_attention(*images, self.attention)
         return nn.DenseGeneral(
             width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out"
-        )(mixed)
+        )(mixed.reshape(query.shape))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: jax.Array, kind: str) -> jax.Array:
+    """GELU, tanh form (big_vision) or exact (timm), that keeps only its input for backward."""
+    return nn.gelu(x, approximate=kind == "tanh")
+
+
+def _gelu_forward(x, kind):
+    return gelu(x, kind), x
+
+
+def _gelu_backward(kind, x, grad):
+    x = jax.lax.optimization_barrier(x)  # or the compiler keeps what forward computed
+    return jax.vjp(functools.partial(nn.gelu, approximate=kind == "tanh"), x)[1](grad)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between: tanh form (big_vision) or exact (timm)."""
+    """Two dense layers with a GELU between."""
 
     mlp_dim: int
     gelu: str
@@ -74,14 +104,14 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
+        """[T, D] -> [T, D]."""
         dense = functools.partial(
             nn.Dense,
             dtype=self.dtype,
             kernel_init=xavier,
             bias_init=nn.initializers.normal(1e-6),
         )
-        hidden = nn.gelu(dense(self.mlp_dim, name="up")(x), approximate=self.gelu == "tanh")
+        hidden = gelu(dense(self.mlp_dim, name="up")(x), self.gelu)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x.shape[-1], name="down")(hidden)
 
@@ -89,6 +119,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block; its input stays split over the batch axes of the mesh."""
 
+    batch_size: int
     num_heads: int
     mlp_dim: int
     gelu: str
@@ -99,13 +130,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_rate: jax.Array | float, train: bool):
-        """[B, N, D], () -> [B, N, D] and the same again if `keep_output`.
+        """[B*N, D], () -> [B*N, D] and the same again if `keep_output`.
 
         drop_rate: probability that an image skips a branch (stochastic depth, arXiv 1603.09382).
         """
         x = sharding.constrain_batch(x)
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(y, y)
+        y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(
+            y, y, self.batch_size
+        )
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         x = x + self.skip(y, drop_rate, train)
         y = LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
@@ -115,13 +148,14 @@ class Block(nn.Module):
         return x, (x if self.keep_output else None)
 
     def skip(self, branch: jax.Array, drop_rate: jax.Array | float, train: bool) -> jax.Array:
-        """Drops the branch of some images in training, scaling up the others."""
+        """[B*N, D]: drops the branch of some images in training, scaling up the others."""
         never = isinstance(drop_rate, float) and drop_rate == 0.0
         if not train or never:
             return branch
         keep_rate = 1.0 - drop_rate
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        keep = jax.random.bernoulli(self.make_rng("stochastic_depth"), keep_rate, shape)
+        rng, shape = self.make_rng("stochastic_depth"), (self.batch_size, 1)
+        keep = jax.random.bernoulli(rng, keep_rate, shape)
+        keep = keep.repeat(len(branch) // self.batch_size, axis=0)  # [B*N, 1]
         return jnp.where(keep, branch / jnp.asarray(keep_rate, branch.dtype), 0)
 
 
@@ -150,17 +184,20 @@ class Blocks(nn.Module):
                 prevent_cse=not self.scan,
                 static_argnums=(3,) if self.scan or self.stochastic_depth else (2, 3),
             )
+        shape = x.shape
         sizes = {
-            "num_heads": self.num_heads, "mlp_dim": self.mlp_dim, "gelu": self.gelu,
-            "attention": self.attention, "dtype": self.dtype, "dropout": self.dropout,
+            "batch_size": shape[0], "num_heads": self.num_heads, "mlp_dim": self.mlp_dim,
+            "gelu": self.gelu, "attention": self.attention, "dtype": self.dtype,
+            "dropout": self.dropout,
         }  # fmt: skip
+        x = flat(x)
         rates = np.linspace(0.0, self.stochastic_depth, self.depth, dtype=np.float32)
         if not self.scan:
             outputs = {}
             for i in range(self.depth):
                 x, _ = block(**sizes, name=f"block_{i}")(x, float(rates[i]), train)
                 outputs[i] = x
-            return x, {i: outputs[i] for i in taps}
+            return x.reshape(shape), {i: outputs[i].reshape(shape) for i in taps}
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -169,7 +206,7 @@ class Blocks(nn.Module):
             length=self.depth,
         )(**sizes, keep_output=bool(taps), name="stack")
         x, outputs = stack(x, jnp.asarray(rates) if self.stochastic_depth else 0.0, train)
-        return x, {i: outputs[i] for i in taps}
+        return x.reshape(shape), {i: outputs[i].reshape(shape) for i in taps}
 
 
 def stack_blocks(params: Any) -> Any:
