@@ -46,6 +46,10 @@ VERBS = {
         {
             "workdir": WORKDIR,
             "resume": ("", "checkpoint to go on from: a STEP or a PATH"),
+            "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
+            "debug": (False, "2 blocks, small images, 20 steps, NaNs end it: seconds"),
+            "deterministic": (False, "GPU kernels that give the same bits again, slower"),
+            "fake_devices": ("", "train on so many pretend CPU devices"),
             **HOSTS,
         },
         required=("workdir",),
@@ -94,7 +98,8 @@ def verb_help(name: str) -> str:
             "      config.json is continued, with any --config.option=value on top",
         ]
     for flag, (default, meaning) in verb.flags.items():
-        lines += [f"  --{flag}" + ("" if default is False else "="), f"      {meaning}"]
+        dashed = flag.replace("_", "-")
+        lines += [f"  --{dashed}" + ("" if default is False else "="), f"      {meaning}"]
     if verb.takes_config:
         lines += ["", "Config options and their defaults, before the preset:"]
         lines += [config_lib.describe()]
@@ -112,7 +117,7 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         raise ConfigError(f"supmim {name} takes {', '.join(verb.actions)}; {asked}")
     if verb.actions:
         args = [f"--action={args[0]}", *args[1:]]
-    argv = ["supmim", *args]
+    argv = ["supmim", *map(underscored, args)]
     values = own_flags(verb)
     preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
     next_command = f"See: supmim {name} --help"
@@ -138,6 +143,12 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         if not values[flag].value:
             raise ConfigError(f"--{flag} is missing, e.g. {verb.usage}\n{next_command}")
     return values
+
+
+def underscored(arg: str) -> str:
+    """--fake-devices=8 -> --fake_devices=8; the config's options have no dashes."""
+    flag, equals, value = arg.partition("=")
+    return flag[:2] + flag[2:].replace("-", "_") + equals + value if arg[:2] == "--" else arg
 
 
 def own_flags(verb: Verb) -> flags.FlagValues:

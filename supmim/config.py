@@ -84,6 +84,7 @@ OPTIONS = {
     "data.eval": Option("digits:test", "evaluation source, NAME:SPLIT"),
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
     "data.channels": _at_least(1, 3, "channels of an image"),
+    "data.limit": _at_least(0, 0, "images used of each source, the first ones; 0: all"),
     "data.workers": _at_least(0, 0, "reader processes per host; 0: read in a thread"),
     "data.flip": Option(False, "mirror half of the images"),
     "data.shift": _at_least(0, 0.0, "affine: largest shift, in pixels"),
@@ -235,6 +236,22 @@ def arm(config: ConfigDict, name: str) -> ConfigDict:
     if name == "baseline":
         config.mim_weight = 0.0
     return config
+
+
+DEBUG_SIZES = {
+    "accumulation_steps": 1, "batch_size": 16, "total_epochs": 5, "log_every": 1, "eval_every": 0,
+    "save_every": 10, "data.limit": 64, "encoder.depth": 2, "decoder.depth": 1, "eval.batch_size":
+    16, "tokenizer.codebook_size": 64, "tokenizer.fit_images": 64, "optimizer.warmup_steps": 2,
+}  # fmt: skip
+
+
+def debug(config: Any) -> FrozenConfigDict:
+    """The same arrangement at a size that runs in seconds: 2 blocks, 4 x 4 patches, 64 images."""
+    small = ConfigDict(config.to_dict())
+    small.update_from_flattened_dict(DEBUG_SIZES)
+    small.data.image_size = min(config.data.image_size, 4 * config.encoder.patch_size)
+    validate(small)
+    return FrozenConfigDict(small)
 
 
 def flatten(config: Any) -> dict[str, Any]:

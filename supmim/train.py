@@ -16,7 +16,7 @@ from supmim.data import pipeline, sources
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.evaluators.predictions import Predictions
 from supmim.report import curves, figures, page, terminal
-from supmim.runtime import devices, hosts, lock
+from supmim.runtime import devices, hosts, lock, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.runtime.numerics import NumericsWatch
 from supmim.runtime.preemption import StopSignal
@@ -27,12 +27,19 @@ from supmim.writer import NoWriter, Writer, open_writer, read_metrics
 
 def run(config: Any, flags: Any) -> None:
     """The verb."""
+    profile.parse(flags.profile)
+    if flags.debug:
+        config = config_lib.debug(config)
+        jax.config.update("jax_debug_nans", True)
+    devices.prepare(flags.fake_devices, flags.deterministic or flags.debug)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
     hosts.agree(config)
-    train_and_evaluate(config, Path(flags.workdir), flags.resume)
+    train_and_evaluate(config, Path(flags.workdir), flags.resume, flags.profile)
 
 
-def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str, float]:
+def train_and_evaluate(
+    config: Any, workdir: Path, resume: str = "", profile_span: str = ""
+) -> dict[str, float]:
     """Trains to the end and returns the results; goes on where the workdir stopped.
 
     Errors: those of supmim.errors; Interrupted after a signal and a save.
@@ -44,14 +51,20 @@ def train_and_evaluate(config: Any, workdir: Path, resume: str = "") -> dict[str
             return finished
         mesh = mesh_of(config)
         sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
-        with jax.set_mesh(mesh):
-            return train(config, workdir, resume, mesh, stop)
+        with jax.set_mesh(mesh), memory.explained(config, workdir), numerics.explained():
+            return train(config, workdir, resume, profile_span, mesh, stop)
 
 
 def train(
-    config: Any, workdir: Path, resume: str, mesh: jax.sharding.Mesh, stop: StopSignal
+    config: Any,
+    workdir: Path,
+    resume: str,
+    profile_span: str,
+    mesh: jax.sharding.Mesh,
+    stop: StopSignal,
 ) -> dict[str, float]:
     """Set-up, loop and end of one run, in a workdir that it holds."""
+    clock = Clock(config.batch_size)
     source, eval_source = load_sources(config)
     total_steps = steps_of(config, source)
     task = create_task(config, source, workdir, mesh)
@@ -76,7 +89,6 @@ def train(
         task, {"train": source, "eval": eval_source}, config.eval.batch_size, mesh
     )
     judges = evaluators.create(config, predictions)
-    clock = Clock(config.batch_size)
     watch = NumericsWatch(
         workdir / "postmortem.json", {"seed": config.seed, "data_seed": config.data.seed}
     )
@@ -87,18 +99,22 @@ def train(
             terminal.plan(config, workdir, state.params, mesh, len(source), start, total_steps)
         )
         hosts.together(lambda: write_parameter_table(workdir, state.params))
+        tracer = profile.Profile(profile_span, workdir / "profile", screen.tell)
         window: list[metrics.Metrics] = []
+        clock.begin()
         for done in range(start + 1, total_steps + 1):
             if stop.after(done - 1):
                 break
-            with clock.waiting():
+            with clock.spending("data_wait"):
                 batch = next(batches)
-            prepared = prepare(task.frozen, batch)
-            if done == start + 1:
-                with clock.compiling():
-                    train_step = train_step.lower(state, prepared, rng).compile()
-                screen.compiled(clock.compile_seconds)
-            state, totals = train_step(state, prepared, rng)
+            with tracer.step(done):
+                prepared = prepare(task.frozen, batch)
+                if done == start + 1:
+                    with clock.spending("compile"):
+                        train_step = train_step.lower(state, prepared, rng).compile()
+                    screen.compiled(clock.spent["compile"])
+                state, totals = train_step(state, prepared, rng)
+            tracer.done(done, totals)
             watch.add(done, batch["index"], totals)
             window.append(totals)
             if done % config.log_every == 0:
@@ -107,23 +123,28 @@ def train(
                 writer.write_scalars(done, scalars)
                 screen.show_step(done, scalars)
                 window = []
-            with clock.paused():
-                results: dict[str, float] = {}
-                if due(done, config.eval_every, total_steps):
-                    watch.check()
+            results: dict[str, float] = {}
+            if due(done, config.eval_every, total_steps):
+                watch.check()
+                with clock.spending("evaluate"):
                     results = evaluate(judges, state, workdir, writer, done)
+            with clock.spending("save"):
                 if due(done, config.save_every, total_steps):
                     checkpoints.save(done, state, results, fingerprint)
                 checkpoints.poll()
 
+        tracer.close(state)
         watch.check()
-        checkpoints.save_now(int(state.step), state, fingerprint)
+        with clock.spending("save"):
+            checkpoints.save_now(int(state.step), state, fingerprint)
         if int(state.step) < total_steps:
             raise Interrupted(
                 f"stopped at step {int(state.step)} of {total_steps} and saved in {workdir}; "
                 f"go on with:\n  supmim train --workdir={workdir}"
             )
-        results = evaluate(judges, state, workdir, writer, total_steps)
+        with clock.spending("evaluate"):
+            results = evaluate(judges, state, workdir, writer, total_steps)
+        writer.write_scalars(total_steps, clock.shares())
         checkpoints.rank(total_steps, results)
     hosts.together(lambda: page.write(workdir, results, config_lib.to_json(config)))
     hosts.together(lambda: write_results(workdir, {"step": total_steps, **results}))

@@ -11,10 +11,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from supmim import config as config_lib
 from supmim import doctor, metrics
 from supmim.errors import ConfigError, DeviceError, NumericsError
-from supmim.runtime import devices, lock, numerics
+from supmim.runtime import devices, lock, memory, numerics, profile
 from supmim.runtime.clock import Clock
+from tests.conftest import tiny_config
 
 
 def machine(tmp_path: Path, *files: str) -> Path:
@@ -128,7 +130,7 @@ def test_five_bad_steps_in_a_row_end_the_run_with_a_post_mortem(tmp_path):
     assert document["steps"][-1]["mim_loss"] == "not finite"
 
 
-def test_clock_leaves_out_pauses_and_counts_waiting(monkeypatch):
+def test_clock_tells_speed_without_pauses_and_where_the_time_went(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
@@ -136,15 +138,82 @@ def test_clock_leaves_out_pauses_and_counts_waiting(monkeypatch):
         now[0] += seconds
 
     clock = Clock(batch_size=10)
-    with clock.compiling():
+    spend(44)
+    clock.begin()
+    with clock.spending("compile"):
         spend(40)
-    for _ in range(4):
-        with clock.waiting():
+    for kind in ("evaluate", "save", "evaluate", "save"):
+        with clock.spending("data_wait"):
             spend(1)
         spend(3)
-        with clock.paused():
-            spend(100)
+        with clock.spending(kind):
+            spend(25)
     summary = clock.summary(4)
-    assert summary == {"images_per_second": 2.5, "data_wait": 0.25, "compile_seconds": 40.0}
+    assert summary["images_per_second"] == 2.5 and summary["data_wait"] == 0.25
+    assert summary["compile_seconds"] == 40.0
+    shares = {name: round(200 * share) for name, share in clock.shares().items()}
+    assert shares == {
+        "goodput/set_up": 44, "goodput/compile": 40, "goodput/data_wait": 4,
+        "goodput/evaluate": 50, "goodput/save": 50, "goodput/step": 12,
+    }  # fmt: skip
     spend(5)
     assert clock.summary(1)["images_per_second"] == 2.0
+
+
+def test_out_of_memory_tells_needed_and_three_settings(tmp_path):
+    config = tiny_config()
+    with pytest.raises(DeviceError) as told, memory.explained(config, tmp_path):
+        jnp.zeros((2**46,), jnp.uint8).block_until_ready()  # 64 TiB
+    assert "it asked for 65536.00 GiB more" in str(told.value)
+    assert str(told.value).count("--config.") == 3 and told.value.exit_code == 6
+    assert (tmp_path / "memory.prof").stat().st_size > 0
+    tpu = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert memory.needed(tpu) == "it needed 20.50 GiB of 15.75 GiB"
+
+
+def test_every_setting_that_saves_memory_is_a_valid_override_that_changes_something():
+    config = config_lib.get_config()
+    for line in memory.settings(config):
+        path, _, value = line.split()[0].partition("=")
+        option = config_lib.OPTIONS[path]
+        assert not option.problem(type(option.default)(value))
+        assert str(config_lib.flatten(config)[path]) != value
+    with_all = config_lib.get_config()
+    with_all.encoder.update(dtype="bfloat16", remat="full")
+    with_all.optimizer.moment_dtype = "bfloat16"
+    offered = [line.split("=")[0] for line in memory.settings(with_all)]
+    assert "encoder.remat" not in offered and "batch_size" in offered
+
+
+@pytest.mark.parametrize("span", ["10", "a:b", "5:4", "0:3", ":"])
+def test_a_span_that_is_none_is_told(span):
+    with pytest.raises(ConfigError, match="START:STOP"):
+        profile.parse(span)
+
+
+def test_a_profile_covers_its_steps_and_ends_with_the_run(tmp_path):
+    told = []
+    tracer = profile.Profile("2:3", tmp_path / "whole", told.append)
+    for number in range(1, 6):
+        with tracer.step(number):
+            value = jnp.ones(4).sum()
+        tracer.done(number, value)
+        assert len(told) == (number >= 3)
+    assert list((tmp_path / "whole").rglob("*.xplane.pb"))
+    short = profile.Profile("1:99", tmp_path / "short", told.append)
+    with short.step(1):
+        value = jnp.ones(4).sum()
+    short.close(value)
+    assert list((tmp_path / "short").rglob("*.xplane.pb")) and len(told) == 2
+
+
+def test_kernels_are_deterministic_when_asked(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    devices.prepare("", deterministic=True)
+    flags = os.environ["XLA_FLAGS"]
+    assert flags.startswith("--xla_force_host") and "nondeterministic_ops=true" in flags
+    script = "import jax; jax.jit(lambda x: x + 1)(1.0); print('known')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "known\n"  # XLA ends the process at a flag that it does not know
+    with pytest.raises(ConfigError, match="--fake-devices=x"):
+        devices.prepare("x", deterministic=False)

@@ -49,6 +49,25 @@ class InMemory:
         return {"name": self.name, "length": len(self), "sha256": digest}
 
 
+class First:
+    """The first `limit` images of another source."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self.source, self.limit = source, min(limit, len(source))
+        self.name, self.class_names = source.name, source.class_names
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
+        """See Source."""
+        return self.source.read(index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See Source."""
+        return self.source.fingerprint() | {"length": self.limit}
+
+
 def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
     """int32 labels [n] in [0, num_classes); DataError names the first that is not."""
     label = np.asarray(label)
@@ -115,4 +134,4 @@ def load(spec: str, data: Any, num_classes: int) -> Source:
             f"{spec} has {len(source.class_names)} classes, the config says {num_classes}; "
             f"set --config.classifier.num_classes={len(source.class_names)}"
         )
-    return source
+    return First(source, data.limit) if data.limit else source

@@ -5,6 +5,7 @@ import html
 from pathlib import Path
 
 from supmim.workdir import write_text
+from supmim.writer import read_metrics
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -38,13 +39,26 @@ def write(workdir: Path, results: dict[str, float], config: str) -> None:
         for name, caption in CAPTIONS.items()
         if (pictures / name).exists()
     )
+    spent = "".join(
+        f"<tr><td>{name}</td><td class=number>{share:.1%}</td></tr>"
+        for name, share in goodput(read_metrics(workdir / "metrics.jsonl")).items()
+    )
     write_text(
         workdir / "report.html",
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<table><tr><th>result</th><th>value</th></tr>{rows}</table>"
+        f"<h2>Where the time of the last start went</h2><table>{spent}</table>"
         f"{figures}<h2>Config</h2><pre>{html.escape(config)}</pre></html>\n",
     )
+
+
+def goodput(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Shares of the time since the last start, by kind, from the lines of metrics.jsonl."""
+    told = [row for row in rows if "goodput/step" in row]
+    last = told[-1] if told else {}
+    return {name.removeprefix("goodput/").replace("_", " "): share
+            for name, share in last.items() if name.startswith("goodput/")}  # fmt: skip
 
 
 def formatted(results: dict[str, float]) -> dict[str, str]:

@@ -1,46 +1,52 @@
-"""Speed of the loop: images per second, the share of time spent waiting, compile time apart."""
+"""Where the time of a run goes: goodput shares, and images per second of a window of steps."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 
+KINDS = ("set_up", "compile", "data_wait", "evaluate", "save")  # the rest is the steps themselves
+PAUSES = ("compile", "evaluate", "save")  # not counted in images per second
+
 
 class Clock:
-    """Measures windows of steps; evaluation, saving and compiling are left out."""
+    """Starts with the run; `begin` ends its set-up and starts the first window of steps."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.compile_seconds = batch_size, 0.0
-        self._began, self._waited = time.monotonic(), 0.0
+        self.batch_size = batch_size
+        self.spent = dict.fromkeys(KINDS, 0.0)  # seconds
+        self._start = time.monotonic()
+
+    def begin(self) -> None:
+        """All the time until now was set-up."""
+        self.spent["set_up"] = time.monotonic() - self._start
+        self._open_window()
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time within counts as waiting for data."""
+    def spending(self, kind: str) -> Iterator[None]:
+        """Time within is of this kind."""
         began = time.monotonic()
         yield
-        self._waited += time.monotonic() - began
+        self.spent[kind] += time.monotonic() - began
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time within does not count at all."""
-        began = time.monotonic()
-        yield
-        self._began += time.monotonic() - began
-
-    @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Time within is the compile time; a window starts after it."""
-        began = time.monotonic()
-        yield
-        self.compile_seconds = time.monotonic() - began
-        self._began, self._waited = time.monotonic(), 0.0
+    def shares(self) -> dict[str, float]:
+        """Share of the time since the start that each kind took, as `goodput/KIND`."""
+        total = max(time.monotonic() - self._start, 1e-9)
+        shares = {f"goodput/{kind}": seconds / total for kind, seconds in self.spent.items()}
+        return {"goodput/step": max(1 - sum(shares.values()), 0.0), **shares}
 
     def summary(self, steps: int) -> dict[str, float]:
         """Metrics of the window of so many steps, which ends here."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        scalars = {
+        before = self._window_spent
+        spent = {kind: self.spent[kind] - before[kind] for kind in KINDS}
+        paused = sum(spent[kind] for kind in PAUSES)
+        seconds = max(time.monotonic() - self._window_start - paused, 1e-9)
+        self._open_window()
+        return {
             "images_per_second": steps * self.batch_size / seconds,
-            "data_wait": min(self._waited / seconds, 1.0),
-            "compile_seconds": self.compile_seconds,
+            "data_wait": min(spent["data_wait"] / seconds, 1.0),
+            "compile_seconds": self.spent["compile"],
+            **self.shares(),
         }
-        self._began, self._waited = time.monotonic(), 0.0
-        return scalars
+
+    def _open_window(self) -> None:
+        self._window_start, self._window_spent = time.monotonic(), dict(self.spent)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from supmim.errors import DeviceError
+from supmim.errors import ConfigError, DeviceError
 
 GOOGLE = "0x1ae0"  # PCI vendor and device ids, as JAX knows them
 TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
@@ -29,6 +29,19 @@ def _is_tpu(function: Path) -> bool:
     except OSError:
         return False
     return vendor == GOOGLE and device in TPUS
+
+
+def prepare(fake_devices: str, deterministic: bool) -> None:
+    """Before JAX looks for devices: pretend CPU devices, kernels that give the same bits again."""
+    if fake_devices:
+        if not fake_devices.isdigit() or fake_devices == "0":
+            raise ConfigError(f"--fake-devices={fake_devices} is not a number, e.g. 8")
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(fake_devices))
+    if deterministic:
+        known = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{known} --xla_gpu_exclude_nondeterministic_ops=true".strip()
 
 
 def check(root: Path = Path("/")) -> list[jax.Device]:

@@ -1,6 +1,8 @@
 """Ends a run whose gradients stay not finite, with a post-mortem."""
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,6 +13,20 @@ from supmim import metrics
 from supmim.errors import NumericsError
 from supmim.runtime import hosts
 from supmim.workdir import write_json
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns what `jax_debug_nans` raises within into a NumericsError."""
+    try:
+        yield
+    except FloatingPointError as error:
+        first = str(error).splitlines()[0]
+        raise NumericsError(
+            f"{first} (--debug stops at the first NaN). Look at the losses in metrics.jsonl; a "
+            "lower config.optimizer.learning_rate may help"
+        ) from error
+
 
 BAD_STEPS = 5  # in a row, after which a run stops
 

@@ -1,0 +1,61 @@
+"""A trace of some steps for xprof."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from supmim.errors import ConfigError
+
+
+class Profile:
+    """Traces steps START to STOP, both included, into `folder`; an empty span traces nothing."""
+
+    def __init__(self, span: str, folder: Path, tell: Callable[[str], None]) -> None:
+        self.folder, self.tell = folder, tell
+        self.start, self.stop = parse(span)
+        if jax.process_index():
+            self.start, self.stop = 0, 0  # the first process writes
+        self._tracing = False
+
+    def step(self, number: int) -> contextlib.AbstractContextManager:
+        """Marks one step, numbered from 1; the trace starts before START."""
+        if number == self.start:
+            jax.profiler.start_trace(str(self.folder))
+            self._tracing = True
+        if not self._tracing:
+            return contextlib.nullcontext()
+        return jax.profiler.StepTraceAnnotation("train", step_num=number)
+
+    def done(self, number: int, result: Any) -> None:
+        """Ends the trace after STOP, when the devices have finished it."""
+        if self._tracing and number >= self.stop:
+            self._finish(result)
+
+    def close(self, result: Any) -> None:
+        """Ends a trace that the run did not reach the end of."""
+        if self._tracing:
+            self._finish(result)
+
+    def _finish(self, result: Any) -> None:
+        jax.block_until_ready(result)
+        jax.profiler.stop_trace()
+        self._tracing = False
+        self.tell(
+            f"profile     {self.folder}; look at it with:\n"
+            f"            pip install xprof && xprof --logdir={self.folder}"
+        )
+
+
+def parse(span: str) -> tuple[int, int]:
+    """START:STOP as numbers of steps; (0, 0) for none. ConfigError if it is something else."""
+    if not span:
+        return 0, 0
+    found = re.fullmatch(r"(\d+):(\d+)", span)
+    start, stop = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= start <= stop:
+        raise ConfigError(f"--profile={span} is not START:STOP in steps, e.g. --profile=10:15")
+    return start, stop
