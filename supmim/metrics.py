@@ -59,7 +59,7 @@ class CodePerplexity(CodeUsage):
     def compute(self) -> jax.Array:
         """In [1, K]."""
         share = self.counts / self.counts.sum()
-        return jnp.exp(-jax.scipy.special.xlogy(share, share).sum())
+        return jnp.exp(-(share * jnp.log(jnp.where(share > 0, share, 1))).sum())
 
 
 def code_metrics(target_ids: jax.Array, codebook_size: int, valid: jax.Array) -> Metrics:
