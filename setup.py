@@ -36,6 +36,7 @@ setup(
     extras_require={
         "cuda": [f"jax[cuda12]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
+        "slurm": ["submitit>=1.5.3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

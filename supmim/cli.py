@@ -5,7 +5,6 @@ import importlib
 import os
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from supmim import config as config_lib
-from supmim import workdir
+from supmim import pyfile, workdir
 from supmim.errors import ConfigError, SupmimError
 
 
@@ -65,6 +64,20 @@ VERBS = {
             **HOSTS,
         },
         required=("workdir",),
+    ),
+    "sweep": Verb(
+        "train every member of a sweep file: plan, run, status, table",
+        "supmim sweep run --sweep=configs/sweeps/mim_gain.py --folder=sweeps/mim_gain",
+        {
+            "folder": ("", "folder of the sweep: index, a workdir for each member, table"),
+            "sweep": ("", "file of code with PRESET and get_sweep(); default: folder's members"),
+            "engine": ("local", "run: local, slurm (submitit), commands (prints, runs nothing)"),
+            "jobs": ("1", "run, local: members at a time; they share this host's devices"),
+            "slurm": ("", "run, slurm: submitit's parameters, e.g. nodes=2,slurm_partition=gpu"),
+            "metric": ("knn/recall_at_1", "table: result to sort by, higher is better"),
+        },
+        required=("folder",),
+        actions=("plan", "run", "status", "table"),
     ),
     "doctor": Verb("versions, devices, memory, disk, known clashes", "supmim doctor"),
 }
@@ -173,15 +186,8 @@ def workdir_of(verb: Verb, argv: Sequence[str]) -> Path | None:
 def _told(error: Exception, preset: str, next_command: str) -> str:
     """What went wrong while parsing; a preset is code, so its faults come with their line."""
     path = preset.partition("=")[2].partition(":")[0]
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
-    cause = error
-    while path and cause is not None:
-        frames = traceback.extract_tb(cause.__traceback__)
-        if inside := [frame for frame in frames if frame.filename.endswith(path)]:
-            where = f"{inside[-1].filename}, line {inside[-1].lineno}"
-            return f"{where}: {type(cause).__name__}: {cause.args[0] if cause.args else ''}"
-        cause = cause.__cause__ or cause.__context__
+    if fault := pyfile.fault(error, path):
+        return fault
     if isinstance(error, KeyError | AttributeError):
         text = str(error.args[0]).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
         return f"no such option: {text}\n{next_command}"

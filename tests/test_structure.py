@@ -15,12 +15,12 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-GROUND = {"supmim", "supmim.errors", "supmim.workdir"}
-LEAVES = ["masking", "losses", "metrics", "sharding", "config"]
+GROUND = {"supmim", "supmim.errors", "supmim.workdir", "supmim.pyfile"}
+LEAVES = ["masking", "losses", "metrics", "sharding", "config", "grid"]
 # Each floor may use itself, those named after it, and the ground.
 FLOORS = [
     ("cli", "__main__"),
-    ("train", "evaluate", "doctor", "plan"),
+    ("train", "evaluate", "doctor", "plan", "sweep", "sweeps"),
     ("tasks", "evaluators"),
     ("step", "aot"),
     ("models", "data", "tokenizers", "optimizer", "checkpoint", "writer", "report", "runtime"),
@@ -64,7 +64,7 @@ def test_the_step_knows_no_model_and_the_ground_no_jax():
     script = "import sys, supmim.step; print(*[m for m in sys.modules if m.startswith('supmim.')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert sorted(done.stdout.split()) == ["supmim.metrics", "supmim.step"]
-    for module in ("supmim.cli", "supmim.config", "supmim.workdir", "supmim.errors"):
+    for module in ("supmim.cli", "supmim.config", "supmim.grid", *GROUND - {"supmim"}):
         assert not {"jax", "flax"} & {name.split(".")[0] for name in imports_of(MODULES[module])}
 
 

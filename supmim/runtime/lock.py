@@ -13,8 +13,8 @@ from supmim.errors import ConfigError
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
-    """Makes the workdir and locks it; ConfigError if that fails or another run holds it.
+def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
+    """Makes the folder that `flag` names and locks it; ConfigError if that fails or it is held.
 
     The operating system frees the lock when its process ends, however it ends: a lock file that
     stays behind means nothing.
@@ -25,14 +25,14 @@ def hold(workdir: Path) -> Iterator[None]:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"cannot write to the workdir {workdir}: {error.strerror}; choose another --workdir"
+            f"cannot write to the {flag[2:]} {workdir}: {error.strerror}; choose another {flag}"
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise ConfigError(f"{workdir} is in use by {_holder(file.read())}") from error
+            raise ConfigError(f"{workdir} is in use by {_holder(file.read(), flag)}") from error
         file.truncate(0)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         file.write(json.dumps(owner))
@@ -40,13 +40,26 @@ def hold(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _holder(text: str) -> str:
+def held(workdir: Path) -> bool:
+    """Whether a run holds the workdir now."""
+    path = workdir / "lock"
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _holder(text: str, flag: str) -> str:
     try:
         owner = json.loads(text)
         minutes = max(0.0, time.time() - owner["since"]) / 60
         return (
             f"process {owner['pid']} on {owner['host']}, for {minutes:.0f} minutes; wait for it, "
-            "stop it, or choose another --workdir"
+            f"stop it, or choose another {flag}"
         )
     except (ValueError, KeyError, TypeError):
-        return "another run; wait for it, stop it, or choose another --workdir"
+        return f"another run; wait for it, stop it, or choose another {flag}"

@@ -1,0 +1,27 @@
+"""What of masked image modelling matters on digits: one option at a time, three seeds, 45 members.
+
+supmim sweep run --sweep=configs/sweeps/mim_ablation.py --folder=sweeps/mim_ablation
+
+Weight, mask ratio, decoder depth, one pass against two (both without mixup, which one pass cannot
+take), dropping against mask tokens, pooling. Values that digits.py has already are one member under
+several names. Left out: pixels as targets, until targets can be chosen.
+
+Two CPU cores, one member at a time: not run yet.
+"""
+
+from supmim import grid
+
+PRESET = "../digits.py"
+
+
+def get_sweep():
+    """Single changes x seeds."""
+    changes = (
+        grid.values("mim_weight", 0.1, 0.3, 1.0, 3.0)
+        | grid.values("mim.mask_ratio", 0.25, 0.5, 0.75, 0.9)
+        | grid.values("decoder.depth", 1, 2, 4, 8)
+        | grid.product({"no_mixup": {"data.mixup": 0.0}}, grid.values("mim.passes", "one", "two"))
+        | grid.values("mim.hidden", "drop", "mask_token")
+        | grid.values("encoder.pool", "gap", "cls", "map")
+    )
+    return grid.product(changes, grid.seeds(0, 1, 2))

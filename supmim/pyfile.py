@@ -1,0 +1,45 @@
+"""Files of code that a user names, presets and sweeps; their faults are told with a line number."""
+
+import contextlib
+import importlib.util
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from supmim.errors import ConfigError, SupmimError
+
+
+def load(path: Path) -> ModuleType:
+    """Runs the file as a module; ConfigError if there is none."""
+    if path.suffix != ".py" or not path.is_file():
+        raise ConfigError(f"{path} is not a Python file that can be read")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Whatever the code of `path` raises in here becomes a ConfigError."""
+    try:
+        yield
+    except SupmimError:
+        raise
+    except Exception as error:
+        raise ConfigError(fault(error, str(path)) or f"{path}: {error}") from error
+
+
+def fault(error: BaseException, path: str) -> str:
+    """`FILE, line N: what`, or an empty string if it did not happen in a file named `path`."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
+    cause: BaseException | None = error
+    while path and cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        if inside := [frame for frame in frames if frame.filename.endswith(path)]:
+            where = f"{inside[-1].filename}, line {inside[-1].lineno}"
+            return f"{where}: {type(cause).__name__}: {cause.args[0] if cause.args else ''}"
+        cause = cause.__cause__ or cause.__context__
+    return ""

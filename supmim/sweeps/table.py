@@ -1,0 +1,102 @@
+"""What a sweep has reached: rows of members that differ in their seeds alone, best first."""
+
+import csv
+import dataclasses
+import difflib
+import io
+import math
+import re
+import statistics
+from collections.abc import Sequence
+
+from supmim import config as config_lib
+from supmim.errors import ConfigError
+from supmim.sweeps.members import Member, without_seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """labels: the members' names without their seeds; results: those of the finished members."""
+
+    labels: tuple[str, ...]
+    results: tuple[dict[str, float], ...]
+    planned: int
+
+    def values(self, metric: str) -> list[float]:
+        """One value per finished member."""
+        return [results[metric] for results in self.results if metric in results]
+
+    def mean(self, metric: str) -> float | None:
+        """Over the finished members, if there are any."""
+        values = self.values(metric)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, metric: str) -> float | None:
+        """Sample standard deviation, from two values on."""
+        values = self.values(metric)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def rows(members: Sequence[Member], metric: str) -> list[Row]:
+    """Sorted by the mean of a metric, highest first; rows without any come last.
+
+    ConfigError if members are finished and none has the metric.
+    """
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        groups.setdefault(config_lib.to_json(without_seeds(member.config)), []).append(member)
+    found = [row_of(group) for group in groups.values()]
+    known = {name for row in found for results in row.results for name in results}
+    if known and metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "it takes " + ", ".join(sorted(known))
+        raise ConfigError(f"--metric={metric} is in no results; {hint}")
+
+    def rank(row: Row) -> float:
+        mean = row.mean(metric)
+        return -math.inf if mean is None else mean
+
+    return sorted(found, key=rank, reverse=True)
+
+
+def row_of(group: Sequence[Member]) -> Row:
+    """One row; its labels lose the `-sSEED` that grid.seeds gave them."""
+    names = [re.sub(r"-s\d+$", "", name) for member in group for name in member.names]
+    results = tuple(found for member in group if (found := member.results))
+    return Row(tuple(dict.fromkeys(names)), results, len(group))
+
+
+def text(found: Sequence[Row], metric: str) -> str:
+    """The table, of at most 80 columns; fractions in percent."""
+    width = max(len(label) for row in found for label in row.labels)
+    heading = metric + (", %" if "/" in metric else "")
+    lines = [f"{'member':<{width}}    n  {heading}"]
+    for row in found:
+        share = f"{len(row.results)}/{row.planned}"
+        lines.append(f"{row.labels[0]:<{width}}  {share:>3}  {shown(row, metric)}")
+        lines += [f"  = {label}" for label in row.labels[1:]]
+    lines.append("mean +- sample standard deviation over seeds; n: finished of planned")
+    return "\n".join(lines)
+
+
+def shown(row: Row, metric: str) -> str:
+    """`mean +- spread` of a row, as far as there is one."""
+    mean, spread = row.mean(metric), row.spread(metric)
+    scale, form = (100, "6.2f") if "/" in metric else (1, ".4g")
+    if mean is None:
+        return "missing"
+    return f"{scale * mean:{form}}" + ("" if spread is None else f" +- {scale * spread:.2f}")
+
+
+def csv_text(found: Sequence[Row]) -> str:
+    """All metrics of all rows, as they are in results.json; empty where there is no value."""
+    metrics = sorted({name for row in found for results in row.results for name in results})
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [f"{metric} {what}" for metric in metrics for what in ("mean", "std")]
+    writer.writerow(["member", "also", "finished", "planned", *columns])
+    for row in found:
+        numbers = [value for m in metrics for value in (row.mean(m), row.spread(m))]
+        also = " ".join(row.labels[1:])
+        writer.writerow([row.labels[0], also, len(row.results), row.planned, *numbers])
+    return file.getvalue()

@@ -1,0 +1,388 @@
+"""Sweeps: members are what the file says, are sound before any runs, and fail alone."""
+
+import csv
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from ml_collections import FrozenConfigDict
+
+from supmim import cli, grid
+from supmim.errors import ConfigError
+from supmim.report import sweep as picture
+from supmim.runtime import lock
+from supmim.sweeps import cost, local, members
+from supmim.workdir import write_json
+from tests.conftest import tiny_config
+
+SHIPPED = Path(__file__).parents[1] / "configs/sweeps"
+MATCHED = ("two_pass-s0", "baseline_matched-s0")
+# Stands for `supmim train`: its name says how it ends.
+TRAINING = """
+import json, os, pathlib, signal, sys, time
+workdir = pathlib.Path(sys.argv[1])
+print("trained", flush=True)
+name = workdir.name
+if "killed" in name:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "slow" in name:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (workdir / "ready").touch()
+    time.sleep(60)
+if "bad" in name:
+    sys.exit(5)
+(workdir / "results.json").write_text(json.dumps({"step": 3, "knn/recall_at_1": 0.5}))
+"""
+
+
+def write_sweep(folder, code):
+    """A sweep file over a tiny preset; `code` is what get_sweep returns."""
+    (folder / "tiny.json").write_text(json.dumps(tiny_config(total_epochs=1).to_dict()))
+    (folder / "tiny.py").write_text(
+        "import json, pathlib\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        "    path = pathlib.Path(__file__).with_name('tiny.json')\n"
+        "    return ConfigDict(json.loads(path.read_text()))\n"
+    )
+    path = folder / "sweep.py"
+    path.write_text(
+        "from supmim import grid\n\nPRESET = 'tiny.py'\n\n\ndef get_sweep():\n    return " + code
+    )
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, capsys):
+    """sweep(action, code, *flags) -> exit code, stdout, stderr; trainings are pretended."""
+    monkeypatch.setattr(local, "POLL", 0.02)
+    monkeypatch.setattr(
+        local, "command", lambda member: [sys.executable, "-S", "-c", TRAINING, str(member)]
+    )
+    monkeypatch.setattr(cost, "costs", lambda found: [cost.Cost(1000, 10, 960, 2e12)] * len(found))
+
+    def call(action, code="", *more):
+        file = [f"--sweep={write_sweep(tmp_path, code)}"] if code else []
+        result = cli.run(["sweep", action, f"--folder={tmp_path / 'out'}", *file, *more])
+        return result, *capsys.readouterr()
+
+    call.members = tmp_path / "out/members"
+    return call
+
+
+def attempts(member):
+    return (member / "log.txt").read_text().count("trained")
+
+
+# The file.
+
+
+def test_a_product_is_every_combination_and_refuses_to_lose_an_override():
+    axis = grid.values("decoder.depth", 1, 2)
+    assert grid.product(axis, grid.seeds(7)) == {
+        "decoder.depth=1-s7": {"decoder.depth": 1, "seed": 7, "data.seed": 7},
+        "decoder.depth=2-s7": {"decoder.depth": 2, "seed": 7, "data.seed": 7},
+    }
+    assert list(grid.zipped(axis, grid.seeds(0, 1))) == ["decoder.depth=1-s0", "decoder.depth=2-s1"]
+    with pytest.raises(ConfigError, match="two axes set decoder.depth"):
+        grid.product(axis, {"deep": {"decoder.depth": 8}})
+    with pytest.raises(ConfigError, match="not of 2, 3 entries"):
+        grid.zipped(axis, grid.seeds(0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("{'a': {'mim.mask_ratoi': 0.5}, 'b': {'seed': -1}}",
+         ("2 of 2", "a: the config has 1 problem", "did you mean config.mim.mask_ratio?", "b: ")),
+        ("{'a': {'mim.passes': 'one', 'data.mixup': 0.2}}", ("set config.data.mixup=0",)),
+        ("{'../a': {}}", ("../a: a name has",)),
+        ("{'a' * 49: {}}", ("up to 48",)),
+        ("{}", ("must return a dict",)),
+        ("{'a': 3}", ("must return a dict",)),
+        ("{'a': 1 / 0}", ("sweep.py, line 7: ZeroDivisionError",)),
+        ("(", ("line 7: SyntaxError",)),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_sweep_file_is_told_and_nothing_is_written(sweep, code, told):
+    exit_code, _, err = sweep("plan", code)
+    assert exit_code == 2 and all(words in err for words in told), err
+    assert not sweep.members.exists()
+
+
+def test_entries_that_resolve_to_one_config_are_one_member_with_both_names(sweep):
+    code = "{'a': {}, 'b': {'encoder.depth': 2}, 'float': {'mim_weight': 1}, 'seed': {'seed': 1}}"
+    assert sweep("run", code)[0] == 0
+    found = members.read(sweep.members.parent)
+    assert [member.names for member in found] == [("a", "b", "float"), ("seed",)]
+    assert sorted(path.name for path in sweep.members.iterdir()) == ["a", "seed"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("mim_gain", 12), ("mim_ablation", 45)])
+def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name, size):
+    found = members.expand(SHIPPED / f"{name}.py", tmp_path)
+    assert len(found) == size
+    assert {(m.config.seed, m.config.data.seed) for m in found} == {(0, 0), (1, 1), (2, 2)}
+    command = f"supmim sweep run --sweep=configs/sweeps/{name}.py --folder=sweeps/{name}"
+    assert command in (SHIPPED / f"{name}.py").read_text()
+
+
+def test_the_matched_baseline_has_the_flops_of_two_passes_to_half_an_epoch(tmp_path):
+    found = {m.name: m for m in members.expand(SHIPPED / "mim_gain.py", tmp_path)}
+    two, matched = cost.costs([found[name] for name in MATCHED])
+    epochs = found["baseline_matched-s0"].config.total_epochs
+    assert abs(two.flops / matched.flops - 1) < 0.5 / epochs
+    assert two.steps == 175 * 30 and two.images == two.steps * 50
+
+
+def test_a_member_that_could_not_start_is_told_before_any_does(tmp_path, capsys):
+    path = write_sweep(tmp_path, "{'a': {}, 'b': {'optimizer.warmup_steps': 999}}")
+    assert cli.run(["sweep", "run", f"--sweep={path}", f"--folder={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    assert "1 of 2:\nb: config.optimizer.warmup_steps=999" in err
+    assert not (tmp_path / "out/members").exists()
+
+
+def test_the_attention_of_a_gpu_is_costed_without_one():
+    plain = tiny_config(**{"encoder.dtype": "bfloat16"})
+    flash = tiny_config(**{"encoder.dtype": "bfloat16", "encoder.attention": "cudnn"})
+    assert cost.cost(FrozenConfigDict(flash)) == cost.cost(FrozenConfigDict(plain))
+
+
+# Running.
+
+
+def test_a_failing_member_fails_alone_and_a_rerun_does_only_what_is_missing(sweep):
+    code, out, err = sweep("run", "{'a': {}, 'bad': {'seed': 1}, 'b': {'seed': 2}}")
+    log = sweep.members / "bad/log.txt"
+    assert code == 1 and "1 of 3 failed" in err and f"exit 5  {log}" in err
+    assert out.count("start") == 3 and "2 left" in out and out.count("finished") == 2
+    assert "failed, exit 5  bad" in sweep("status")[1]
+    assert sweep("run")[0] == 1
+    assert [attempts(sweep.members / name) for name in ("a", "bad", "b")] == [1, 2, 1]
+
+
+def test_a_changed_file_trains_what_is_new_and_never_over_another_config(sweep):
+    assert sweep("run", "{'a': {}}")[0] == 0
+    assert sweep("run", "{'a': {}, 'b': {'seed': 1}}")[0] == 0
+    assert attempts(sweep.members / "a") == attempts(sweep.members / "b") == 1
+    (sweep.members / "a/metrics.jsonl").write_text('{"step": 1}\n')
+    code, _, err = sweep("run", "{'a': {'encoder.depth': 3}}")
+    assert code == 2 and "config.encoder.depth: the workdir has 2, you ask for 3" in err
+    assert len(members.read(sweep.members.parent)) == 2
+
+
+def test_killed_members_are_started_again_by_the_next_run(sweep):
+    code, _, err = sweep("run", "{'killed': {}, 'a': {'seed': 1}}")
+    assert code == 75 and "1 of 2 members are not finished" in err
+    assert attempts(sweep.members / "a") == 1
+    assert "interrupted     killed" in sweep("status")[1]
+    sweep("run")
+    assert [attempts(sweep.members / name) for name in ("a", "killed")] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_the_sweep_exits_75(sweep, number):
+    def stop():
+        ready = [sweep.members / f"slow{i}/ready" for i in (0, 1)]
+        while not all(path.exists() for path in ready):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    before = signal.getsignal(number)
+    code, out, err = sweep(
+        "run", "{'slow0': {}, 'slow1': {'seed': 1}, 'a': {'seed': 2}}", "--jobs=2"
+    )
+    stopper.join()
+    assert code == 75 and "3 of 3 members are not finished" in err
+    assert out.count("interrupted") == 2 and out.count("start ") == 2
+    assert signal.getsignal(number) == before
+    ends = [members.exit_code(sweep.members / name) for name in ("slow0", "slow1", "a")]
+    assert ends == [75, 75, None]
+
+
+def test_a_member_that_another_process_trains_is_waited_for(sweep):
+    sweep("plan", "{'a': {}, 'b': {'seed': 1}}")
+    finishes = sweep.members / "a/results.json"
+
+    def train_elsewhere():
+        with lock.hold(sweep.members / "a"):
+            while members.exit_code(sweep.members / "b") != 0:
+                time.sleep(0.02)
+            write_json(finishes, {"step": 3, "knn/recall_at_1": 0.25})
+
+    other = threading.Thread(target=train_elsewhere)
+    other.start()
+    while not lock.held(sweep.members / "a"):
+        time.sleep(0.01)
+    assert "running         a" in sweep("status")[1]
+    code, out, _ = sweep("run")
+    other.join()
+    assert code == 0 and "waits for   a" in out
+    assert not (sweep.members / "a/log.txt").exists()
+
+
+def test_a_second_sweep_in_a_folder_is_refused(sweep):
+    sweep("plan", "{'a': {}}")
+    with lock.hold(sweep.members.parent):
+        code, _, err = sweep("run")
+    assert code == 2 and "is in use by process" in err and "choose another --folder" in err
+
+
+def test_what_is_compiled_is_kept_private_to_the_user(sweep):
+    sweep("run", "{'a': {}}")
+    folder = sweep.members.parent / "compiled"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [("--jobs=0", "--jobs=0 is not a number"), ("--engine=slrum", "local, slurm, commands")],
+)
+def test_flags_that_make_no_sense_are_told(sweep, flag, told):
+    code, _, err = sweep("run", "{'a': {}}", flag)
+    assert code == 2 and told in err
+
+
+def test_commands_are_printed_for_what_is_missing_alone(sweep):
+    sweep("run", "{'a': {}, 'bad': {'seed': 1}}")
+    code, out, _ = sweep("run", "", "--engine=commands")
+    assert code == 0
+    assert out == f"supmim train --workdir={sweep.members / 'bad'}\n"
+
+
+def test_a_real_member_is_trained_and_listed(tmp_path, capsys):
+    path = write_sweep(tmp_path, "{'a': {'mim_weight': 0.0, 'encoder.depth': 1}}")
+    folder = tmp_path / "out"
+    assert cli.run(["sweep", "run", f"--sweep={path}", f"--folder={folder}"]) == 0
+    assert "finished    a" in capsys.readouterr().out
+    assert cli.run(["sweep", "table", f"--folder={folder}"]) == 0
+    results = json.loads((folder / "members/a/results.json").read_text())
+    assert f"{100 * results['knn/recall_at_1']:.2f}" in capsys.readouterr().out
+
+
+# The table.
+
+
+@pytest.fixture
+def measured(sweep):
+    """Three rows: one of two seeds under two names, one of a single seed, one that is missing."""
+    code = (
+        "grid.product({'low': {'encoder.depth': 1}, 'high': {}, 'same': {'encoder.depth': 2}, "
+        "'none': {'encoder.depth': 3}}, grid.seeds(0, 1))"
+    )
+    assert sweep("plan", code)[0] == 0
+    for name, value in (("high-s0", 0.9), ("high-s1", 1.0), ("low-s0", 0.5)):
+        write_json(sweep.members / name / "results.json", {"step": 3, "knn/recall_at_1": value})
+    return sweep
+
+
+def test_the_table_has_means_and_spreads_over_seeds_best_first(measured):
+    code, out, _ = measured("table")
+    lines = out.splitlines()
+    assert code == 0 and max(map(len, lines[:8])) <= 80
+    assert lines[1].split() == ["high", "2/2", "95.00", "+-", "7.07"]
+    assert lines[2] == "  = same"
+    assert lines[3].split() == ["low", "1/2", "50.00"]
+    assert lines[4].split() == ["none", "0/2", "missing"]
+    assert "missing: low-s1 (waiting)" in lines
+
+
+def test_the_csv_has_every_metric_as_it_was_measured(measured):
+    measured("table")
+    with (measured.members.parent / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["member"] for row in rows] == ["high", "low", "none"]
+    assert rows[0]["also"] == "same" and float(rows[0]["knn/recall_at_1 mean"]) == 0.95
+    assert rows[1]["knn/recall_at_1 std"] == rows[2]["knn/recall_at_1 mean"] == ""
+    assert float(rows[0]["step mean"]) == 3
+
+
+def test_an_unknown_metric_gets_its_did_you_mean(measured):
+    code, _, err = measured("table", "", "--metric=knn/recal_at_1")
+    assert code == 2 and "did you mean knn/recall_at_1?" in err
+
+
+def test_the_longest_names_leave_the_tables_in_80_columns(sweep):
+    name = "n" * 46
+    sweep("plan", f"grid.product({{'{name[2:]}': {{}}}}, grid.seeds(0, 1))")
+    for action in ("plan", "status", "table", "run"):
+        out = sweep(action)[1]
+        told = [line for line in out.splitlines() if str(sweep.members.parent) not in line]
+        assert max(map(len, told)) <= 80, action
+
+
+def test_every_seed_is_a_dot_of_its_own(tmp_path):
+    def blue(values):
+        picture.draw(tmp_path / "p.png", [("a", values, ""), ("b", [0.0, 1.0], "")], "top1")
+        image = matplotlib.image.imread(tmp_path / "p.png")[..., :3]
+        return (abs(image - [0x23 / 255, 0x64 / 255, 0xAA / 255]).max(axis=-1) < 0.02).sum()
+
+    none, one, three = blue([]), blue([0.5]), blue([0.5] * 3)
+    assert none < one and three - none > 2.5 * (one - none)
+
+
+# Slurm.
+
+
+@pytest.fixture
+def submitit(monkeypatch):
+    """The optional library, kept from setting up logging anew, which would close pytest's files."""
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+    return pytest.importorskip("submitit")
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch, submitit):
+    """Stand-ins for Slurm's programs: sbatch keeps the script that it is given."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, does in (("srun", ""), ("sbatch", f"cp $1 {tmp_path}/script\necho job 42")):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path / "script"
+
+
+def test_slurm_gets_an_array_of_what_is_missing(sweep, slurm):
+    sweep("run", "{'a': {}, 'bad': {'seed': 1}, 'killed': {'seed': 2}}")
+    flags = ("--engine=slurm", "--slurm=timeout_min=90,slurm_partition=gpu")
+    code, out, err = sweep("run", "", *flags)
+    assert code == 0 and "2 submitted" in out and "42_1" in out, err
+    script = slurm.read_text()
+    assert "--array=0-1" in script and "--partition=gpu" in script and "--time=90" in script
+    code, _, err = sweep("run", "", "--engine=slurm", "--slurm=timeout=3")
+    assert code == 2 and "--slurm=timeout=3" in err
+
+
+def test_a_slurm_job_near_its_limit_saves_and_queues_itself_again(sweep, submitit):
+    from supmim.sweeps.slurm import Job
+
+    sweep("plan", "{'slow': {}, 'a': {'seed': 1}}")
+    job = Job(sweep.members / "slow")
+    job.child = local.start(job.workdir, os.environ)
+    while not (job.workdir / "ready").exists():
+        time.sleep(0.02)
+    again = job.checkpoint().function
+    assert members.exit_code(job.workdir) == 75
+    assert again.workdir == job.workdir and again.child is None
+    Job(sweep.members / "a")()
+    assert members.exit_code(sweep.members / "a") == 0
+
+
+def test_without_slurm_it_is_told(sweep, submitit):
+    code, _, err = sweep("run", "{'a': {}}", "--engine=slurm")
+    assert code == 2 and "is this a login node of Slurm?" in err
+
+
+def test_without_submitit_it_is_told(sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    code, _, err = sweep("run", "{'a': {}}", "--engine=slurm")
+    assert code == 2 and "pip install -e '.[slurm]'" in err
