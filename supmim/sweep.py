@@ -26,8 +26,8 @@ def run(config: Any, flags: Any) -> None:
 
 def plan(folder: Path, flags: Any) -> None:
     """Validates, costs and freezes every member; trains nothing."""
+    found = members_of(folder, flags)
     with lock.hold(folder, "--folder"):
-        found = members_of(folder, flags)
         print(cost_table(found, freeze(found, folder)))
     print(f"next: supmim sweep run --folder={folder}")
 
@@ -37,8 +37,8 @@ def train(folder: Path, flags: Any) -> None:
     engine = ENGINES.get(flags.engine)
     if engine is None:
         raise ConfigError(f"--engine={flags.engine} is not known; it takes {', '.join(ENGINES)}")
+    found = members_of(folder, flags)
     with lock.hold(folder, "--folder"):
-        found = members_of(folder, flags)
         if flags.sweep:
             freeze(found, folder)
         engine([member for member in found if not member.results], folder, flags)
@@ -62,6 +62,7 @@ def results(folder: Path, flags: Any) -> None:
     for member in found:
         if (state := member.state) != "finished":
             print(f"missing: {member.name} ({state})")
+    folder.mkdir(parents=True, exist_ok=True)
     workdir.write_text(folder / "table.csv", table.csv_text(rows))
     drawn = [
         (row.labels[0], row.values(flags.metric), table.shown(row, flags.metric)) for row in rows

@@ -35,7 +35,7 @@ if "killed" in name:
 if "slow" in name:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     (workdir / "ready").touch()
-    time.sleep(60)
+    time.sleep(10)
 if "bad" in name:
     sys.exit(5)
 (workdir / "results.json").write_text(json.dumps({"step": 3, "knn/recall_at_1": 0.5}))
@@ -75,6 +75,14 @@ def sweep(tmp_path, monkeypatch, capsys):
     return call
 
 
+def wait_for(condition):
+    """Fails rather than hangs."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def attempts(member):
     return (member / "log.txt").read_text().count("trained")
 
@@ -112,7 +120,7 @@ def test_a_product_is_every_combination_and_refuses_to_lose_an_override():
 def test_what_is_wrong_with_a_sweep_file_is_told_and_nothing_is_written(sweep, code, told):
     exit_code, _, err = sweep("plan", code)
     assert exit_code == 2 and all(words in err for words in told), err
-    assert not sweep.members.exists()
+    assert not sweep.members.parent.exists()
 
 
 def test_entries_that_resolve_to_one_config_are_one_member_with_both_names(sweep):
@@ -171,6 +179,8 @@ def test_a_changed_file_trains_what_is_new_and_never_over_another_config(sweep):
     assert sweep("run", "{'a': {}}")[0] == 0
     assert sweep("run", "{'a': {}, 'b': {'seed': 1}}")[0] == 0
     assert attempts(sweep.members / "a") == attempts(sweep.members / "b") == 1
+    assert sweep("run", "{'a': {'log_every': 1}, 'b': {'seed': 1}}")[0] == 0
+    assert members.read(sweep.members.parent)[0].config.log_every == 5  # as it was trained
     (sweep.members / "a/metrics.jsonl").write_text('{"step": 1}\n')
     code, _, err = sweep("run", "{'a': {'encoder.depth': 3}}")
     assert code == 2 and "config.encoder.depth: the workdir has 2, you ask for 3" in err
@@ -190,8 +200,7 @@ def test_killed_members_are_started_again_by_the_next_run(sweep):
 def test_a_signal_is_passed_on_and_the_sweep_exits_75(sweep, number):
     def stop():
         ready = [sweep.members / f"slow{i}/ready" for i in (0, 1)]
-        while not all(path.exists() for path in ready):
-            time.sleep(0.02)
+        wait_for(lambda: all(path.exists() for path in ready))
         os.kill(os.getpid(), number)
 
     stopper = threading.Thread(target=stop)
@@ -214,14 +223,12 @@ def test_a_member_that_another_process_trains_is_waited_for(sweep):
 
     def train_elsewhere():
         with lock.hold(sweep.members / "a"):
-            while members.exit_code(sweep.members / "b") != 0:
-                time.sleep(0.02)
+            wait_for(lambda: members.exit_code(sweep.members / "b") == 0)
             write_json(finishes, {"step": 3, "knn/recall_at_1": 0.25})
 
     other = threading.Thread(target=train_elsewhere)
     other.start()
-    while not lock.held(sweep.members / "a"):
-        time.sleep(0.01)
+    wait_for(lambda: lock.held(sweep.members / "a"))
     assert "running         a" in sweep("status")[1]
     code, out, _ = sweep("run")
     other.join()
@@ -354,6 +361,8 @@ def slurm(tmp_path, monkeypatch, submitit):
 def test_slurm_gets_an_array_of_what_is_missing(sweep, slurm):
     sweep("run", "{'a': {}, 'bad': {'seed': 1}, 'killed': {'seed': 2}}")
     flags = ("--engine=slurm", "--slurm=timeout_min=90,slurm_partition=gpu")
+    with lock.hold(sweep.members / "bad"):
+        assert "1 submitted" in sweep("run", "", *flags)[1]
     code, out, err = sweep("run", "", *flags)
     assert code == 0 and "2 submitted" in out and "42_1" in out, err
     script = slurm.read_text()
@@ -368,8 +377,7 @@ def test_a_slurm_job_near_its_limit_saves_and_queues_itself_again(sweep, submiti
     sweep("plan", "{'slow': {}, 'a': {'seed': 1}}")
     job = Job(sweep.members / "slow")
     job.child = local.start(job.workdir, os.environ)
-    while not (job.workdir / "ready").exists():
-        time.sleep(0.02)
+    wait_for((job.workdir / "ready").exists)
     again = job.checkpoint().function
     assert members.exit_code(job.workdir) == 75
     assert again.workdir == job.workdir and again.child is None
