@@ -79,6 +79,17 @@ VERBS = {
         required=("folder",),
         actions=("plan", "run", "status", "table"),
     ),
+    "benchmark": Verb(
+        "time the training step against a plain one, in the same run",
+        "supmim benchmark step --config=configs/digits.py",
+        {
+            "rounds": ("10", "turns that every step has; the median counts"),
+            "json": (False, "print JSON instead of a table"),
+        },
+        required=("config",),
+        takes_config=True,
+        actions=("step",),
+    ),
     "doctor": Verb("versions, devices, memory, disk, known clashes", "supmim doctor"),
 }
 

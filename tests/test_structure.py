@@ -20,6 +20,8 @@ LEAVES = ["masking", "losses", "metrics", "sharding", "config", "grid"]
 # Each floor may use itself, those named after it, and the ground.
 FLOORS = [
     ("cli", "__main__"),
+    ("benchmark",),
+    ("benchmarks",),
     ("train", "evaluate", "doctor", "plan", "sweep", "sweeps"),
     ("tasks", "evaluators"),
     ("step", "aot"),

@@ -1,0 +1,1 @@
+"""What `supmim benchmark` times, and the references that it is timed against."""
