@@ -314,6 +314,11 @@ def _size_problems(config: Any) -> Iterator[str]:
             )
     if encoder.attention == "cudnn" and encoder.dtype != "bfloat16":
         yield "config.encoder.attention=cudnn works in bfloat16: set config.encoder.dtype=bfloat16"
+    if encoder.attention == "cudnn" and (odd := _odd_lengths(config)):
+        yield (
+            f"config.encoder.attention=cudnn trains on even numbers of tokens, not on {odd}: set "
+            "config.encoder.attention=xla, or an even grid, mask_ratio and pool=gap or map"
+        )
     if config.batch_size % config.accumulation_steps:
         yield (
             f"config.batch_size={config.batch_size} is not divisible by "
@@ -324,6 +329,19 @@ def _size_problems(config: Any) -> Iterator[str]:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
     if config.mim_weight:
         yield from _mim_problems(config, image_size // encoder.patch_size, mim)
+
+
+def _odd_lengths(config: Any) -> str:
+    """The odd numbers of tokens among those that attention sees."""
+    mim, num_tokens = config.mim, (config.data.image_size // config.encoder.patch_size) ** 2
+    unit = mim.unit**2 if mim.masking == "units" else 1
+    drops = config.mim_weight and mim.hidden == "drop"
+    kept = round(num_tokens // unit * (1 - mim.mask_ratio)) * unit if drops else num_tokens
+    cls = config.encoder.pool == "cls"
+    lengths = {"the whole image": num_tokens + cls, "the visible patches": kept + cls}
+    if config.mim_weight:
+        lengths["the decoder"] = num_tokens
+    return ", ".join(f"{count} of {name}" for name, count in lengths.items() if count % 2)
 
 
 def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:

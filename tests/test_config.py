@@ -55,6 +55,25 @@ def test_a_wrong_value_is_told_with_what_fits(path, value, told):
     assert told in problems_of(config_lib.ConfigDict(config))
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder.pool": "cls"}, "17 of the whole image, 9 of the visible patches"),
+        ({"mim.mask_ratio": 0.45}, "not on 9 of the visible patches:"),
+        ({"mim.mask_ratio": 0.45, "mim.hidden": "mask_token"}, ""),
+        ({"mim.mask_ratio": 0.45, "mim_weight": 0.0}, ""),
+        ({"data.image_size": 10}, "not on 25 of the whole image, 25 of the decoder"),
+    ],
+)
+def test_cudnn_attention_takes_even_numbers_of_tokens(changes, told):
+    config = tiny_config(**{"encoder.attention": "cudnn", "encoder.dtype": "bfloat16"})
+    config.update_from_flattened_dict(changes)
+    if told:
+        assert told in problems_of(config)
+    else:
+        config_lib.validate(config)
+
+
 def test_unknown_and_missing_options_are_told():
     config = tiny_config().to_dict()
     config["encoder"]["dpeth"] = config["encoder"].pop("depth")

@@ -1,0 +1,113 @@
+"""What the compiled step of the presets may cost on H200s; needs their compiler, but no GPU.
+
+The figures are the compiler's of jax 0.10.2 with a little room; docs/performance.md has them exact.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from supmim import cli, optimizer, sharding, step, train
+from supmim.aot import h200, hlo
+from supmim.data import pipeline
+from supmim.errors import DeviceError
+from supmim.tasks import TASKS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PER_GPU = 256
+# The presets as they are timed on GPUs: unrolled, with cuDNN's attention.
+UNROLLED = [
+    f"--config.encoder.{option}"
+    for option in ("attention=cudnn", "scan=False", "remat=none", "stochastic_depth=0")
+]
+
+
+@dataclasses.dataclass
+class Budget:
+    """kernels, GB at kernel boundaries per image, GB of temporaries."""
+
+    kernels: int
+    traffic: float
+    temporaries: float
+
+
+BUDGETS = {
+    "s16:baseline": Budget(0, 0, 0),
+    "s16": Budget(0, 0, 0),
+    "b14:baseline": Budget(0, 0, 0),
+    "b14": Budget(0, 0, 0),
+    "l14:baseline": Budget(0, 0, 0),
+    "l14": Budget(0, 0, 0),
+}
+
+
+def gpus(count):
+    try:
+        return h200.devices(count)
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+def compiled_step(preset, devices, *overrides):
+    """The jitted step that `train` runs, compiled for these devices at 256 images on each."""
+    flags = [f"--config={CONFIGS}/imagenet_{preset.partition(':')[0]}.py", *UNROLLED, *overrides]
+    flags[0] += f":{preset.partition(':')[2] or 'supmim'}"
+    flags += [f"--config.batch_size={PER_GPU * len(devices)}", "--workdir=unused"]
+    config = FrozenConfigDict(cli.config_of(cli.parse("train", flags)))
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    where = sharding.batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        task = TASKS[config.task].abstract(config)
+        tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
+        state, placement = train.place(
+            lambda: step.create_state(jax.random.key(0), task, tx), mesh, config.mesh.fsdp_splits
+        )
+        prepare, train_step = train.programs(task, tx, mesh, placement, 1)
+        raw = pipeline.abstract_batch(config, mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+            for name, leaf in jax.eval_shape(prepare, task.frozen, raw).items()
+        }
+        rng = jax.eval_shape(lambda: jax.random.key(0))
+        program = train_step.lower(state, batch, rng).compile(h200.COMPILER_OPTIONS)
+    return program, state.params
+
+
+def cost(program):
+    """What a Budget holds, of a compiled program, and the program that was read."""
+    read = hlo.Program(program.as_text())
+    return read, Budget(
+        kernels=sum(kernel.times for kernel in read.kernels()),
+        traffic=sum(read.traffic().values()) / PER_GPU / 1e9,
+        temporaries=program.memory_analysis().temp_size_in_bytes / 1e9,
+    )
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [name if name == "b14:baseline" else pytest.param(name, marks=pytest.mark.slow)
+     for name in BUDGETS],
+)  # fmt: skip
+def test_the_step_stays_within_its_budget(preset):
+    program, _ = compiled_step(preset, gpus(1))
+    read, found = cost(program)
+    for name, limit in dataclasses.asdict(BUDGETS[preset]).items():
+        assert dataclasses.asdict(found)[name] <= limit, f"{preset}: {name} of {found}"
+    assert read.float32_share() <= 0.01
+    assert not read.collectives()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["s16:baseline", "b14"])
+def test_data_parallel_gpus_exchange_gradients_alone(preset):
+    """All that crosses 8 GPUs: the gradients, once, and a few numbers for the metrics."""
+    program, params = compiled_step(preset, gpus(8))
+    found = hlo.Program(program.as_text()).collectives()
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert {one.devices for one in found} == {8}
+    moved = sum(one.bytes * one.times for one in found)
+    elements = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert 2 * elements <= moved <= 4 * elements
