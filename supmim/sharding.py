@@ -60,7 +60,8 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
     shape = tuple(sizes.values())
     if devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(shape, devices)  # in order: host after host
-    slices = len({device.slice_index for device in devices})
+    # Described TPUs, which are one slice, have no number of it.
+    slices = len({device.slice_index for device in devices if hasattr(device, "slice_index")}) or 1
     if sizes["data"] % slices:
         raise ConfigError(
             f"mesh.data={sizes['data']} does not divide over {slices} slices of TPUs, and no other "
