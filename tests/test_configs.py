@@ -42,7 +42,8 @@ def count(params):
 
 
 def test_the_expected_presets_are_there():
-    assert {"digits", "imagenet_s16", "imagenet_b14", "imagenet_l14"} <= set(PRESETS)
+    imagenet = {f"imagenet_{name}" for name in ("s16", "b14", "l14", "h14", "g14")}
+    assert {"digits"} | imagenet <= set(PRESETS)
 
 
 @pytest.mark.parametrize("arm", ["supmim", "baseline"])
@@ -58,8 +59,9 @@ def test_every_preset_is_valid_and_traces(name, arm):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("imagenet_s16", 21.6), ("imagenet_b14", 85.6), ("imagenet_l14", 303.1)]
-)
+    ("name", "millions"), [("imagenet_s16", 21.6), ("imagenet_b14", 85.6), ("imagenet_l14", 303.1),
+     ("imagenet_h14", 630.4), ("imagenet_g14", 1010.8)],
+)  # fmt: skip
 def test_encoders_have_the_sizes_of_their_names(name, millions):
     state, *_ = traced(load(name).get_config("baseline"))
     assert abs(count(state.params["encoder"]) - millions) < 0.3
