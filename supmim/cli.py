@@ -90,6 +90,18 @@ VERBS = {
         takes_config=True,
         actions=("step",),
     ),
+    "plan": Verb(
+        "does the train step fit a pod that is not there, and how fast",
+        "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16",
+        {
+            "topology": ("", "GENERATION:SIZE, e.g. v5e:16x16, v5p:8x8x8, h200:8, cpu:8"),
+            "images": ("", "training images, for the hours; default: those of the source"),
+            "largest_batch": (False, "find the largest batch that fits, in a few compiles"),
+            "json": (False, "print JSON instead of a table"),
+            "table": ("", "FILE.md: plan every ImageNet preset of configs/ on five pods, write it"),
+        },
+        takes_config=True,
+    ),
     "doctor": Verb("versions, devices, memory, disk, known clashes", "supmim doctor"),
 }
 
@@ -116,10 +128,11 @@ def verb_help(name: str) -> str:
     verb = VERBS[name]
     lines = [f"supmim {name}: {verb.summary}", "", f"  {verb.usage}", ""]
     if verb.takes_config:
+        lines += ["  --config=FILE.py[:arg]", "      preset to start from, a file of code"]
+    if verb.takes_config and "workdir" in verb.flags:
         lines += [
-            "  --config=FILE.py[:arg]",
-            "      preset to start from, a file of code; without it the workdir's own",
-            "      config.json is continued, with any --config.option=value on top",
+            "      without it the workdir's own config.json is continued, with any",
+            "      --config.option=value on top",
         ]
     for flag, (default, meaning) in verb.flags.items():
         dashed = flag.replace("_", "-")
@@ -229,7 +242,8 @@ def run(args: Sequence[str]) -> int:
             print(verb_help(name))
             return 0
         values = parse(name, rest)
-        config = config_of(values) if "config" in values else None
+        given = "config" in values and (values.config is not None or values["config"].present)
+        config = config_of(values) if given else None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         return importlib.import_module(f"supmim.{name}").run(config, values) or 0
     except SupmimError as error:

@@ -22,9 +22,9 @@ FLOORS = [
     ("cli", "__main__"),
     ("benchmark",),
     ("benchmarks",),
-    ("train", "evaluate", "doctor", "plan", "sweep", "sweeps"),
+    ("train", "evaluate", "doctor", "plan", "sweep", "sweeps", "aot"),
     ("tasks", "evaluators"),
-    ("step", "aot"),
+    ("step",),
     ("models", "data", "tokenizers", "optimizer", "checkpoint", "writer", "report", "runtime"),
     tuple(LEAVES),
 ]

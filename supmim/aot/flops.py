@@ -27,7 +27,7 @@ def _in_jaxpr(jaxpr: core.Jaxpr) -> float:
 
 
 def _in_equation(eqn: core.JaxprEqn) -> float:
-    name = eqn.primitive.name
+    name = eqn.primitive.name.removesuffix("_wrapper")
     if name in PRODUCTS:
         return PRODUCTS[name](eqn)
     inside = [_in_jaxpr(jaxpr) for jaxpr in _inside(eqn.params)]

@@ -1,0 +1,186 @@
+"""A plan in words: the table of `supmim plan`, at most 80 columns, and the rows of docs/plan.md."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+WIDTH = 80
+LABEL = 14
+MEMORY = ("parameters", "optimizer", "batch", "temporaries", "program", "padding")
+ASSUMED = (
+    "each chip at its datasheet rates, links at 90 %; bfloat16 products; all bytes that kernels "
+    "read and write go to memory; rings; no input wait"
+)
+
+
+def size(num_bytes: float) -> str:
+    """`1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.1f} GiB"
+
+
+def text(plan: dict[str, Any]) -> str:
+    """All of a plan."""
+    lines = [*_head(plan), "", *_memory(plan), "", *_flops(plan)]
+    if "collectives" in plan:
+        lines += ["", *_collectives(plan), "", *_roofline(plan)]
+    lines += [line for note in plan["notes"] for line in _told("note", note)]
+    lines += ["", *_verdict(plan)]
+    return "\n".join(lines)
+
+
+def _told(label: str, what: str) -> list[str]:
+    """A label and its text, wrapped."""
+    return textwrap.wrap(
+        f"{label:<{LABEL}}{what}", WIDTH, subsequent_indent=" " * LABEL, break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip
+
+
+def _head(plan: dict[str, Any]) -> Iterator[str]:
+    axes = " x ".join(f"{axis} {count}" for axis, count in plan["mesh"].items())
+    parts = f" in {plan['accumulation_steps']} parts" if plan["accumulation_steps"] > 1 else ""
+    yield from _told("devices", f"{plan['chips']:,} x {plan['chip']} ({plan['topology']}), {axes}")
+    yield from _told("compiler", f"{plan['compiler']}, {plan['plan_seconds']:.0f} s for this plan")
+    yield from _told("parameters", f"{plan['parameters']:,}")
+    images = f"{plan['batch_size']:,} images{parts}, {plan['images_per_chip']:g} per chip"
+    yield from _told("batch", images)
+
+
+def _memory(plan: dict[str, Any]) -> Iterator[str]:
+    yield "memory of one chip"
+    for name in MEMORY:
+        yield f"  {name:<{LABEL - 2}}{size(plan['memory'][name]):>12}"
+    total, available = plan["memory"]["total"], plan["memory_of_chip"]
+    share = f"  of {size(available)}: {total / available:.0%}"
+    yield f"  {'total':<{LABEL - 2}}{size(total):>12}{share}"
+
+
+def _flops(plan: dict[str, Any]) -> Iterator[str]:
+    work = plan["flops"]
+    ratio = work["train"] / work["analytic"]
+    yield f"{'FLOPs':<{LABEL}}{work['train'] / 1e9:,.2f} GF per image, {ratio:.3f} x the formula"
+    yield f"{'':<{LABEL}}{work['executed'] / 1e9:,.2f} GF executed, with what remat repeats"
+    yield f"{'':<{LABEL}}{work['prepare'] / 1e9:,.2f} GF in the tokenizer's program"
+
+
+def _collectives(plan: dict[str, Any]) -> Iterator[str]:
+    if not plan["collectives"]:
+        yield f"{'collectives':<{LABEL}}none"
+        return
+    yield f"{'collectives of one step':<32}{'group':>7}{'count':>7}{'bytes':>12}{'sent':>12}"
+    for one in sorted(plan["collectives"], key=lambda one: -one["bytes"]):
+        name = f"  {one['kind']} {one['dtype']}"
+        counts = f"{one['devices']:>7}{one['count']:>7}"
+        yield f"{name:<32}{counts}{size(one['bytes']):>12}{size(one['sent']):>12}"
+
+
+def _roofline(plan: dict[str, Any]) -> Iterator[str]:
+    bound = plan["roofline"]
+    if bound is None:
+        yield f"{'step time':<{LABEL}}not estimated for {plan['chip']}s"
+        return
+    alone = ", ".join(
+        f"{name} {bound[name] * 1e3:.3g}" for name in ("compute", "memory", "network")
+    )
+    yield f"{'step time, ms':<{LABEL}}{alone}"
+    best, worst = bound["best"], bound["worst"]
+    rate = plan["batch_size"]
+    yield from _told(
+        "",
+        f"{best * 1e3:.1f} if they overlap wholly ({rate / best:,.0f} images/s), "
+        f"{worst * 1e3:.1f} if not at all ({rate / worst:,.0f})",
+    )
+    yield from _told("assumed", ASSUMED)
+    yield ""
+    yield f"{'MFU':>6}{'step ms':>10}{'images/s':>12}{'hours':>10}"
+    for one in plan["speeds"]:
+        hours = f"{one['hours']:,.1f}" if one["hours"] is not None else "?"
+        numbers = f"{one['step_seconds'] * 1e3:>10,.1f}{one['images_per_second']:>12,.0f}"
+        yield f"{one['mfu']:>6.0%}{numbers}{hours:>10}"
+    if plan["num_images"]:
+        yield f"  hours of {plan['epochs']} epochs of {plan['num_images']:,} images"
+    else:
+        yield f"  hours need the number of images of {plan['train']}: give --images=N"
+
+
+def _verdict(plan: dict[str, Any]) -> Iterator[str]:
+    if largest := plan.get("largest_batch"):
+        yield from _told("largest batch", _largest(largest))
+    if plan["fits"]:
+        yield from _told("verdict", plan["verdict"])
+        return
+    yield from _told("verdict", f"DOES NOT FIT: {plan['verdict']}")
+    if plan["advice"]:
+        yield "what to change, with the effect on one chip by arithmetic"
+    for one in plan["advice"]:
+        yield f"  {one['option']}"
+        yield f"      {one['effect']}"
+
+
+def _largest(largest: dict[str, Any]) -> str:
+    if not largest["batch_size"]:
+        return f"none: one image per chip needs {size(largest['total'])}"
+    return (
+        f"{largest['batch_size']:,} images, {largest['images_per_chip']} per chip: "
+        f"{size(largest['total'])} compiled, {size(largest['predicted'])} predicted, "
+        f"{size(largest['bytes_per_image'])} per image"
+    )
+
+
+# docs/plan.md.
+
+PAGE = """\
+# Every ImageNet preset on five pods
+
+Written by `supmim plan --table=docs/plan.md` with {compilers}, whose memory differs up to 2 x
+between versions. Nothing here has run on a TPU. {images} images per chip, the batch scaled with the
+pod, each preset's own mesh. A row is one `supmim plan --config=configs/imagenet_PRESET.py
+--topology=POD --config.batch_size=N`.
+
+Memory, bytes and times are of one chip and one step. Sent: by all collectives over the links, by
+the ring algorithms. Bytes per parameter: payload of all collectives over the number of parameters;
+where it stays the same from pod to pod, parameters and gradients move, and not activations. Best to
+worst: compute, memory and network overlap wholly, or not at all.
+
+"""
+COLUMNS = (
+    "preset", "pod", "fsdp", "memory GiB", "temporaries GiB", "sent MiB", "bytes per parameter",
+    "step ms, best to worst", "images/s at 50 % MFU", "verdict",
+)  # fmt: skip
+
+
+def markdown(rows: Sequence[dict[str, Any]], images_per_chip: int) -> str:
+    """The page: what was planned, by which compiler, and a row for each plan."""
+    compilers = ", ".join(sorted({row["compiler"] for row in rows if "compiler" in row}))
+    head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    page = PAGE.format(compilers=compilers, images=images_per_chip)
+    return page + "\n".join([*head, *map(row_markdown, rows)]) + "\n"
+
+
+def row_markdown(row: dict[str, Any]) -> str:
+    """One plan as a row of the page."""
+    cells = [row["preset"], row["topology"]]
+    if "memory" in row:
+        memory = row["memory"]
+        used = [memory["total"], memory["temporaries"]]
+        cells += [str(row["mesh"]["fsdp"]), *(f"{part / 2**30:.1f}" for part in used)]
+    if "collectives" in row:
+        sent, payload = (sum(one[key] for one in row["collectives"]) for key in ("sent", "bytes"))
+        bound, half = row["roofline"], row["speeds"][1]
+        cells += [
+            f"{sent / 2**20:,.0f}", f"{payload / row['parameters']:.1f}",
+            f"{bound['best'] * 1e3:.0f} to {bound['worst'] * 1e3:.0f}",
+            f"{half['images_per_second']:,.0f}",
+        ]  # fmt: skip
+    cells += [""] * (len(COLUMNS) - 1 - len(cells))
+    return "| " + " | ".join([*cells, "fits" if row["fits"] else row["verdict"]]) + " |"
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """One plan as a line of progress."""
+    seconds = f"{row['plan_seconds']:.0f} s" if "plan_seconds" in row else ""
+    return f"{row['preset']:<5}{row['topology']:<14}{seconds:>6}  {row['verdict']}"[:WIDTH]
