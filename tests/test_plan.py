@@ -38,6 +38,7 @@ def test_a_plan_counts_the_bytes_and_products_of_the_real_step(result):
     assert result["fits"] and result["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
     memory = result["memory"]
     assert memory["total"] == sum(memory[name] for name in forecast.MEMORY)
+    assert memory["temporaries"] > 16 * 2 * 16 * 16 * 4 / 8  # at least the images' first tokens
     assert result["parameters"] * 4 / 2 < memory["parameters"] < result["parameters"] * 4
     assert 2 <= memory["optimizer"] / memory["parameters"] < 2.01  # two moments, split alike
     work = result["flops"]
