@@ -110,3 +110,11 @@ def test_an_unwritable_workdir_is_refused(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     told = fails(capsys, "train", f"--workdir={tmp_path}/file/run", f"--config={DIGITS}")
     assert "cannot write to the workdir" in told and "choose another --workdir" in told
+
+
+def test_flags_are_taken_with_dashes_and_with_underscores(tmp_path):
+    for flag in ("--fake-devices=8", "--fake_devices=8"):
+        values = cli.parse("train", [f"--config={DIGITS}", f"--workdir={tmp_path}", flag])
+        assert values.fake_devices == "8"
+    assert cli.underscored("--workdir=a-b") == "--workdir=a-b"
+    assert cli.parse("train", [f"--config={DIGITS}", "--workdir=x", "--debug"]).debug is True

@@ -58,6 +58,15 @@ def test_every_preset_is_valid_and_traces(name, arm):
     assert ("decoder" in state.params) == ("mim_loss" in totals) == (arm == "supmim")
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_debug_size(name):
+    config = config_lib.debug(load(name).get_config())
+    assert config.encoder.depth == 2 and config.data.limit == 64
+    assert config.data.image_size // config.encoder.patch_size == 4
+    state, *_ = traced(config)
+    assert count(state.params) < 100
+
+
 @pytest.mark.parametrize(
     ("name", "millions"), [("imagenet_s16", 21.6), ("imagenet_b14", 85.6), ("imagenet_l14", 303.1),
      ("imagenet_h14", 630.4), ("imagenet_g14", 1010.8)],

@@ -246,3 +246,13 @@ def test_mixup_never_mixes_padding_into_an_image():
     image, valid = jnp.asarray([1.0, 2.0, jnp.inf]), jnp.asarray([1.0, 1.0, 0.0])
     mixed, _ = augment.mixup(jax.random.key(0), image.reshape(3, 1), jnp.eye(3), valid, 0.5)
     assert np.isfinite(np.asarray(mixed[:2])).all() and mixed[0, 0] == 1.0
+
+
+def test_a_limit_takes_the_first_images_and_is_part_of_the_fingerprint():
+    whole = sources.load("digits:test", tiny_config().data, 10)
+    some = sources.load("digits:test", tiny_config(**{"data.limit": 5}).data, 10)
+    assert len(some) == 5 and len(whole) == 297
+    np.testing.assert_array_equal(some.read(range(5))["image"], whole.read(range(5))["image"])
+    assert some.fingerprint() != whole.fingerprint()
+    more = sources.load("digits:test", tiny_config(**{"data.limit": 9999}).data, 10)
+    assert len(more) == 297

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from supmim import errors
+from supmim import cli, errors
 from tests.test_structure import MODULES, imports_of
 
 ROOT = Path(__file__).parents[1]
@@ -318,3 +318,11 @@ def test_the_commands_of_the_readme_reach_their_tools(bench):
     assert {path.name for path in LAUNCH.iterdir()} - {"README.md"} <= set(
         re.findall(r"\w+\.\w+", text)
     )
+
+
+def test_every_flag_that_launch_names_is_one_of_train():
+    text = "".join(path.read_text() for path in LAUNCH.iterdir())
+    own = ("debug", "profile", "fake-devices", "coordinator", "num_processes", "process_id")
+    for flag in own:
+        assert f"--{flag}" in text
+        assert flag.replace("-", "_") in cli.VERBS["train"].flags

@@ -48,6 +48,17 @@ def test_a_plan_counts_the_bytes_and_products_of_the_real_step(result):
     assert moved["all-gather"]["devices"] == 2
 
 
+def test_collectives_move_parameters_and_no_activations(where, result):
+    """A batch twice as large moves the same bytes."""
+    twice = plan.make(tiny_config(**TINY | {"batch_size": 32}), where, 0)
+
+    def payload(one):
+        return sum(moved["bytes"] for moved in one["collectives"])
+
+    assert twice["memory"]["temporaries"] > 1.3 * result["memory"]["temporaries"]
+    assert payload(twice) == payload(result) < 16 * result["parameters"]
+
+
 def test_remat_is_executed_but_is_no_work_of_the_training(where, result):
     with_remat = tiny_config(**TINY, **{"encoder.remat": "full"})
     mesh = sharding.make_mesh(4, 2, 1)

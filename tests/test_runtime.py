@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -217,3 +218,10 @@ def test_kernels_are_deterministic_when_asked(monkeypatch):
     assert done.stdout == "known\n"  # XLA ends the process at a flag that it does not know
     with pytest.raises(ConfigError, match="--fake-devices=x"):
         devices.prepare("x", deterministic=False)
+
+
+def test_debug_ends_at_the_first_nan_with_exit_5():
+    told = pytest.raises(NumericsError, match="--debug")
+    with told as raised, numerics.explained(), jax.debug_nans(True):
+        jnp.log(jnp.array(-1.0))
+    assert raised.value.exit_code == 5
