@@ -14,7 +14,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Options that a version brought, with the values that mean what was done before it.
+BROUGHT = {
+    2: {
+        "accumulation_steps": 1, "data.limit": 0, "mesh.fsdp_splits": "state",
+        "optimizer.name": "adamw", "optimizer.moment_dtype": "float32",
+    }
+}  # fmt: skip
 
 EVALUATORS = ("classification", "knn", "reconstruction")
 
@@ -433,13 +440,19 @@ def from_json(text: str, where: str) -> FrozenConfigDict:
         version, options = document["schema_version"], dict(document["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise ConfigError(
-            f"{where} has schema version {version}; this supmim reads {SCHEMA_VERSION}. "
+            f"{where} has schema version {version}; this supmim reads 1 to {SCHEMA_VERSION}. "
             "Use the supmim that wrote it"
         )
+    config = ConfigDict(options)
     try:
-        validate(config := ConfigDict(options))
+        for newer in range(version + 1, SCHEMA_VERSION + 1):
+            config.update_from_flattened_dict(BROUGHT[newer])
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
+    try:
+        validate(config)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return FrozenConfigDict(config)

@@ -1,5 +1,7 @@
 """Options: defaults, checks, JSON."""
 
+import json
+
 import pytest
 
 from supmim import config as config_lib
@@ -115,7 +117,8 @@ def test_json_brings_the_config_back_equal():
     [
         ("{", "is not a supmim config"),
         ('{"schema_version": 99, "config": {}}', "schema version 99"),
-        ('{"schema_version": 1, "config": {"seed": "x"}}', "config.seed is 'x'"),
+        ('{"schema_version": 2, "config": {"seed": "x"}}', "config.seed is 'x'"),
+        ('{"schema_version": 1, "config": {"seed": "x"}}', "is not a supmim config"),
         ('{"schema_version": 1, "config": 5}', "is not a supmim config"),
     ],
 )
@@ -144,3 +147,17 @@ def test_help_lists_every_option_in_80_columns():
     text = config_lib.describe()
     assert all(f"--config.{path}=" in text for path in config_lib.OPTIONS)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_config_of_an_older_version_means_what_it_meant():
+    document = json.loads(config_lib.to_json(config_lib.get_config()))
+    for version in range(config_lib.SCHEMA_VERSION, 1, -1):
+        for path in config_lib.BROUGHT[version]:
+            group, _, name = path.rpartition(".")
+            del (document["config"][group] if group else document["config"])[name]
+    document["schema_version"] = 1
+    old = config_lib.from_json(json.dumps(document), "config.json")
+    assert config_lib.flatten(old) == config_lib.flatten(config_lib.get_config())
+    document["schema_version"] = config_lib.SCHEMA_VERSION
+    with pytest.raises(ConfigError, match="is missing"):
+        config_lib.from_json(json.dumps(document), "config.json")
