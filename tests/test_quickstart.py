@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from supmim.writer import read_metrics
+from tests.conftest import USERS_XLA_FLAGS
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "supmim train --config=configs/digits.py --workdir=runs/digits"
@@ -20,7 +21,8 @@ def test_first_command(tmp_path):
     program, *args = shlex.split(COMMAND)
     done = subprocess.run(
         [bin_folder / program, *args], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"},
+        env=os.environ
+        | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "XLA_FLAGS": USERS_XLA_FLAGS},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
