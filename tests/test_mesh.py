@@ -237,3 +237,5 @@ def test_a_batch_that_does_not_divide_is_told_with_the_nearest():
     sharding.check_divides("batch_size", 16, mesh)
     with pytest.raises(ConfigError, match=r"config.batch_size=20 .* 8 devices; nearest: 16 or 24"):
         sharding.check_divides("batch_size", 20, mesh)
+    with pytest.raises(ConfigError, match="over 8 devices in 4 parts; nearest: 32"):
+        sharding.check_divides("batch_size", 16, mesh, parts=4)
