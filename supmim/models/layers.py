@@ -46,6 +46,32 @@ def flat(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
+class Heads(nn.Module):
+    """nn.DenseGeneral from D to [H, D/H] as a product of matrices, into which a GPU takes the bias.
+
+    Parameters are DenseGeneral's: kernel [D, H, D/H], bias [H, D/H].
+    """
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] -> [T, H, D/H]."""
+        width = x.shape[-1]
+        heads = (self.num_heads, width // self.num_heads)
+        kernel = self.param("kernel", self.init_kernel, (width, *heads))
+        bias = self.param("bias", nn.initializers.zeros, heads)
+        y = x @ kernel.reshape(width, width).astype(self.dtype)
+        y = y + bias.reshape((1,) * (y.ndim - 1) + (width,)).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], *heads)
+
+    @staticmethod
+    def init_kernel(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Xavier's of the matrix."""
+        return xavier(rng, (shape[0], shape[0])).reshape(shape)
+
+
 class Attention(nn.Module):
     """Multi-head attention with separate query, key and value projections.
 
@@ -59,20 +85,14 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, batch_size: int) -> jax.Array:
         """[B*Nq, D], [B*N, D], B -> [B*Nq, D]."""
-        width = x.shape[-1]
-        project = functools.partial(
-            nn.DenseGeneral,
-            features=(self.num_heads, width // self.num_heads),
-            kernel_init=xavier,
-            dtype=self.dtype,
-        )
+        project = functools.partial(Heads, self.num_heads, self.dtype)
         query, key, value = (
             project(name="query")(x), project(name="key")(context), project(name="value")(context)
         )  # fmt: skip
         images = [y.reshape(batch_size, -1, *y.shape[-2:]) for y in (query, key, value)]
         mixed = dot_product_attention(*images, self.attention)
         return nn.DenseGeneral(
-            width, axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out"
+            x.shape[-1], axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out"
         )(mixed.reshape(query.shape))
 
 
