@@ -339,16 +339,14 @@ def _size_problems(config: Any) -> Iterator[str]:
 
 
 def _odd_lengths(config: Any) -> str:
-    """The odd numbers of tokens among those that attention sees."""
+    """The odd ones among the numbers of tokens that encoder and decoder see."""
     mim, num_tokens = config.mim, (config.data.image_size // config.encoder.patch_size) ** 2
     unit = mim.unit**2 if mim.masking == "units" else 1
     drops = config.mim_weight and mim.hidden == "drop"
     kept = round(num_tokens // unit * (1 - mim.mask_ratio)) * unit if drops else num_tokens
     cls = config.encoder.pool == "cls"
-    lengths = {"the whole image": num_tokens + cls, "the visible patches": kept + cls}
-    if config.mim_weight:
-        lengths["the decoder"] = num_tokens
-    return ", ".join(f"{count} of {name}" for name, count in lengths.items() if count % 2)
+    lengths = {num_tokens + cls, kept + cls, num_tokens if config.mim_weight else 0}
+    return " or ".join(str(length) for length in sorted(lengths) if length % 2)
 
 
 def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:

@@ -155,6 +155,16 @@ def test_asynchronous_collectives_count_once_with_their_payload():
     }
 
 
+def test_parts_of_one_collective_are_one():
+    """A TPU's text has one collective in the fusions that start, carry on and finish it."""
+    line = next(line for line in GPU_TEXT.splitlines() if " all-gather-start(" in line)
+    again = line.replace("%all-gather-start.1 =", "%all-gather-start.2 =")
+    twice = hlo.Program(GPU_TEXT.replace(line, f"{line}\n{again}"))
+    assert twice.collectives() == hlo.Program(GPU_TEXT).collectives()
+    other = hlo.Program(GPU_TEXT.replace(line, line + "\n" + again.replace("id=1,", "id=9,")))
+    assert len(other.collectives()) == len(twice.collectives()) + 1
+
+
 def test_described_h200s_fill_whole_hosts_or_say_what_is_missing():
     with pytest.raises(ConfigError, match="fill no hosts"):
         h200.devices(12)

@@ -91,7 +91,7 @@ class Weights(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
         """The two."""
-        kernel = self.param("kernel", layers.xavier, self.shape)
+        kernel = self.param("kernel", layers.xavier_heads, self.shape)
         return kernel, self.param("bias", nn.initializers.zeros, self.shape[1:])
 
 

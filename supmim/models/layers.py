@@ -1,7 +1,7 @@
 """Attention, MLP, pre-norm blocks, their stack, positions and patches.
 
-Shapes: B batch, N tokens of an image, T tokens of all, D width, H heads, G grid side, F values of
-a patch. Parameters are float32, arithmetic is in `dtype`, softmax and norms' statistics in float32.
+Shapes: B batch, N tokens of an image, T of all, D width, H heads, G grid side, F values of a patch.
+Parameters are float32, arithmetic is in `dtype`, softmax and norms' statistics in float32.
 """
 
 import functools
@@ -22,6 +22,7 @@ REMAT_POLICIES = {
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
 xavier = nn.initializers.xavier_uniform()
+xavier_heads = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
 
 
 def dot_product_attention(query, key, value, implementation: str) -> jax.Array:
@@ -39,17 +40,14 @@ def dot_product_attention(query, key, value, implementation: str) -> jax.Array:
 
 
 def flat(x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B*N, D], the tokens of all images in one row.
-
-    Left as [B, N, D], XLA's GPU compiler moves the stream of a network between two layouts.
-    """
+    """[B, N, D] -> [B*N, D]; XLA for GPUs transposes a network's stream if it is [B, N, D]."""
     return x.reshape(-1, x.shape[-1])
 
 
 class Heads(nn.Module):
-    """nn.DenseGeneral from D to [H, D/H] as a product of matrices, into which a GPU takes the bias.
+    """nn.DenseGeneral from D to [H, D/H], its parameters too, as one product of matrices.
 
-    Parameters are DenseGeneral's: kernel [D, H, D/H], bias [H, D/H].
+    A GPU adds the bias inside such a product, and in a pass of its own otherwise.
     """
 
     num_heads: int
@@ -58,25 +56,16 @@ class Heads(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] -> [T, H, D/H]."""
-        width = x.shape[-1]
-        heads = (self.num_heads, width // self.num_heads)
-        kernel = self.param("kernel", self.init_kernel, (width, *heads))
-        bias = self.param("bias", nn.initializers.zeros, heads)
-        y = x @ kernel.reshape(width, width).astype(self.dtype)
-        y = y + bias.reshape((1,) * (y.ndim - 1) + (width,)).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], *heads)
-
-    @staticmethod
-    def init_kernel(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Xavier's of the matrix."""
-        return xavier(rng, (shape[0], shape[0])).reshape(shape)
+        shape = (x.shape[-1], self.num_heads, x.shape[-1] // self.num_heads)
+        kernel = self.param("kernel", xavier_heads, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        matrix, row = kernel.reshape(len(kernel), -1), bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        y = x @ matrix.astype(self.dtype) + row.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], *shape[1:])
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate query, key and value projections.
-
-    Here alone it matters which tokens are of one image.
-    """
+    """Multi-head attention with separate query, key and value projections."""
 
     num_heads: int
     attention: str
@@ -102,16 +91,12 @@ def gelu(x: jax.Array, kind: str) -> jax.Array:
     return nn.gelu(x, approximate=kind == "tanh")
 
 
-def _gelu_forward(x, kind):
-    return gelu(x, kind), x
-
-
 def _gelu_backward(kind, x, grad):
     x = jax.lax.optimization_barrier(x)  # or the compiler keeps what forward computed
     return jax.vjp(functools.partial(nn.gelu, approximate=kind == "tanh"), x)[1](grad)
 
 
-gelu.defvjp(_gelu_forward, _gelu_backward)
+gelu.defvjp(lambda x, kind: (gelu(x, kind), x), _gelu_backward)
 
 
 class Mlp(nn.Module):
@@ -156,9 +141,8 @@ class Block(nn.Module):
         """
         x = sharding.constrain_batch(x)
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(
-            y, y, self.batch_size
-        )
+        attention = Attention(self.num_heads, self.attention, self.dtype, name="attention")
+        y = attention(y, y, self.batch_size)
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         x = x + self.skip(y, drop_rate, train)
         y = LayerNorm(dtype=self.dtype, name="mlp_norm")(x)

@@ -1,0 +1,122 @@
+"""The references of the benchmark compute what our models compute, and the verb runs."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from supmim import cli, sharding
+from supmim.benchmarks import naive, step
+from supmim.errors import ConfigError
+from supmim.models import layers
+from supmim.models.encoder import Encoder
+from tests.conftest import tiny_config
+
+SIZES = {"grid": 4, "patch_size": 2, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    model = Encoder(**SIZES)
+    image = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: 0.3 * draw.normal(size=p.shape).astype(np.float32), shapes)
+    return model, params, image
+
+
+def value_and_gradients(model, params, image):
+    def loss(params):
+        return (model.apply({"params": params}, image).embedding ** 2).sum()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_the_plain_vit_is_the_same_function(encoder):
+    model, params, image = encoder
+    plain = naive.PlainViT(**SIZES, gelu="tanh", dtype="float32")
+    theirs = {name: part for name, part in params.items() if name != "blocks"}
+    kernel = params["embedding"]["kernel"].reshape(2, 2, 3, 16)
+    theirs["embedding"] = params["embedding"] | {"kernel": kernel}
+    for name, block in params["blocks"].items():
+        mlp = {f"mlp_{part}": block["mlp"][part] for part in ("up", "down")}
+        theirs[name] = {k: v for k, v in block.items() if k != "mlp"} | mlp
+    ours = jax.jit(model.apply)({"params": params}, image)
+    found = jax.jit(plain.apply)({"params": theirs}, image)
+    np.testing.assert_allclose(found.latent, ours.latent, atol=1e-5)
+    np.testing.assert_allclose(found.embedding, ours.embedding, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", naive.NAIVE)
+def test_a_naive_choice_changes_the_program_and_not_the_function(encoder, choice):
+    model, params, image = encoder
+    value, gradients = value_and_gradients(model, params, image)
+    with naive.naive(choice):
+        assert getattr(layers, naive.NAIVE[choice][0]) is naive.NAIVE[choice][1]
+        fresh = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+        again, its_gradients = value_and_gradients(model, params, image)
+        program = str(jax.make_jaxpr(lambda p: value_and_gradients(model, p, image))(params))
+    assert jax.tree.structure(fresh) == jax.tree.structure(params)
+    np.testing.assert_allclose(value, again, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients, its_gradients)
+    ours = str(jax.make_jaxpr(lambda p: value_and_gradients(model, p, image))(params))
+    if choice != "scores":  # in float32 they are the same
+        assert program != ours
+    assert layers.flat is not naive.spread
+
+
+def test_naive_scores_are_float32_in_a_bfloat16_network():
+    query = jnp.ones((1, 4, 2, 8), jnp.bfloat16)
+    ours, theirs = layers.dot_product_attention, naive.float32_scores
+    assert "f32[1,2,4,4] = dot_general" not in str(
+        jax.make_jaxpr(ours, static_argnums=3)(*[query] * 3, "xla")
+    )
+    assert "f32[1,2,4,4] = dot_general" in str(
+        jax.make_jaxpr(theirs, static_argnums=3)(*[query] * 3, "xla")
+    )
+
+
+def test_the_ladder_goes_from_all_naive_to_none_one_by_one():
+    left = [set(rung[1]) for rung in step.LADDER]
+    assert left[0] == {*naive.NAIVE, "attention"} and not left[-1]
+    assert all(below - above and above < below for below, above in itertools.pairwise(left))
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    assert len(step.rungs(tiny_config(), mesh)) == len(step.LADDER) - 1  # no cuDNN here
+
+
+def test_the_verb_times_the_rungs_against_the_plain_step(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "LADDER", step.LADDER[::5])
+    monkeypatch.setattr(step, "TURN_SECONDS", 0)
+    options = {"encoder.depth": 1, "batch_size": 16, "mim_weight": 0.0}
+    preset = tmp_path / "tiny.py"
+    preset.write_text(
+        "from tests.conftest import tiny_config\n"
+        f"def get_config():\n    return tiny_config(**{options!r})\n"
+    )
+    code = cli.run(["benchmark", "step", f"--config={preset}", "--rounds=1", "--json"])
+    assert code == 0
+    result = json.loads(capsys.readouterr().out)
+    names = [row["step"] for row in result["steps"]]
+    ours = ["supervised 1 naive", "supervised 6 separate q, k, v: ours"]
+    assert names == ["plain Flax ViT", *ours]
+    assert result["steps"][0]["time_to_plain"] == 1.0
+    assert all(0 < row["milliseconds"] < float("inf") for row in result["steps"])
+    lines = step.table(result).splitlines()
+    assert max(map(len, lines)) <= 80 and sum("supervised" in line for line in lines) == 2
+
+
+def test_a_network_that_the_plain_one_is_not_is_refused():
+    with pytest.raises(ConfigError, match="compares with a plain ViT"):
+        step.check(tiny_config(**{"encoder.pool": "map"}))
+    assert cli.run(["benchmark", "step", "--config=configs/digits.py", "--rounds=no"]) == 2
+
+
+def test_settings_take_away_what_only_one_of_the_two_has():
+    config = tiny_config(
+        **{"encoder.scan": True, "encoder.remat": "full", "encoder.stochastic_depth": 0.2}
+    )
+    found = step.settings(config, mim_weight=0.0).encoder
+    assert (found.scan, found.remat, found.stochastic_depth) == (False, "none", 0.0)
