@@ -89,7 +89,8 @@ def test_an_error_of_the_first_process_is_everyones(tmp_path):
         (("", "2", "", False), "need --coordinator"),
     ],
 )
-def test_flags_that_cannot_work_are_refused_at_once(flags, told):
+def test_flags_that_cannot_work_are_refused_at_once(flags, told, monkeypatch):
+    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
     with pytest.raises(ConfigError, match=told):
         hosts.start(*flags)
 
