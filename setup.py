@@ -37,6 +37,7 @@ setup(
         "cuda": [f"jax[cuda12]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
         "slurm": ["submitit>=1.5.3"],
+        "profile": ["xprof>=2.20"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

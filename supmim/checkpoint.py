@@ -46,7 +46,7 @@ class Checkpoints:
         self.folder, self.tell = folder.absolute(), tell
         self.keep, self.keep_best, self.best_metric = keep, keep_best, keep_best_metric
         self._finishing: threading.Thread | None = None
-        self._failure = ""
+        self._pending, self._failure = False, ""
         self._failures = 0
 
     def steps(self) -> list[int]:
@@ -62,7 +62,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, results: dict, fingerprint: dict) -> None:
         """Starts a save; arrays are copied before it returns, the rest runs in the background."""
         self.wait()
-        path = self.folder / str(step)
+        path, self._pending = self.folder / str(step), True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             response = ocp.save_async(path, state, overwrite=True)
@@ -77,15 +77,18 @@ class Checkpoints:
     def save_now(self, step: int, state: Any, fingerprint: dict) -> None:
         """Saves and waits, unless this step is saved already; CheckpointError if it fails."""
         self.wait()
-        if step in self.steps():
+        if self._holds(step):
             return
         self.save(step, state, {}, fingerprint)
         self.wait()
-        if step not in self.steps():
+        if not self._holds(step):
             raise CheckpointError(
                 f"step {step} could not be saved in {self.folder}. Free space or mend the folder, "
                 f"then start the run again: it goes on from step {max(self.steps(), default=0)}"
             )
+
+    def _holds(self, step: int) -> bool:
+        return hosts.together(lambda: step in self.steps())
 
     def rank(self, step: int, results: dict) -> None:
         """Adds the results of a saved step, which decide whether it is among the best."""
@@ -98,7 +101,6 @@ class Checkpoints:
             if hosts.is_first():
                 write_json(path / DIGESTS, note | {"files": file_digests(path)})
                 self._prune()
-            self._failures = 0
         except Exception as error:
             self._failure = _first_line(error)
 
@@ -121,24 +123,25 @@ class Checkpoints:
             return None  # damaged: told when it is restored
 
     def poll(self) -> None:
-        """Tells of a failed save; CheckpointError after several in a row. Several processes hear
-        of it when they wait, together."""
-        if jax.process_count() == 1:
-            self._tell_failure()
+        """Tells of a failed save; several processes hear of it when they wait, together."""
+        if self._failure and jax.process_count() == 1:
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when the save in progress is whole, or has failed and was told."""
+        """Returns when the save in progress is whole, or has failed and was told.
+
+        CheckpointError, on all processes, after several failures in a row.
+        """
+        if not self._pending:
+            return
+        self._pending = False
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
-            self._failure = next(filter(None, hosts.gather(self._failure)), "")
-        self._tell_failure()
-
-    def _tell_failure(self) -> None:
-        if not self._failure:
+        failure = next(filter(None, hosts.gather(self._failure)), "")
+        self._failure, self._failures = "", self._failures + 1 if failure else 0
+        if not failure:
             return
-        failure, self._failure = self._failure, ""
-        self._failures += 1
         self.tell(f"a checkpoint could not be saved in {self.folder}: {failure}")
         if self._failures >= FAILED_SAVES:
             raise CheckpointError(

@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -253,4 +254,11 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code and (hosts := sys.modules.get("supmim.runtime.hosts")):
+        hosts.leave(code)
+    sys.exit(code)

@@ -25,8 +25,9 @@ def run(config: Any, flags: Any) -> None:
     their own, results_step_STEP.json.
     """
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
-    hosts.agree(config)
     workdir = Path(flags.workdir)
+    asked = {name: flags[name].value for name in ("step", "evaluators")}
+    hosts.agree(config, asked | {"workdir": str(workdir.absolute())})
     if flags.evaluators:
         config = with_evaluators(config, flags.evaluators)
     mesh = train.mesh_of(config)

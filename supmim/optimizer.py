@@ -91,14 +91,17 @@ def create(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransfor
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype))
     decay = config.weight_decay
     if config.name == "adam_decoupled":
         decay = decay / config.learning_rate
-    parts.append(optax.add_decayed_weights(decay, decay_mask))
-    if config.name == "lamb":
-        parts.append(trust_ratio())
-    parts.append(optax.scale_by_learning_rate(learning_rate))
+    parts.append(
+        optax.chain(
+            optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype),
+            optax.add_decayed_weights(decay, decay_mask),
+            *([trust_ratio()] if config.name == "lamb" else []),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
     never = np.iinfo(np.int32).max  # optax lets the update after this many bad ones through

@@ -101,7 +101,9 @@ def here(left: Sequence[Member], folder: Path, flags: Any) -> None:
     failed = [m for m, code in trained.codes.items() if code and not members.was_interrupted(code)]
     if failed:
         lines = [f"  exit {trained.codes[m]}  {m.workdir / 'log.txt'}" for m in failed]
-        raise SupmimError("\n".join([f"{len(failed)} of {len(left)} failed:", *lines, again]))
+        error = SupmimError("\n".join([f"{len(failed)} of {len(left)} failed:", *lines, again]))
+        error.exit_code = trained.codes[failed[0]]
+        raise error
     if missing := [member for member in left if trained.codes.get(member) != 0]:
         raise Interrupted(f"{len(missing)} of {len(left)} members are not finished; {again}")
     print(f"all finished; see: supmim sweep table --folder={folder}")

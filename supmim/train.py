@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -30,38 +30,49 @@ def run(config: Any, flags: Any) -> None:
     profile.parse(flags.profile)
     if flags.debug:
         config = config_lib.debug(config)
-        jax.config.update("jax_debug_nans", True)
     devices.prepare(flags.fake_devices, flags.deterministic or flags.debug)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
-    hosts.agree(config)
-    train_and_evaluate(config, Path(flags.workdir), flags.resume, flags.profile)
+    asked = {name: flags[name].value for name in ("resume", "profile", "debug", "deterministic")}
+    hosts.agree(config, asked | {"workdir": str(Path(flags.workdir).absolute())})
+    bad_steps = 1 if flags.debug else numerics.BAD_STEPS
+    start = Start(flags.resume, flags.profile, bad_steps)
+    train_and_evaluate(config, Path(flags.workdir), start)
 
 
-def train_and_evaluate(
-    config: Any, workdir: Path, resume: str = "", profile_span: str = ""
-) -> dict[str, float]:
+class Start(NamedTuple):
+    """What may differ from one start of a run to the next.
+
+    resume: a checkpoint to go on from; profile: steps to trace; bad_steps: so many updates in a row
+    that are not finite end the run.
+    """
+
+    resume: str = ""
+    profile: str = ""
+    bad_steps: int = numerics.BAD_STEPS
+
+
+PLAIN = Start()
+
+
+def train_and_evaluate(config: Any, workdir: Path, start: Start = PLAIN) -> dict[str, float]:
     """Trains to the end and returns the results; goes on where the workdir stopped.
 
     Errors: those of supmim.errors; Interrupted after a signal and a save.
     """
     with StopSignal() as stop, hosts.first_holds(lock.hold(workdir)):
-        check_config(workdir, config)
-        if (finished := read_results(workdir)) and not resume:
+        hosts.together(lambda: check_config(workdir, config))
+        finished = hosts.together(lambda: read_results(workdir))
+        if finished and not start.resume:
             terminal.print_results(finished, f"{workdir} holds a finished run:")
             return finished
         mesh = mesh_of(config)
         sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
-        with jax.set_mesh(mesh), memory.explained(config, workdir), numerics.explained():
-            return train(config, workdir, resume, profile_span, mesh, stop)
+        with jax.set_mesh(mesh), memory.explained(config, workdir):
+            return train(config, workdir, start, mesh, stop)
 
 
 def train(
-    config: Any,
-    workdir: Path,
-    resume: str,
-    profile_span: str,
-    mesh: jax.sharding.Mesh,
-    stop: StopSignal,
+    config: Any, workdir: Path, start: Start, mesh: jax.sharding.Mesh, stop: StopSignal
 ) -> dict[str, float]:
     """Set-up, loop and end of one run, in a workdir that it holds."""
     clock = Clock(config.batch_size)
@@ -76,40 +87,45 @@ def train(
     abstract_state, placement = place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
     fingerprint = pipeline.fingerprint(source, config) | task.fingerprint()
-    state = restore(checkpoints, abstract_state, fingerprint, resume)
+    state = restore(checkpoints, abstract_state, fingerprint, start.resume)
     state = state or jax.jit(make_state, out_shardings=placement)()
-    start = int(state.step)
+    first = int(state.step) + 1
     hosts.together(lambda: begin(workdir, config))
 
     prepare, train_step = programs(task, tx, mesh, placement, config.accumulation_steps)
     batches = pipeline.train_batches(
-        source, config.data, config.batch_size, mesh, start, total_steps
+        source, config.data, config.batch_size, mesh, first - 1, total_steps
     )
     predictions = Predictions(
         task, {"train": source, "eval": eval_source}, config.eval.batch_size, mesh
     )
     judges = evaluators.create(config, predictions)
     watch = NumericsWatch(
-        workdir / "postmortem.json", {"seed": config.seed, "data_seed": config.data.seed}
+        workdir / "postmortem.json",
+        {"seed": config.seed, "data_seed": config.data.seed},
+        start.bad_steps,
     )
 
-    with terminal.Terminal(total_steps, start) as screen, open_writer(workdir, start) as writer:
+    with (
+        terminal.Terminal(total_steps, first - 1) as screen,
+        open_writer(workdir, first - 1) as writer,
+    ):
         checkpoints.tell = screen.tell
         screen.tell(
-            terminal.plan(config, workdir, state.params, mesh, len(source), start, total_steps)
+            terminal.plan(config, workdir, state.params, mesh, len(source), first - 1, total_steps)
         )
         hosts.together(lambda: write_parameter_table(workdir, state.params))
-        tracer = profile.Profile(profile_span, workdir / "profile", screen.tell)
+        tracer = profile.Profile(start.profile, workdir / "profile", screen.tell)
         window: list[metrics.Metrics] = []
         clock.begin()
-        for done in range(start + 1, total_steps + 1):
+        for done in range(first, total_steps + 1):
             if stop.after(done - 1):
                 break
             with clock.spending("data_wait"):
                 batch = next(batches)
             with tracer.step(done):
                 prepared = prepare(task.frozen, batch)
-                if done == start + 1:
+                if done == first:
                     with clock.spending("compile"):
                         train_step = train_step.lower(state, prepared, rng).compile()
                     screen.compiled(clock.spent["compile"])
@@ -290,6 +306,7 @@ def evaluate(
     writer.write_scalars(done, results)
     if hosts.is_first():
         curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
-    writer.write_images(done, {path.stem: figures.load(path) for path in pictures.glob("*.png")})
+        drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
+        writer.write_images(done, drawn)
     writer.flush()
     return results

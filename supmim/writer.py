@@ -59,9 +59,6 @@ class NoWriter(contextlib.nullcontext):
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         """See Writer."""
 
-    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """See Writer."""
-
     def flush(self) -> None:
         """See Writer."""
 

@@ -45,6 +45,11 @@ def main(shape: str, out: str, coordinator: str, num_processes: str, process_id:
 
     jax.config.update("jax_num_cpu_devices", DEVICES_EACH)  # not the eight of conftest.py
     hosts.start(coordinator, num_processes, process_id, one_host=True)
+    if shape == "leave":
+        hosts.gather("all are here")
+        if process_id == "1":
+            hosts.leave(3)
+        hosts.gather("this waits for the one that left")
     grads, losses = test_mesh.first_gradients_and_losses(tuple(map(int, shape.split(","))))
     if hosts.is_first():
         np.savez(out, *jax.tree.leaves(grads), losses=losses)

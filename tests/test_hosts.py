@@ -58,11 +58,12 @@ def test_a_signal_to_one_stops_all_and_the_run_goes_on_bit_for_bit(tmp_path):
 
 def test_processes_that_differ_refuse_and_name_the_keys(tmp_path):
     command = freeze(tmp_path / "run")
-    other = [*command, "--config.optimizer.b2=0.9", "--config.log_every=7"]
+    other = [*freeze(tmp_path / "other"), "--config.optimizer.b2=0.9", "--config.log_every=7"]
     for code, _, told in processes.finished(processes.start(command, other)):
         assert code == 2
         assert "config.optimizer.b2: process 0 has 0.999, process 1 has 0.9" in told
         assert "config.log_every: process 0 has 5, process 1 has 7" in told
+        assert f"--workdir: process 0 has '{tmp_path / 'run'}'" in told
         assert "Traceback" not in told
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
@@ -77,6 +78,15 @@ def test_an_error_of_the_first_process_is_everyones(tmp_path):
         assert code == 2 and "is in use by process" in told
 
 
+def test_an_error_of_one_process_keeps_its_exit_code():
+    command = ["tests.processes", "leave", ""]
+    waiting, leaving = processes.start(command, command)
+    _, told = leaving.communicate(timeout=50)  # it would wait a minute for the other, and abort
+    waiting.kill()
+    waiting.communicate()
+    assert leaving.returncode == 3, told
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -84,7 +94,9 @@ def test_an_error_of_the_first_process_is_everyones(tmp_path):
         (("localhost:1", "2", "0", False), "reached from its own machine only"),
         (("[::1]:1", "2", "0", False), "reached from its own machine only"),
         (("10.0.0.1", "2", "0", False), "is not HOST:PORT"),
-        (("10.0.0.1:1", "", "", False), "needs --num_processes"),
+        (("10.0.0.1:99999", "2", "0", False), "is not HOST:PORT"),
+        (("", "", "", True), "need --coordinator"),
+        (("10.0.0.1:1", "", "", False), "needs --num-processes"),
         (("10.0.0.1:1", "2", "2", False), "is not below"),
         (("", "2", "", False), "need --coordinator"),
     ],
@@ -98,6 +110,8 @@ def test_flags_that_cannot_work_are_refused_at_once(flags, told, monkeypatch):
 def test_the_start_is_found_in_the_environment(monkeypatch, tmp_path):
     for name in ("SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"):
         monkeypatch.delenv(name, raising=False)
+    assert hosts.detected() == ""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "x")
     assert hosts.detected() == ""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
     assert hosts.detected() == "16 Slurm tasks"

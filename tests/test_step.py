@@ -250,6 +250,17 @@ def test_decay_moves_kernels_alone():
     assert moved["a"]["bias"] == moved["a"]["scale"] == moved["positions"] == 0
 
 
+def test_the_states_of_adamw_are_where_optax_has_them():
+    config = tiny_config().optimizer
+    params = {"w": {"kernel": jnp.ones(3)}}
+    adamw = optax.adamw(lambda _: 1.0, mask=optimizer.decay_mask)
+    optax_own = optax.apply_if_finite(
+        optax.chain(optax.clip_by_global_norm(1.0), adamw), max_consecutive_errors=1
+    )
+    ours = optimizer.create(config, lambda _: 1.0).init(params)
+    assert jax.tree.structure(ours) == jax.tree.structure(optax_own.init(params))
+
+
 def test_decoupled_decay_follows_the_schedule_and_not_the_learning_rate():
     params, schedule = {"w": {"kernel": jnp.full(3, 2.0)}}, lambda step: 0.01 * (step + 1) / 2
     moved = {}

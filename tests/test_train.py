@@ -1,20 +1,23 @@
 """The verbs train and evaluate, in one process: what a run leaves, refuses and repeats."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from supmim import cli, sharding, train
 from supmim import config as config_lib
+from supmim.aot import program
 from supmim.data import augment, sources
-from supmim.errors import CheckpointError, ConfigError, DataError, NumericsError
+from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
 from supmim.writer import read_metrics
 from tests.conftest import tiny_config
@@ -95,12 +98,12 @@ def test_resumed_at_any_checkpoint_is_as_never_stopped(copied, finished):
     """Law 2; saves fall on log steps here, so the metrics are equal too."""
     config, workdir, results = copied
     for step in (5, 10):
-        again = train.train_and_evaluate(config, workdir, resume=str(step))
+        again = train.train_and_evaluate(config, workdir, train.Start(resume=str(step)))
         assert again == results
         assert_equal(state_in(workdir, 15), state_in(finished[1], 15))
     drop = ("images_per_second", "data_wait", "compile_seconds")
     ours, theirs = (
-        [{k: v for k, v in row.items() if k not in drop}
+        [{k: v for k, v in row.items() if k not in drop and not k.startswith("goodput/")}
          for row in read_metrics(folder / "metrics.jsonl")]
         for folder in (workdir, finished[1])
     )  # fmt: skip
@@ -250,11 +253,54 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     for number, changes in enumerate(arms):
         two_steps = {"batch_size": 744, "optimizer.warmup_steps": 0, "log_every": 1}
         config = frozen(**two_steps, **changes)
-        mesh = sharding.make_mesh(**config.mesh)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         (tmp_path / str(number)).mkdir()
         with jax.set_mesh(mesh):
             recorder = Recorder(config, seen)
-            train.train(recorder, tmp_path / str(number), "", mesh, StopSignal())
+            train.train(recorder, tmp_path / str(number), train.PLAIN, mesh, StopSignal())
         train.mesh_of(recorder)
         train.steps_of(recorder, sources.digits("train"))
     assert set(config_lib.OPTIONS) - seen == set()
+
+
+# What the command line asks for reaches the programs.
+
+
+def test_parts_and_zero_1_of_the_config_reach_the_programs():
+    config = tiny_config(
+        batch_size=96, accumulation_steps=3, **{"mesh.fsdp": 4, "mesh.fsdp_splits": "optimizer"}
+    )
+    mesh = train.mesh_of(config)
+    with jax.set_mesh(mesh):
+        real = program.build(config, mesh)
+        jaxpr = str(real.train_step.trace(real.state, real.prepared, real.key).jaxpr)
+    assert "length=3" in jaxpr
+    state = real.state
+    kernel = state.params["encoder"]["blocks"]["block_0"]["mlp"]["up"]["kernel"]
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    assert "fsdp" not in kernel.sharding.spec
+    moment = moments["encoder"]["blocks"]["block_0"]["mlp"]["up"]["kernel"]
+    assert "fsdp" in moment.sharding.spec
+
+
+def test_a_run_out_of_memory_exits_6_with_what_to_change(tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(train, "train", full)
+    with pytest.raises(DeviceError, match="--config.accumulation_steps=2"):
+        train.train_and_evaluate(frozen(), tmp_path)
+
+
+def test_debug_is_short_leaves_a_profile_and_stops_at_the_first_nan(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # put back after --debug's own
+    small = [f"--config={DIGITS}", "--debug", "--config.eval.evaluators=classification",
+             "--config.checkpoint.keep_best=0", "--config.mim_weight=0"]  # fmt: skip
+    workdir = tmp_path / "good"
+    assert cli.run(["train", *small, f"--workdir={workdir}", "--profile=2:3"]) == 0
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+    assert json.loads((workdir / "results.json").read_text())["step"] == 20
+    bad = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=0"]
+    assert cli.run(["train", *small, *bad, f"--workdir={tmp_path / 'bad'}"]) == 5
+    told = capsys.readouterr().err
+    assert "in 1 steps in a row" in told and "Traceback" not in told

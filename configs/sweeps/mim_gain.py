@@ -6,7 +6,7 @@ baseline: labels alone. baseline_matched: labels alone for as many FLOPs as two_
 by `sweep plan`'s count (by time on two CPU cores it would be 268 epochs). two_pass: digits.py as it
 is. one_pass: the class loss on the masked pass, which takes unmixed images, so without mixup.
 
-Two CPU cores, one member at a time: not run yet.
+Two CPU cores that other jobs shared, one member at a time: about 45 minutes. Results: README.md.
 """
 
 from supmim import grid

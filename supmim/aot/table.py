@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from supmim.aot import topology
+from supmim.errors import DeviceError
 from supmim.report import forecast
+from supmim.workdir import write_text
 
 IMAGES_PER_CHIP = 16
 PRESETS = ("s16", "b14", "l14", "h14", "g14")
@@ -15,13 +18,20 @@ TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:8x8x8", "v6e:16x16", "v5p:16x16x16")
 
 
 def write(path: Path) -> None:
-    """Plans each ImageNet preset on each pod, into a Markdown file."""
+    """Plans each ImageNet preset on each pod, into a Markdown file.
+
+    DeviceError where the TPU compiler is not installed, or for rows that it could not plan.
+    """
+    topology.load(TOPOLOGIES[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for preset in PRESETS:
         for name in TOPOLOGIES:
             rows.append(row := plan_row(preset, name))
             print(forecast.row_text(row), flush=True)
-            path.write_text(forecast.markdown(rows, IMAGES_PER_CHIP), encoding="utf-8")
+            write_text(path, forecast.markdown(rows, IMAGES_PER_CHIP))
+    if failed := [f"{row['preset']} on {row['topology']}" for row in rows if "memory" not in row]:
+        raise DeviceError(f"{path} lacks {', '.join(failed)}: {rows[-1]['verdict']}")
 
 
 def plan_row(preset: str, name: str) -> dict[str, Any]:

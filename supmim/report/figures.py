@@ -1,5 +1,6 @@
 """What all pictures share: a figure without global state, images without axes."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,5 +30,7 @@ def load(path: Path) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
-    figure.savefig(path, dpi=110, facecolor="white")
+    """Writes a PNG, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=110, facecolor="white")
+    os.replace(part, path)

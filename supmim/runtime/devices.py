@@ -41,7 +41,7 @@ def prepare(fake_devices: str, deterministic: bool) -> None:
         jax.config.update("jax_num_cpu_devices", int(fake_devices))
     if deterministic:
         known = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{known} --xla_gpu_exclude_nondeterministic_ops=true".strip()
+        os.environ["XLA_FLAGS"] = f"{known} --xla_gpu_deterministic_ops=true".strip()
 
 
 def check(root: Path = Path("/")) -> list[jax.Device]:

@@ -27,6 +27,7 @@ from supmim.errors import ConfigError, DeviceError, SupmimError
 from supmim.runtime import devices
 
 TIMEOUT = 1800  # seconds that processes wait for each other at the start
+LAST_WORDS = 3  # seconds that the first process leaves the others to end by themselves
 SHUTDOWN_TIMEOUT = 60  # and at the end: one that failed does not hang for longer
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -40,8 +41,10 @@ def start(coordinator: str, num_processes: str, process_id: str, one_host: bool)
     """
     if coordinator:
         settings = explicit(coordinator, num_processes, process_id, one_host)
-    elif num_processes not in ("", "1") or process_id:
-        raise ConfigError("--num_processes and --process_id need --coordinator=HOST:PORT")
+    elif num_processes not in ("", "1") or process_id or one_host:
+        raise ConfigError(
+            "--num-processes, --process-id and --one-host need --coordinator=HOST:PORT"
+        )
     elif num_processes == "1" or not (expected := detected()):
         return
     else:
@@ -59,7 +62,7 @@ def start(coordinator: str, num_processes: str, process_id: str, one_host: bool)
         except (ValueError, RuntimeError) as error:
             raise DeviceError(
                 f"the processes could not be joined: {str(error).splitlines()[0]}. Give "
-                "--coordinator=HOST:PORT --num_processes=N --process_id=I, or --num_processes=1 to "
+                "--coordinator=HOST:PORT --num-processes=N --process-id=I, or --num-processes=1 to "
                 "run on this host alone"
             ) from error
     check_names(socket.gethostname(), one_host)
@@ -70,17 +73,17 @@ def explicit(
 ) -> dict[str, Any]:
     """Keywords of jax.distributed.initialize from flags; ConfigError if they do not fit."""
     host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdigit()):
+    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
         raise ConfigError(f"--coordinator={coordinator} is not HOST:PORT, e.g. 10.0.0.1:12345")
     if not (num_processes.isdigit() and process_id.isdigit()):
-        raise ConfigError("--coordinator needs --num_processes=N and --process_id=I, from 0")
+        raise ConfigError("--coordinator needs --num-processes=N and --process-id=I, from 0")
     count, number = int(num_processes), int(process_id)
     if number >= count:
-        raise ConfigError(f"--process_id={number} is not below --num_processes={count}")
+        raise ConfigError(f"--process-id={number} is not below --num-processes={count}")
     if count > 1 and is_loopback(host) and not one_host:
         raise ConfigError(
             f"--coordinator={coordinator} is reached from its own machine only: give the address "
-            "by which the other hosts see process 0, or --one_host if all processes are here"
+            "by which the other hosts see process 0, or --one-host if all processes are here"
         )
     return {"coordinator_address": coordinator, "num_processes": count, "process_id": number}
 
@@ -95,10 +98,13 @@ def is_loopback(host: str) -> bool:
 
 def detected() -> str:
     """Who else is expected, as the environment tells it; empty if this process is alone."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return f"{os.environ['SLURM_STEP_NUM_TASKS']} Slurm tasks"
+    tasks, slices = (
+        os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "MEGASCALE_NUM_SLICES")
+    )
+    if tasks.isdigit() and int(tasks) > 1:
+        return f"{tasks} Slurm tasks"
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    several = len(workers) > 1 or int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
+    several = len(workers) > 1 or slices not in ("", "1")
     metadata = "TPU_WORKER_HOSTNAMES" not in os.environ
     cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
     if not cpu and devices.visible_accelerator() == "tpu" and (several or metadata):
@@ -136,7 +142,22 @@ def check_names(name: str, one_host: bool) -> None:
     """ConfigError if processes that are said to share a host do not."""
     names = sorted(set(gather(name)))
     if one_host and len(names) > 1:
-        raise ConfigError(f"--one_host was given, but the processes are on {', '.join(names)}")
+        raise ConfigError(f"--one-host was given, but the processes are on {', '.join(names)}")
+
+
+def leave(code: int) -> None:
+    """Ends one of several processes with its own exit code.
+
+    An ordinary exit would wait for the others, which may wait for this one, and then abort. The
+    first process goes last: the others are aborted when it is gone.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first():
+        time.sleep(LAST_WORDS)
+    os._exit(code)
 
 
 # What processes tell each other.
@@ -174,6 +195,8 @@ def together(action: Callable[[], Any]) -> Any:
             outcome["result"] = action()
         except SupmimError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
+        except OSError as error:
+            outcome = {"error": "CheckpointError", "message": f"the disk refused: {error}"}
     outcome = json.loads(_exchange(json.dumps(outcome), multihost_utils.broadcast_one_to_all)[0])
     if "error" in outcome:
         raise vars(errors)[outcome["error"]](outcome["message"])
@@ -188,9 +211,10 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
         yield
 
 
-def agree(config: Any) -> None:
-    """ConfigError, naming the keys, if processes have another config, code or library."""
+def agree(config: Any, flags: dict[str, Any]) -> None:
+    """ConfigError, naming the keys, if processes have other flags, config, code or libraries."""
     own = {f"config.{path}": value for path, value in config_lib.flatten(config).items()}
+    own |= {f"--{flag}": value for flag, value in flags.items()}
     own |= {name: importlib.metadata.version(name) for name in PACKAGES}
     own["supmim's code"] = code_digest()
     documents = [json.loads(text) for text in gather(json.dumps(own))]

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from supmim.errors import ConfigError
 
@@ -28,16 +29,24 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
             f"cannot write to the {flag[2:]} {workdir}: {error.strerror}; choose another {flag}"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _taken(file):
             file.seek(0)
-            raise ConfigError(f"{workdir} is in use by {_holder(file.read(), flag)}") from error
+            raise ConfigError(f"{workdir} is in use by {_holder(file.read(), flag)}")
         file.truncate(0)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         file.write(json.dumps(owner))
         file.flush()
         yield
+
+
+def _taken(file: TextIO) -> bool:
+    """Tries for a second: `held` takes a lock for a moment too."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def held(workdir: Path) -> bool:

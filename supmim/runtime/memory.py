@@ -27,7 +27,8 @@ def explained(config: Any, workdir: Path) -> Iterator[None]:
         changes = "\n".join(f"  --config.{line}" for line in settings(config)[:3])
         raise DeviceError(
             f"a device ran out of memory: {needed(str(error))}, {available()}.\nWhat lay in it is "
-            f"in {profile} (pprof). Settings that take less:\n{changes}\n"
+            f"in {profile} (pprof). Settings that take less (in a "
+            f"new --workdir if the run has saved already):\n{changes}\n"
             "What a change would need, before it is run: supmim plan"
         ) from error
 

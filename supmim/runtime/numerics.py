@@ -1,8 +1,6 @@
 """Ends a run whose gradients stay not finite, with a post-mortem."""
 
-import contextlib
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,29 +12,15 @@ from supmim.errors import NumericsError
 from supmim.runtime import hosts
 from supmim.workdir import write_json
 
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turns what `jax_debug_nans` raises within into a NumericsError."""
-    try:
-        yield
-    except FloatingPointError as error:
-        first = str(error).splitlines()[0]
-        raise NumericsError(
-            f"{first} (--debug stops at the first NaN). Look at the losses in metrics.jsonl; a "
-            "lower config.optimizer.learning_rate may help"
-        ) from error
-
-
 BAD_STEPS = 5  # in a row, after which a run stops
 
 
 class NumericsWatch:
     """Looks one step late, so that no step waits for it."""
 
-    def __init__(self, path: Path, seeds: dict[str, int]) -> None:
-        self.path, self.seeds = path, seeds
-        self._recent: deque[tuple[int, jax.Array, metrics.Metrics]] = deque(maxlen=BAD_STEPS)
+    def __init__(self, path: Path, seeds: dict[str, int], bad_steps: int = BAD_STEPS) -> None:
+        self.path, self.seeds, self.bad_steps = path, seeds, bad_steps
+        self._recent: deque[tuple[int, jax.Array, metrics.Metrics]] = deque(maxlen=bad_steps)
 
     def add(self, step: int, index: jax.Array, totals: metrics.Metrics) -> None:
         """Checks the step before, then takes note of this one and the records in its batch."""
@@ -45,7 +29,7 @@ class NumericsWatch:
 
     def check(self) -> None:
         """NumericsError, after writing the post-mortem, if too many steps in a row were bad."""
-        if not self._recent or self._bad_in_a_row() < BAD_STEPS:
+        if not self._recent or self._bad_in_a_row() < self.bad_steps:
             return
         steps = [
             {"step": step, "index": _everywhere(index).tolist(), **_printable(totals)}
@@ -55,7 +39,7 @@ class NumericsWatch:
         last = steps[-1]
         terms = [name for name in last if name.endswith("_loss") and last[name] == "not finite"]
         raise NumericsError(
-            f"the gradient was not finite in {BAD_STEPS} steps in a row, the last is step "
+            f"the gradient was not finite in {self.bad_steps} steps in a row, the last is step "
             f"{last['step']}; not finite: {', '.join(terms) or 'the gradient alone'}. None of them "
             f"changed a parameter. Batches and norms are in {self.path}; a lower "
             "config.optimizer.learning_rate or a longer warm-up may help"

@@ -19,11 +19,11 @@ class Profile:
         self.start, self.stop = parse(span)
         if jax.process_index():
             self.start, self.stop = 0, 0  # the first process writes
-        self._tracing = False
+        self._tracing, self._over = False, not self.start
 
     def step(self, number: int) -> contextlib.AbstractContextManager:
-        """Marks one step, numbered from 1; the trace starts before START."""
-        if number == self.start:
+        """Marks one step, numbered from 1; the trace starts before START, or late if need be."""
+        if self.start <= number <= self.stop and not self._tracing and not self._over:
             jax.profiler.start_trace(str(self.folder))
             self._tracing = True
         if not self._tracing:
@@ -36,17 +36,19 @@ class Profile:
             self._finish(result)
 
     def close(self, result: Any) -> None:
-        """Ends a trace that the run did not reach the end of."""
+        """Ends a trace that the run did not reach the end of; tells if it reached no part of it."""
         if self._tracing:
             self._finish(result)
+        elif not self._over:
+            self.tell(f"profile     no step from {self.start} to {self.stop} was run: no trace")
 
     def _finish(self, result: Any) -> None:
         jax.block_until_ready(result)
         jax.profiler.stop_trace()
-        self._tracing = False
+        self._tracing, self._over = False, True
         self.tell(
             f"profile     {self.folder}; look at it with:\n"
-            f"            pip install xprof && xprof --logdir={self.folder}"
+            f"            pip install -e '.[profile]' && xprof --logdir={self.folder}"
         )
 
 
