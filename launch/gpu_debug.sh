@@ -7,9 +7,9 @@ if [[ ${1-} != --config=* ]]; then
 usage: launch/gpu_debug.sh --config=FILE.py [supmim-train-flag ...]
 
 Does it run? Where does the time go? Does the mesh work, without a GPU?
-  launch/gpu_debug.sh --config=configs/imagenet_b14.py
+  launch/gpu_debug.sh --config=configs/digits.py
   launch/gpu_debug.sh --config=configs/digits.py --profile=10:15
-  launch/gpu_debug.sh --config=configs/imagenet_b14.py --fake-devices=8 \
+  launch/gpu_debug.sh --config=configs/digits.py --fake-devices=8 \
     --config.mesh.fsdp=4
 TEXT
   exit 2

@@ -52,7 +52,7 @@ def recording(tx):
 
 def first_gradients_and_losses(shape, **changes):
     """Gradients of the first step and losses of four, on a mesh of that shape."""
-    config = tiny_config(batch_size=BATCH, **{"data.mixup": 0.2} | changes)
+    config = tiny_config(batch_size=BATCH, **{"data.mixup": 0.2, "encoder.depth": 1} | changes)
     codes = jax.random.uniform(jax.random.key(9), (16, 4))
     task = SupMIM(config, PatchVQ(codes, 2, 1))
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from supmim import config as config_lib
 from tests.conftest import tiny_config
 
-KILLS = 4
+KILLS = 3
 
 
 def start(workdir):

@@ -168,7 +168,7 @@ def test_the_attention_of_a_gpu_is_costed_without_one():
 def test_a_failing_member_fails_alone_and_a_rerun_does_only_what_is_missing(sweep):
     code, out, err = sweep("run", "{'a': {}, 'bad': {'seed': 1}, 'b': {'seed': 2}}")
     log = sweep.members / "bad/log.txt"
-    assert code == 1 and "1 of 3 failed" in err and f"exit 5  {log}" in err
+    assert code == 5 and "1 of 3 failed" in err and f"exit 5  {log}" in err
     assert out.count("start") == 3 and "2 left" in out and out.count("finished") == 2
     assert "failed, exit 5  bad" in sweep("status")[1]
     assert sweep("run")[0] == 1
