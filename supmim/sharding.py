@@ -68,10 +68,12 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
             f"axis may cross the slow links between them; set --config.mesh.data={slices} or a "
             "multiple"
         )
+    # 16 chips of an 8 x 8 x 8 pod are no whole number of its sides.
+    split = {"allow_split_physical_axes": True}
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices)
+        return mesh_utils.create_device_mesh(shape, devices, **split)
     inside = (sizes["data"] // slices, *shape[1:])
-    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, **split)
 
 
 def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:

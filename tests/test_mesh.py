@@ -199,6 +199,15 @@ class Tpu:
         self.coords = (number % 4, number % 8 // 4, 0)
 
 
+def test_an_axis_may_take_part_of_a_side_of_a_pod():
+    devices = [Tpu(number) for number in range(64)]
+    for number, device in enumerate(devices):
+        device.slice_index = 0
+        device.coords = (number % 4, number // 4 % 4, number // 16)
+    grid = sharding.arrange({"data": 8, "fsdp": 8, "tensor": 1}, devices)
+    assert grid.shape == (8, 8, 1) and len({device.id for device in grid.flat}) == 64
+
+
 def test_only_the_data_axis_crosses_slices():
     devices = [Tpu(number) for number in (5, 3, 14, 9, 0, 1, 2, 4, 6, 7, 8, 10, 11, 12, 13, 15)]
     for data, fsdp, tensor in ((2, 8, 1), (4, 2, 2), (16, 1, 1)):
