@@ -27,6 +27,7 @@ setup(
         "ml-collections>=1.1,<2",
         "clu>=0.0.12,<0.1",
         "simplejpeg>=1.9",
+        "cykooz-resizer>=4.0.1,<5",
         "pillow>=10",
         "tensorboardX>=2.6.5",
         "rich>=13",

@@ -19,7 +19,7 @@ def get_config(arm="supmim"):
     config.data.update(image_size=8, channels=1, mixup=0.2)
     config.data.update(shift=1.0, rotate=10.0, scale=0.1, shear=5.0)
     config.encoder.update(patch_size=2, width=64, depth=3, num_heads=4, mlp_dim=256)
-    config.classifier.update(num_classes=10, label_smoothing=0.1)
+    config.classifier.update(label_smoothing=0.1)
     config.decoder.update(width=64, depth=1, num_heads=4, mlp_dim=128)
     config.mim.mask_ratio = 0.75
     config.tokenizer.update(patch_size=2, codebook_size=64)

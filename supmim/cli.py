@@ -47,6 +47,7 @@ VERBS = {
             "workdir": WORKDIR,
             "resume": ("", "checkpoint to go on from: a STEP or a PATH"),
             "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
+            "allow_data_change": (False, "go on though data, seed or batch are not what they were"),
             "debug": (False, "2 blocks, small images, 20 steps, NaNs end it: seconds"),
             "deterministic": (False, "GPU kernels that give the same bits again, slower"),
             "fake_devices": ("", "train on so many pretend CPU devices"),

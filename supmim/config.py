@@ -7,20 +7,26 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim.errors import ConfigError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Options that a version brought, with the values that mean what was done before it.
 BROUGHT = {
     2: {
         "accumulation_steps": 1, "data.limit": 0, "mesh.fsdp_splits": "state",
         "optimizer.name": "adamw", "optimizer.moment_dtype": "float32",
-    }
+    },
+    3: {
+        "data.holdout": 0.1, "data.max_pixels": 178_956_970,
+        "data.bad_share": 0.001, "data.crop": "none", "data.area_min": 0.05,
+        "data.area_max": 1.0, "data.aspect_min": 0.75, "data.aspect_max": 4 / 3,
+        "data.interpolation": "bilinear", "data.eval_view": "short_side", "data.eval_resize": 0,
+    },
 }  # fmt: skip
 
 EVALUATORS = ("classification", "knn", "reconstruction")
@@ -87,12 +93,37 @@ OPTIONS = {
     "save_every": _at_least(0, 1000, "steps between two checkpoints; 0: at the end only"),
     # Data: images and the views made of them.
     "data.seed": _seed("seed of sample order, crops and augmentation"),
-    "data.train": Option("digits:train", "training source, NAME:SPLIT"),
-    "data.eval": Option("digits:test", "evaluation source, NAME:SPLIT"),
+    "data.train": Option(
+        "digits:train", "training source: digits:, folder:, records:, or TFDS_NAME:SPLIT"
+    ),
+    "data.eval": Option("", "evaluation source; empty: what the training source holds out"),
+    "data.holdout": Option(
+        0.1, "share held out of a folder that has no validation part", low=0.0, high=0.9
+    ),
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
-    "data.channels": _at_least(1, 3, "channels of an image"),
+    "data.channels": Option(3, "channels of an image: 1, grey, or 3", low=1, high=3),
     "data.limit": _at_least(0, 0, "images used of each source, the first ones; 0: all"),
-    "data.workers": _at_least(0, 0, "reader processes per host; 0: read in a thread"),
+    "data.workers": _at_least(-1, -1, "reader processes per host; 0: a thread; -1: as many as fit"),
+    "data.max_pixels": _at_least(
+        1, 178_956_970, "largest image, in pixels; a larger one counts as unreadable"
+    ),
+    "data.bad_share": _share(0.001, "share of unreadable training images that ends the run"),
+    "data.crop": Option(
+        "none", "training crop: as in evaluation, or a random resized one", ("none", "inception")
+    ),
+    "data.area_min": Option(0.05, "smallest crop, as a share of the image", low=1e-6, high=1.0),
+    "data.area_max": Option(1.0, "largest crop, as a share of the image", low=1e-6, high=1.0),
+    "data.aspect_min": Option(0.75, "narrowest crop, width by height", low=0.05, high=20.0),
+    "data.aspect_max": Option(4 / 3, "widest crop, width by height", low=0.05, high=20.0),
+    "data.interpolation": Option(
+        "bilinear", "resize of crops, antialiased", ("bilinear", "bicubic")
+    ),
+    "data.eval_view": Option(
+        "short_side",
+        "evaluation: short side resized, or all to a square; then its centre",
+        choices=("short_side", "stretch"),
+    ),
+    "data.eval_resize": _at_least(0, 0, "evaluation: side before the central crop; 0: image_size"),
     "data.flip": Option(False, "mirror half of the images"),
     "data.shift": _at_least(0, 0.0, "affine: largest shift, in pixels"),
     "data.rotate": _at_least(0, 0.0, "affine: largest rotation, in degrees"),
@@ -117,7 +148,7 @@ OPTIONS = {
     "encoder.scan": Option(False, "compile one block and scan over the stacked parameters"),
     "encoder.remat": Option("none", "what to recompute in backward", ("none", "dots", "full")),
     # Classifier: on the pooled embedding.
-    "classifier.num_classes": _at_least(2, 1000, "number of classes"),
+    "classifier.num_classes": _at_least(0, 0, "number of classes; 0: those of the source"),
     "classifier.rep_size": _at_least(0, 0, "size of a tanh layer before the head; 0: none"),
     "classifier.head_bias": Option(0.0, "initial bias of the head, e.g. -6.9 for sigmoid"),
     "classifier.loss": Option("softmax", "class loss", choices=("softmax", "sigmoid")),
@@ -203,6 +234,7 @@ OPTIONS = {
 FREE_ON_RESUME = (
     "mesh.",
     "data.workers",
+    "data.bad_share",
     "checkpoint.keep",
     "log_every",
     "eval_every",
@@ -261,6 +293,24 @@ def debug(config: Any) -> FrozenConfigDict:
     return FrozenConfigDict(small)
 
 
+def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigDict:
+    """The config with the number of classes of its source; ConfigError if it promises another."""
+    found = len(class_names)
+    if found < 2:
+        raise ConfigError(f"{where} has {found} class; a classifier needs at least 2")
+    if config.classifier.num_classes not in (0, found):
+        raise ConfigError(
+            f"{where} has {found} classes, config.classifier.num_classes is "
+            f"{config.classifier.num_classes}; set --config.classifier.num_classes={found}, or 0 "
+            "for those of the source"
+        )
+    if config.classifier.num_classes == found:
+        return config
+    settled = ConfigDict(config.to_dict())
+    settled.classifier.num_classes = found
+    return FrozenConfigDict(settled)
+
+
 def flatten(config: Any) -> dict[str, Any]:
     """`group.option` -> value."""
 
@@ -305,6 +355,7 @@ def _size_problems(config: Any) -> Iterator[str]:
             f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
             + _nearest(image_size, lambda n: n % encoder.patch_size == 0)
         )
+    yield from _data_problems(config.data)
     for name, group in (("encoder", encoder), ("decoder", decoder)):
         if name == "decoder" and not config.mim_weight:
             continue
@@ -336,6 +387,20 @@ def _size_problems(config: Any) -> Iterator[str]:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
     if config.mim_weight:
         yield from _mim_problems(config, image_size // encoder.patch_size, mim)
+
+
+def _data_problems(data: Any) -> Iterator[str]:
+    for name in ("area", "aspect"):
+        low, high = data[f"{name}_min"], data[f"{name}_max"]
+        if low > high:
+            yield f"config.data.{name}_min={low:g} exceeds config.data.{name}_max={high:g}"
+    if 0 < data.eval_resize < data.image_size:
+        yield (
+            f"config.data.eval_resize={data.eval_resize} is smaller than the crop of "
+            f"config.data.image_size={data.image_size}; set it to 0 or at least that"
+        )
+    if data.channels == 2:
+        yield "config.data.channels=2: an image has 1 channel, grey, or 3; nearest: 1 or 3"
 
 
 def _odd_lengths(config: Any) -> str:
@@ -462,7 +527,9 @@ def differences(stored: Any, wanted: Any) -> list[str]:
     return [
         f"config.{path}: the workdir has {stored[path]!r}, you ask for {wanted[path]!r}"
         for path in OPTIONS
-        if stored[path] != wanted[path] and not path.startswith(FREE_ON_RESUME)
+        if stored[path] != wanted[path]
+        and not path.startswith(FREE_ON_RESUME)
+        and (path, wanted[path]) != ("classifier.num_classes", 0)  # not settled yet
     ]
 
 

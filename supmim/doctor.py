@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from supmim.errors import DeviceError
-from supmim.runtime import devices
+from supmim.runtime import devices, host_memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 LOW_DISK = 5  # GiB
@@ -30,7 +30,7 @@ def run(config: Any, flags: Any) -> int:
     except DeviceError as error:
         print(f"devices     none that should be used: {error}")
         code = error.exit_code
-    print(f"memory      {available_memory():.1f} GiB available, {os.cpu_count()} CPU cores")
+    print(f"memory      {host_memory.available():.1f} GiB available, {os.cpu_count()} CPU cores")
     print(f"disk        {free_disk():.1f} GiB free in {Path.cwd()}")
     found_problems = problems()
     print("problems    " + ("\n            ".join(found_problems) or "none found"))
@@ -53,11 +53,6 @@ def device_memory(found: list[jax.Device]) -> list[str]:
     return lines
 
 
-def available_memory() -> float:
-    """GiB of host memory that a program can take."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
 def free_disk() -> float:
     """GiB free in the current folder."""
     return shutil.disk_usage(Path.cwd()).free / 2**30
@@ -74,7 +69,7 @@ def problems() -> list[str]:
         found.append("jax and jaxlib differ in version: pip install -e . --upgrade")
     if free_disk() < LOW_DISK:
         found.append(f"less than {LOW_DISK} GiB of disk: checkpoints may fail; free some")
-    if available_memory() < LOW_MEMORY:
+    if host_memory.available() < LOW_MEMORY:
         found.append(f"less than {LOW_MEMORY} GiB of memory: close other programs")
     if "XLA_PYTHON_CLIENT_PREALLOCATE" in os.environ:
         found.append(

@@ -11,6 +11,7 @@ from supmim import config as config_lib
 from supmim import evaluators, optimizer, step, train
 from supmim.checkpoint import Checkpoints
 from supmim.data import pipeline
+from supmim.data.bad_records import BadRecords
 from supmim.errors import CheckpointError, ConfigError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import page, terminal
@@ -38,7 +39,8 @@ def run(config: Any, flags: Any) -> None:
         at_end = finished.get("step") == done
         pictures = workdir / "pictures" if at_end else workdir / "pictures" / f"step_{done}"
         judges = evaluators.create(config, predictions)
-        results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
+        params = optimizer.evaluated_params(state)
+        results = evaluators.run(judges, predictions, params, pictures)
         hosts.together(lambda: note(workdir, done, results, finished if at_end else None))
     terminal.print_results(results, f"step {done} of {workdir}:")
 
@@ -70,7 +72,7 @@ def restored(
     config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh
 ) -> tuple[step.State, Predictions]:
     """The state of one checkpoint, the newest unless a step is asked for, and its predictions."""
-    source, eval_source = train.load_sources(config)
+    config, source, eval_source = train.load_sources(config)
     task = train.create_task(config, source, workdir, mesh)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
@@ -86,5 +88,6 @@ def restored(
             f"{workdir} has no checkpoint yet; train it with: supmim train --workdir={workdir}"
         )
     train.check_data(found.fingerprint, pipeline.fingerprint(source, config) | task.fingerprint())
-    splits = {"train": source, "eval": eval_source}
-    return found.state, Predictions(task, splits, config.eval.batch_size, mesh)
+    bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
+    predictions = train.create_predictions(config, task, source, eval_source, mesh, bad_records)
+    return found.state, predictions

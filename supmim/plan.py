@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from supmim import sharding
+from supmim import sharding, train
 from supmim.aot import hlo, program, roofline, table, topology
 from supmim.aot.advice import advice
 from supmim.data import sources
@@ -30,6 +30,7 @@ def run(config: Any, flags: Any) -> None:
         if not value:
             raise ConfigError(f"--{name} is missing, e.g. {EXAMPLE}")
     where = topology.load(flags.topology)
+    config = train.settled(config)
     images = training_images(config, flags.images)
     result = make(config, where, images)
     if flags.largest_batch:
@@ -49,7 +50,7 @@ def training_images(config: Any, asked: str) -> int:
     if found := re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", config.data.train):
         return IMAGENET_TRAIN * int(found[1] or 100) // 100
     try:
-        return len(sources.load(config.data.train, config.data, config.classifier.num_classes))
+        return len(sources.load(config.data)[0])
     except DataError:
         return 0
 

@@ -12,7 +12,8 @@ from clu import parameter_overview
 from supmim import config as config_lib
 from supmim import evaluators, metrics, optimizer, sharding, step
 from supmim.checkpoint import Checkpoints
-from supmim.data import pipeline, sources
+from supmim.data import images, pipeline, sources
+from supmim.data.bad_records import BadRecords
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.evaluators.predictions import Predictions
 from supmim.report import curves, figures, page, terminal
@@ -32,10 +33,11 @@ def run(config: Any, flags: Any) -> None:
         config = config_lib.debug(config)
     devices.prepare(flags.fake_devices, flags.deterministic or flags.debug)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
-    asked = {name: flags[name].value for name in ("resume", "profile", "debug", "deterministic")}
+    same = ("resume", "profile", "debug", "deterministic", "allow_data_change")
+    asked = {name: flags[name].value for name in same}
     hosts.agree(config, asked | {"workdir": str(Path(flags.workdir).absolute())})
     bad_steps = 1 if flags.debug else numerics.BAD_STEPS
-    start = Start(flags.resume, flags.profile, bad_steps)
+    start = Start(flags.resume, flags.profile, bad_steps, flags.allow_data_change)
     train_and_evaluate(config, Path(flags.workdir), start)
 
 
@@ -43,12 +45,13 @@ class Start(NamedTuple):
     """What may differ from one start of a run to the next.
 
     resume: a checkpoint to go on from; profile: steps to trace; bad_steps: so many updates in a row
-    that are not finite end the run.
+    that are not finite end the run; allow_data_change: go on though the data is another.
     """
 
     resume: str = ""
     profile: str = ""
     bad_steps: int = numerics.BAD_STEPS
+    allow_data_change: bool = False
 
 
 PLAIN = Start()
@@ -76,7 +79,7 @@ def train(
 ) -> dict[str, float]:
     """Set-up, loop and end of one run, in a workdir that it holds."""
     clock = Clock(config.batch_size)
-    source, eval_source = load_sources(config)
+    config, source, eval_source = load_sources(config)
     total_steps = steps_of(config, source)
     task = create_task(config, source, workdir, mesh)
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
@@ -86,19 +89,15 @@ def train(
     make_state = functools.partial(step.create_state, rng, task, tx)
     abstract_state, placement = place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
+    bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     fingerprint = pipeline.fingerprint(source, config) | task.fingerprint()
-    state = restore(checkpoints, abstract_state, fingerprint, start.resume)
+    state = restore(checkpoints, abstract_state, fingerprint, start)
     state = state or jax.jit(make_state, out_shardings=placement)()
     first = int(state.step) + 1
     hosts.together(lambda: begin(workdir, config))
 
     prepare, train_step = programs(task, tx, mesh, placement, config.accumulation_steps)
-    batches = pipeline.train_batches(
-        source, config.data, config.batch_size, mesh, first - 1, total_steps
-    )
-    predictions = Predictions(
-        task, {"train": source, "eval": eval_source}, config.eval.batch_size, mesh
-    )
+    predictions = create_predictions(config, task, source, eval_source, mesh, bad_records)
     judges = evaluators.create(config, predictions)
     watch = NumericsWatch(
         workdir / "postmortem.json",
@@ -110,11 +109,20 @@ def train(
         terminal.Terminal(total_steps, first - 1) as screen,
         open_writer(workdir, first - 1) as writer,
     ):
-        checkpoints.tell = screen.tell
+        checkpoints.tell = bad_records.tell = screen.tell
         screen.tell(
             terminal.plan(config, workdir, state.params, mesh, len(source), first - 1, total_steps)
         )
         hosts.together(lambda: write_parameter_table(workdir, state.params))
+        batches = pipeline.train_batches(
+            images.training(source, config.data),
+            config.data.seed,
+            config.batch_size,
+            mesh,
+            first - 1,
+            total_steps,
+            readers_of(config, source, bad_records, config.data.bad_share),
+        )
         tracer = profile.Profile(start.profile, workdir / "profile", screen.tell)
         window: list[metrics.Metrics] = []
         clock.begin()
@@ -143,7 +151,7 @@ def train(
             if due(done, config.eval_every, total_steps):
                 watch.check()
                 with clock.spending("evaluate"):
-                    results = evaluate(judges, state, workdir, writer, done)
+                    results = evaluate(judges, predictions, state, workdir, writer, done)
             with clock.spending("save"):
                 if due(done, config.save_every, total_steps):
                     checkpoints.save(done, state, results, fingerprint)
@@ -159,7 +167,7 @@ def train(
                 f"go on with:\n  supmim train --workdir={workdir}"
             )
         with clock.spending("evaluate"):
-            results = evaluate(judges, state, workdir, writer, total_steps)
+            results = evaluate(judges, predictions, state, workdir, writer, total_steps)
         writer.write_scalars(total_steps, clock.shares())
         checkpoints.rank(total_steps, results)
     hosts.together(lambda: page.write(workdir, results, config_lib.to_json(config)))
@@ -183,12 +191,41 @@ def mesh_of(config: Any) -> jax.sharding.Mesh:
     return mesh
 
 
-def load_sources(config: Any) -> tuple[sources.Source, sources.Source]:
-    """Training and evaluation source."""
-    num_classes = config.classifier.num_classes
-    return (
-        sources.load(config.data.train, config.data, num_classes),
-        sources.load(config.data.eval, config.data, num_classes),
+def load_sources(config: Any) -> tuple[Any, sources.Source, sources.Source]:
+    """The config, settled to the classes of its training source; training and evaluation source."""
+    source, eval_source = sources.load(config.data)
+    return config_lib.settle(config, source.class_names, source.name), source, eval_source
+
+
+def settled(config: Any) -> Any:
+    """The config with its number of classes, for which a source is opened if need be."""
+    return config if config.classifier.num_classes else load_sources(config)[0]
+
+
+def readers_of(
+    config: Any, source: sources.Source, bad_records: BadRecords, limit: float
+) -> pipeline.Readers:
+    """How a source is read; a larger share of bad records than the limit is a DataError."""
+    workers = pipeline.num_workers(source, config.data.workers)
+    return pipeline.Readers(workers, bad_records.of(source, limit), bad_records.tell)
+
+
+def create_predictions(
+    config: Any,
+    task: step.Task,
+    source: sources.Source,
+    eval_source: sources.Source,
+    mesh: jax.sharding.Mesh,
+    bad_records: BadRecords,
+) -> Predictions:
+    """What evaluators ask of both sources; bad records are missing from it and counted."""
+    splits = {"train": source, "eval": eval_source}
+    return Predictions(
+        task,
+        {name: images.evaluation(split, config.data) for name, split in splits.items()},
+        config.eval.batch_size,
+        mesh,
+        {name: readers_of(config, split, bad_records, 1.0) for name, split in splits.items()},
     )
 
 
@@ -217,7 +254,7 @@ def create_task(
     config: Any, source: sources.Source, workdir: Path, mesh: jax.sharding.Mesh
 ) -> step.Task:
     """The task of a run, with its frozen arrays on the mesh."""
-    task = TASKS[config.task].create(config, source, workdir)
+    task = TASKS[config.task].create(config, images.training(source, config.data), workdir)
     task.frozen = jax.device_put(task.frozen, sharding.state_sharding(task.frozen, mesh))
     return task
 
@@ -254,17 +291,18 @@ def programs(
 
 
 def restore(
-    checkpoints: Checkpoints, abstract_state: Any, fingerprint: dict, resume: str
+    checkpoints: Checkpoints, abstract_state: Any, fingerprint: dict, start: Start
 ) -> step.State | None:
     """The state to go on from, or None. DataError if the data is not what it was."""
-    if resume:
-        restored = checkpoints.restore_from(resume, abstract_state)
+    if start.resume:
+        restored = checkpoints.restore_from(start.resume, abstract_state)
     else:
         restored = checkpoints.restore(abstract_state)
     if restored is None:
         return None
-    check_data(restored.fingerprint, fingerprint)
-    if resume:
+    if not start.allow_data_change:
+        check_data(restored.fingerprint, fingerprint)
+    if start.resume:
         checkpoints.set_aside_newer(int(restored.state.step))
     return restored.state
 
@@ -279,7 +317,7 @@ def check_data(stored: dict[str, Any], found: dict[str, Any]) -> None:
     if changed:
         raise DataError(
             "the data is not what this run was trained on:\n" + "\n".join(changed) + "\n"
-            "Restore the data, or start again in a new --workdir"
+            "Restore the data, start again in a new --workdir, or train on with --allow-data-change"
         )
 
 
@@ -298,11 +336,16 @@ def due(done: int, every: int, total_steps: int) -> bool:
 
 
 def evaluate(
-    judges: list, state: step.State, workdir: Path, writer: Writer | NoWriter, done: int
+    judges: list,
+    predictions: Predictions,
+    state: step.State,
+    workdir: Path,
+    writer: Writer | NoWriter,
+    done: int,
 ) -> dict[str, float]:
     """Results of the state's evaluated parameters, written down and drawn."""
     pictures = workdir / "pictures"
-    results = evaluators.run(judges, optimizer.evaluated_params(state), pictures)
+    results = evaluators.run(judges, predictions, optimizer.evaluated_params(state), pictures)
     writer.write_scalars(done, results)
     if hosts.is_first():
         curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))

@@ -13,6 +13,8 @@ import jax
 import pytest
 
 from supmim import config as config_lib
+from supmim.data import digits as digits_source
+from supmim.data import images, pipeline, sources
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,6 +30,21 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def digits(split):
+    """One split of the bundled digits."""
+    return digits_source.load(split, sources.WHOLE)
+
+
+def digit_views(split, config):
+    """The same, as evaluators and tasks see it."""
+    return images.evaluation(digits(split), config.data)
+
+
+def plain_readers(note=lambda met: None, workers=0):
+    """A thread that reads; nobody is told."""
+    return pipeline.Readers(workers, note, lambda line: None)
 
 
 def tiny_config(**changes):

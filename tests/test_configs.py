@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from supmim import config as config_lib
-from supmim import optimizer, sharding, step
+from supmim import optimizer, sharding, step, train
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.tasks import TASKS
@@ -27,6 +27,7 @@ def load(name):
 
 def traced(config):
     """Shapes of the state and metrics after one step on an imagined batch."""
+    config = train.settled(config)
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
     batch = pipeline.abstract_batch(config, sharding.make_mesh(8, 1, 1))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from supmim import sharding
-from supmim.data import augment, pipeline, sources
-from supmim.errors import DataError
-from tests.conftest import tiny_config
+from supmim import sharding, train
+from supmim.data import augment, images, pipeline, sources, stream
+from supmim.errors import ConfigError, DataError
+from tests.conftest import digits, plain_readers, tiny_config
 
 DATA = tiny_config().data
 
@@ -21,8 +21,10 @@ def small(length=10, num_classes=3):
     return sources.InMemory("small", image, np.arange(length) % num_classes, "abc"[:num_classes])
 
 
-def stream(source, batch_size, mesh, start, stop, data=DATA):
-    batches = pipeline.train_batches(source, data, batch_size, mesh, start, stop)
+def batches_of(source, batch_size, mesh, start, stop, data=DATA):
+    seen = images.training(source, data)
+    read = plain_readers(workers=pipeline.num_workers(source, data.workers))
+    batches = pipeline.train_batches(seen, data.seed, batch_size, mesh, start, stop, read)
     return [{k: np.asarray(v) for k, v in batch.items()} for batch in batches]
 
 
@@ -31,8 +33,8 @@ def mesh_of(count):
 
 
 def test_digits_splits_are_the_stated_ones():
-    train, test = sources.digits("train"), sources.digits("test")
-    tune, validation = sources.digits("tune"), sources.digits("validation")
+    train, test = digits("train"), digits("test")
+    tune, validation = digits("tune"), digits("validation")
     assert [len(s) for s in (train, test, tune, validation)] == [1500, 297, 1200, 300]
 
     def rows(*parts):
@@ -45,15 +47,16 @@ def test_digits_splits_are_the_stated_ones():
 
 def test_unknown_sources_and_wrong_sizes_are_told():
     with pytest.raises(DataError, match="did you mean digits"):
-        sources.load("digit:train", DATA, 10)
+        sources.load(tiny_config(**{"data.train": "digit:train"}).data)
     with pytest.raises(DataError, match="it takes train, test"):
-        sources.load("digits:val", DATA, 10)
-    with pytest.raises(DataError, match="--config.data.image_size=8 --config.data.channels=1"):
-        sources.load("digits:train", tiny_config(
-            **{"data.image_size": 16, "encoder.patch_size": 4, "tokenizer.patch_size": 4}
-        ).data, 10)  # fmt: skip
-    with pytest.raises(DataError, match="--config.classifier.num_classes=10"):
-        sources.load("digits:train", DATA, 7)
+        sources.load(tiny_config(**{"data.train": "digits:val"}).data)
+    with pytest.raises(ConfigError, match="--config.classifier.num_classes=10"):
+        train.load_sources(tiny_config(**{"classifier.num_classes": 7}))
+
+
+def test_the_number_of_classes_is_the_sources_unless_it_is_given():
+    config, source, _ = train.load_sources(tiny_config(**{"classifier.num_classes": 0}))
+    assert config.classifier.num_classes == len(source.class_names) == 10
 
 
 @pytest.mark.parametrize(
@@ -69,24 +72,24 @@ def test_labels_that_name_no_class_are_refused(label, told):
 def test_sample_n_is_fixed_by_the_seed_alone():
     """Law 4: an endless stream of reshuffled epochs, whatever the batch size or start."""
     source, mesh = small(), mesh_of(1)
-    flat = np.concatenate([b["index"] for b in stream(source, 5, mesh, 0, 12)])
+    flat = np.concatenate([b["index"] for b in batches_of(source, 5, mesh, 0, 12)])
     epochs = flat.reshape(6, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(np.unique(epochs, axis=0)) == 6
     for batch_size in (2, 3, 4):
-        other = stream(source, batch_size, mesh, 0, 60 // batch_size)
+        other = batches_of(source, batch_size, mesh, 0, 60 // batch_size)
         np.testing.assert_array_equal(np.concatenate([b["index"] for b in other]), flat)
         position = np.concatenate([b["epoch"] for b in other])
         np.testing.assert_array_equal(position, np.arange(60) // 10)
-    resumed = stream(source, 5, mesh, 7, 12)
+    resumed = batches_of(source, 5, mesh, 7, 12)
     np.testing.assert_array_equal(np.concatenate([b["index"] for b in resumed]), flat[35:])
     other_seed = tiny_config(**{"data.seed": 5}).data
-    shuffled = stream(source, 5, mesh, 0, 12, other_seed)
+    shuffled = batches_of(source, 5, mesh, 0, 12, other_seed)
     assert not (np.concatenate([b["index"] for b in shuffled]) == flat).all()
 
 
 def test_images_and_labels_are_those_of_their_index():
-    for batch in stream(small(), 5, mesh_of(1), 0, 4):
+    for batch in batches_of(small(), 5, mesh_of(1), 0, 4):
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
 
@@ -94,7 +97,7 @@ def test_images_and_labels_are_those_of_their_index():
 def test_reader_processes_give_the_same_stream():
     mesh = mesh_of(1)
     workers = tiny_config(**{"data.workers": 2}).data
-    ours, theirs = (stream(small(), 5, mesh, 0, 6, data) for data in (DATA, workers))
+    ours, theirs = (batches_of(small(), 5, mesh, 0, 6, data) for data in (DATA, workers))
     for a, b in zip(ours, theirs, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -102,8 +105,9 @@ def test_reader_processes_give_the_same_stream():
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
 def test_a_host_reads_the_rows_its_devices_hold(axes):
     mesh = sharding.make_mesh(*axes)
-    (batch,) = pipeline.train_batches(small(16), DATA, 8, mesh, 0, 1)
-    plain = stream(small(16), 8, mesh_of(1), 0, 1)[0]
+    seen = images.training(small(16), DATA)
+    (batch,) = pipeline.train_batches(seen, DATA.seed, 8, mesh, 0, 1, plain_readers())
+    plain = batches_of(small(16), 8, mesh_of(1), 0, 1)[0]
     np.testing.assert_array_equal(batch["index"], plain["index"])
     assert batch["index"].sharding.spec == sharding.batch_sharding(mesh).spec
     np.testing.assert_array_equal(pipeline.local_rows(8, mesh), np.arange(8))
@@ -128,15 +132,17 @@ def test_hosts_share_the_rows_of_every_batch(num_hosts, monkeypatch):
 
     hosts = [rows_of(host) for host in range(num_hosts)]
     assert sorted(itertools.chain(*hosts)) == list(range(16))
-    parts = [pipeline.HostBatch(small(), 0, 16, rows)(3)["index"] for rows in hosts]
-    whole = pipeline.HostBatch(small(), 0, 16, np.arange(16))(3)["index"]
+    seen = images.training(small(), DATA)
+    parts = [stream.Training(seen, 0, 16, rows)(3)[0]["index"] for rows in hosts]
+    whole = stream.Training(seen, 0, 16, np.arange(16))(3)[0]["index"]
     np.testing.assert_array_equal(np.concatenate(parts)[np.argsort(np.concatenate(hosts))], whole)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 10, 16])
 def test_evaluation_reads_every_record_once(batch_size):
     """Law 8, the data side."""
-    batches = list(pipeline.eval_batches(small(), batch_size, mesh_of(1)))
+    seen = images.evaluation(small(), DATA)
+    batches = list(pipeline.eval_batches(seen, batch_size, mesh_of(1), plain_readers()))
     assert {batch["image"].shape[0] for batch in batches} == {batch_size}
     index, valid = (np.concatenate([b[k] for b in batches]) for k in ("index", "valid"))
     np.testing.assert_array_equal(index[valid > 0], np.arange(10))
@@ -163,7 +169,7 @@ def keys_of(count, epoch=0, seed=0):
 
 
 def test_augmentation_is_keyed_by_seed_epoch_and_index_alone():
-    image = augment.to_float(jnp.asarray(sources.digits("train").image[:6]))
+    image = augment.to_float(jnp.asarray(digits("train").image[:6]))
     whole = augment.geometry(keys_of(6), image, DATA)
     part = augment.geometry(keys_of(6)[3:], image[3:], DATA)
     np.testing.assert_array_equal(whole[3:], part)
@@ -190,7 +196,7 @@ def test_affine_stays_within_its_limits_and_agrees_with_scipy(change):
     # Recover each map from three tracer images whose values are the coordinates themselves.
     y, x = np.mgrid[:8, :8] / 20 + 0.2
     tracer = np.stack([y, x, np.ones((8, 8))], axis=-1).astype(np.float32)
-    picture = sources.digits("train").image[5].astype(np.float32) / 255
+    picture = digits("train").image[5].astype(np.float32) / 255
     count = 40
     both = np.concatenate([tracer, picture], axis=-1)
     moved = np.asarray(augment.geometry(keys_of(count), jnp.asarray(both)[None].repeat(count, 0),
@@ -249,10 +255,10 @@ def test_mixup_never_mixes_padding_into_an_image():
 
 
 def test_a_limit_takes_the_first_images_and_is_part_of_the_fingerprint():
-    whole = sources.load("digits:test", tiny_config().data, 10)
-    some = sources.load("digits:test", tiny_config(**{"data.limit": 5}).data, 10)
-    assert len(some) == 5 and len(whole) == 297
-    np.testing.assert_array_equal(some.read(range(5))["image"], whole.read(range(5))["image"])
+    _, whole = sources.load(DATA)
+    train, some = sources.load(tiny_config(**{"data.limit": 5}).data)
+    assert len(train) == len(some) == 5 and len(whole) == 297
+    assert all((some[i].image == whole[i].image).all() for i in range(5))
     assert some.fingerprint() != whole.fingerprint()
-    more = sources.load("digits:test", tiny_config(**{"data.limit": 9999}).data, 10)
+    _, more = sources.load(tiny_config(**{"data.limit": 9999}).data)
     assert len(more) == 297

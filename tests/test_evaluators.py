@@ -9,17 +9,17 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from supmim import config as config_lib
 from supmim import evaluators, sharding
-from supmim.data import sources
 from supmim.errors import NumericsError
 from supmim.evaluators import classification, knn, reconstruction
 from supmim.evaluators.predictions import Predictions
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
-from tests.conftest import tiny_config
+from tests.conftest import digit_views, plain_readers, tiny_config
 
 rng = np.random.default_rng(0)
-SPLITS = {"train": sources.digits("tune"), "eval": sources.digits("test")}
+SPLITS = {name: digit_views(split, tiny_config()) for name, split in
+          {"train": "tune", "eval": "test"}.items()}  # fmt: skip
 
 
 def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
@@ -29,7 +29,8 @@ def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
     params = task.init(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(3), head["kernel"].shape)
-    return Predictions(task, SPLITS, batch_size, mesh), params
+    readers = {name: plain_readers() for name in SPLITS}
+    return Predictions(task, SPLITS, batch_size, mesh, readers), params
 
 
 def test_names_are_those_of_the_config():
@@ -86,7 +87,7 @@ def test_embeddings_that_mean_nothing_are_an_error(harm):
 
 
 def test_pixel_floors_are_the_published_ones():
-    floors = knn.pixel_floors(sources.digits("train"), sources.digits("test"))
+    floors = knn.pixel_floors(*(digit_views(split, tiny_config()) for split in ("train", "test")))
     assert round(100 * floors["floor/knn_pixels_cosine"], 2) == 97.98
     assert round(100 * floors["floor/knn_pixels_euclidean"], 2) == 98.32
 
@@ -99,7 +100,7 @@ def test_results_do_not_depend_on_batches_or_devices(tmp_path, batch_size, shape
     def results(*options):
         config = tiny_config()
         predictions, params = predictions_of(config, *options)
-        return evaluators.run(evaluators.create(config, predictions), params, tmp_path)
+        return evaluators.run(evaluators.create(config, predictions), predictions, params, tmp_path)
 
     wanted, ours = results(), results(batch_size, shape)
     assert ours.keys() == wanted.keys()
@@ -111,8 +112,8 @@ def test_predictions_are_those_of_each_image_in_order_and_computed_once():
     predictions, params = predictions_of(tiny_config())
     out = predictions.of(params, "eval")
     np.testing.assert_array_equal(out["index"], np.arange(297))
-    np.testing.assert_array_equal(out["label"], SPLITS["eval"].label)
-    image = 2 * jnp.asarray(SPLITS["eval"].image[200:203] / 255, jnp.float32) - 1
+    np.testing.assert_array_equal(out["label"], SPLITS["eval"].source.label)
+    image = 2 * jnp.asarray(SPLITS["eval"].source.image[200:203] / 255, jnp.float32) - 1
     logits, encoded = predictions.task.model.apply({"params": params}, image, method="classify")
     np.testing.assert_allclose(out["embedding"][200:203], encoded.embedding, atol=1e-5)
     np.testing.assert_allclose(out["logits"][200:203], logits, atol=1e-5)

@@ -11,14 +11,14 @@ import pytest
 from jax.experimental import multihost_utils
 
 from supmim import metrics, optimizer, sharding, step
-from supmim.data import pipeline, sources
+from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests import processes
-from tests.conftest import tiny_config
+from tests.conftest import digit_views, plain_readers, tiny_config
 
 SHAPES = [(2, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)]
 ALL_SHAPES = [
@@ -75,7 +75,7 @@ def first_gradients_and_losses(shape, **changes):
         )
         first, losses = None, []
         for batch in pipeline.train_batches(
-            sources.digits("train"), config.data, BATCH, mesh, 0, 4
+            digit_views("train", config), 0, BATCH, mesh, 0, 4, plain_readers()
         ):
             batch = prepare(task.frozen, batch)
             state, totals = program(state, batch)

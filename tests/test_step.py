@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from supmim import metrics, optimizer, step
-from supmim.data import pipeline, sources
+from supmim.data import stream
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
-from tests.conftest import tiny_config
+from tests.conftest import digit_views, tiny_config
 
 BATCH = 24
 
@@ -25,8 +25,8 @@ def task_of(**changes):
 
 @functools.cache
 def raw_batch(step_number=0, rows=BATCH):
-    read = pipeline.HostBatch(sources.digits("train"), 0, rows, np.arange(rows))
-    return read(step_number)
+    read = stream.Training(digit_views("train", tiny_config()), 0, rows, np.arange(rows))
+    return read(step_number)[0]
 
 
 def prepared(task, step_number=0):

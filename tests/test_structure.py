@@ -85,10 +85,10 @@ def test_no_option_is_read_with_a_hidden_default():
     assert "supmim.utils" not in MODULES
 
 
-def test_the_core_stays_below_2000_lines():
+def test_the_core_stays_below_2100_lines():
     files = [PACKAGE / f"{name}.py" for name in CORE] + list((PACKAGE / "models").glob("*.py"))
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
-    assert len(lines) < 2000
+    assert len(lines) < 2100
 
 
 def test_no_module_needs_tensorflow():

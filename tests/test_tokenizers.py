@@ -8,18 +8,17 @@ import pytest
 from sklearn.cluster import KMeans
 
 from supmim import tokenizers
-from supmim.data import sources
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
 from supmim.tokenizers import patch_vq
-from tests.conftest import tiny_config
+from tests.conftest import digits, tiny_config
 
 FIT = {"codebook_size": 32, "patch_size": 2, "steps": 20, "seed": 0}
 
 
 @pytest.fixture(scope="module")
 def images():
-    return sources.digits("train").image[:400].astype(np.float32) / 255
+    return digits("train").image[:400].astype(np.float32) / 255
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,17 @@ import optax
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
+from PIL import Image
 
 from supmim import cli, sharding, train
 from supmim import config as config_lib
 from supmim.aot import program
-from supmim.data import augment, sources
+from supmim.data import augment
+from supmim.data import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
 from supmim.writer import read_metrics
-from tests.conftest import tiny_config
+from tests.conftest import digits, tiny_config
 
 DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
 
@@ -151,14 +153,14 @@ def test_an_attempt_that_failed_before_it_began_blocks_nothing(tmp_path):
 def test_other_data_is_refused_by_field(copied, monkeypatch):
     config, workdir, _ = copied
     (workdir / "results.json").unlink()
-    digits = sources.digits
+    load = digits_source.load
 
-    def other(split):
-        source = digits(split)
+    def other(*args):
+        source = load(*args)
         source.label = np.roll(source.label, 1)
         return source
 
-    monkeypatch.setitem(sources.LOADERS, "digits", other)
+    monkeypatch.setattr(digits_source, "load", other)
     with pytest.raises(DataError, match="sha256: was .*, is "):
         train.train_and_evaluate(config, workdir)
 
@@ -220,6 +222,17 @@ def test_a_checkpoint_of_another_architecture_is_told(copied):
         train.train_and_evaluate(config_lib.from_json(text, ""), workdir)
 
 
+def pictures(root, count=800):
+    """The digits as PNG files in a folder per class."""
+    source = digits("train")
+    for index in range(count):
+        record = source[index]
+        folder = root / str(record.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(record.image[..., 0]).save(folder / f"{index}.png")
+    return root
+
+
 class Recorder:
     """A config that notes which options are read."""
 
@@ -248,10 +261,11 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     seen: set[str] = set()
     arms = [
         {"data.flip": True, "data.mixup": 0.1, "optimizer.ema_decay": 0.9},
-        {"mim.passes": "one", "mim.masking": "variable", "encoder.scan": True, "mesh.fsdp": 2},
-    ]
+        {"mim.passes": "one", "mim.masking": "variable", "encoder.scan": True, "mesh.fsdp": 2,
+         "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception", "data.workers": 0},
+    ]  # fmt: skip
     for number, changes in enumerate(arms):
-        two_steps = {"batch_size": 744, "optimizer.warmup_steps": 0, "log_every": 1}
+        two_steps = {"batch_size": 360, "optimizer.warmup_steps": 0, "log_every": 1}
         config = frozen(**two_steps, **changes)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         (tmp_path / str(number)).mkdir()
@@ -259,7 +273,7 @@ def test_every_option_is_read(tmp_path, monkeypatch):
             recorder = Recorder(config, seen)
             train.train(recorder, tmp_path / str(number), train.PLAIN, mesh, StopSignal())
         train.mesh_of(recorder)
-        train.steps_of(recorder, sources.digits("train"))
+        train.steps_of(recorder, digits("train"))
     assert set(config_lib.OPTIONS) - seen == set()
 
 

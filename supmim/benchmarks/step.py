@@ -58,6 +58,7 @@ class Contestant:
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
     """Everything that is printed: a row per step, and the matmul ceiling of the same run."""
+    config = train.settled(config)
     check(config)
     mesh = train.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)

@@ -1,13 +1,11 @@
-"""From a source to batches on the mesh, through Grain.
-
-Sample n = step * batch_size + row of one endless stream of reshuffled epochs. Which record that
-is depends on the seed and n alone, so the position of a run is its step, on any number of hosts.
-"""
+"""From the stream to batches on the mesh: Grain's readers, ahead of the step, onto the devices."""
 
 import collections
+import dataclasses
 import itertools
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -16,32 +14,21 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
-from supmim.data.sources import Source
+from supmim.data.images import Bad, Images
+from supmim.data.sources import InMemory, Source
+from supmim.data.stream import Evaluation, HostBatch, Training
+from supmim.errors import DeviceError
+from supmim.runtime import host_memory
 
 Batch = dict[str, Any]
-READ_AHEAD = 4  # host batches
+READ_AHEAD = 4  # host batches, of a reader thread; a reader process keeps one
 DEVICE_AHEAD = 2  # batches on their way to the devices
-
-
-class HostBatch:
-    """step -> this host's rows of the global batch, as NumPy arrays."""
-
-    def __init__(self, source: Source, seed: int, batch_size: int, rows: np.ndarray) -> None:
-        self.source, self.batch_size, self.rows = source, batch_size, rows
-        # Grain shuffles epoch e with seed + e: spread the seeds, or they would share epochs.
-        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self.order = grain.MapDataset.range(len(source)).shuffle(spread)
-
-    def __call__(self, step: int) -> Batch:
-        """image, label, index, epoch, valid: [rows, ...]."""
-        position = step * self.batch_size + self.rows
-        index = np.array([self.order[int(n)] for n in position], np.int32)
-        return {
-            **self.source.read(index),
-            "index": index,
-            "epoch": (position // len(self.source)).astype(np.int32),
-            "valid": np.ones(len(index), np.float32),
-        }
+READER_GIB = 1.0  # what a reader process may need
+TRANSFORM_VERSION = 1  # of decoding, cropping and augmentation: raise it when pixels change
+VIEW = (
+    "image_size", "channels", "crop", "area_min", "area_max", "aspect_min", "aspect_max",
+    "interpolation",
+)  # fmt: skip
 
 
 def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
@@ -50,20 +37,102 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[i] for i in placement.values()]))
 
 
+def num_workers(source: Source, asked: int) -> int:
+    """Reader processes: those asked for or, at -1, as many as processors and memory allow.
+
+    Images that lie decoded in memory need none.
+    """
+    if asked >= 0:
+        return asked
+    if isinstance(source, InMemory):
+        return 0
+    affordable = int(host_memory.available() / 2 / READER_GIB)
+    return max(1, min(len(os.sched_getaffinity(0)), affordable))
+
+
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """How many processes read (see num_workers), and who is told of theirs and of bad records."""
+
+    workers: int
+    note: Callable[[Iterable[Bad]], None]
+    tell: Callable[[str], None] = print
+
+
 def train_batches(
-    source: Source, data: Any, batch_size: int, mesh: jax.sharding.Mesh, start: int, stop: int
+    images: Images,
+    seed: int,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    start: int,
+    stop: int,
+    readers: Readers,
 ) -> Iterator[Batch]:
-    """Global batches of steps start..stop-1, prefetched."""
-    read = HostBatch(source, data.seed, batch_size, local_rows(batch_size, mesh))
-    steps = grain.MapDataset.range(start, stop).map(read)
-    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
-    batches = steps.to_iter_dataset(ahead)
-    if data.workers:
+    """Global batches of steps start..stop-1, prefetched.
+
+    DataError for damaged storage or wrong labels; DeviceError if a reader process dies twice.
+    """
+    stream = Training(images, seed, batch_size, local_rows(batch_size, mesh))
+    return _to_devices(read(stream, start, stop, readers), batch_size, mesh)
+
+
+def eval_batches(
+    images: Images, batch_size: int, mesh: jax.sharding.Mesh, readers: Readers
+) -> Iterator[Batch]:
+    """Every record once, in order; `valid` = 0 for padding and for bad records."""
+    stream = Evaluation(images, batch_size, local_rows(batch_size, mesh))
+    num_batches = -(-len(images) // batch_size)
+    return _to_devices(read(stream, 0, num_batches, readers), batch_size, mesh)
+
+
+def read(
+    stream: Training | Evaluation, start: int, stop: int, readers: Readers
+) -> Iterator[HostBatch]:
+    """The stream's steps start..stop-1 in order, read ahead by a thread or by processes.
+
+    Processes that die are restarted once, where they were.
+    """
+    done, deaths = start, 0
+    while done < stop:
+        try:
+            for batch, met in _started(stream, done, stop, readers.workers):
+                readers.note(met)
+                yield batch
+                done += 1
+        except RuntimeError as error:
+            told = _death(error, readers.workers)
+            deaths += 1
+            if deaths > 1:
+                raise DeviceError(f"{told} They were restarted once before") from error
+            readers.tell(f"{told} Restarting them at step {done + 1}")
+
+
+def _started(
+    stream: Training | Evaluation, start: int, stop: int, workers: int
+) -> Iterator[tuple[HostBatch, list[Bad]]]:
+    steps = grain.MapDataset.range(start, stop).map(stream)
+    batches = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=READ_AHEAD)
+    )
+    if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-        workers = grain.MultiprocessingOptions(num_workers=data.workers)
-        batches = batches.mp_prefetch(workers, worker_init_fn=_leave_ctrl_c_to_the_run)
-    return _to_devices(iter(batches), batch_size, mesh)
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=_leave_ctrl_c_to_the_run)
+    return iter(batches)
+
+
+def _death(error: RuntimeError, workers: int) -> str:
+    """What to say of a reader process that died; other errors are raised again."""
+    if "terminated unexpectedly" not in str(error):
+        raise error
+    code = str(error).partition("exit code ")[2].partition(".")[0]
+    killed = " (killed, most likely because memory ran out)" if code == "-9" else ""
+    return (
+        f"one of {workers} reader processes ended with exit code {code}{killed}: "
+        f"{host_memory.available():.1f} GiB of memory are free; fewer readers take less: "
+        f"--config.data.workers={max(1, workers // 2)}."
+    )
 
 
 def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
@@ -80,28 +149,13 @@ def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
     }
 
 
-def eval_batches(source: Source, batch_size: int, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
-    """Every record once, in order; the last batch is padded with `valid` = 0."""
-    rows = local_rows(batch_size, mesh)
-
-    def batches():
-        for first in range(0, len(source), batch_size):
-            index = first + rows
-            valid = index < len(source)
-            index = np.where(valid, index, 0).astype(np.int32)
-            yield {**source.read(index), "index": index, "epoch": np.zeros_like(index),
-                   "valid": valid.astype(np.float32)}  # fmt: skip
-
-    return _to_devices(batches(), batch_size, mesh)
-
-
 def _leave_ctrl_c_to_the_run(*_: int) -> None:
     """A reader process lives until the run has saved and stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _to_devices(
-    batches: Iterator[Batch], batch_size: int, mesh: jax.sharding.Mesh
+    batches: Iterator[HostBatch], batch_size: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Batch]:
     placement = sharding.batch_sharding(mesh)
 
@@ -122,6 +176,9 @@ def _to_devices(
 
 def fingerprint(source: Source, config: Any) -> dict[str, Any]:
     """What fixes the sample stream; stored with a checkpoint, compared on resume."""
+    data = config.data.to_dict()
+    view = {f"data.{name}": data[name] for name in VIEW}
     return {
-        **source.fingerprint(), "data_seed": config.data.seed, "batch_size": config.batch_size
+        **source.fingerprint(), **view, "data_seed": config.data.seed,
+        "batch_size": config.batch_size, "transform_version": TRANSFORM_VERSION,
     }  # fmt: skip

@@ -1,13 +1,30 @@
-"""Where images come from: random access to records, with class names and a fingerprint."""
+"""Where images come from: random access to labelled records, by name, with a fingerprint."""
 
 import difflib
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from supmim.errors import DataError
+
+# What a spec's part of a source may be: all of it, or one side of what it holds out for evaluation.
+WHOLE, KEPT, HELD_OUT = "whole", "kept", "held out"
+# kind -> module with `load(where, part, data) -> Source`
+LOADERS = {"digits": "supmim.data.digits", "folder": "supmim.data.folders"}
+
+
+class Record(NamedTuple):
+    """One labelled image; `name` is what messages call it.
+
+    image: encoded bytes, uint8 [H, W, C], or the error that came instead of them.
+    """
+
+    image: bytes | np.ndarray | OSError
+    label: int
+    name: str
 
 
 class Source(Protocol):
@@ -17,10 +34,13 @@ class Source(Protocol):
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of records."""
 
-    def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
-        """`image` uint8 [n, H, W, C] and `label` int32 [n] of the records in `index`."""
+    def __getitem__(self, index: int) -> Record:
+        """One record. DataError if the storage is damaged; a damaged image is not its business."""
+
+    def __getitems__(self, index: Sequence[int]) -> list[Record]:
+        """Several records, read together where the storage can."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a run to go on: a change of it changes the samples."""
@@ -38,10 +58,11 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.image)
 
-    def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
-        """See Source."""
-        index = np.asarray(index)
-        return {"image": self.image[index], "label": self.label[index]}
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.image[index], self.label[index], f"{self.name}, record {index}")
+
+    def __getitems__(self, index: Sequence[int]) -> list[Record]:
+        return [self[int(i)] for i in index]
 
     def fingerprint(self) -> dict[str, Any]:
         """See Source."""
@@ -59,9 +80,11 @@ class First:
     def __len__(self) -> int:
         return self.limit
 
-    def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
-        """See Source."""
-        return self.source.read(index)
+    def __getitem__(self, index: int) -> Record:
+        return self.source[index]
+
+    def __getitems__(self, index: Sequence[int]) -> list[Record]:
+        return self.source.__getitems__(index)
 
     def fingerprint(self) -> dict[str, Any]:
         """See Source."""
@@ -82,34 +105,21 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
     return label.astype(np.int32)
 
 
-def digits(split: str) -> InMemory:
-    """scikit-learn's bundled 1,797 handwritten digits, 8 x 8, stratified splits.
-
-    train (1,500) and test (297); for tuning, train again as tune (1,200) and validation (300).
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    image = (bunch.images * 15).astype(np.uint8)[..., None]  # 0..16: exact, so are distances
-    label = bunch.target
-
-    def halves(index, first, second):
-        return train_test_split(
-            index, train_size=first, test_size=second, stratify=label[index], random_state=0
+def check_label(record: Record, num_classes: int) -> int:
+    """The label of a record; DataError, naming the record, if it names no class."""
+    label = record.label
+    if not isinstance(label, int | np.integer):
+        raise DataError(f"{record.name}: label {label!r} is no integer; check the labels")
+    if not 0 <= label < num_classes:
+        raise DataError(
+            f"{record.name}: label {label} is outside 0..{num_classes - 1}; check the labels or "
+            "the number of classes"
         )
-
-    splits = dict(zip(("train", "test"), halves(np.arange(len(label)), 1500, 297), strict=True))
-    tuning = halves(splits["train"], 1200, 300)
-    splits |= dict(zip(("tune", "validation"), tuning, strict=True))
-    index = splits[_known(split, splits, "digits:{} is not a split of the digits")]
-    return InMemory(f"digits:{split}", image[index], label[index], "0123456789")
+    return int(label)
 
 
-LOADERS: dict[str, Callable[[str], Source]] = {"digits": digits}
-
-
-def _known(name: str, among: Sequence[str], message: str) -> str:
+def known(name: str, among: Sequence[str], message: str) -> str:
+    """`name`, if it is among these; else DataError with the message and the nearest."""
     if name not in among:
         close = difflib.get_close_matches(name, list(among), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -117,21 +127,37 @@ def _known(name: str, among: Sequence[str], message: str) -> str:
     return name
 
 
-def load(spec: str, data: Any, num_classes: int) -> Source:
-    """The source of `NAME:SPLIT`, checked against the sizes that the config promises."""
-    name, _, split = spec.partition(":")
-    source = LOADERS[_known(name, LOADERS, "{} is not a data source")](split)
-    shape = source.read([0])["image"].shape[1:]
-    wanted = (data.image_size, data.image_size, data.channels)
-    if shape != wanted:
+def printable(name: str) -> str:
+    """A file name on one line, free of control codes."""
+    return name.encode("unicode_escape").decode() if not name.isprintable() else name
+
+
+def find(spec: str, part: str, data: Any) -> Source:
+    """The source of KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%]."""
+    kind, _, where = spec.partition(":")
+    known(kind, LOADERS, "{} is not a kind of data source")
+    return importlib.import_module(LOADERS[kind]).load(where, part, data)
+
+
+def load(data: Any) -> tuple[Source, Source]:
+    """Training and evaluation source of config.data, with the same classes.
+
+    Without data.eval, evaluation gets what the training source holds out.
+    """
+    if data.eval:
+        train, evaluation = find(data.train, WHOLE, data), find(data.eval, WHOLE, data)
+    else:
+        train, evaluation = find(data.train, KEPT, data), find(data.train, HELD_OUT, data)
+    if lines := list(_class_differences(train, evaluation)):
         raise DataError(
-            f"images of {spec} are {shape[0]} x {shape[1]} x {shape[2]}, the config says "
-            f"{wanted[0]} x {wanted[1]} x {wanted[2]}; set --config.data.image_size={shape[0]} "
-            f"--config.data.channels={shape[2]}"
+            f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines)
         )
-    if len(source.class_names) != num_classes:
-        raise DataError(
-            f"{spec} has {len(source.class_names)} classes, the config says {num_classes}; "
-            f"set --config.classifier.num_classes={len(source.class_names)}"
-        )
-    return First(source, data.limit) if data.limit else source
+    return tuple(First(s, data.limit) if data.limit else s for s in (train, evaluation))
+
+
+def _class_differences(train: Source, evaluation: Source) -> Iterator[str]:
+    for one, other, of in ((train, evaluation, "training"), (evaluation, train, "evaluation")):
+        missing = sorted(set(one.class_names) - set(other.class_names))
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            yield f"only in {of}: {', '.join(map(printable, missing[:5]))}{more}"

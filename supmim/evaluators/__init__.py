@@ -32,11 +32,17 @@ def create(config: Any, predictions: Predictions) -> list[Evaluator]:
     return [EVALUATORS[name](predictions, config) for name in names]
 
 
-def run(evaluators: list[Evaluator], params: Any, folder: Path) -> dict[str, float]:
-    """All results of these parameters in one flat dict; pictures go to `folder`."""
+def run(
+    evaluators: list[Evaluator], predictions: Predictions, params: Any, folder: Path
+) -> dict[str, float]:
+    """All results of these parameters in one flat dict; pictures go to `folder`.
+
+    unreadable/SPLIT counts the images that are missing from them, if any are.
+    """
     results: dict[str, float] = {}
     for evaluator in evaluators:
         results |= evaluator.run(params)
+    results |= predictions.unreadable()
     if hosts.is_first():
         folder.mkdir(parents=True, exist_ok=True)
         for evaluator in evaluators:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from supmim.data.sources import Source
+from supmim.data.images import Images
 from supmim.errors import NumericsError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
@@ -71,9 +71,15 @@ def vote(similarity: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndar
     return scores.argmax(axis=1)
 
 
-def pixel_floors(train: Source, evaluation: Source) -> dict[str, float]:
+def _readable(images: Images) -> dict[str, np.ndarray]:
+    index = np.arange(len(images))
+    arrays, bad = images.take(index, np.zeros_like(index))
+    return {name: np.delete(values, list(bad), axis=0) for name, values in arrays.items()}
+
+
+def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
     """Recall at 1 of raw pixels: what an embedding must beat."""
-    train, evaluation = (source.read(range(len(source))) for source in (train, evaluation))
+    train, evaluation = (_readable(images) for images in (train, evaluation))
     bank, queries = (
         split["image"].reshape(len(split["image"]), -1).astype(np.float32)
         for split in (train, evaluation)
@@ -97,7 +103,7 @@ class Evaluator:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.pictures, self._last = config.eval.pictures, {}
         train, evaluation = (predictions.sources[split] for split in ("train", "eval"))
-        small = len(train) * train.read([0])["image"].size <= PIXEL_FLOOR_LIMIT
+        small = len(train) * train.size**2 * train.channels <= PIXEL_FLOOR_LIMIT
         self.floors = pixel_floors(train, evaluation) if small else {}
 
     def run(self, params: Any) -> dict[str, float]:
@@ -108,7 +114,10 @@ class Evaluator:
         similarity, ids = nearest(queries, bank, K)
         votes = vote(similarity, train["label"][ids], self.num_classes)
         _, own = nearest(queries, queries, 1, exclude_self=True)
-        self._last = {"ids": ids, "label": out["label"], "neighbour_label": train["label"][ids]}
+        self._last = {
+            "index": out["index"], "label": out["label"],
+            "neighbour": train["index"][ids], "neighbour_label": train["label"][ids],
+        }  # fmt: skip
         return {
             "knn/recall_at_1": float((train["label"][ids[:, 0]] == out["label"]).mean()),
             f"knn/dino_k{K}": float((votes == out["label"]).mean()),
@@ -120,17 +129,17 @@ class Evaluator:
 
     def draw(self, folder: Path) -> None:
         """neighbours.png: wrong queries first, then others, evenly taken."""
-        ids, label, found = (self._last[k] for k in ("ids", "label", "neighbour_label"))
+        index, label, neighbour, found = self._last.values()
         wrong = np.flatnonzero(found[:, 0] != label)[: self.pictures // 2]
         others = np.setdiff1d(np.arange(len(label)), wrong)
         evenly = np.linspace(0, len(others) - 1, self.pictures - len(wrong)).astype(int)
         rows = np.concatenate([wrong, others[evenly]])
         sources, shown = self.predictions.sources, neighbour_picture.NEIGHBOURS
-        columns = min(shown, ids.shape[1])
-        bank = sources["train"].read(ids[rows, :columns].ravel())["image"]
+        columns = min(shown, found.shape[1])
+        bank = sources["train"].read(neighbour[rows, :columns].ravel())["image"]
         neighbour_picture.draw(
             folder / "neighbours.png",
-            query=sources["eval"].read(rows)["image"],
+            query=sources["eval"].read(index[rows])["image"],
             neighbours=bank.reshape(len(rows), columns, *bank.shape[1:]),
             query_label=label[rows],
             neighbour_label=found[rows, :columns],

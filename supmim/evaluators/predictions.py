@@ -8,24 +8,32 @@ import numpy as np
 
 from supmim import sharding, step
 from supmim.data import pipeline
-from supmim.data.sources import Source
+from supmim.data.images import Images
+from supmim.errors import DataError
 
 
 class Predictions:
-    """sources: {"train": Source, "eval": Source}."""
+    """sources: {"train": Images, "eval": Images}. readers: by which each is read."""
 
     def __init__(
-        self, task: step.Task, sources: dict[str, Source], batch_size: int, mesh: jax.sharding.Mesh
+        self,
+        task: step.Task,
+        sources: dict[str, Images],
+        batch_size: int,
+        mesh: jax.sharding.Mesh,
+        readers: dict[str, pipeline.Readers],
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
+        self.readers = readers
         self._predict = jax.jit(
             functools.partial(step.eval_step, task=task), out_shardings=sharding.replicated(mesh)
         )
         self._params: Any = None
         self._known: dict[str, dict[str, np.ndarray]] = {}
+        self._unreadable: dict[str, int] = {}
 
     def of(self, params: Any, split: str) -> dict[str, np.ndarray]:
-        """logits [n, C], embedding [n, D], label [n] of all n images of a source, in order."""
+        """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order."""
         if params is not self._params:
             self._params, self._known = params, {}
         if split not in self._known:
@@ -33,11 +41,20 @@ class Predictions:
         return self._known[split]
 
     def collect(self, function: Any, split: str) -> dict[str, np.ndarray]:
-        """function(batch) -> dict of arrays [B, ...], over a source; padding is left out."""
-        source, fetched = self.sources[split], []
-        for batch in pipeline.eval_batches(source, self.batch_size, self.mesh):
+        """function(batch) -> dict of arrays [B, ...] with `valid`, over the valid rows of a source.
+
+        DataError if there is none.
+        """
+        images, fetched = self.sources[split], []
+        for batch in pipeline.eval_batches(images, self.batch_size, self.mesh, self.readers[split]):
             fetched.append(jax.device_get(function(batch)))
-        return {
-            name: np.concatenate([out[name] for out in fetched])[: len(source)]
-            for name in fetched[0]
-        }
+        whole = {name: np.concatenate([out[name] for out in fetched]) for name in fetched[0]}
+        kept = whole["valid"] > 0
+        if not kept.any():
+            raise DataError(f"{images.name}: none of its {len(images)} images can be read")
+        self._unreadable[split] = len(images) - int(kept.sum())
+        return {name: values[kept] for name, values in whole.items()}
+
+    def unreadable(self) -> dict[str, float]:
+        """How many images each source lacked; empty if the results are complete."""
+        return {f"unreadable/{split}": float(n) for split, n in self._unreadable.items() if n}

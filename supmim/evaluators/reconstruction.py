@@ -42,12 +42,13 @@ class Evaluator:
 
     def draw(self, folder: Path) -> None:
         """reconstructions.png of evenly taken images."""
-        source = self.predictions.sources["eval"]
-        rows = np.unique(np.linspace(0, len(source) - 1, self.pictures).astype(int))
+        index = self._last["index"]
+        rows = np.unique(np.linspace(0, len(index) - 1, self.pictures).astype(int))
+        shown = self.predictions.sources["eval"].read(index[rows])["image"]
         decode = jax.jit(self.task.frozen.decode)
         reconstructions.draw(
             folder / "reconstructions.png",
-            image=np.asarray(augment.to_float(source.read(rows)["image"])),
+            image=np.asarray(augment.to_float(shown)),
             mask=self._last["mask"][rows],
             filled=np.asarray(decode(self._last["filled_ids"][rows])),
             tokenized=np.asarray(decode(self._last["target_ids"][rows])),

@@ -168,6 +168,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def own_file(name: str) -> str:
+    """The file name of this process, where each writes one: NAME.txt, NAME.1.txt, ..."""
+    stem, dot, ending = name.rpartition(".")
+    return name if is_first() else f"{stem}.{jax.process_index()}{dot}{ending}"
+
+
 def _exchange(text: str, how: Callable[[np.ndarray], np.ndarray]) -> list[str]:
     """Sends text of any length through a collective of equal shapes."""
     data = np.frombuffer(text.encode(), np.uint8)

@@ -49,7 +49,8 @@ def costs(members: list[Member]) -> list[Cost]:
 @functools.cache
 def cost(config: FrozenConfigDict) -> Cost:
     """Errors: those of `train` before its first step."""
-    total_steps = train.steps_of(config, train.load_sources(config)[0])
+    config, source, _ = train.load_sources(config)
+    total_steps = train.steps_of(config, source)
     task = TASKS[config.task].abstract(anywhere(config))
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, total_steps))
     rng = jax.eval_shape(lambda: jax.random.key(0))

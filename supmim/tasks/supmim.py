@@ -13,7 +13,7 @@ import numpy as np
 
 from supmim import losses, masking, metrics, models, tokenizers
 from supmim.data import augment
-from supmim.data.sources import Source
+from supmim.data.images import Images
 from supmim.models import supmim as supmim_model
 from supmim.workdir import holds_run
 
@@ -134,7 +134,8 @@ class SupMIM:
     def fill_in(self, params: Any, frozen: tokenizers.Tokenizer, batch: dict) -> dict:
         """Raw batch -> its target_ids, the mask drawn for it by index, and ids filled in.
 
-        All [B, N]; filled_ids are the targets where the patch is visible, else predictions.
+        All [B, N]; filled_ids are the targets where the patch is visible, else predictions. With
+        the batch's index and valid [B].
         """
         image = augment.to_float(batch["image"])
         target_ids = frozen.encode(image)
@@ -147,7 +148,10 @@ class SupMIM:
         rows = jnp.arange(len(image))[:, None]
         filled = target_ids.at[rows, token_mask.ids_predict].set(code_logits.argmax(axis=-1))
         filled = jnp.where(token_mask.mask > 0, filled, target_ids)
-        return {"target_ids": target_ids, "mask": token_mask.mask, "filled_ids": filled}
+        of_batch = {name: batch[name] for name in ("index", "valid")}
+        return of_batch | {
+            "target_ids": target_ids, "mask": token_mask.mask, "filled_ids": filled
+        }  # fmt: skip
 
 
 def stream(rng: jax.Array, purpose: str) -> jax.Array:
@@ -165,8 +169,8 @@ def abstract(config: Any) -> SupMIM:
     return SupMIM(config, tokenizers.abstract(config) if config.mim_weight else None)
 
 
-def create(config: Any, source: Source, workdir: Path) -> SupMIM:
-    """The task of a run; its tokenizer is in the workdir, or is fitted on the source and put there.
+def create(config: Any, images: Images, workdir: Path) -> SupMIM:
+    """The task of a run; its tokenizer is in the workdir, or is fitted on the images and put there.
 
     It is fitted on MIM views of the first epoch, which is what it will be asked to encode.
     """
@@ -174,21 +178,21 @@ def create(config: Any, source: Source, workdir: Path) -> SupMIM:
         return SupMIM(config, None)
 
     def views() -> np.ndarray:
-        count = min(config.tokenizer.fit_images, len(source))
+        count = min(config.tokenizer.fit_images, len(images))
         move = jax.jit(functools.partial(augment.geometry, data=config.data))
 
         def view(index: np.ndarray) -> np.ndarray:
             keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
-            return np.asarray(move(keys, augment.to_float(source.read(index)["image"])))
+            return np.asarray(move(keys, augment.to_float(images.read(index)["image"])))
 
-        index = np.linspace(0, len(source) - 1, count).astype(np.int32)
+        index = np.linspace(0, len(images) - 1, count).astype(np.int32)
         parts = np.split(index, range(FIT_CHUNK, count, FIT_CHUNK))
         return np.concatenate([view(part) for part in parts])
 
     made_from = {
         "tokenizer": config.tokenizer.to_dict(),
         "data": {name: config.data.to_dict()[name] for name in ("seed", *augment.GEOMETRY)},
-        "source": source.fingerprint(),
+        "source": images.source.fingerprint(),
     }
     tokenizer = tokenizers.load_or_fit(
         config, workdir / "tokenizer", made_from, views, needed=holds_run(workdir)

@@ -1,0 +1,44 @@
+"""Records without a readable image: listed, counted, and too many of them end the run."""
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from supmim.data.images import Bad
+from supmim.data.sources import Source, printable
+from supmim.errors import DataError
+
+
+class BadRecords:
+    """bad_records.jsonl of a workdir: source, index, name and fault of each record, once.
+
+    Every host lists those that it met itself; `tell` is handed a line for each new one.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        self.path, self.tell = path, tell
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found = map(json.loads, text.splitlines())
+        self.known = {(line["source"], line["index"]) for line in found}
+
+    def of(self, source: Source, limit: float) -> Callable[[Iterable[Bad]], None]:
+        """What notes the bad records of a source; DataError above so large a share of it."""
+        return functools.partial(self.add, source.name, len(source), limit)
+
+    def add(self, source: str, length: int, limit: float, met: Iterable[Bad]) -> None:
+        """Notes what a batch met."""
+        for bad in met:
+            if (source, bad.index) in self.known:
+                continue
+            self.known.add((source, bad.index))
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
+            self.tell(f"unreadable  {printable(bad.name)}: {printable(bad.why)}")
+        count = sum(name == source for name, _ in self.known)
+        if count > limit * length:
+            raise DataError(
+                f"{count} of the {length} images of {source} can't be read, more than "
+                f"config.data.bad_share={limit:g} allows. They are listed in {self.path}: mend or "
+                "remove them, or allow more"
+            )

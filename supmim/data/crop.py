@@ -1,0 +1,117 @@
+"""Which part of an image becomes a square view, and its resize: always one box, resized once.
+
+A box is (left, top, right, bottom) in pixels of the whole image, fractions allowed. That of a
+training view is drawn from (data.seed, epoch, index) alone.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from cykooz_resizer import (
+    CropBox,
+    FilterType,
+    ImageData,
+    PixelType,
+    ResizeAlg,
+    ResizeOptions,
+    Resizer,
+)
+
+Box = tuple[float, float, float, float]
+FILTERS = {  # each with the radius of its support, in pixels of the smaller grid
+    "bilinear": (ResizeAlg.convolution(FilterType.bilinear), 1),
+    "bicubic": (ResizeAlg.convolution(FilterType.catmull_rom), 2),  # Pillow's a = -0.5
+}
+PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
+RESIZER = Resizer()
+ATTEMPTS = 10
+
+
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The host's draws for one example of one epoch."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index]))
+
+
+def inception_box(height: int, width: int, rng: np.random.Generator, data: Any) -> Box:
+    """A random area and aspect of the image, placed at random; the whole of it if ten tries fail.
+
+    As torchvision's RandomResizedCrop: area uniform, aspect log-uniform, integer sides.
+    """
+    logs = math.log(data.aspect_min), math.log(data.aspect_max)
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(data.area_min, data.area_max)
+        aspect = math.exp(rng.uniform(*logs))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return float(left), float(top), float(left + w), float(top + h)
+    return _central(height, width, data)
+
+
+def _central(height: int, width: int, data: Any) -> Box:
+    """The largest central part with an allowed aspect."""
+    w = min(width, max(1, round(height * data.aspect_max)))
+    h = min(height, max(1, round(width / data.aspect_min)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return float(left), float(top), float(left + w), float(top + h)
+
+
+def short_side_box(height: int, width: int, resize: int, size: int) -> Box:
+    """What a central size x size crop shows after the short side was resized to `resize`.
+
+    Sides and offsets round as torchvision's Resize and CenterCrop, the protocol of DINO's kNN.
+    """
+    short, long = min(height, width), max(height, width)
+    scaled = int(resize * long / short)
+    new_height, new_width = (resize, scaled) if height <= width else (scaled, resize)
+    return _crop_of_resized(height, width, new_height, new_width, size)
+
+
+def stretch_box(height: int, width: int, resize: int, size: int) -> Box:
+    """The same after a resize to a square that ignores the aspect: big_vision's few-shot view."""
+    return _crop_of_resized(height, width, resize, resize, size)
+
+
+def _crop_of_resized(height: int, width: int, new_height: int, new_width: int, size: int) -> Box:
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    x, y = width / new_width, height / new_height
+    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
+
+
+EVAL_BOXES = {"short_side": short_side_box, "stretch": stretch_box}
+
+
+def training_box(data: Any, height: int, width: int, epoch: int, index: int) -> Box:
+    """The random crop of one example of one epoch."""
+    return inception_box(height, width, generator(data.seed, epoch, index), data)
+
+
+def evaluation_box(data: Any, height: int, width: int, epoch: int, index: int) -> Box:
+    """The central view of any example."""
+    box_of = EVAL_BOXES[data.eval_view]
+    return box_of(height, width, data.eval_resize or data.image_size, data.image_size)
+
+
+def resize(pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
+    """The box of uint8 [H, W, 1 or 3] as [size, size, C], antialiased; Pillow's to a level."""
+    height, width, channels = pixels.shape
+    if (height, width) == (size, size) and box == (0, 0, size, size):
+        return pixels
+    algorithm, radius = FILTERS[method]
+    left, top, right, bottom = box
+    x_margin = 1 + math.ceil(radius * max(1, (right - left) / size))
+    y_margin = 1 + math.ceil(radius * max(1, (bottom - top) / size))
+    x, y = max(0, math.floor(left) - x_margin), max(0, math.floor(top) - y_margin)
+    part = pixels[y : math.ceil(bottom) + y_margin, x : math.ceil(right) + x_margin]
+    kind = PIXEL_TYPES[channels]
+    source = ImageData(part.shape[1], part.shape[0], kind, part.tobytes())
+    square = ImageData(size, size, kind)
+    shown = CropBox(left - x, top - y, right - left, bottom - top)
+    RESIZER.resize(source, square, ResizeOptions(algorithm, crop_box=shown))
+    return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, channels)
+
+
+def scaled(box: Box, x: float, y: float) -> Box:
+    """The box in an image that is x and y times as wide and high."""
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y

@@ -1,0 +1,142 @@
+"""From an encoded file to pixels: 8-bit grey or RGB, upright, or a reason why not.
+
+JPEG goes through simplejpeg, which refuses damaged data; all else through Pillow. Alpha is dropped
+and CMYK converted as Pillow does; 16-bit grey keeps its high byte; of several frames the first
+counts; EXIF orientation is applied.
+"""
+
+import io
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+Image.MAX_IMAGE_PIXELS = None  # read() has a limit of its own, told as a bad record
+
+JPEG = b"\xff\xd8\xff"
+EXIF = b"Exif\x00\x00"
+ORIENTATION = 0x0112
+UPRIGHT = {  # orientation -> what makes it upright
+    2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, 3), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90,
+}  # fmt: skip
+TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+SIMD_FACTORS = (2, 4, 8)  # of scaled decoding: others have no fast kernel
+# What libjpeg warns of though no pixel is lost: bytes between the last block and the end marker.
+HARMLESS = "extraneous bytes before marker 0xd9"
+
+
+class BadImage(Exception):
+    """A file that is no whole image; its text says why."""
+
+
+class Header(NamedTuple):
+    """What is known before decoding: size of the upright image, and how to decode it."""
+
+    height: int
+    width: int
+    orientation: int
+    simple_jpeg: bool
+
+
+def read_header(data: bytes, max_pixels: int) -> Header:
+    """Height and width without decoding. BadImage for what is no image or above max_pixels."""
+    if not data:
+        raise BadImage("empty file")
+    header = _jpeg_header(data) if data.startswith(JPEG) else _pillow_header(data)
+    if header.height * header.width > max_pixels:
+        raise BadImage(
+            f"{header.width} x {header.height} pixels are more than data.max_pixels={max_pixels}"
+        )
+    return header
+
+
+def _jpeg_header(data: bytes) -> Header:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise BadImage(f"damaged JPEG: {error}") from error
+    orientation = _pillow_header(data).orientation if EXIF in data[:4096] else 1
+    if orientation in TURNED:
+        height, width = width, height
+    return Header(height, width, orientation, colorspace in ("Gray", "YCbCr", "RGB"))
+
+
+def _pillow_header(data: bytes) -> Header:
+    image = _open(data)
+    width, height = image.size
+    orientation = _quietly(lambda: image.getexif().get(ORIENTATION, 1))
+    if orientation in TURNED:
+        height, width = width, height
+    return Header(height, width, orientation, False)
+
+
+def _open(data: bytes) -> Image.Image:
+    return _quietly(lambda: Image.open(io.BytesIO(data)))
+
+
+def _quietly(read):
+    """The value of read(); whatever a decoder raises becomes BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except Exception as error:
+        raise BadImage(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+
+
+def decode(data: bytes, header: Header, channels: int, shrink: float = 0.0) -> np.ndarray:
+    """uint8 [H, W, channels], upright; grey for one channel, else RGB. BadImage if damaged.
+
+    shrink: 0 for exact pixels; else JPEG is decoded by faster kernels that are off by a level or
+    so, and smaller by a power of two where shrink allows it.
+    """
+    if header.simple_jpeg:
+        pixels = _decode_jpeg(data, header, channels, shrink)
+    else:
+        pixels = _quietly(lambda: _decode_other(data, channels))
+    return UPRIGHT[header.orientation](pixels) if header.orientation in UPRIGHT else pixels
+
+
+def _decode_jpeg(data: bytes, header: Header, channels: int, shrink: float) -> np.ndarray:
+    factor = max([f for f in SIMD_FACTORS if f <= shrink], default=1)
+    sides = header.height, header.width
+    height, width = sides[::-1] if header.orientation in TURNED else sides
+    options = {
+        "colorspace": "GRAY" if channels == 1 else "RGB",
+        "fastdct": shrink > 0, "fastupsample": shrink > 0,
+        "min_height": math.ceil(height / factor), "min_width": math.ceil(width / factor),
+    }  # fmt: skip
+    try:
+        return simplejpeg.decode_jpeg(data, **options)
+    except ValueError as error:
+        if not str(error).strip().endswith(HARMLESS):
+            raise BadImage(f"damaged JPEG: {error}") from error
+    return simplejpeg.decode_jpeg(data, **options, strict=False)
+
+
+def _decode_other(data: bytes, channels: int) -> np.ndarray:
+    """Through Pillow, which by itself would clip 16-bit grey to 255."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    if image.mode.startswith("I"):
+        deep = np.clip(np.asarray(image), 0, 65535)
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no stated range")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] with the channels asked for, grey as Pillow weighs it."""
+    if image.shape[-1] == channels:
+        return image
+    if channels == 3:
+        return image.repeat(3, axis=-1)
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]

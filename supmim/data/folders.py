@@ -1,0 +1,169 @@
+"""`folder:PATH`: images in one folder per class, as they lie on disk.
+
+PATH/CLASS/.../x.jpg, with the class named by the folder right below PATH. If PATH has a folder
+train, that is trained on, and its sister val, validation or test is what is held out; else a fixed
+share of the files is, chosen by a hash of their names.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from supmim.data import sources
+from supmim.data.sources import Record, printable
+from supmim.errors import DataError
+
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
+    ".pgm",
+)  # fmt: skip
+HELD_OUT_FOLDERS = ("val", "validation", "test")
+
+
+class Listing(NamedTuple):
+    """What a folder holds: classes, with and without images; files with their sizes, sorted."""
+
+    class_names: tuple[str, ...]
+    empty: tuple[str, ...]
+    paths: tuple[str, ...]  # relative, with /
+    sizes: tuple[int, ...]  # bytes
+    loops: tuple[str, ...]  # links that lead back up: not followed
+
+
+class Folder:
+    """Some of the files of a folder. Paths lie in one block: a million of them must travel."""
+
+    def __init__(
+        self, root: Path, name: str, class_names: Sequence[str], paths: Sequence[str],
+        sizes: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.root, self.name, self.class_names = str(root), name, tuple(class_names)
+        encoded = [os.fsencode(path) for path in paths]
+        self.block = b"".join(encoded)
+        self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        self.sizes = np.array(sizes, np.int64)
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.label = np.array([numbers[path.split("/")[0]] for path in paths], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def path(self, index: int) -> str:
+        """Path of a file below the folder."""
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.block[start : self.ends[index]])
+
+    def __getitem__(self, index: int) -> Record:
+        path = os.path.join(self.root, self.path(index))
+        try:
+            with open(path, "rb") as file:
+                return Record(file.read(), int(self.label[index]), path)
+        except OSError as error:
+            return Record(error, int(self.label[index]), path)
+
+    def __getitems__(self, index: Sequence[int]) -> list[Record]:
+        return [self[i] for i in index]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Names and sizes of the files, not their place: a folder may be moved."""
+        digest = hashlib.sha256(self.block + self.ends.tobytes() + self.sizes.tobytes())
+        return {"name": "folder", "length": len(self), "sha256": digest.hexdigest()}
+
+
+def load(where: str, part: str, data: Any) -> Folder:
+    """DataError for what is no folder, has no images, or fewer than two classes."""
+    root = Path(where).expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder:{where}: there is no such folder")
+    trained, held_out = parts(root)
+    if trained and part != sources.WHOLE:
+        if part == sources.HELD_OUT and held_out is None:
+            raise DataError(
+                f"{root} has a folder {trained.name}, but none of {', '.join(HELD_OUT_FOLDERS)} to "
+                "evaluate on; set --config.data.eval=folder:PATH"
+            )
+        return whole(trained if part == sources.KEPT else held_out)
+    if part == sources.WHOLE:
+        return whole(trained or root)
+    return share(root, part, data.holdout)
+
+
+def parts(root: Path) -> tuple[Path | None, Path | None]:
+    """The folders train, and val, validation or test, of a folder that has them."""
+    found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    held_out = next((found[name] for name in HELD_OUT_FOLDERS if name in found), None)
+    return found.get("train"), held_out
+
+
+def whole(root: Path) -> Folder:
+    """All images of a folder."""
+    found = listing(root)
+    return Folder(root, f"folder:{root}", found.class_names, found.paths, found.sizes)
+
+
+def share(root: Path, part: str, holdout: float) -> Folder:
+    """The images that are held out, or the others: by a hash of the path, the same on any host."""
+    found = listing(root)
+    taken = [is_held_out(path, holdout) == (part == sources.HELD_OUT) for path in found.paths]
+    if not any(taken):
+        raise DataError(
+            f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
+            f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
+        )
+    kept = [(p, s) for p, s, t in zip(found.paths, found.sizes, taken, strict=True) if t]
+    return Folder(root, f"folder:{root} ({part})", found.class_names, *zip(*kept, strict=True))
+
+
+def is_held_out(path: str, holdout: float) -> bool:
+    """Whether a relative path falls into the held-out share."""
+    digest = hashlib.sha256(os.fsencode(path)).digest()
+    return int.from_bytes(digest[:8], "big") < holdout * 2**64
+
+
+def listing(root: Path) -> Listing:
+    """The images of a folder; DataError where they make no classes."""
+    classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    loops: list[str] = []
+    files = {name: sorted(_files(str(root / name), name, frozenset(), loops)) for name in classes}
+    full = [name for name in classes if files[name]]
+    if not full:
+        loose = sum(e.name.lower().endswith(ENDINGS) for e in os.scandir(root))
+        found = f"{loose} images without one" if loose else "nothing that ends like an image"
+        raise DataError(
+            f"{root} has no images in folders of classes ({found}); it takes {root}/CLASS/IMAGE.jpg"
+        )
+    if len(full) == 1:
+        raise DataError(f"{root} has images of one class, {printable(full[0])}; it takes two")
+    paths, sizes = zip(*(item for name in full for item in files[name]), strict=True)
+    empty = tuple(name for name in classes if not files[name])
+    return Listing(tuple(full), empty, paths, sizes, tuple(loops))
+
+
+def _files(
+    folder: str, relative: str, above: frozenset[str], loops: list[str]
+) -> Iterator[tuple[str, int]]:
+    """(relative path, size) of the images in a folder and below; hidden ones are left out."""
+    here = os.path.realpath(folder)
+    if here in above:
+        loops.append(relative)
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        path = f"{relative}/{entry.name}"
+        if entry.is_dir():
+            yield from _files(entry.path, path, above | {here}, loops)
+        elif entry.name.lower().endswith(ENDINGS):
+            yield path, _size(entry)
+
+
+def _size(entry: os.DirEntry) -> int:
+    """Bytes, or -1 for a link to nothing."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1

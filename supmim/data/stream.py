@@ -1,0 +1,76 @@
+"""Which records a step takes, and their reading: what a host, or a reader process, does.
+
+Sample n = step * batch_size + row of one endless stream of reshuffled epochs. Which record that
+is depends on the seed and n alone, so the position of a run is its step, on any number of hosts.
+Imports no jax, so that reader processes start fast and stay small.
+"""
+
+import grain
+import numpy as np
+
+from supmim.data.images import Bad, Images
+from supmim.errors import DataError
+
+HostBatch = dict[str, np.ndarray]
+
+
+class Training:
+    """step -> this host's rows of the global batch, and the bad records met on the way.
+
+    A bad record's row goes to the record after it, or the next that can be read: the same one
+    whenever the bad one is drawn.
+    """
+
+    def __init__(self, images: Images, seed: int, batch_size: int, rows: np.ndarray) -> None:
+        self.images, self.batch_size, self.rows = images, batch_size, rows
+        # Grain shuffles epoch e with seed + e: spread the seeds, or they would share epochs.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.order = grain.MapDataset.range(len(images)).shuffle(spread)
+
+    def __call__(self, step: int) -> tuple[HostBatch, list[Bad]]:
+        """image, label, index, epoch, valid: [rows, ...]."""
+        position = step * self.batch_size + self.rows
+        index = np.array([self.order[int(n)] for n in position], np.int32)
+        epoch = (position // len(self.images)).astype(np.int32)
+        batch, bad = self.images.take(index, epoch)
+        met = list(bad.values())
+        for row in bad:
+            met += self._replace(batch, index, row, epoch[row])
+        valid = np.ones(len(index), np.float32)
+        return {**batch, "index": index, "epoch": epoch, "valid": valid}, met
+
+    def _replace(self, batch: HostBatch, index: np.ndarray, row: int, epoch: int) -> list[Bad]:
+        """Fills a row with the next readable record; returns the bad ones met on the way."""
+        length, met = len(self.images), []
+        for ahead in range(1, length):
+            candidate = (int(index[row]) + ahead) % length
+            found, bad = self.images.take([candidate], [epoch])
+            if not bad:
+                for name, value in found.items():
+                    batch[name][row] = value[0]
+                index[row] = candidate
+                return met
+            met += bad.values()
+        raise DataError(f"{self.images.name}: none of its {length} images can be read")
+
+
+class Evaluation:
+    """step -> this host's rows of the step's batch of every record once, in order.
+
+    The last batch is padded with `valid` = 0. A bad record stays in its place, black, with
+    `valid` = 0: nothing takes its place.
+    """
+
+    def __init__(self, images: Images, batch_size: int, rows: np.ndarray) -> None:
+        self.images, self.batch_size, self.rows = images, batch_size, rows
+
+    def __call__(self, step: int) -> tuple[HostBatch, list[Bad]]:
+        """image, label, index, epoch, valid: [rows, ...]."""
+        index = step * self.batch_size + self.rows
+        valid = (index < len(self.images)).astype(np.float32)
+        index = np.where(valid, index, 0).astype(np.int32)
+        epoch = np.zeros_like(index)
+        batch, bad = self.images.take(index, epoch)
+        met = [found for row, found in bad.items() if valid[row]]
+        valid[list(bad)] = 0
+        return {**batch, "index": index, "epoch": epoch, "valid": valid}, met
