@@ -262,7 +262,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     arms = [
         {"data.flip": True, "data.mixup": 0.1, "optimizer.ema_decay": 0.9},
         {"mim.passes": "one", "mim.masking": "variable", "encoder.scan": True, "mesh.fsdp": 2,
-         "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception", "data.workers": 0},
+         "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception",
+         "data.workers": 0},
     ]  # fmt: skip
     for number, changes in enumerate(arms):
         two_steps = {"batch_size": 360, "optimizer.warmup_steps": 0, "log_every": 1}

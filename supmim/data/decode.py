@@ -25,8 +25,6 @@ UPRIGHT = {  # orientation -> what makes it upright
 }  # fmt: skip
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 SIMD_FACTORS = (2, 4, 8)  # of scaled decoding: others have no fast kernel
-# What libjpeg warns of though no pixel is lost: bytes between the last block and the end marker.
-HARMLESS = "extraneous bytes before marker 0xd9"
 
 
 class BadImage(Exception):
@@ -46,36 +44,43 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     """Height and width without decoding. BadImage for what is no image or above max_pixels."""
     if not data:
         raise BadImage("empty file")
-    header = _jpeg_header(data) if data.startswith(JPEG) else _pillow_header(data)
-    if header.height * header.width > max_pixels:
-        raise BadImage(
-            f"{header.width} x {header.height} pixels are more than data.max_pixels={max_pixels}"
-        )
-    return header
+    return (_jpeg_header if data.startswith(JPEG) else _pillow_header)(data, max_pixels)
 
 
-def _jpeg_header(data: bytes) -> Header:
+def _jpeg_header(data: bytes, max_pixels: int) -> Header:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise BadImage(f"damaged JPEG: {error}") from error
-    orientation = _pillow_header(data).orientation if EXIF in data[:4096] else 1
-    if orientation in TURNED:
-        height, width = width, height
-    return Header(height, width, orientation, colorspace in ("Gray", "YCbCr", "RGB"))
+    _check_size(height, width, max_pixels)
+    header = Header(height, width, 1, colorspace in ("Gray", "YCbCr", "RGB"))
+    if EXIF not in data[:4096]:
+        return header
+    return _turned(header, _orientation(Image.open(io.BytesIO(data))))
 
 
-def _pillow_header(data: bytes) -> Header:
-    image = _open(data)
+def _pillow_header(data: bytes, max_pixels: int) -> Header:
+    image = _quietly(lambda: Image.open(io.BytesIO(data)))
     width, height = image.size
-    orientation = _quietly(lambda: image.getexif().get(ORIENTATION, 1))
-    if orientation in TURNED:
-        height, width = width, height
-    return Header(height, width, orientation, False)
+    _check_size(height, width, max_pixels)
+    return _turned(Header(height, width, 1, False), _orientation(image))
 
 
-def _open(data: bytes) -> Image.Image:
-    return _quietly(lambda: Image.open(io.BytesIO(data)))
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise BadImage(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole image to look for it behind the pixels
+    return _quietly(lambda: image.getexif().get(ORIENTATION, 1))
+
+
+def _turned(header: Header, orientation: int) -> Header:
+    height, width = header.height, header.width
+    sides = (width, height) if orientation in TURNED else (height, width)
+    return Header(*sides, orientation, header.simple_jpeg)
 
 
 def _quietly(read):
@@ -113,9 +118,7 @@ def _decode_jpeg(data: bytes, header: Header, channels: int, shrink: float) -> n
     try:
         return simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        if not str(error).strip().endswith(HARMLESS):
-            raise BadImage(f"damaged JPEG: {error}") from error
-    return simplejpeg.decode_jpeg(data, **options, strict=False)
+        raise BadImage(f"damaged JPEG: {error}") from error
 
 
 def _decode_other(data: bytes, channels: int) -> np.ndarray:

@@ -1,0 +1,110 @@
+"""Boxes and their one resize, against Pillow and against their own distributions."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from supmim.data import crop, decode, images, sources
+from tests.conftest import tiny_config
+from tests.pictures import encoded, photo
+
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+SIZES = [(300, 400), (400, 300), (256, 256), (257, 511), (60, 61), (1000, 90)]
+INCEPTION = tiny_config(**{
+    "data.crop": "inception", "data.image_size": 32, "data.channels": 3, "data.area_min": 0.2,
+}).data  # fmt: skip
+
+
+def close_to_pillow(ours, theirs):
+    """Within a level, but for a pixel in 200 where a cubic overshoots the ends of the scale."""
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.mean() < 0.25 and (difference > 1).mean() < 0.005
+
+
+@pytest.mark.parametrize("method", PILLOW)
+@pytest.mark.parametrize("box", [(10, 5, 250, 200), (0, 0, 64, 48), (30.5, 7.25, 41.5, 19.0)])
+def test_a_box_is_resized_as_by_pillow(method, box):
+    pixels = photo(240, 320)
+    theirs = Image.fromarray(pixels).resize((56, 56), PILLOW[method], box=box)
+    close_to_pillow(crop.resize(pixels, box, 56, method), theirs)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    theirs = np.asarray(Image.fromarray(grey).resize((56, 56), PILLOW[method], box=box))
+    close_to_pillow(crop.resize(grey[..., None], box, 56, method), theirs[..., None])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", PILLOW)
+def test_the_evaluation_view_is_the_short_side_resized_and_the_centre_cropped(size, method):
+    """The view of DINO's kNN: torchvision's Resize and CenterCrop, on Pillow."""
+    pixels = photo(*size)
+    height, width = size
+    scaled = (64, int(64 * width / height)) if height <= width else (int(64 * height / width), 64)
+    whole = np.asarray(Image.fromarray(pixels).resize(scaled[::-1], PILLOW[method]))
+    top, left = round((scaled[0] - 56) / 2), round((scaled[1] - 56) / 2)
+    box = crop.short_side_box(height, width, 64, 56)
+    close_to_pillow(crop.resize(pixels, box, 56, method), whole[top : top + 56, left : left + 56])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_stretched_view_ignores_the_aspect(size):
+    """big_vision's few-shot view."""
+    pixels = photo(*size)
+    whole = np.asarray(Image.fromarray(pixels).resize((64, 64), PILLOW["bilinear"]))
+    box = crop.stretch_box(*size, 64, 56)
+    close_to_pillow(crop.resize(pixels, box, 56, "bilinear"), whole[4:60, 4:60])
+
+
+def test_an_image_of_the_right_size_is_untouched():
+    pixels = photo(32, 32)
+    box = crop.evaluation_box(tiny_config(**{"data.image_size": 32}).data, 32, 32, 0, 0)
+    np.testing.assert_array_equal(crop.resize(pixels, box, 32, "bicubic"), pixels)
+
+
+def test_random_boxes_have_the_stated_areas_aspects_and_places():
+    boxes = np.array([crop.training_box(INCEPTION, 300, 400, 3, i) for i in range(3000)])
+    left, top, right, bottom = boxes.T
+    assert (left >= 0).all() and (top >= 0).all() and (right <= 400).all() and (bottom <= 300).all()
+    area = (right - left) * (bottom - top) / (300 * 400)
+    aspect = np.log((right - left) / (bottom - top))
+    small = area < 0.5  # all of these fit, whatever their aspect
+    low, high = np.log(INCEPTION.aspect_min), np.log(INCEPTION.aspect_max)
+    for values, ends in ((area[small], (0.2, 0.5)), (aspect[small], (low, high))):
+        places = np.sort((values - ends[0]) / (ends[1] - ends[0]))
+        uniform = np.linspace(0, 1, len(places))
+        assert np.abs(places - uniform).max() < 1.63 / np.sqrt(len(places)) + 0.01  # KS, 1 %
+    assert area.max() > 0.9
+    room = left[small] / np.maximum(400 - (right - left)[small], 1)
+    assert abs(room.mean() - 0.5) < 0.03
+
+
+def test_a_crop_is_fixed_by_seed_epoch_and_index():
+    def box(seed=0, epoch=1, index=2):
+        data = tiny_config(**{"data.crop": "inception", "data.seed": seed}).data
+        return crop.training_box(data, 300, 400, epoch, index)
+
+    assert box() == box()
+    assert len({box(), box(seed=1), box(epoch=2), box(index=3), box(epoch=2, index=1)}) == 5
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1)])
+def test_extreme_shapes_have_a_box(size):
+    left, top, right, bottom = crop.training_box(INCEPTION, *size, 0, 0)
+    assert 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
+    for box_of in crop.EVAL_BOXES.values():
+        pixels = crop.resize(photo(*size), box_of(*size, 64, 56), 56, "bilinear")
+        assert pixels.shape == (56, 56, 3)
+
+
+def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
+    """Below 2 levels on average: the price of scaled decoding and fast kernels."""
+    pixels = photo(640, 800)
+    data = encoded(pixels, quality=90)
+    source = sources.Record(data, 0, "photo")
+    seen = images.training(sources.InMemory("x", pixels[None], np.zeros(1, int), "ab"), INCEPTION)
+    exact = decode.decode(data, decode.read_header(data, 10**9), 3)
+    differences = []
+    for index in range(20):
+        box = crop.training_box(INCEPTION, 640, 800, 0, index)
+        theirs = np.asarray(Image.fromarray(exact).resize((32, 32), PILLOW["bilinear"], box=box))
+        differences.append(np.abs(seen.view(source, 0, index).astype(int) - theirs).mean())
+    assert 0 < np.mean(differences) < 2

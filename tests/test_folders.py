@@ -1,0 +1,143 @@
+"""Image folders as people have them."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from supmim.data import folders, images, sources
+from supmim.errors import DataError
+from tests.conftest import tiny_config
+from tests.pictures import encoded, photo
+
+DATA = tiny_config(**{"data.image_size": 8, "data.channels": 3}).data
+PIXELS = encoded(photo(8, 8), "PNG")
+
+
+def fill(root, *names, data=PIXELS):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def many(root, per_class=40):
+    return fill(root, *(f"{c}/{n}.png" for c in "ab" for n in range(per_class)))
+
+
+def names_of(folder):
+    return [folder.path(i) for i in range(len(folder))]
+
+
+def load(root, part=sources.WHOLE, data=DATA):
+    return folders.load(str(root), part, data)
+
+
+def test_classes_are_the_top_folders_and_files_may_lie_deeper_in_any_case(tmp_path):
+    fill(tmp_path, "dog/x.jpg", "dog/deep/er/y.JPEG", "cat/a.PNG", "cat/b.WebP")
+    fill(tmp_path, "cat/.hidden.png", ".git/z.png", "cat/notes.txt", "dog/.cache/q.png")
+    found = load(tmp_path)
+    assert found.class_names == ("cat", "dog")
+    assert names_of(found) == ["cat/a.PNG", "cat/b.WebP", "dog/deep/er/y.JPEG", "dog/x.jpg"]
+    assert [found[i].label for i in range(4)] == [0, 0, 1, 1]
+    assert found[1].image == PIXELS and found[1].name == str(tmp_path / "cat/b.WebP")
+
+
+def test_odd_names_are_read_and_shown_on_one_line(tmp_path):
+    fill(tmp_path, "grün/新しい.png", "grün/two\nlines\x1b[31m.png", "b/-rf.png")
+    os.symlink(tmp_path / "b" / "-rf.png", os.fsencode(tmp_path) + b"/b/latin\xe9.png")
+    found = load(tmp_path)
+    seen = images.evaluation(found, DATA)
+    assert len(found) == 4 and not seen.take(range(4), [0] * 4)[1]
+    assert sources.printable("two\nlines\x1b[31m") == "two\\nlines\\x1b[31m"
+    assert sources.printable("新しい") == "新しい"
+
+
+def test_loops_are_cut_and_listed_and_links_followed(tmp_path):
+    elsewhere = fill(tmp_path / "elsewhere", "x.png", "y.png")
+    root = fill(tmp_path / "root", "a/1.png", "b/2.png")
+    (root / "a" / "up").symlink_to(root / "a")
+    (root / "b" / "linked").symlink_to(elsewhere)
+    found = folders.listing(root)
+    assert found.paths == ("a/1.png", "b/2.png", "b/linked/x.png", "b/linked/y.png")
+    assert found.loops == ("a/up",)
+
+
+def test_empty_classes_are_listed_and_left_out(tmp_path):
+    fill(tmp_path, "a/1.png", "c/1.png", "b/readme.txt")
+    found = folders.listing(tmp_path)
+    assert found.empty == ("b",) and found.class_names == ("a", "c")
+
+
+def test_what_makes_no_classes_is_told_with_the_layout_it_takes(tmp_path):
+    with pytest.raises(DataError, match="there is no such folder"):
+        load(tmp_path / "none")
+    with pytest.raises(DataError, match="nothing that ends like an image.*CLASS/IMAGE.jpg"):
+        load(tmp_path)
+    fill(tmp_path, "1.png", "2.png")
+    with pytest.raises(DataError, match="2 images without one"):
+        load(tmp_path)
+    fill(tmp_path, "only/1.png")
+    with pytest.raises(DataError, match="images of one class, only"):
+        load(tmp_path)
+
+
+def test_train_and_a_validation_folder_are_found(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/2.png", "Val/a/3.png", "Val/b/4.png", "extra/c/5.png")
+    data = tiny_config(**{"data.train": f"folder:{tmp_path}"}).data
+    train, evaluation = sources.load(data)
+    assert names_of(train) == ["a/1.png", "b/2.png"]
+    assert names_of(evaluation) == ["a/3.png", "b/4.png"]
+    assert names_of(load(tmp_path)) == names_of(train)
+
+
+def test_a_train_folder_alone_asks_what_to_evaluate_on(tmp_path):
+    many(tmp_path / "train")
+    with pytest.raises(DataError, match="set --config.data.eval=folder:PATH"):
+        load(tmp_path, sources.HELD_OUT)
+    assert len(load(tmp_path, sources.KEPT)) == 80
+
+
+def test_the_held_out_share_is_fixed_by_names_alone(tmp_path):
+    root = many(tmp_path / "x", 200)
+    kept, held_out = (load(root, part) for part in (sources.KEPT, sources.HELD_OUT))
+    assert sorted(names_of(kept) + names_of(held_out)) == sorted(names_of(load(root)))
+    assert 20 <= len(held_out) <= 60
+    shutil.move(root, tmp_path / "elsewhere")
+    fill(tmp_path / "elsewhere", "a/new.png")
+    moved = load(tmp_path / "elsewhere", sources.HELD_OUT)
+    assert set(names_of(moved)) - {"a/new.png"} == set(names_of(held_out))
+    none = tiny_config(**{"data.holdout": 0.0}).data
+    with pytest.raises(DataError, match="leaves none held out"):
+        load(tmp_path / "elsewhere", sources.HELD_OUT, none)
+
+
+def test_different_classes_are_refused_by_name(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/z/4.png")
+    data = tiny_config(**{"data.train": f"folder:{tmp_path}"}).data
+    with pytest.raises(DataError, match="only in training: b\n.*only in evaluation: z"):
+        sources.load(data)
+
+
+def test_the_fingerprint_knows_names_and_sizes_but_not_the_place(tmp_path):
+    print_of = load(many(tmp_path / "x")).fingerprint()
+    shutil.copytree(tmp_path / "x", tmp_path / "y")
+    assert load(tmp_path / "y").fingerprint() == print_of
+    fill(tmp_path / "y", "a/3.png", data=PIXELS + b"!")
+    resized = load(tmp_path / "y").fingerprint()
+    fill(tmp_path / "y", "a/3.png")
+    (tmp_path / "y" / "a" / "3.png").rename(tmp_path / "y" / "b" / "3333.png")
+    renamed = load(tmp_path / "y").fingerprint()
+    assert print_of != resized != renamed != print_of
+
+
+def test_a_file_that_cannot_be_read_is_a_bad_record(tmp_path):
+    fill(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "b" / "3.png").symlink_to(tmp_path / "gone")
+    seen = images.evaluation(load(tmp_path), DATA)
+    arrays, bad = seen.take([0, 1, 2], [0, 0, 0])
+    assert list(bad) == [2] and bad[2].why == "No such file or directory"
+    assert not arrays["image"][2].any() and arrays["image"][1].any()
+    np.testing.assert_array_equal(arrays["label"], [0, 1, 1])
