@@ -1,0 +1,233 @@
+"""Rows I1, I6, I7 and N5: damaged images, dying readers, small sets, wrong labels."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from supmim import cli, sharding
+from supmim.data import images, pipeline, sources, stream
+from supmim.data.bad_records import BadRecords
+from supmim.data.sources import Record
+from supmim.errors import DataError, DeviceError
+from tests.conftest import plain_readers, tiny_config
+from tests.pictures import damaged, encoded, photo
+
+DATA = tiny_config(**{"data.image_size": 8, "data.channels": 3, "data.crop": "inception"}).data
+DAMAGED = damaged()
+
+
+class Files:
+    """Encoded images in memory, some of them replaced by others."""
+
+    def __init__(self, count=20, labels=None, **replaced):
+        self.name, self.class_names = "files", ("a", "b")
+        self.data = [encoded(photo(9, 8 + i), "PNG") for i in range(count)]
+        self.labels = labels or [i % 2 for i in range(count)]
+        for index, data in replaced.items():
+            self.data[int(index.removeprefix("at"))] = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return Record(self.data[index], self.labels[index], f"file {index}")
+
+    def __getitems__(self, index):
+        return [self[i] for i in index]
+
+    def fingerprint(self):
+        return {}
+
+
+def training(source, batch_size=5):
+    return stream.Training(images.training(source, DATA), 0, batch_size, np.arange(batch_size))
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_image_is_replaced_by_the_next_that_can_be_read(kind):
+    whole, holed = training(Files()), training(Files(at3=DAMAGED[kind]))
+    replaced = 0
+    for step in range(12):
+        wanted, (batch, met) = whole(step)[0], holed(step)
+        rows = wanted["index"] == 3
+        assert [bad.index for bad in met] == [3] * rows.sum()
+        replaced += rows.sum()
+        np.testing.assert_array_equal(batch["index"], np.where(rows, 4, wanted["index"]))
+        for name in ("image", "label", "epoch", "valid"):
+            np.testing.assert_array_equal(batch[name][~rows], wanted[name][~rows])
+        own = whole.images.take([4] * rows.sum(), wanted["epoch"][rows])[0]
+        np.testing.assert_array_equal(batch["image"][rows], own["image"])
+        np.testing.assert_array_equal(batch["label"][rows], own["label"])
+    assert replaced == 3  # once an epoch
+
+
+def test_the_replacement_wraps_and_passes_over_other_bad_ones():
+    holed = training(Files(at18=b"", at19=b"", at0=b""))
+    seen = np.concatenate([holed(step)[0]["index"] for step in range(4)])
+    assert sorted(seen) == sorted([*range(1, 18), 1, 1, 1])
+    with pytest.raises(DataError, match="none of its 20 images can be read"):
+        training(Files(**{f"at{i}": b"" for i in range(20)}))(0)
+
+
+def test_the_same_batches_come_from_processes_and_after_a_start_in_the_middle():
+    source = Files(at3=DAMAGED["truncated"], at7=b"")
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+    def read(start, workers):
+        met = []
+        batches = pipeline.train_batches(
+            images.training(source, DATA), 0, 5, mesh, start, 8, plain_readers(met.extend, workers)
+        )
+        return [jax.tree.map(np.asarray, batch) for batch in batches], met
+
+    plain, met = read(0, 0)
+    for start, workers in ((3, 0), (3, 2), (5, 1)):
+        others, met_there = read(start, workers)
+        jax.tree.map(np.testing.assert_array_equal, plain[start:], others)
+        assert set(met_there) <= set(met)
+    assert {bad.index for bad in met} == {3, 7} and met[0].why in ("empty file", met[0].why)
+
+
+def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
+    path, told = tmp_path / "bad_records.jsonl", []
+    bad = [images.Bad(i, f"file\n{i}", "damaged JPEG: x") for i in range(3)]
+    note = BadRecords(path, told.append).of(Files(), 0.1)
+    note(bad[:1])
+    note(bad[:2])
+    again = BadRecords(path, told.append).of(Files(), 0.1)  # a resumed run knows them
+    again(bad[:2])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1] and len(told) == 2
+    assert lines[0] == {"source": "files", "index": 0, "name": "file\n0", "why": "damaged JPEG: x"}
+    assert told[0] == "unreadable  file\\n0: damaged JPEG: x"
+    with pytest.raises(DataError, match="3 of the 20 images of files can't be read"):
+        again(bad)
+    BadRecords(path, told.append).of(Files(), 1.0)(bad)  # an evaluation goes on
+
+
+def test_evaluation_leaves_bad_images_out_in_their_place():
+    source = Files(at3=DAMAGED["middle"], at19=b"")
+    evaluation = stream.Evaluation(images.evaluation(source, DATA), 8, np.arange(8))
+    batches, met = zip(*(evaluation(step) for step in range(3)), strict=True)
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    assert np.flatnonzero(valid == 0).tolist() == [3, 19, 20, 21, 22, 23]
+    assert [bad.index for part in met for bad in part] == [3, 19]
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [(2, "file 4: label 2 is outside 0..1"), (-1, "file 4: label -1 is"), (0.5, "no integer")],
+)
+def test_a_label_that_names_no_class_ends_the_run_with_its_file(label, told):
+    """N5, from a thread and from a reader process."""
+    source = Files(labels=[0, 1, 0, 1, label] * 4)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    for workers in (0, 1) if label == 2 else (0,):
+        with pytest.raises(DataError, match=told):
+            next(pipeline.train_batches(
+                images.training(source, DATA), 0, 20, mesh, 0, 1, plain_readers(workers=workers)
+            ))  # fmt: skip
+
+
+class Deadly(stream.Training):
+    """Kills the process that reads a step, as the kernel does when memory runs out."""
+
+    def __init__(self, flag, **kwargs):
+        super().__init__(**kwargs)
+        self.flag = flag
+
+    def __call__(self, step):
+        if step == 3 and self.flag.exists():
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 3 and self.flag.with_name("always").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(step)
+
+
+def test_a_killed_reader_is_named_and_restarted_once(tmp_path):
+    flag, told = tmp_path / "once", []
+    parts = {"images": images.training(Files(), DATA), "seed": 0, "batch_size": 5,
+             "rows": np.arange(5)}  # fmt: skip
+    wanted = [stream.Training(**parts)(step)[0] for step in range(6)]
+    flag.touch()
+    readers = pipeline.Readers(2, lambda met: None, told.append)
+    batches = list(pipeline.read(Deadly(flag, **parts), 0, 6, readers))
+    jax.tree.map(np.testing.assert_array_equal, batches, wanted)
+    assert len(told) == 1 and "most likely because memory ran out" in told[0]
+    assert "--config.data.workers=1" in told[0]
+    flag.with_name("always").touch()
+    with pytest.raises(DeviceError, match="exit code -9.*restarted once before"):
+        list(pipeline.read(Deadly(flag, **parts), 0, 6, readers))
+
+
+def test_readers_are_as_many_as_processors_and_memory_allow(monkeypatch):
+    source = Files()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
+    monkeypatch.setattr(pipeline.host_memory, "available", lambda: 100.0)
+    assert pipeline.num_workers(source, -1) == 12
+    monkeypatch.setattr(pipeline.host_memory, "available", lambda: 8.0)
+    assert pipeline.num_workers(source, -1) == 4
+    assert pipeline.num_workers(source, 9) == 9 and pipeline.num_workers(source, 0) == 0
+    held = sources.InMemory("x", np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, int), "ab")
+    assert pipeline.num_workers(held, -1) == 0
+
+
+def folder_of(root, count=60, bad=()):
+    for index in range(count):
+        path = root / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = photo(16, 16) // (1 + index % 2) + index
+        path.write_bytes(b"" if index in bad else encoded(pixels, "PNG"))
+    return root
+
+
+SMALL = ["--config.data.image_size=8", "--config.batch_size=16", "--config.eval.batch_size=16",
+         "--config.total_epochs=2", "--config.optimizer.warmup_steps=2", "--config.log_every=2",
+         "--config.data.workers=0", "--config.data.holdout=0.2", "--config.encoder.depth=1",
+         "--config.tokenizer.fit_steps=2", "--config.save_every=0"]  # fmt: skip
+
+
+def run(folder, workdir, *more):
+    return cli.run(["train", "--config=configs/digits.py", f"--config.data.train=folder:{folder}",
+                    f"--workdir={workdir}", *SMALL, *more])  # fmt: skip
+
+
+def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, capsys):
+    folder = folder_of(tmp_path / "pictures", bad=range(0, 60, 12))
+    assert run(folder, tmp_path / "strict") == 3
+    assert "more than config.data.bad_share=0.001 allows" in capsys.readouterr().err
+    workdir = tmp_path / "run"
+    assert run(folder, workdir, "--config.data.bad_share=0.2") == 0
+    lines = [json.loads(x) for x in (workdir / "bad_records.jsonl").read_text().splitlines()]
+    assert {line["why"] for line in lines} == {"empty file"}
+    results = json.loads((workdir / "results.json").read_text())
+    by_part = {part: sum(f"({part})" in line["source"] for line in lines)
+               for part in ("kept", "held out")}  # fmt: skip
+    assert sum(by_part.values()) == 5
+    assert results.get("unreadable/train", 0) == by_part["kept"]
+    assert results.get("unreadable/eval", 0) == by_part["held out"]
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    assert config["classifier"]["num_classes"] == 2
+    assert run(folder, workdir, "--config.data.bad_share=0.2") == 0  # num_classes=0 is the same
+
+
+def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
+    folder, workdir = folder_of(tmp_path / "pictures"), tmp_path / "run"
+    assert run(folder, workdir) == 0
+    (workdir / "results.json").unlink()
+    (folder / "a" / "new.png").write_bytes(encoded(photo(16, 16), "PNG"))
+    assert cli.run(["train", f"--workdir={workdir}"]) == 3
+    told = capsys.readouterr().err
+    assert "length: was" in told and "--allow-data-change" in told
+    assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 0
+
+
+def test_fewer_images_than_a_batch_are_told(tmp_path, capsys):
+    folder = folder_of(tmp_path / "pictures", count=12)
+    assert run(folder, tmp_path / "run") == 3
+    assert "fewer than a batch; set --config.batch_size=" in capsys.readouterr().err
