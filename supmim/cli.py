@@ -82,7 +82,7 @@ VERBS = {
         actions=("plan", "run", "status", "table"),
     ),
     "benchmark": Verb(
-        "time the training step against a plain one, in the same run",
+        "time the training step or the input against references",
         "supmim benchmark step --config=configs/digits.py",
         {
             "rounds": ("10", "turns that every step has; the median counts"),
@@ -90,7 +90,7 @@ VERBS = {
         },
         required=("config",),
         takes_config=True,
-        actions=("step",),
+        actions=("step", "input"),
     ),
     "plan": Verb(
         "does the train step fit a pod that is not there, and how fast",

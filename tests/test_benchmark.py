@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.benchmarks import naive, step
+from supmim.benchmarks import input, naive, step, turns
+from supmim.data import crop
 from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.models.encoder import Encoder
 from tests.conftest import tiny_config
+from tests.pictures import encoded, photo
 
 SIZES = {"grid": 4, "patch_size": 2, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
 
@@ -89,7 +91,7 @@ def test_the_ladder_goes_from_all_naive_to_none_one_by_one():
 
 def test_the_verb_times_ours_against_the_plain_step(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "LADDER", step.LADDER[-1:])
-    monkeypatch.setattr(step, "TURN_SECONDS", 0)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)
     options = {"encoder.depth": 1, "batch_size": 16, "mim_weight": 0.0}
     preset = tmp_path / "tiny.py"
     preset.write_text(
@@ -119,3 +121,40 @@ def test_settings_take_away_what_only_one_of_the_two_has():
     )
     found = step.settings(config, mim_weight=0.0).encoder
     assert (found.scan, found.remat, found.stochastic_depth) == (False, "none", 0.0)
+
+
+def test_the_verb_times_the_stages_of_the_input(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+    monkeypatch.setattr(input, "PIPELINE_SECONDS", 0.01)
+    monkeypatch.setattr(input, "worker_counts", lambda: [0])
+    for number in range(24):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(photo(40, 50 + number)))
+    preset = tmp_path / "tiny.py"
+    preset.write_text(
+        "from tests.conftest import tiny_config\n"
+        "def get_config():\n"
+        "    return tiny_config(**{'data.channels': 3, 'data.crop': 'inception', 'batch_size': 8,\n"
+        f"        'data.train': 'folder:{tmp_path / 'pictures'}', 'classifier.num_classes': 0}})\n"
+    )
+    command = ["benchmark", "input", f"--config={preset}", "--rounds=1"]
+    assert cli.run([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    stages = {row["stage"]: row for row in result["stages"]}
+    assert stages["Pillow: decode, crop, resize"]["to_pillow"] == 1.0
+    assert {"read", "bare simplejpeg decode", "ours: decode, crop, resize"} <= set(stages)
+    assert all(0 < row["images_per_second"] < float("inf") for row in stages.values())
+    assert result["pipelines"][0]["workers"] == 0 < result["pipelines"][0]["images_per_second"]
+    lines = input.table(result).splitlines()
+    assert max(map(len, lines)) <= 80 and sum("a thread" in line for line in lines) == 1
+    assert cli.run(["benchmark", "input", "--config=configs/digits.py"]) == 2
+    assert "there is no decoding to time" in capsys.readouterr().err
+
+
+def test_the_references_of_the_input_show_the_same_picture():
+    pixels = photo(120, 160)
+    file, box = encoded(pixels, quality=95), (10.0, 20.0, 110.0, 100.0)
+    exact = input.pillow_view(file, box, 32, input.PILLOW["bilinear"]).astype(int)
+    ours = crop.resize(input.bare_decode(file), box, 32, "bilinear")
+    assert np.abs(ours - exact).mean() < 2

@@ -93,11 +93,11 @@ def test_train_and_a_validation_folder_are_found(tmp_path):
     assert names_of(load(tmp_path)) == names_of(train)
 
 
-def test_a_train_folder_alone_asks_what_to_evaluate_on(tmp_path):
-    many(tmp_path / "train")
-    with pytest.raises(DataError, match="set --config.data.eval=folder:PATH"):
-        load(tmp_path, sources.HELD_OUT)
-    assert len(load(tmp_path, sources.KEPT)) == 80
+def test_a_train_folder_alone_is_shared_as_if_it_were_the_whole(tmp_path):
+    many(tmp_path / "x" / "train")
+    for part in (sources.KEPT, sources.HELD_OUT):
+        ours = names_of(load(tmp_path / "x", part))
+        assert ours == names_of(load(tmp_path / "x" / "train", part)) and ours
 
 
 def test_the_held_out_share_is_fixed_by_names_alone(tmp_path):

@@ -5,8 +5,6 @@ All take turns in the same run, so that ratios hold on a machine that does other
 
 import contextlib
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,12 +15,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from supmim import optimizer, sharding, step, train
 from supmim.aot import flops
 from supmim.benchmarks import naive
+from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import validate
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.tasks import TASKS
 
-TURN_SECONDS = 0.3  # a turn repeats a fast step for this long
 SIDE = {"gpu": 8192, "tpu": 8192, "cpu": 1024}  # of the square matrices of the ceiling
 
 # docs/performance.md's steps from a naive bfloat16 build to ours; what each leaves naive.
@@ -37,23 +35,11 @@ LADDER = (
 
 
 @dataclasses.dataclass
-class Contestant:
-    """One program that takes turns; `advance` runs it once and returns what to wait for."""
+class Step(Contestant):
+    """A training step, or the product that is its ceiling."""
 
-    name: str
-    advance: Callable[[], Any]
-    flops: float
-    temp_bytes: int
-    repeats: int = 1
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    def turn(self) -> float:
-        """Seconds of one run, of as many in a row as make up a turn."""
-        began = time.perf_counter()
-        for _ in range(self.repeats):
-            last = self.advance()
-        jax.block_until_ready(last)
-        return (time.perf_counter() - began) / self.repeats
+    flops: float = 0.0
+    temp_bytes: int = 0
 
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
@@ -67,7 +53,7 @@ def run(config: Any, rounds: int) -> dict[str, Any]:
         steps = list(contestants(config, mesh))
         take_turns([ceiling, *steps], rounds)
     plain = steps[0]
-    peak = ceiling.flops / statistics.median(ceiling.seconds)
+    peak = ceiling.flops / ceiling.median()
     return {
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "batch_size": config.batch_size,
@@ -78,15 +64,14 @@ def run(config: Any, rounds: int) -> dict[str, Any]:
     }
 
 
-def row(one: Contestant, plain: Contestant, batch_size: int, peak: float) -> dict[str, Any]:
+def row(one: Step, plain: Step, batch_size: int, peak: float) -> dict[str, Any]:
     """Medians of a step; `time_to_plain` is the median of its ratios within a round."""
-    seconds = statistics.median(one.seconds)
-    ratios = [mine / its for mine, its in zip(one.seconds, plain.seconds, strict=True)]
+    seconds = one.median()
     return {
         "step": one.name,
         "milliseconds": 1000 * seconds,
         "images_per_second": batch_size / seconds,
-        "time_to_plain": statistics.median(ratios),
+        "time_to_plain": one.ratio(plain),
         "share_of_matmul": one.flops / seconds / peak,
         "temporaries_gb": one.temp_bytes / 1e9,
     }
@@ -113,7 +98,7 @@ def settings(config: Any, **changes: Any) -> FrozenConfigDict:
     return FrozenConfigDict(options)
 
 
-def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Contestant]:
+def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
     """The plain step first, then each rung for the supervised step and for SupMIM's."""
     supervised = settings(config, mim_weight=0.0)
     yield from compiled("plain", [("Flax ViT", ())], supervised, mesh, plain_task)
@@ -126,7 +111,7 @@ def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Contestant]:
 def compiled(
     arm: str, steps: list[tuple[str, tuple[str, ...]]], config: Any, mesh: jax.sharding.Mesh,
     make_task: Callable[[Any], step.Task],
-) -> Iterator[Contestant]:  # fmt: skip
+) -> Iterator[Step]:  # fmt: skip
     """The steps of one task, each naive in its own choices, all from the same state."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
     rng, task = jax.random.key(config.seed), make_task(config)
@@ -180,7 +165,7 @@ def plain_task(config: Any) -> step.Task:
 
 def contestant(
     name: str, train_step: Any, state: step.State, batch: step.Batch, rng: jax.Array
-) -> Contestant:
+) -> Step:
     """A jitted step, compiled, with a state of its own to run it on."""
     count = flops.count(train_step, state, batch, rng)
     program = train_step.lower(state, batch, rng).compile()
@@ -192,7 +177,7 @@ def contestant(
         state, totals = program(state, batch, rng)
         return totals
 
-    return Contestant(name, advance, count, temp_bytes)
+    return Step(name, advance, flops=count, temp_bytes=temp_bytes)
 
 
 def made_up(shapes: step.Batch, where: jax.sharding.Sharding) -> step.Batch:
@@ -206,24 +191,14 @@ def made_up(shapes: step.Batch, where: jax.sharding.Sharding) -> step.Batch:
     return batch | {"valid": jnp.ones_like(batch["valid"])}
 
 
-def matmul(dtype: str, mesh: jax.sharding.Mesh) -> Contestant:
+def matmul(dtype: str, mesh: jax.sharding.Mesh) -> Step:
     """The ceiling: one large square product per device, in the dtype of the steps."""
     side = SIDE[mesh.devices.flat[0].platform]
     where = sharding.batch_sharding(mesh)
     left = jax.device_put(jnp.ones((mesh.size * side, side), dtype), where)
     right = jax.device_put(jnp.ones((side, side), dtype), sharding.replicated(mesh))
     product = jax.jit(jnp.matmul, out_shardings=where)
-    return Contestant("matmul", lambda: product(left, right), 2.0 * mesh.size * side**3, 0)
-
-
-def take_turns(all_of_them: list[Contestant], rounds: int) -> None:
-    """A turn each to warm up, then `rounds` rounds in which every one has a turn."""
-    for one in all_of_them:
-        one.turn()
-        one.repeats = max(1, round(TURN_SECONDS / one.turn()))
-    for _ in range(rounds):
-        for one in all_of_them:
-            one.seconds.append(one.turn())
+    return Step("matmul", lambda: product(left, right), flops=2.0 * mesh.size * side**3)
 
 
 def table(result: dict[str, Any]) -> str:

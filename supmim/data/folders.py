@@ -1,8 +1,8 @@
 """`folder:PATH`: images in one folder per class, as they lie on disk.
 
 PATH/CLASS/.../x.jpg, with the class named by the folder right below PATH. If PATH has a folder
-train, that is trained on, and its sister val, validation or test is what is held out; else a fixed
-share of the files is, chosen by a hash of their names.
+train, that takes its place, and val, validation or test beside it is what is held out; without one
+of these a fixed share of the files is, chosen by a hash of their names.
 """
 
 import hashlib
@@ -80,23 +80,20 @@ def load(where: str, part: str, data: Any) -> Folder:
     if not root.is_dir():
         raise DataError(f"folder:{where}: there is no such folder")
     trained, held_out = parts(root)
-    if trained and part != sources.WHOLE:
-        if part == sources.HELD_OUT and held_out is None:
-            raise DataError(
-                f"{root} has a folder {trained.name}, but none of {', '.join(HELD_OUT_FOLDERS)} to "
-                "evaluate on; set --config.data.eval=folder:PATH"
-            )
-        return whole(trained if part == sources.KEPT else held_out)
     if part == sources.WHOLE:
-        return whole(trained or root)
-    return share(root, part, data.holdout)
+        return whole(trained)
+    if held_out is None:
+        return share(trained, part, data.holdout)
+    return whole(trained if part == sources.KEPT else held_out)
 
 
-def parts(root: Path) -> tuple[Path | None, Path | None]:
-    """The folders train, and val, validation or test, of a folder that has them."""
+def parts(root: Path) -> tuple[Path, Path | None]:
+    """What is trained on, and what is held out if that has a folder of its own."""
     found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    if "train" not in found:
+        return root, None
     held_out = next((found[name] for name in HELD_OUT_FOLDERS if name in found), None)
-    return found.get("train"), held_out
+    return found["train"], held_out
 
 
 def whole(root: Path) -> Folder:
