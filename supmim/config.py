@@ -102,7 +102,7 @@ OPTIONS = {
     ),
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
     "data.channels": Option(3, "channels of an image: 1, grey, or 3", low=1, high=3),
-    "data.limit": _at_least(0, 0, "images used of each source, the first ones; 0: all"),
+    "data.limit": _at_least(0, 0, "images used of each source, evenly taken; 0: all"),
     "data.workers": _at_least(-1, -1, "reader processes per host; 0: a thread; -1: as many as fit"),
     "data.max_pixels": _at_least(
         1, 178_956_970, "largest image, in pixels; a larger one counts as unreadable"

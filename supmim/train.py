@@ -1,5 +1,6 @@
 """`supmim train`: the recipe, from an empty workdir to a report."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -105,24 +106,26 @@ def train(
         start.bad_steps,
     )
 
+    batches = pipeline.train_batches(
+        images.training(source, config.data),
+        config.data.seed,
+        config.batch_size,
+        mesh,
+        first - 1,
+        total_steps,
+        readers_of(config, source, bad_records, config.data.bad_share),
+    )
+
     with (
         terminal.Terminal(total_steps, first - 1) as screen,
         open_writer(workdir, first - 1) as writer,
+        contextlib.closing(batches),
     ):
         checkpoints.tell = bad_records.tell = screen.tell
         screen.tell(
             terminal.plan(config, workdir, state.params, mesh, len(source), first - 1, total_steps)
         )
         hosts.together(lambda: write_parameter_table(workdir, state.params))
-        batches = pipeline.train_batches(
-            images.training(source, config.data),
-            config.data.seed,
-            config.batch_size,
-            mesh,
-            first - 1,
-            total_steps,
-            readers_of(config, source, bad_records, config.data.bad_share),
-        )
         tracer = profile.Profile(start.profile, workdir / "profile", screen.tell)
         window: list[metrics.Metrics] = []
         clock.begin()
@@ -207,7 +210,8 @@ def readers_of(
 ) -> pipeline.Readers:
     """How a source is read; a larger share of bad records than the limit is a DataError."""
     workers = pipeline.num_workers(source, config.data.workers)
-    return pipeline.Readers(workers, bad_records.of(source, limit), bad_records.tell)
+    tell = lambda line: bad_records.tell(line)  # noqa: E731  it may come to tell a screen
+    return pipeline.Readers(workers, bad_records.of(source, limit), tell)
 
 
 def create_predictions(

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -163,6 +166,43 @@ def test_a_killed_reader_is_named_and_restarted_once(tmp_path):
     flag.with_name("always").touch()
     with pytest.raises(DeviceError, match="exit code -9.*restarted once before"):
         list(pipeline.read(Deadly(flag, **parts), 0, 6, readers))
+
+
+READER = """
+import os, time
+from supmim.data import pipeline
+child = os.fork()
+if not child:
+    pipeline._follow_the_run()
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_reader_outlives_a_sigterm_but_not_its_run():
+    """Slurm signals every process of a job; the readers are needed until the run has saved."""
+    command = [sys.executable, "-W", "ignore", "-c", READER]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with run.stdout as out:
+        reader = int(out.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(reader, number)
+    time.sleep(1.5)
+    os.kill(reader, 0)
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{reader}") and "zombie" not in status_of(reader):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def status_of(pid):
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return file.read()
+    except OSError:
+        return "zombie"
 
 
 def test_readers_are_as_many_as_processors_and_memory_allow(monkeypatch):

@@ -254,11 +254,13 @@ def test_mixup_never_mixes_padding_into_an_image():
     assert np.isfinite(np.asarray(mixed[:2])).all() and mixed[0, 0] == 1.0
 
 
-def test_a_limit_takes_the_first_images_and_is_part_of_the_fingerprint():
+def test_a_limit_takes_images_evenly_and_is_part_of_the_fingerprint():
     _, whole = sources.load(DATA)
     train, some = sources.load(tiny_config(**{"data.limit": 5}).data)
     assert len(train) == len(some) == 5 and len(whole) == 297
-    assert all((some[i].image == whole[i].image).all() for i in range(5))
+    every = [0, 74, 148, 222, 296]
+    assert all((some[i].image == whole[n].image).all() for i, n in enumerate(every))
+    assert [record.label for record in some.__getitems__([1, 4])] == list(whole.label[[74, 296]])
     assert some.fingerprint() != whole.fingerprint()
     _, more = sources.load(tiny_config(**{"data.limit": 9999}).data)
     assert len(more) == 297

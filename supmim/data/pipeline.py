@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -94,8 +96,9 @@ def read(
     """
     done, deaths = start, 0
     while done < stop:
+        batches = _started(stream, done, stop, readers.workers)
         try:
-            for batch, met in _started(stream, done, stop, readers.workers):
+            for batch, met in batches:
                 readers.note(met)
                 yield batch
                 done += 1
@@ -105,11 +108,13 @@ def read(
             if deaths > 1:
                 raise DeviceError(f"{told} They were restarted once before") from error
             readers.tell(f"{told} Restarting them at step {done + 1}")
+        finally:
+            batches.close()
 
 
 def _started(
     stream: Training | Evaluation, start: int, stop: int, workers: int
-) -> Iterator[tuple[HostBatch, list[Bad]]]:
+) -> grain.DatasetIterator:
     steps = grain.MapDataset.range(start, stop).map(stream)
     batches = steps.to_iter_dataset(
         grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=READ_AHEAD)
@@ -118,7 +123,7 @@ def _started(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
         options = grain.MultiprocessingOptions(num_workers=workers)
-        batches = batches.mp_prefetch(options, worker_init_fn=_leave_ctrl_c_to_the_run)
+        batches = batches.mp_prefetch(options, worker_init_fn=_follow_the_run)
     return iter(batches)
 
 
@@ -149,20 +154,31 @@ def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
     }
 
 
-def _leave_ctrl_c_to_the_run(*_: int) -> None:
-    """A reader process lives until the run has saved and stops it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_the_run(*_: int) -> None:
+    """A reader process lives until the run has saved and stops it, or is no more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    run = os.getppid()
+
+    def watch():
+        while os.getppid() == run:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _to_devices(
     batches: Iterator[HostBatch], batch_size: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Batch]:
     placement = sharding.batch_sharding(mesh)
+    # On a CPU, JAX would take a reader's shared memory for its own and outlive the reader with it.
+    own = np.array if mesh.devices.flat[0].platform == "cpu" else np.asarray
 
     def place(batch):
         return {
             name: jax.make_array_from_process_local_data(
-                placement, value, (batch_size, *value.shape[1:])
+                placement, own(value), (batch_size, *value.shape[1:])
             )
             for name, value in batch.items()
         }

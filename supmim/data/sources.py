@@ -70,25 +70,26 @@ class InMemory:
         return {"name": self.name, "length": len(self), "sha256": digest}
 
 
-class First:
-    """The first `limit` images of another source."""
+class Sample:
+    """So many images of another source, evenly taken: folders are sorted by class."""
 
     def __init__(self, source: Source, limit: int) -> None:
-        self.source, self.limit = source, min(limit, len(source))
-        self.name, self.class_names = source.name, source.class_names
+        self.source, self.name, self.class_names = source, source.name, source.class_names
+        count = min(limit, len(source))
+        self.index = np.linspace(0, len(source) - 1, count).astype(int)
 
     def __len__(self) -> int:
-        return self.limit
+        return len(self.index)
 
     def __getitem__(self, index: int) -> Record:
-        return self.source[index]
+        return self.source[int(self.index[index])]
 
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
-        return self.source.__getitems__(index)
+        return self.source.__getitems__([int(i) for i in self.index[list(index)]])
 
     def fingerprint(self) -> dict[str, Any]:
         """See Source."""
-        return self.source.fingerprint() | {"length": self.limit}
+        return self.source.fingerprint() | {"sample": len(self)}
 
 
 def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -152,7 +153,7 @@ def load(data: Any) -> tuple[Source, Source]:
         raise DataError(
             f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines)
         )
-    return tuple(First(s, data.limit) if data.limit else s for s in (train, evaluation))
+    return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
 
 
 def _class_differences(train: Source, evaluation: Source) -> Iterator[str]:
