@@ -157,6 +157,8 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
         pipeline.fingerprint(small(num_classes=2), config),
         pipeline.fingerprint(small(), tiny_config(**{"data.seed": 1})),
         pipeline.fingerprint(small(), tiny_config(batch_size=48)),
+        pipeline.fingerprint(small(), tiny_config(**{"data.crop": "inception"})),
+        pipeline.fingerprint(small(), tiny_config(**{"data.aspect_min": 0.5})),
     ):
         assert other != base
 

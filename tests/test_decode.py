@@ -123,3 +123,10 @@ def test_a_bomb_is_refused_by_its_header_with_flat_memory(data):
         decode.read_header(data, LIMIT)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
+
+
+def test_the_size_of_a_png_is_known_without_its_pixels():
+    """Pillow would decode them all to look for an orientation behind them."""
+    data = encoded(PHOTO, "PNG")
+    header = decode.read_header(data[: len(data) // 2], LIMIT)
+    assert (header.height, header.width) == PHOTO.shape[:2]
