@@ -26,6 +26,8 @@ BROUGHT = {
         "data.bad_share": 0.001, "data.crop": "none", "data.area_min": 0.05,
         "data.area_max": 1.0, "data.aspect_min": 0.75, "data.aspect_max": 4 / 3,
         "data.interpolation": "bilinear", "data.eval_view": "short_side", "data.eval_resize": 0,
+        "data.three_augment": False, "data.colour_jitter": 0.0, "data.randaug_num": 0,
+        "data.randaug_magnitude": 0.0, "data.erase": 0.0, "data.cutmix": 0.0,
     },
 }  # fmt: skip
 
@@ -43,6 +45,27 @@ VARIANTS = {
     "H": (1280, 32, 5120, 16),
     "g": (1408, 40, 6144, 16),
 }
+
+# What each kind of augmentation has besides inception crop and flip: AugReg's (arXiv 2106.10270)
+# as in big_vision's vit_i1k, deit3 as in facebookresearch/deit.
+AUGMENTATIONS = {
+    "none": {"crop": "none", "flip": False},
+    "inception": {},
+    "light1": {"randaug_num": 2},
+    "light2": {"randaug_num": 2, "randaug_magnitude": 10.0, "mixup": 0.2},
+    "medium1": {"randaug_num": 2, "randaug_magnitude": 15.0, "mixup": 0.2},
+    "medium2": {"randaug_num": 2, "randaug_magnitude": 15.0, "mixup": 0.5},
+    "strong1": {"randaug_num": 2, "randaug_magnitude": 20.0, "mixup": 0.5},
+    "strong2": {"randaug_num": 2, "randaug_magnitude": 20.0, "mixup": 0.8},
+    "deit3": {"area_min": 0.08, "interpolation": "bicubic", "three_augment": True,
+              "colour_jitter": 0.3, "mixup": 0.8, "cutmix": 1.0},
+}  # fmt: skip
+COLOURS = ("three_augment", "colour_jitter", "randaug_num")
+CLASS_VIEW = (*COLOURS, "erase", "mixup", "cutmix")  # whatever is on makes it another view
+AUGMENTED = (
+    "crop", "area_min", "area_max", "aspect_min", "aspect_max", "interpolation", "flip",
+    "randaug_magnitude", *CLASS_VIEW,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +152,13 @@ OPTIONS = {
     "data.rotate": _at_least(0, 0.0, "affine: largest rotation, in degrees"),
     "data.scale": Option(0.0, "affine: largest change of size, as a share", low=0.0, high=0.9),
     "data.shear": _at_least(0, 0.0, "affine: largest shear, in degrees"),
+    "data.three_augment": Option(False, "class view: one of grey, solarize, blur (3-Augment)"),
+    "data.colour_jitter": _share(0.0, "class view: largest change of light, contrast, colour"),
+    "data.randaug_num": _at_least(0, 0, "class view: operations of RandAugment on each image"),
+    "data.randaug_magnitude": Option(0.0, "class view: their strength", low=0.0, high=30.0),
+    "data.erase": _share(0.0, "class view: share of the images that lose a random box"),
     "data.mixup": _at_least(0, 0.0, "class view: a of the Beta(a, a) of mixup; 0: no mixup"),
+    "data.cutmix": _at_least(0, 0.0, "class view: a of the Beta(a, a) of CutMix; 0: none"),
     # Encoder: one ViT.
     "encoder.patch_size": _at_least(1, 16, "side of a patch, in pixels"),
     "encoder.width": _at_least(1, 768, "size of a token"),
@@ -266,6 +295,16 @@ def variant(name: str) -> dict[str, int]:
         "patch_size": int(patch), "width": width, "depth": depth,
         "mlp_dim": mlp_dim, "num_heads": num_heads,
     }  # fmt: skip
+
+
+def augmentation(name: str) -> dict[str, bool | int | float | str]:
+    """Data options of a known kind of augmentation, e.g. `medium2`; for `config.data.update`."""
+    if name not in AUGMENTATIONS:
+        raise ConfigError(
+            f"augmentation {name!r} is not known; it takes one of {', '.join(AUGMENTATIONS)}"
+        )
+    off = {option: OPTIONS[f"data.{option}"].default for option in AUGMENTED}
+    return off | {"crop": "inception", "flip": True} | AUGMENTATIONS[name]
 
 
 def arm(config: ConfigDict, name: str) -> ConfigDict:
@@ -439,10 +478,22 @@ def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
         )
     if mim.masking == "block" and mim.block_min > num_tokens:
         yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
-    if mim.passes == "one" and config.data.mixup:
+
+
+def _view_problems(config: Any) -> Iterator[str]:
+    """Augmentations that images or passes do not allow."""
+    asked = [option for option in CLASS_VIEW if config.data[option]]
+    coloured = [option for option in asked if option in COLOURS]
+    if coloured and config.data.channels not in (1, 3):
         yield (
-            "config.mim.passes=one predicts the tokens of unmixed images: set config.data.mixup=0 "
-            "or config.mim.passes=two"
+            f"config.data.{coloured[0]} changes grey or RGB images, not those of "
+            f"config.data.channels={config.data.channels}; nearest: 1 or 3"
+        )
+    if asked and config.mim_weight and config.mim.passes == "one":
+        off = [f"config.data.{option}={OPTIONS[f'data.{option}'].default}" for option in asked]
+        yield (
+            "config.mim.passes=one predicts the tokens of images that are only flipped and moved: "
+            f"set {', '.join(off)} or config.mim.passes=two"
         )
 
 
@@ -481,7 +532,8 @@ def validate(config: Any) -> None:
     wrong = [f"config.{path}=" for path in OPTIONS if path not in sound]
     problems += [
         problem
-        for problem in (*_size_problems(repaired), *_list_problems(repaired))
+        for check in (_size_problems, _view_problems, _list_problems)
+        for problem in check(repaired)
         if not any(path in problem for path in wrong)  # told already
     ]
     if problems:

@@ -88,6 +88,14 @@ def test_unknown_and_missing_options_are_told():
     ("changes", "told"),
     [
         ({"mim.passes": "one", "data.mixup": 0.2}, "set config.data.mixup=0"),
+        ({"mim.passes": "one", "data.cutmix": 1.0}, "set config.data.cutmix=0"),
+        ({"mim.passes": "one", "data.erase": 0.1}, "set config.data.erase=0"),
+        ({"mim.passes": "one", "data.randaug_num": 2}, "set config.data.randaug_num=0 or"),
+        (
+            {"mim.passes": "one", "data.colour_jitter": 0.3, "data.three_augment": True},
+            "set config.data.three_augment=False, config.data.colour_jitter=0.0 or",
+        ),
+        ({"data.channels": 2, "data.randaug_num": 2}, "channels=2; nearest: 1 or 3"),
         ({"mim.masking": "units", "mim.unit": 3}, "nearest: 2 or 4"),
         ({"mim.masking": "units", "mim.mask_ratio": 0.9}, "the largest ratio here is 0.75"),
         ({"mim.hidden": "mask_token", "mim.mask_ratio": 1.0}, "leaves none of 16 tokens visible"),
@@ -98,6 +106,10 @@ def test_unknown_and_missing_options_are_told():
 def test_impossible_combinations_are_told(changes, told):
     with pytest.raises(ConfigError, match=told):
         tiny_config(**changes)
+
+
+def test_the_baseline_takes_any_class_view_in_one_pass():
+    tiny_config(mim_weight=0.0, **{"mim.passes": "one", "data.randaug_num": 2, "data.mixup": 0.2})
 
 
 def test_ratio_zero_is_legal_and_baseline_ignores_mim_options():
@@ -141,6 +153,17 @@ def test_variants_name_sizes_and_any_patch():
     assert all(width % heads == 0 for width, _, _, heads in config_lib.VARIANTS.values())
     with pytest.raises(ConfigError, match="e.g. B/14"):
         config_lib.variant("XL/14")
+
+
+def test_augmentations_name_their_options():
+    assert config_lib.augmentation("none") == {
+        name: config_lib.OPTIONS[f"data.{name}"].default for name in config_lib.AUGMENTED
+    }
+    light = config_lib.augmentation("light2")
+    assert light["crop"] == "inception" and light["flip"] is True
+    assert (light["randaug_num"], light["randaug_magnitude"], light["mixup"]) == (2, 10.0, 0.2)
+    with pytest.raises(ConfigError, match="medium1, medium2, strong1"):
+        config_lib.augmentation("medium3")
 
 
 def test_help_lists_every_option_in_80_columns():

@@ -1,15 +1,13 @@
-"""Sources, the sample stream, and the views made of it."""
+"""Sources and the sample stream."""
 
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from supmim import sharding, train
-from supmim.data import augment, images, pipeline, sources, stream
+from supmim.data import images, pipeline, sources, stream
 from supmim.errors import ConfigError, DataError
 from tests.conftest import digits, plain_readers, tiny_config
 
@@ -161,99 +159,6 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
         pipeline.fingerprint(small(), tiny_config(**{"data.aspect_min": 0.5})),
     ):
         assert other != base
-
-
-# Views.
-
-
-def keys_of(count, epoch=0, seed=0):
-    return augment.example_keys(seed, jnp.full(count, epoch), jnp.arange(count))
-
-
-def test_augmentation_is_keyed_by_seed_epoch_and_index_alone():
-    image = augment.to_float(jnp.asarray(digits("train").image[:6]))
-    whole = augment.geometry(keys_of(6), image, DATA)
-    part = augment.geometry(keys_of(6)[3:], image[3:], DATA)
-    np.testing.assert_array_equal(whole[3:], part)
-    assert not (whole == augment.geometry(keys_of(6, epoch=1), image, DATA)).all()
-    assert not (whole == augment.geometry(keys_of(6, seed=1), image, DATA)).all()
-
-
-def test_no_augmentation_is_the_identity():
-    still = tiny_config(**{"data.shift": 0.0, "data.rotate": 0.0}).data
-    image = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
-    np.testing.assert_array_equal(augment.geometry(keys_of(3), image, still), image)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"data.shift": 2.0}, {"data.rotate": 40.0}, {"data.scale": 0.3}, {"data.shear": 20.0}],
-)
-def test_affine_stays_within_its_limits_and_agrees_with_scipy(change):
-    still = {"data.shift": 0.0, "data.rotate": 0.0}
-    data = tiny_config(**still | change).data
-    (name, limit), = change.items()  # fmt: skip
-    centre = np.array([3.5, 3.5])
-    seen = []
-    # Recover each map from three tracer images whose values are the coordinates themselves.
-    y, x = np.mgrid[:8, :8] / 20 + 0.2
-    tracer = np.stack([y, x, np.ones((8, 8))], axis=-1).astype(np.float32)
-    picture = digits("train").image[5].astype(np.float32) / 255
-    count = 40
-    both = np.concatenate([tracer, picture], axis=-1)
-    moved = np.asarray(augment.geometry(keys_of(count), jnp.asarray(both)[None].repeat(count, 0),
-                                        data))  # fmt: skip
-    grid = np.stack(np.mgrid[:8, :8], axis=-1).reshape(-1, 2) - centre
-    for out in moved:
-        inside = out[..., 2].ravel() > 0.9999
-        at = (out[..., :2].reshape(-1, 2) - 0.2) * 20
-        design = np.concatenate([grid, np.ones((64, 1))], axis=1)
-        solution, *_ = np.linalg.lstsq(design[inside], at[inside] - centre, rcond=None)
-        matrix, offset = solution[:2].T, solution[2]
-        theirs = ndimage.affine_transform(
-            picture[..., 0], matrix, centre - matrix @ centre + offset, order=1, mode="constant"
-        )
-        target = grid @ matrix.T + offset + centre
-        near = ((target > 0.01) & (target < 6.99)).all(axis=1).reshape(8, 8)
-        mine = out[..., 3]
-        np.testing.assert_allclose(mine[near], theirs[near], atol=2e-3)
-        seen.append({
-            "data.shift": np.abs(offset).max(),
-            "data.rotate": abs(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))),
-            "data.scale": np.abs(1 / np.linalg.norm(matrix, axis=0) - 1).max(),
-            "data.shear": abs(np.degrees(np.arctan(matrix[1, 0]))),
-        }[name])  # fmt: skip
-    assert 0.7 * limit < max(seen) <= limit * 1.01
-
-
-def test_flip_mirrors_half_of_the_images():
-    data = tiny_config(**{"data.shift": 0.0, "data.rotate": 0.0, "data.flip": True}).data
-    image = jnp.broadcast_to(jnp.arange(8.0)[None, None, :, None], (400, 8, 8, 1))
-    out = np.asarray(augment.geometry(keys_of(400), image, data))
-    flipped = out[:, 0, 0, 0] == 7
-    assert 0.4 < flipped.mean() < 0.6
-    np.testing.assert_array_equal(out[flipped], np.asarray(image[0, :, ::-1])[None].repeat(
-        flipped.sum(), 0))  # fmt: skip
-
-
-def test_mixup_blends_neighbours_with_one_share_of_at_least_half():
-    image = jnp.arange(4.0).reshape(4, 1, 1, 1)
-    labels = jnp.eye(4)
-    shares = []
-    for seed in range(50):
-        mixed, target = augment.mixup(jax.random.key(seed), image, labels, jnp.ones(4), 0.5)
-        share = np.asarray(target)[np.arange(4), np.arange(4)]
-        assert np.ptp(share) == 0 and 0.5 <= share[0] <= 1
-        by_hand = share[0] * np.arange(4) + (1 - share[0]) * np.roll(np.arange(4), 1)
-        np.testing.assert_allclose(mixed.ravel(), by_hand, atol=1e-6)
-        shares.append(share[0])
-    assert np.std(shares) > 0.1
-
-
-def test_mixup_never_mixes_padding_into_an_image():
-    image, valid = jnp.asarray([1.0, 2.0, jnp.inf]), jnp.asarray([1.0, 1.0, 0.0])
-    mixed, _ = augment.mixup(jax.random.key(0), image.reshape(3, 1), jnp.eye(3), valid, 0.5)
-    assert np.isfinite(np.asarray(mixed[:2])).all() and mixed[0, 0] == 1.0
 
 
 def test_a_limit_takes_images_evenly_and_is_part_of_the_fingerprint():

@@ -1,4 +1,4 @@
-"""Augmentation on the device: every draw is keyed by (data.seed, epoch, index).
+"""The views of an image, made on the device: every draw is keyed by (data.seed, epoch, index).
 
 Shapes: B batch, H, W, C. Images are float32 in [0, 1].
 """
@@ -9,13 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from supmim.data import boxes, colour, randaugment
+
 GEOMETRY = ("flip", "shift", "rotate", "scale", "shear")  # the options that move pixels
+# The order is part of a run: append only.
+PURPOSES = ("flip", "affine", "three_augment", "colour_jitter", "randaugment", "erase")
 
 
 def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """[B] keys, one for each example and epoch, whatever the batch size."""
     key = jax.random.key(seed)
     return jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))(epoch, index)
+
+
+def keys_for(purpose: str, keys: jax.Array) -> jax.Array:
+    """[B] keys of one purpose."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, PURPOSES.index(purpose)))(keys)
 
 
 def to_float(image: jax.Array) -> jax.Array:
@@ -26,12 +35,33 @@ def to_float(image: jax.Array) -> jax.Array:
 def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved."""
     if data.flip:
-        flips = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0)))(keys)
+        flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
         image = jnp.where(flips[:, None, None, None], image[:, :, ::-1], image)
     if data.shift or data.rotate or data.scale or data.shear:
-        affine_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        affine_keys = keys_for("affine", keys)
         image = jax.vmap(lambda key, x: _random_affine(key, x, data))(affine_keys, image)
     return image
+
+
+def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+    """A MIM view [B, H, W, C] with its colours and more changed, but unmixed; keys: [B].
+
+    Where nothing is asked for it is the very array; otherwise its values are levels / 255.
+    """
+    if not (data.three_augment or data.colour_jitter or data.randaug_num or data.erase):
+        return image
+    levels = jnp.round(image * 255).astype(jnp.uint8)
+    if data.three_augment:
+        levels = colour.three_augment(keys_for("three_augment", keys), levels)
+    if data.colour_jitter:
+        levels = colour.jitter(keys_for("colour_jitter", keys), levels, data.colour_jitter)
+    if data.randaug_num:
+        levels = randaugment.randaugment(
+            keys_for("randaugment", keys), levels, data.randaug_num, data.randaug_magnitude
+        )
+    if data.erase:
+        levels = boxes.erase(keys_for("erase", keys), levels, data.erase)
+    return to_float(levels)
 
 
 def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
@@ -55,23 +85,3 @@ def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
         for c in range(channels)
     ]
     return jnp.stack(moved, axis=-1).reshape(image.shape)
-
-
-def mixup(
-    rng: jax.Array, image: jax.Array, probabilities: jax.Array, valid: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
-    """Blends [B, ...] images and their probabilities [B, C] with the next ones', as big_vision.
-
-    valid: [B]. One share per step from Beta(alpha, alpha), folded to >= 0.5; padding is mixed into
-    nothing.
-    """
-    share = jax.random.beta(rng, alpha, alpha)
-    share = jnp.maximum(share, 1 - share)
-    partner_valid = jnp.roll(valid, 1) > 0
-
-    def mix(x):
-        partner = jnp.roll(x, 1, axis=0)
-        usable = partner_valid.reshape((-1,) + (1,) * (x.ndim - 1))
-        return share * x + (1 - share) * jnp.where(usable, partner, x)
-
-    return mix(image), mix(probabilities)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import losses, masking, metrics, models, tokenizers
-from supmim.data import augment
+from supmim.data import augment, mixing
 from supmim.data.images import Images
 from supmim.models import supmim as supmim_model
 from supmim.workdir import holds_run
@@ -50,21 +50,29 @@ class SupMIM:
         )  # fmt: skip
 
     def prepare(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
-        """Raw batch -> the MIM view [B, S, S, C], in [0, 1], and its target_ids [B, N]."""
-        keys = augment.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
-        view = augment.geometry(keys, augment.to_float(batch["image"]), self.config.data)
-        targets = {} if frozen is None else {"target_ids": frozen.encode(view)}
-        return {"image": view, "label": batch["label"], "valid": batch["valid"], **targets}
+        """Raw batch -> views [B, S, S, C], in [0, 1], and target_ids [B, N] of the MIM view.
+
+        `image` is the MIM view, or without MIM the class view; `class_image` is the class view
+        where it is another: an array under two names would be two in memory.
+        """
+        data = self.config.data
+        keys = augment.example_keys(data.seed, batch["epoch"], batch["index"])
+        view = augment.geometry(keys, augment.to_float(batch["image"]), data)
+        class_view = augment.class_view(keys, view, data)
+        kept = {"label": batch["label"], "valid": batch["valid"]}
+        if frozen is None:
+            return {"image": class_view, **kept}
+        second = {} if class_view is view else {"class_image": class_view}
+        return {"image": view, "target_ids": frozen.encode(view), **second, **kept}
 
     def draw(self, batch: dict, rng: jax.Array) -> dict:
         """Adds the class view [B, S, S, C], its target [B, C], and a mask per image."""
-        head = self.config.classifier
+        head, data = self.config.classifier, self.config.data
         target = losses.one_hot(batch["label"], head.num_classes, head.label_smoothing)
-        image = batch["image"]
-        if self.config.data.mixup:
-            image, target = augment.mixup(
-                stream(rng, "mixing"), image, target, batch["valid"], self.config.data.mixup
-            )
+        image = batch["class_image"] if "class_image" in batch else batch["image"]
+        if data.mixup or data.cutmix:
+            mix_rng, valid = stream(rng, "mixing"), batch["valid"]
+            image, target = mixing.mix(mix_rng, image, target, valid, data.mixup, data.cutmix)
         drawn = batch | {"class_image": image, "class_target": target}
         if self.model.decoder is not None:
             drawn["token_mask"] = self.draw_mask(stream(rng, "mask"), len(image))
