@@ -4,7 +4,8 @@ supmim train --config=configs/imagenet_s16.py --workdir=runs/s16
 supmim train --config=configs/imagenet_s16.py:baseline --workdir=runs/s16_baseline
 
 Hardware and hours: not run yet. Expected top-1: baseline 76.5 % (big_vision's figure for its
-vit_s16_i1k, whose model, optimizer, schedule and batch these are); SupMIM not run yet.
+vit_s16_i1k, whose model, optimizer, schedule, batch and augmentation these are); SupMIM: not run
+yet.
 """
 
 from supmim import config as base
@@ -16,7 +17,7 @@ def get_config(arm="supmim"):
     config.batch_size = 1024
     config.total_epochs = 90
     config.data.update(train="imagenet2012:train[:99%]", eval="imagenet2012:validation")
-    config.data.update(image_size=224, channels=3, flip=True, mixup=0.2)
+    config.data.update(image_size=224, channels=3, **base.augmentation("light2"))
     config.encoder.update(**base.variant("S/16"), dtype="bfloat16")
     config.classifier.update(num_classes=1000, rep_size=384)
     config.tokenizer.update(patch_size=16, codebook_size=1024)
