@@ -184,3 +184,14 @@ def test_a_config_of_an_older_version_means_what_it_meant():
     document["schema_version"] = config_lib.SCHEMA_VERSION
     with pytest.raises(ConfigError, match="is missing"):
         config_lib.from_json(json.dumps(document), "config.json")
+
+
+def test_every_option_since_version_2_is_brought_by_a_version():
+    """It had 79; what version 3 brings means no crop, no changed colours, no mixing but mixup."""
+    later = [path for version, brought in config_lib.BROUGHT.items() if version > 2
+             for path in brought]  # fmt: skip
+    assert len(config_lib.OPTIONS) == 79 + len(set(later))
+    none = {f"data.{name}": value for name, value in config_lib.augmentation("none").items()}
+    assert not [
+        path for path, value in config_lib.BROUGHT[3].items() if none.get(path, value) != value
+    ]
