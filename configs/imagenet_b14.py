@@ -16,7 +16,8 @@ def get_config(arm="supmim"):
     config.batch_size = 4096
     config.total_epochs = 300
     config.data.update(train="imagenet2012:train[:99%]", eval="imagenet2012:validation")
-    config.data.update(image_size=224, channels=3, **base.augmentation("medium2"))
+    config.data.update(image_size=224, channels=3, eval_resize=256)
+    config.data.update(**base.augmentation("medium2"))
     config.encoder.update(**base.variant("B/14"), dtype="bfloat16")
     config.classifier.num_classes = 1000
     config.tokenizer.update(patch_size=14, codebook_size=1024)

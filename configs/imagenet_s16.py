@@ -17,7 +17,8 @@ def get_config(arm="supmim"):
     config.batch_size = 1024
     config.total_epochs = 90
     config.data.update(train="imagenet2012:train[:99%]", eval="imagenet2012:validation")
-    config.data.update(image_size=224, channels=3, **base.augmentation("light2"))
+    config.data.update(image_size=224, channels=3, eval_resize=256)
+    config.data.update(**base.augmentation("light2"))
     config.encoder.update(**base.variant("S/16"), dtype="bfloat16")
     config.classifier.update(num_classes=1000, rep_size=384)
     config.tokenizer.update(patch_size=16, codebook_size=1024)

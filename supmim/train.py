@@ -312,11 +312,14 @@ def restore(
 
 
 def check_data(stored: dict[str, Any], found: dict[str, Any]) -> None:
-    """DataError, naming the fields, if a checkpoint was trained on other data."""
+    """DataError, naming the fields, if a checkpoint was trained on other data.
+
+    What an older supmim did not note down can't be compared.
+    """
     changed = [
-        f"  {name}: was {stored.get(name)}, is {found.get(name)}"
-        for name in sorted(stored.keys() | found.keys())
-        if stored.get(name) != found.get(name)
+        f"  {name}: was {was}, is {found.get(name)}"
+        for name, was in sorted(stored.items())
+        if was != found.get(name)
     ]
     if changed:
         raise DataError(

@@ -12,6 +12,12 @@ import numpy as np
 from supmim.data import crop, decode
 from supmim.data.sources import Record, Source, check_label
 
+# The options of config.data that a training view depends on.
+VIEW = (
+    "image_size", "channels", "crop", "area_min", "area_max", "aspect_min", "aspect_max",
+    "interpolation",
+)  # fmt: skip
+
 BoxOf = Callable[[int, int, int, int], crop.Box]  # (height, width, epoch, index) -> box
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
-from supmim.data.images import Bad, Images
+from supmim.data.images import VIEW, Bad, Images
 from supmim.data.sources import InMemory, Source
 from supmim.data.stream import Evaluation, HostBatch, Training
 from supmim.errors import DeviceError
@@ -27,10 +27,6 @@ READ_AHEAD = 4  # host batches, of a reader thread; a reader process keeps one
 DEVICE_AHEAD = 2  # batches on their way to the devices
 READER_GIB = 1.0  # what a reader process may need
 TRANSFORM_VERSION = 1  # of decoding, cropping and augmentation: raise it when pixels change
-VIEW = (
-    "image_size", "channels", "crop", "area_min", "area_max", "aspect_min", "aspect_max",
-    "interpolation",
-)  # fmt: skip
 
 
 def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:

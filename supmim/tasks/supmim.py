@@ -13,7 +13,7 @@ import numpy as np
 
 from supmim import losses, masking, metrics, models, tokenizers
 from supmim.data import augment, mixing
-from supmim.data.images import Images
+from supmim.data.images import VIEW, Images
 from supmim.models import supmim as supmim_model
 from supmim.workdir import holds_run
 
@@ -199,7 +199,7 @@ def create(config: Any, images: Images, workdir: Path) -> SupMIM:
 
     made_from = {
         "tokenizer": config.tokenizer.to_dict(),
-        "data": {name: config.data.to_dict()[name] for name in ("seed", *augment.GEOMETRY)},
+        "data": {name: config.data.to_dict()[name] for name in ("seed", *VIEW, *augment.GEOMETRY)},
         "source": images.source.fingerprint(),
     }
     tokenizer = tokenizers.load_or_fit(

@@ -1,7 +1,7 @@
 """ViT-B/16, ImageNet-1k, 400 epochs, after DeiT-III: LAMB, binary losses, stochastic depth.
 
-supmim train --config=configs/imagenet_b16_lamb.py --workdir=runs/b16_lamb
-supmim train --config=configs/imagenet_b16_lamb.py:baseline --workdir=runs/b16_lamb_baseline
+supmim train --config=configs/imagenet_b16_deit3.py --workdir=runs/b16_deit3
+supmim train --config=configs/imagenet_b16_deit3.py:baseline --workdir=runs/b16_deit3_baseline
 
 Hardware and hours: not run yet. Sizes, rates and decay are those of deit3-jax (83.6 % top-1). What
 is not here: LayerScale and repeated augmentation. This preset: not run yet.
@@ -16,7 +16,8 @@ def get_config(arm="supmim"):
     config.batch_size = 2048
     config.total_epochs = 400
     config.data.update(train="imagenet2012:train[:99%]", eval="imagenet2012:validation")
-    config.data.update(image_size=224, channels=3, **base.augmentation("deit3"))
+    config.data.update(image_size=224, channels=3, eval_resize=256)
+    config.data.update(**base.augmentation("deit3"))
     config.encoder.update(**base.variant("B/16"), dtype="bfloat16", stochastic_depth=0.1)
     config.classifier.update(num_classes=1000, loss="sigmoid")
     config.tokenizer.update(patch_size=16, codebook_size=1024)
