@@ -21,7 +21,9 @@ from supmim.errors import ConfigError, SupmimError
 class Verb:
     """One verb: what it does, how it is called, its flags as name -> (default, meaning).
 
-    A flag whose default is False is a switch. actions: what the word after the verb may be.
+    A flag whose default is False is a switch. actions: what the word after the verb may be;
+    argument: what the word after that is, if one must stand there. module: where `run` is, if not
+    in the module of the verb's name.
     """
 
     summary: str
@@ -30,6 +32,8 @@ class Verb:
     required: tuple[str, ...] = ()
     takes_config: bool = False
     actions: tuple[str, ...] = ()
+    argument: str = ""
+    module: str = ""
 
 
 WORKDIR = ("", "folder of the run: config, metrics, checkpoints, pictures, report")
@@ -81,6 +85,22 @@ VERBS = {
         required=("folder",),
         actions=("plan", "run", "status", "table"),
     ),
+    "data": Verb(
+        "images, before training: check, prepare (TFDS), convert (shrink, pack)",
+        "supmim data check folder:photos",
+        {
+            "out": ("", "convert: folder that gets the store"),
+            "size": ("", "convert: short side, in pixels, that larger images are shrunk to"),
+            "quality": ("", "convert, with --size: quality of the JPEGs, 1 to 100; default: 90"),
+            "raw": (False, "convert: store pixels instead of files"),
+            "holdout": ("", "share of a folder held out for evaluation; default: config's"),
+            "tfds_dir": ("", "folder of TFDS's datasets; default: TFDS's own"),
+            "json": (False, "check: print JSON"),
+        },
+        actions=("check", "prepare", "convert"),
+        argument="SOURCE",
+        module="data.commands",
+    ),
     "benchmark": Verb(
         "time the training step or the input against references",
         "supmim benchmark step --config=configs/digits.py",
@@ -129,6 +149,9 @@ def verb_help(name: str) -> str:
     """The help of one verb, with every config option where it takes them."""
     verb = VERBS[name]
     lines = [f"supmim {name}: {verb.summary}", "", f"  {verb.usage}", ""]
+    if verb.actions:
+        words = filter(None, ("|".join(verb.actions), verb.argument))
+        lines[2:2] = [f"usage: supmim {name} {' '.join(words)} [--flag=value ...]", ""]
     if verb.takes_config:
         lines += ["  --config=FILE.py[:arg]", "      preset to start from, a file of code"]
     if verb.takes_config and "workdir" in verb.flags:
@@ -156,6 +179,11 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         raise ConfigError(f"supmim {name} takes {', '.join(verb.actions)}; {asked}")
     if verb.actions:
         args = [f"--action={args[0]}", *args[1:]]
+    if verb.argument:
+        if len(args) < 2 or args[1].startswith("-"):
+            asked = args[0].partition("=")[2]
+            raise ConfigError(f"supmim {name} {asked} takes a {verb.argument}, e.g. {verb.usage}")
+        args = [args[0], f"--{verb.argument.lower()}={args[1]}", *args[2:]]
     argv = ["supmim", *map(underscored, args)]
     values = own_flags(verb)
     preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
@@ -198,6 +226,8 @@ def own_flags(verb: Verb) -> flags.FlagValues:
         define(flag, default, meaning, flag_values=values)
     if verb.actions:
         flags.DEFINE_enum("action", None, verb.actions, "what to do", flag_values=values)
+    if verb.argument:
+        flags.DEFINE_string(verb.argument.lower(), "", "to what", flag_values=values)
     return values
 
 
@@ -247,7 +277,8 @@ def run(args: Sequence[str]) -> int:
         given = "config" in values and (values.config is not None or values["config"].present)
         config = config_of(values) if given else None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        return importlib.import_module(f"supmim.{name}").run(config, values) or 0
+        module = VERBS[name].module or name
+        return importlib.import_module(f"supmim.{module}").run(config, values) or 0
     except SupmimError as error:
         print(f"supmim: {error}", file=sys.stderr)
         return error.exit_code

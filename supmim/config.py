@@ -22,7 +22,7 @@ BROUGHT = {
         "optimizer.name": "adamw", "optimizer.moment_dtype": "float32",
     },
     3: {
-        "data.holdout": 0.1, "data.max_pixels": 178_956_970,
+        "data.holdout": 0.1, "data.tfds_dir": "", "data.max_pixels": 178_956_970,
         "data.bad_share": 0.001, "data.crop": "none", "data.area_min": 0.05,
         "data.area_max": 1.0, "data.aspect_min": 0.75, "data.aspect_max": 4 / 3,
         "data.interpolation": "bilinear", "data.eval_view": "short_side", "data.eval_resize": 0,
@@ -123,6 +123,7 @@ OPTIONS = {
     "data.holdout": Option(
         0.1, "share held out of a folder that has no validation part", low=0.0, high=0.9
     ),
+    "data.tfds_dir": Option("", "folder of TFDS's datasets; empty: TFDS's own"),
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
     "data.channels": Option(3, "channels of an image: 1, grey, or 3", low=1, high=3),
     "data.limit": _at_least(0, 0, "images used of each source, evenly taken; 0: all"),
@@ -263,6 +264,7 @@ OPTIONS = {
 FREE_ON_RESUME = (
     "mesh.",
     "data.workers",
+    "data.tfds_dir",
     "data.bad_share",
     "checkpoint.keep",
     "log_every",

@@ -93,6 +93,18 @@ def _quietly(read):
         raise BadImage(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
 
 
+def kind(data: bytes) -> tuple[str, str]:
+    """Format and mode of an image, as Pillow names them, e.g. JPEG and RGB; BadImage for none."""
+    image = _quietly(lambda: Image.open(io.BytesIO(data)))
+    return image.format, image.mode
+
+
+def is_grey(data: bytes) -> bool:
+    """Whether an image has no colours."""
+    mode = kind(data)[1]
+    return mode in ("1", "L", "LA", "La") or mode.startswith("I")
+
+
 def decode(data: bytes, header: Header, channels: int, shrink: float = 0.0) -> np.ndarray:
     """uint8 [H, W, channels], upright; grey for one channel, else RGB. BadImage if damaged.
 
@@ -143,3 +155,12 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3:
         return image.repeat(3, axis=-1)
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
+    """uint8 [H, W]: the class ids of a mask, its grey values or the indices of its palette."""
+    read_header(data, max_pixels)
+    mode = kind(data)[1]
+    if mode not in ("1", "L", "P"):
+        raise BadImage(f"a mask has 8 bits and one channel, this is {mode}")
+    return _quietly(lambda: np.asarray(Image.open(io.BytesIO(data))).astype(np.uint8))

@@ -28,9 +28,9 @@ def load(split: str, part: str, data: Any = None) -> sources.InMemory:
     splits = dict(zip(("train", "test"), halves(np.arange(len(label)), 1500, 297), strict=True))
     splits |= dict(zip(("tune", "validation"), halves(splits["train"], 1200, 300), strict=True))
     sources.known(split, splits, "digits:{} is not a split of the digits")
+    if part == sources.HELD_OUT and split not in HOLDS_OUT:
+        raise sources.NothingHeldOut(f"digits:{split} holds nothing out; set --config.data.eval")
     if part == sources.HELD_OUT:
-        split = sources.known(
-            HOLDS_OUT.get(split, ""), splits, f"digits:{split} holds nothing out; set data.eval"
-        )
+        split = HOLDS_OUT[split]
     index = splits[split]
     return sources.InMemory(f"digits:{split}", image[index], label[index], "0123456789")

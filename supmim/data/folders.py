@@ -107,7 +107,7 @@ def share(root: Path, part: str, holdout: float) -> Folder:
     found = listing(root)
     taken = [is_held_out(path, holdout) == (part == sources.HELD_OUT) for path in found.paths]
     if not any(taken):
-        raise DataError(
+        raise sources.NothingHeldOut(
             f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
             f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
         )
@@ -138,6 +138,12 @@ def listing(root: Path) -> Listing:
     paths, sizes = zip(*(item for name in full for item in files[name]), strict=True)
     empty = tuple(name for name in classes if not files[name])
     return Listing(tuple(full), empty, paths, sizes, tuple(loops))
+
+
+def files(root: Path) -> list[tuple[str, int]]:
+    """(relative path, size) of the images below a folder, sorted; links that lead up are cut."""
+    found = sorted(_files(str(root), "", frozenset(), []))
+    return [(path.removeprefix("/"), size) for path, size in found]
 
 
 def _files(

@@ -13,7 +13,17 @@ from supmim.errors import DataError
 # What a spec's part of a source may be: all of it, or one side of what it holds out for evaluation.
 WHOLE, KEPT, HELD_OUT = "whole", "kept", "held out"
 # kind -> module with `load(where, part, data) -> Source`
-LOADERS = {"digits": "supmim.data.digits", "folder": "supmim.data.folders"}
+LOADERS = {
+    "digits": "supmim.data.digits",
+    "folder": "supmim.data.folders",
+    "records": "supmim.data.records",
+    "tfds": "supmim.data.catalogue",
+}
+NEAR = 0.75  # a kind that resembles one so much is a slip, not the name of a TFDS dataset
+
+
+class NothingHeldOut(DataError):
+    """A source that leaves nothing to evaluate on."""
 
 
 class Record(NamedTuple):
@@ -134,9 +144,15 @@ def printable(name: str) -> str:
 
 
 def find(spec: str, part: str, data: Any) -> Source:
-    """The source of KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%]."""
+    """The source of KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%].
+
+    What names no kind names a dataset of TFDS.
+    """
     kind, _, where = spec.partition(":")
-    known(kind, LOADERS, "{} is not a kind of data source")
+    if kind not in LOADERS:
+        if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=NEAR):
+            known(kind, LOADERS, "{} is not a kind of data source")
+        kind, where = "tfds", spec
     return importlib.import_module(LOADERS[kind]).load(where, part, data)
 
 
@@ -149,14 +165,15 @@ def load(data: Any) -> tuple[Source, Source]:
         train, evaluation = find(data.train, WHOLE, data), find(data.eval, WHOLE, data)
     else:
         train, evaluation = find(data.train, KEPT, data), find(data.train, HELD_OUT, data)
-    if lines := list(_class_differences(train, evaluation)):
+    if lines := list(class_differences(train, evaluation)):
         raise DataError(
             f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines)
         )
     return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
 
 
-def _class_differences(train: Source, evaluation: Source) -> Iterator[str]:
+def class_differences(train: Source, evaluation: Source) -> Iterator[str]:
+    """Lines that name the classes which only one of them has."""
     for one, other, of in ((train, evaluation, "training"), (evaluation, train, "evaluation")):
         missing = sorted(set(one.class_names) - set(other.class_names))
         if missing:
