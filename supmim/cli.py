@@ -86,7 +86,7 @@ VERBS = {
         actions=("plan", "run", "status", "table"),
     ),
     "data": Verb(
-        "images, before training: check, prepare (TFDS), convert (shrink, pack)",
+        "images, before training: check, prepare (TFDS), convert (shrink)",
         "supmim data check folder:photos",
         {
             "out": ("", "convert: folder that gets the store"),

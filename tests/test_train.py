@@ -17,7 +17,7 @@ from PIL import Image
 from supmim import cli, sharding, train
 from supmim import config as config_lib
 from supmim.aot import program
-from supmim.data import augment
+from supmim.data import augment, sources
 from supmim.data import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
@@ -275,6 +275,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
             train.train(recorder, tmp_path / str(number), train.PLAIN, mesh, StopSignal())
         train.mesh_of(recorder)
         train.steps_of(recorder, digits("train"))
+    with pytest.raises(DataError, match="holds no data set"):
+        sources.find("tfds:/nowhere:train", sources.WHOLE, recorder.data)
     assert set(config_lib.OPTIONS) - seen == set()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from supmim import config as config_lib
 from supmim.data import convert, inspection, pairs, prepare, progress, sources
+from supmim.data.images import Bad
 from supmim.data.sources import Source, printable
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.runtime import host_memory, lock
@@ -104,14 +105,14 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
 def check_lines(found: dict[str, Any], data: Any) -> Iterator[str]:
     """The report, at most 80 columns wide."""
     for name, part in found["parts"].items():
-        yield from part_lines(name, part)
+        yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
     if speed := found.get("images_per_second_and_core"):
         yield from needs_lines(next(iter(found["parts"].values())), speed, data.image_size)
 
 
-def part_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
+def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     """What one part holds."""
     size = (
         f"{part['bytes'] / 1e9:.2f} GB" if part["bytes"] > 1e8 else f"{part['bytes'] / 1e6:.2f} MB"
@@ -132,9 +133,7 @@ def part_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
         yield cut(f"  {len(empty):,} classes without images: {', '.join(map(printable, empty))}")
     yield from listed("links that lead back up, not followed", part["loops"])
     yield from listed("labels that name no class", part["wrong_labels"])
-    yield from listed(
-        "unreadable", [f"{printable(b['name'])}: {printable(b['why'])}" for b in part["unreadable"]]
-    )
+    yield from listed("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
 
 
 def listed(title: str, items: Sequence[str]) -> Iterator[str]:
@@ -156,9 +155,10 @@ def needs_lines(part: dict[str, Any], speed: float, image_size: int) -> Iterator
     )
     files, pixels = part["bytes"] / GIB, part["images"] * 3 * image_size**2 / GIB
     free = host_memory.available()
-    fit = "the files fit into" if files < free / 2 else "the files exceed"
+    fit = "files fit into" if files < free / 2 else "files exceed"
     yield cut(
-        f"memory      files {files:,.2f} GiB, as pixels {pixels:,.2f} GiB: {fit} {free:,.1f} GiB free"
+        f"memory      files {files:,.2f} GiB, as pixels {pixels:,.2f} GiB; {fit} the "
+        f"{free:,.1f} GiB free"
     )
     if part["short_side"] and part["short_side"][1] > 256:
         yield "faster      supmim data convert SOURCE --out=DIR --size=256 shrinks them first"
@@ -219,7 +219,9 @@ def convert_to(spec: str, data: Any, flags: Any) -> None:
     except KeyboardInterrupt as error:
         raise Interrupted(f"{out} is not finished; the same command goes on") from error
     for name, images in bad.items():
-        for line in listed(f"{name or 'all'}: unreadable, stored as empty", bad_lines(images)):
+        for line in listed(
+            f"{name or 'all'}: unreadable, stored as empty", bad_lines(images, spec)
+        ):
             tell(line)
     for name, images in bad.items():
         if len(images) > data.bad_share * len(parts[name]):
@@ -230,9 +232,10 @@ def convert_to(spec: str, data: Any, flags: Any) -> None:
     tell(f"next        supmim train --config=FILE.py --config.data.train=records:{out}")
 
 
-def bad_lines(images: Sequence[Any]) -> list[str]:
-    """A line for each."""
-    return [f"{printable(bad.name)}: {printable(bad.why)}" for bad in images]
+def bad_lines(images: Sequence[Bad], spec: str) -> list[str]:
+    """A line for each, with its place below the source's folder."""
+    folder = spec.partition(":")[2] + "/"
+    return [f"{bad.name.removeprefix(folder)}: {bad.why}" for bad in images]
 
 
 def how_of(flags: Any, max_pixels: int) -> convert.How:

@@ -177,7 +177,8 @@ def write(source: Source, plan: Plan, root: Path, how: How, tell: Callable[[str]
             shard = write_shard(path, packed, advance)
             plan = plan._replace(shards=(*plan.shards, shard), bad=(*plan.bad, *bad))
             workdir.write_json(root / CONVERSION, plan_json(plan))
-            tell(f"{root.name}/{shard.file}  {shard.count:,} images, {shard.bytes / 1e6:,.0f} MB, verified")
+            size = f"{shard.count:,} images, {shard.bytes / 1e6:,.0f} MB"
+            tell(f"{root.name}/{shard.file}  {size}, verified")
     metadata = Metadata(**plan.same, bad=plan.bad, shards=plan.shards)
     workdir.write_json(root / METADATA, metadata.to_json())
     (root / CONVERSION).unlink()

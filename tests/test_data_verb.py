@@ -1,0 +1,154 @@
+"""`supmim data`: what it says of images, and what it asks for."""
+
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from supmim import cli
+from supmim.data import commands, inspection, sources
+from supmim.errors import DataError
+from tests.conftest import digits, tiny_config
+from tests.pictures import damaged, encoded, photo
+from tests.test_folders import fill
+
+PNG, JPEG = encoded(photo(20, 30), "PNG"), encoded(photo(40, 50))
+
+
+def run(capsys, *args):
+    """Exit code, stdout, stderr."""
+    code = cli.run(["data", *map(str, args)])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, train and val: 30 + 5 images, 20 + 4 of them of the class a."""
+    fill(tmp_path, *(f"train/a/{n}.jpg" for n in range(20)), data=JPEG)
+    fill(tmp_path, *(f"train/b/{n}.png" for n in range(10)), data=PNG)
+    fill(tmp_path, *(f"val/a/{n}.png" for n in range(4)), "val/b/x.png", data=PNG)
+    return tmp_path
+
+
+def test_counts_formats_modes_and_sizes_are_those_of_the_files(folder, capsys):
+    fill(folder, "train/b/grey.png", data=encoded(photo(9, 9)[..., 0], "PNG"))
+    cmyk = encoded(Image.fromarray(photo(80, 20)).convert("CMYK"))
+    fill(folder, "train/b/cmyk.jpg", data=cmyk)
+    code, out, _ = run(capsys, "check", f"folder:{folder}", "--json")
+    found = json.loads(out)
+    train, val = found["parts"]["train"], found["parts"]["val"]
+    assert code == 0 and found["class_differences"] == []
+    assert (train["images"], val["images"], train["classes"]) == (32, 5, 2)
+    assert train["bytes"] == sum(p.stat().st_size for p in (folder / "train").rglob("*.*g"))
+    assert train["largest"] == ["a", 20] and train["smallest"] == ["b", 12]
+    assert train["formats"] == {"JPEG": 21, "PNG": 11}
+    assert train["modes"] == {"RGB": 30, "L": 1, "CMYK": 1}
+    assert train["width"] == [9, 50, 50] and train["height"] == [9, 40, 80]
+    assert train["short_side"] == [9, 40, 40] and train["unreadable"] == []
+    assert found["images_per_second_and_core"] > 10
+
+
+def test_the_report_is_readable_at_80_columns(folder, capsys):
+    long = "x" * 90
+    fill(folder, f"train/{long}/a.png", f"val/{long}/b.png", data=PNG)
+    (folder / "train" / "nothing").mkdir()
+    (folder / "train" / "a" / "up").symlink_to(folder / "train" / "a")
+    code, out, _ = run(capsys, "check", f"folder:{folder}")
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    for line in ("train       31 images", "1 classes without images: nothing",
+                 "links that lead back up, not followed: 1", "images/s a core"):  # fmt: skip
+        assert line in out
+
+
+def test_unreadable_images_are_listed_and_too_many_exit_3(folder, capsys):
+    for name, data in damaged().items():
+        fill(folder, f"train/a/{name}\n.jpg", data=data)
+    os.symlink("/nowhere", folder / "train/a/gone.jpg")
+    code, out, err = run(capsys, "check", f"folder:{folder}")
+    count = len(damaged()) + 1
+    assert code == 3 and f"unreadable: {count}" in out and "empty\\n.jpg: empty file" in out
+    assert f"{count} of the {30 + count} images of train can't be read" in err
+    assert "--config.data.bad_share=0.001" in err
+    code, out, _ = run(capsys, "check", f"folder:{folder}", "--json")
+    listed = json.loads(out)["parts"]["train"]["unreadable"]
+    assert code == 3 and len(listed) == count and all(bad["why"] for bad in listed)
+
+
+def test_a_long_list_ends_with_how_many_more_there_are(folder, capsys):
+    fill(folder, *(f"train/a/bad{n:02}.jpg" for n in range(33)), data=b"no")
+    _, out, _ = run(capsys, "check", f"folder:{folder}")
+    assert "unreadable: 33" in out and out.count("bad") == 20
+    assert "and 13 more: --json lists all" in out
+
+
+def test_one_bad_image_in_a_thousand_is_no_fault():
+    part = {"images": 1000, "unreadable": [{}], "wrong_labels": []}
+    found = {"parts": {"train": part}, "class_differences": []}
+    assert not list(commands.check_faults(found, 0.001))
+    assert list(commands.check_faults({**found, "parts": {"x": part | {"images": 999}}}, 0.001))
+
+
+def test_different_classes_exit_3(folder, capsys):
+    fill(folder, "val/c/1.png", data=PNG)
+    code, out, err = run(capsys, "check", f"folder:{folder}")
+    assert code == 3 and "only in evaluation: c" in out and "different classes" in err
+
+
+def test_labels_that_name_no_class_are_listed():
+    source = digits("test")
+    source.label = source.label.copy()
+    source.label[7] = 12
+    found = inspection.summary(source, 10**6)
+    (told,) = found["wrong_labels"]
+    assert "record 7: label 12 is outside 0..9" in told and found["formats"] == {"raw": 297}
+    found = {"parts": {"all": found}, "class_differences": []}
+    assert list(commands.check_faults(found, 0.001)) == ["1 labels of all name no class"]
+
+
+def test_any_source_can_be_checked(folder, tmp_path, capsys):
+    code, out, _ = run(capsys, "check", "digits:train")
+    assert code == 0 and "train       1,500 images" in out and "val         297 images" in out
+    assert run(capsys, "check", "digits:test")[1].startswith("all         297 images")
+    store = tmp_path / "store"
+    assert run(capsys, "convert", f"folder:{folder}", f"--out={store}")[0] == 0
+    checked = [json.loads(run(capsys, "check", f"{kind}:{path}", "--json")[1])["parts"]
+               for kind, path in (("folder", folder), ("records", store))]  # fmt: skip
+    for part in ("train", "val"):
+        same = [{k: v for k, v in c[part].items() if k != "name"} for c in checked]
+        assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "supmim data takes check, prepare, convert"),
+        (["chek", "x"], "not 'chek'"),
+        (["check"], "supmim data check takes a SOURCE, e.g. supmim data check"),
+        (["convert", "--out=x"], "supmim data convert takes a SOURCE"),
+        (["check", "digits:train", "stray"], "'stray' is not a flag"),
+        (["check", "digits:train", "--jsn"], "Did you mean: json"),
+        (["check", "folder:/x", "--holdout=much"], "--holdout=much is no number"),
+        (["check", "folder:/x", "--holdout=0.95"], "data.holdout is 0.95"),
+    ],
+)
+def test_usage_errors_exit_2(capsys, args, told):
+    code, _, err = run(capsys, *args)
+    assert code == 2 and told in err
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [("folder:/nowhere", "there is no such folder"), ("digit:train", "did you mean digits"),
+     ("records:/nowhere", "there is no such folder")],
+)  # fmt: skip
+def test_sources_that_are_not_there_exit_3(capsys, source, told):
+    for action in ("check", "convert"):
+        code, _, err = run(capsys, action, source, "--out=/nowhere/x")
+        assert code == 3 and told in err
+
+
+def test_a_slip_is_told_and_not_looked_up_as_a_data_set():
+    with pytest.raises(DataError, match="it takes digits, folder, records, tfds; did you mean"):
+        sources.find("recods:/x", sources.WHOLE, tiny_config().data)
