@@ -68,18 +68,15 @@ class Split:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def examples(self, index: Sequence[int]) -> list[dict[str, Any]]:
-        """What TFDS gives for these records; DataError, naming the shard, if it is damaged."""
-        index = [int(i) for i in index]
+    def example(self, index: int) -> dict[str, Any]:
+        """What TFDS gives for a record; DataError, naming the shard, if it is damaged."""
         try:
-            return self.reader.__getitems__(index)
+            return self.reader[int(index)]
         except RuntimeError as error:
-            if len(index) == 1:
-                shard = int(np.searchsorted(self.ends, index[0], side="right"))
-                start = self.ends[shard - 1] if shard else 0
-                position = self.skips[shard] + index[0] - start
-                raise damaged(self.files[shard], error, position) from error
-        return [self.examples([i])[0] for i in index]
+            shard = int(np.searchsorted(self.ends, index, side="right"))
+            start = self.ends[shard - 1] if shard else 0
+            position = self.skips[shard] + index - start
+            raise damaged(self.files[shard], error, position) from error
 
     def name_of(self, index: int, example: dict[str, Any]) -> str:
         """What messages call a record."""
@@ -89,14 +86,12 @@ class Split:
         return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
     def __getitem__(self, index: int) -> Record:
-        return self.__getitems__([index])[0]
+        example = self.example(index)
+        label = int(example[self.fields.label])
+        return Record(example[self.fields.image], label, self.name_of(index, example))
 
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
-        image, label, _ = self.fields
-        return [
-            Record(example[image], int(example[label]), self.name_of(i, example))
-            for i, example in zip(index, self.examples(index), strict=True)
-        ]
+        return [self[i] for i in index]  # see Records
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, version, split and the sizes of its files, not their place."""

@@ -238,9 +238,8 @@ def read_back(path: Path, count: int) -> str:
     reader, found = ArrayRecordReader(str(path)), Digest()
     if reader.num_records() != count:
         return ""
-    for start in range(0, count, CHUNK):
-        for data in reader.read(list(range(start, min(start + CHUNK, count)))):
-            found.add(data)
+    for position in range(count):
+        found.add(*reader.read([position]))
     return found.text()
 
 

@@ -84,7 +84,7 @@ class SplitPairs:
         return len(self.split)
 
     def __getitem__(self, index: int) -> MaskedRecord:
-        (example,) = self.split.examples([index])
+        example = self.split.example(index)
         image = example[self.split.fields.image]
         return MaskedRecord(image, example[self.mask], self.split.name_of(index, example))
 
