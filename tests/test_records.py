@@ -122,6 +122,8 @@ def test_a_folder_and_its_store_give_the_same_batches(folder, tmp_path):
 
     ours, theirs = batches(f"records:{tmp_path}"), batches(f"folder:{folder}")
     assert len(ours) == len(theirs) == 9 + 5
+    held_out, kept = (records.load(str(tmp_path), p)[0] for p in (sources.HELD_OUT, sources.KEPT))
+    assert held_out.image != kept.image
     for a, b in zip(ours, theirs, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 

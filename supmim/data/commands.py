@@ -21,7 +21,11 @@ GIB = 2**30
 
 def run(_: Any, flags: Any) -> None:
     """The verb."""
-    ACTIONS[flags.action](flags.source, data_options(flags), flags)
+    try:
+        ACTIONS[flags.action](flags.source, data_options(flags), flags)
+    except KeyboardInterrupt as error:
+        goes_on = "goes on" if flags.action == "convert" else "starts anew"
+        raise Interrupted(f"{flags.action} was interrupted; the same command {goes_on}") from error
 
 
 def data_options(flags: Any) -> Any:
@@ -213,11 +217,8 @@ def convert_to(spec: str, data: Any, flags: Any) -> None:
         raise ConfigError("supmim data convert takes --out=DIR, the folder that gets the store")
     how, out = how_of(flags, data.max_pixels), Path(flags.out)
     parts = parts_of(with_split(spec), data)
-    try:
-        with lock.hold(out, "--out"):
-            bad = convert.convert(parts, out, how, tell)
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"{out} is not finished; the same command goes on") from error
+    with lock.hold(out, "--out"):
+        bad = convert.convert(parts, out, how, tell)
     for name, images in bad.items():
         for line in listed(
             f"{name or 'all'}: unreadable, stored as empty", bad_lines(images, spec)
