@@ -307,10 +307,14 @@ def test_the_same_again_does_nothing_and_another_way_is_refused(folder, tmp_path
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record")}
     assert run(*args) == 0 and "is converted already" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record")} == before
+    (out / "train/conversion.json").write_text("{}")  # it was killed just before the end
+    assert run(*args) == 0 and not (out / "train/conversion.json").exists()
     for other in (["--size=8"], ["--raw"]):
         assert run(*args, *other) == 2
         assert "holds another conversion" in capsys.readouterr().err
     assert run("convert", "digits:train", f"--out={out}") == 2
+    next(out.glob("val/*.array_record")).unlink()
+    assert run(*args) == 3 and "it is missing" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_left_alone(folder, tmp_path, capsys):

@@ -158,7 +158,8 @@ def check_disk(parts: dict[str, Source], plans: dict[str, Plan], out: Path) -> N
 def write(source: Source, plan: Plan, root: Path, how: How, tell: Callable[[str], None]) -> Plan:
     """The shards that are missing, and at last metadata.json, which makes the store whole."""
     if (root / METADATA).is_file():
-        tell(f"{root} is converted already")
+        tell(f"{records.store(root).name} is converted already")
+        (root / CONVERSION).unlink(missing_ok=True)
         return plan
     root.mkdir(parents=True, exist_ok=True)
     workdir.write_json(root / CONVERSION, plan_json(plan))

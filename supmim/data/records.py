@@ -185,7 +185,7 @@ def store(root: Path) -> Records:
 def read_metadata(root: Path) -> Metadata:
     """DataError for a folder without a store, with an unfinished one, or one of a newer supmim."""
     path = root / METADATA
-    if (root / CONVERSION).is_file():
+    if not path.is_file() and (root / CONVERSION).is_file():
         raise DataError(
             f"the conversion into {root} is not finished; the same `supmim data convert` goes on"
         )
