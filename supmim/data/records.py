@@ -161,13 +161,14 @@ def load(where: str, part: str, data: Any = None) -> Records:
     root = Path(where).expanduser()
     if not root.is_dir():
         raise DataError(f"records:{where}: there is no such folder")
-    if not (root / METADATA).is_file():
-        return store(folders.part_of(root, part, "records") or root)
-    if part == sources.HELD_OUT:
+    trained, held_out = folders.parts(root)
+    if part != sources.HELD_OUT:
+        return store(trained)
+    if held_out is None:
         raise sources.NothingHeldOut(
-            f"{root} is one store, that holds nothing out; set --config.data.eval=records:PATH"
+            f"{root} has no store to evaluate on; set --config.data.eval=records:PATH"
         )
-    return store(root)
+    return store(held_out)
 
 
 def store(root: Path) -> Records:
