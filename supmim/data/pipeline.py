@@ -23,7 +23,7 @@ from supmim.errors import DeviceError
 from supmim.runtime import host_memory
 
 Batch = dict[str, Any]
-READ_AHEAD = 4  # host batches, of a reader thread; a reader process keeps one
+READ_AHEAD = 4  # host batches of a reader thread; one in a process reads while another is sent
 DEVICE_AHEAD = 2  # batches on their way to the devices
 READER_GIB = 1.0  # what a reader process may need
 TRANSFORM_VERSION = 1  # of decoding, cropping and augmentation: raise it when pixels change
@@ -113,7 +113,7 @@ def _started(
 ) -> grain.DatasetIterator:
     steps = grain.MapDataset.range(start, stop).map(stream)
     batches = steps.to_iter_dataset(
-        grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=READ_AHEAD)
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else READ_AHEAD)
     )
     if workers:
         if not flags.FLAGS.is_parsed():
