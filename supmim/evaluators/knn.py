@@ -96,6 +96,11 @@ def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
     }
 
 
+def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most so many of the rows, from the first to the last."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+
+
 class Evaluator:
     """knn/*: neighbours in the training source, and among the evaluation images, self excluded."""
 
@@ -128,12 +133,11 @@ class Evaluator:
         }
 
     def draw(self, folder: Path) -> None:
-        """neighbours.png: wrong queries first, then others, evenly taken."""
+        """neighbours.png: some wrong queries first, then others, each evenly taken."""
         index, label, neighbour, found = self._last.values()
-        wrong = np.flatnonzero(found[:, 0] != label)[: self.pictures // 2]
+        wrong = _evenly(np.flatnonzero(found[:, 0] != label), self.pictures // 2)
         others = np.setdiff1d(np.arange(len(label)), wrong)
-        evenly = np.linspace(0, len(others) - 1, self.pictures - len(wrong)).astype(int)
-        rows = np.concatenate([wrong, others[evenly]])
+        rows = np.concatenate([wrong, _evenly(others, self.pictures - len(wrong))])
         sources, shown = self.predictions.sources, neighbour_picture.NEIGHBOURS
         columns = min(shown, found.shape[1])
         bank = sources["train"].read(neighbour[rows, :columns].ravel())["image"]
