@@ -1,5 +1,7 @@
 """Boxes and their one resize, against Pillow and against their own distributions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,8 @@ from tests.pictures import encoded, photo
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SIZES = [(300, 400), (400, 300), (256, 256), (257, 511), (60, 61), (1000, 90)]
-INCEPTION = tiny_config(**{
+INCEPTION = crop.RandomCrop(0, (0.2, 1.0), (3 / 4, 4 / 3))
+DATA = tiny_config(**{
     "data.crop": "inception", "data.image_size": 32, "data.channels": 3, "data.area_min": 0.2,
 }).data  # fmt: skip
 
@@ -56,18 +59,18 @@ def test_the_stretched_view_ignores_the_aspect(size):
 
 def test_an_image_of_the_right_size_is_untouched():
     pixels = photo(32, 32)
-    box = crop.evaluation_box(tiny_config(**{"data.image_size": 32}).data, 32, 32, 0, 0)
+    box = crop.CentralCrop("short_side", 32, 32)(32, 32, 0, 0)
     np.testing.assert_array_equal(crop.resize(pixels, box, 32, "bicubic"), pixels)
 
 
 def test_random_boxes_have_the_stated_areas_aspects_and_places():
-    boxes = np.array([crop.training_box(INCEPTION, 300, 400, 3, i) for i in range(3000)])
+    boxes = np.array([INCEPTION(300, 400, 3, i) for i in range(3000)])
     left, top, right, bottom = boxes.T
     assert (left >= 0).all() and (top >= 0).all() and (right <= 400).all() and (bottom <= 300).all()
     area = (right - left) * (bottom - top) / (300 * 400)
     aspect = np.log((right - left) / (bottom - top))
     small = area < 0.5  # all of these fit, whatever their aspect
-    low, high = np.log(INCEPTION.aspect_min), np.log(INCEPTION.aspect_max)
+    low, high = np.log(INCEPTION.aspect)
     for values, ends in ((area[small], (0.2, 0.5)), (aspect[small], (low, high))):
         places = np.sort((values - ends[0]) / (ends[1] - ends[0]))
         uniform = np.linspace(0, 1, len(places))
@@ -79,8 +82,7 @@ def test_random_boxes_have_the_stated_areas_aspects_and_places():
 
 def test_a_crop_is_fixed_by_seed_epoch_and_index():
     def box(seed=0, epoch=1, index=2):
-        data = tiny_config(**{"data.crop": "inception", "data.seed": seed}).data
-        return crop.training_box(data, 300, 400, epoch, index)
+        return dataclasses.replace(INCEPTION, seed=seed)(300, 400, epoch, index)
 
     assert box() == box()
     assert len({box(), box(seed=1), box(epoch=2), box(index=3), box(epoch=2, index=1)}) == 5
@@ -88,7 +90,7 @@ def test_a_crop_is_fixed_by_seed_epoch_and_index():
 
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1)])
 def test_extreme_shapes_have_a_box(size):
-    left, top, right, bottom = crop.training_box(INCEPTION, *size, 0, 0)
+    left, top, right, bottom = INCEPTION(*size, 0, 0)
     assert 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
     for box_of in crop.EVAL_BOXES.values():
         pixels = crop.resize(photo(*size), box_of(*size, 64, 56), 56, "bilinear")
@@ -100,11 +102,24 @@ def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
     pixels = photo(640, 800)
     data = encoded(pixels, quality=90)
     source = sources.Record(data, 0, "photo")
-    seen = images.training(sources.InMemory("x", pixels[None], np.zeros(1, int), "ab"), INCEPTION)
+    seen = images.training(sources.InMemory("x", pixels[None], np.zeros(1, int), "ab"), DATA)
     exact = decode.decode(data, decode.read_header(data, 10**9), 3)
     differences = []
     for index in range(20):
-        box = crop.training_box(INCEPTION, 640, 800, 0, index)
+        box = seen.box_of(640, 800, 0, index)
         theirs = np.asarray(Image.fromarray(exact).resize((32, 32), PILLOW["bilinear"], box=box))
         differences.append(np.abs(seen.view(source, 0, index).astype(int) - theirs).mean())
     assert 0 < np.mean(differences) < 2
+
+
+def test_the_options_reach_the_crops():
+    data = tiny_config(**{
+        "data.seed": 7, "data.crop": "inception", "data.area_min": 0.3, "data.area_max": 0.9,
+        "data.aspect_min": 0.5, "data.aspect_max": 1.5, "data.eval_view": "stretch",
+        "data.eval_resize": 10,
+    }).data  # fmt: skip
+    source = sources.InMemory("x", photo(8, 8)[None], np.zeros(1, int), "ab")
+    assert images.training(source, data).box_of == crop.RandomCrop(7, (0.3, 0.9), (0.5, 1.5))
+    assert images.evaluation(source, data).box_of == crop.CentralCrop("stretch", 10, 8)
+    still = tiny_config().data
+    assert images.training(source, still).box_of == crop.CentralCrop("short_side", 8, 8)

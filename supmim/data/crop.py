@@ -4,8 +4,8 @@ A box is (left, top, right, bottom) in pixels of the whole image, fractions allo
 training view is drawn from (data.seed, epoch, index) alone.
 """
 
+import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 from cykooz_resizer import (
@@ -28,33 +28,33 @@ RESIZER = Resizer()
 ATTEMPTS = 10
 
 
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The host's draws for one example of one epoch."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, epoch, index]))
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A random area and aspect, placed at random, as torchvision's RandomResizedCrop.
 
-
-def inception_box(height: int, width: int, rng: np.random.Generator, data: Any) -> Box:
-    """A random area and aspect of the image, placed at random; the whole of it if ten tries fail.
-
-    As torchvision's RandomResizedCrop: area uniform, aspect log-uniform, integer sides.
+    area: lowest and highest share of the image, uniform; aspect: of width by height, log-uniform.
+    Sides are integers. If ten tries don't fit: the largest central part with an allowed aspect.
     """
-    logs = math.log(data.aspect_min), math.log(data.aspect_max)
-    for _ in range(ATTEMPTS):
-        area = height * width * rng.uniform(data.area_min, data.area_max)
-        aspect = math.exp(rng.uniform(*logs))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
-            return float(left), float(top), float(left + w), float(top + h)
-    return _central(height, width, data)
 
+    seed: int
+    area: tuple[float, float]
+    aspect: tuple[float, float]
 
-def _central(height: int, width: int, data: Any) -> Box:
-    """The largest central part with an allowed aspect."""
-    w = min(width, max(1, round(height * data.aspect_max)))
-    h = min(height, max(1, round(width / data.aspect_min)))
-    left, top = (width - w) // 2, (height - h) // 2
-    return float(left), float(top), float(left + w), float(top + h)
+    def __call__(self, height: int, width: int, epoch: int, index: int) -> Box:
+        """The box of one example of one epoch."""
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, epoch, index]))
+        logs = tuple(map(math.log, self.aspect))
+        for _ in range(ATTEMPTS):
+            area = height * width * rng.uniform(*self.area)
+            aspect = math.exp(rng.uniform(*logs))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+                return float(left), float(top), float(left + w), float(top + h)
+        w = min(width, max(1, round(height * self.aspect[1])))
+        h = min(height, max(1, round(width / self.aspect[0])))
+        left, top = (width - w) // 2, (height - h) // 2
+        return float(left), float(top), float(left + w), float(top + h)
 
 
 def short_side_box(height: int, width: int, resize: int, size: int) -> Box:
@@ -82,15 +82,17 @@ def _crop_of_resized(height: int, width: int, new_height: int, new_width: int, s
 EVAL_BOXES = {"short_side": short_side_box, "stretch": stretch_box}
 
 
-def training_box(data: Any, height: int, width: int, epoch: int, index: int) -> Box:
-    """The random crop of one example of one epoch."""
-    return inception_box(height, width, generator(data.seed, epoch, index), data)
+@dataclasses.dataclass(frozen=True)
+class CentralCrop:
+    """The same part of every image: a view of EVAL_BOXES, its resize and the side that is left."""
 
+    view: str
+    resize: int
+    size: int
 
-def evaluation_box(data: Any, height: int, width: int, epoch: int, index: int) -> Box:
-    """The central view of any example."""
-    box_of = EVAL_BOXES[data.eval_view]
-    return box_of(height, width, data.eval_resize or data.image_size, data.image_size)
+    def __call__(self, height: int, width: int, epoch: int, index: int) -> Box:
+        """The box of any example."""
+        return EVAL_BOXES[self.view](height, width, self.resize, self.size)
 
 
 def resize(pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:

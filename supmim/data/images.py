@@ -3,7 +3,6 @@
 Shapes: n records, S = data.image_size, C = data.channels.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,9 +84,11 @@ def training(source: Source, data: Any) -> Images:
     """Random crops, keyed by (data.seed, epoch, index); without data.crop as in evaluation."""
     if data.crop == "none":
         return evaluation(source, data)
-    return Images(source, data, functools.partial(crop.training_box, data), exact=False)
+    area, aspect = (data.area_min, data.area_max), (data.aspect_min, data.aspect_max)
+    return Images(source, data, crop.RandomCrop(data.seed, area, aspect), exact=False)
 
 
 def evaluation(source: Source, data: Any) -> Images:
     """The central view that data.eval_view asks for, of exactly decoded pixels."""
-    return Images(source, data, functools.partial(crop.evaluation_box, data), exact=True)
+    box_of = crop.CentralCrop(data.eval_view, data.eval_resize or data.image_size, data.image_size)
+    return Images(source, data, box_of, exact=True)
