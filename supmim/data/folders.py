@@ -78,7 +78,9 @@ def load(where: str, part: str, data: Any) -> Folder:
     """DataError for what is no folder, has no images, or fewer than two classes."""
     root = Path(where).expanduser()
     if not root.is_dir():
-        raise DataError(f"folder:{where}: there is no such folder")
+        raise DataError(
+            f"folder:{where}: there is no such folder; name yours: --config.data.train=folder:PATH"
+        )
     trained, held_out = parts(root)
     if part == sources.WHOLE:
         return whole(trained)
