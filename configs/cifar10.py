@@ -20,7 +20,6 @@ def get_config(arm="supmim"):
     config.data.update(crop="inception", area_min=0.3)
     config.encoder.update(patch_size=4, width=192, depth=9, num_heads=3, mlp_dim=768)
     config.encoder.stochastic_depth = 0.1
-    config.classifier.num_classes = 10
     config.decoder.update(width=128, depth=1, num_heads=4, mlp_dim=512)
     config.tokenizer.update(patch_size=4, codebook_size=512)
     config.optimizer.update(learning_rate=1e-3, weight_decay=0.05, warmup_steps=2_000)

@@ -262,6 +262,8 @@ OPTIONS = {
 
 # May differ between a workdir's config.json and the config of a resumed run.
 FREE_ON_RESUME = (
+    "data.train",  # a folder may have moved: the fingerprint of a checkpoint knows the data
+    "data.eval",
     "mesh.",
     "data.workers",
     "data.tfds_dir",

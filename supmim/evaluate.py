@@ -52,7 +52,8 @@ def note(
     if finished is None:
         write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
         return
-    merged = {name: value for name, value in (finished | results).items() if name != "step"}
+    kept = {name: v for name, v in finished.items() if not name.startswith("unreadable/")}
+    merged = {name: value for name, value in (kept | results).items() if name != "step"}
     page.write(workdir, merged, config_lib.to_json(read_config(workdir)))
     write_results(workdir, {"step": done, **merged})
 
@@ -87,7 +88,19 @@ def restored(
         raise CheckpointError(
             f"{workdir} has no checkpoint yet; train it with: supmim train --workdir={workdir}"
         )
-    train.check_data(found.fingerprint, pipeline.fingerprint(source, config) | task.fingerprint())
+    check_evaluated(
+        found.fingerprint, pipeline.fingerprint(source, eval_source, config) | task.fingerprint()
+    )
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     predictions = train.create_predictions(config, task, source, eval_source, mesh, bad_records)
     return found.state, predictions
+
+
+def check_evaluated(stored: dict[str, Any], found: dict[str, Any]) -> None:
+    """DataError if the training data is another; other evaluation images are told."""
+    of_evaluation = {name for name in stored if name.startswith(pipeline.EVALUATED)}
+    train.check_data({n: v for n, v in stored.items() if n not in of_evaluation}, found)
+    changed = [name for name in sorted(of_evaluation) if stored[name] != found.get(name)]
+    if changed and hosts.is_first():
+        print("the evaluation images are not those of the training run:")
+        print("\n".join(f"  {name}: was {stored[name]}, is {found.get(name)}" for name in changed))

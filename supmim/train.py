@@ -56,6 +56,7 @@ class Start(NamedTuple):
 
 
 PLAIN = Start()
+NEVER_ANOTHER = {"classes", "tokenizer"}  # what parameters mean
 
 
 def train_and_evaluate(config: Any, workdir: Path, start: Start = PLAIN) -> dict[str, float]:
@@ -91,7 +92,7 @@ def train(
     abstract_state, placement = place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
-    fingerprint = pipeline.fingerprint(source, config) | task.fingerprint()
+    fingerprint = pipeline.fingerprint(source, eval_source, config) | task.fingerprint()
     state = restore(checkpoints, abstract_state, fingerprint, start)
     state = state or jax.jit(make_state, out_shardings=placement)()
     first = int(state.step) + 1
@@ -304,28 +305,28 @@ def restore(
         restored = checkpoints.restore(abstract_state)
     if restored is None:
         return None
-    if not start.allow_data_change:
-        check_data(restored.fingerprint, fingerprint)
+    check_data(restored.fingerprint, fingerprint, start.allow_data_change)
     if start.resume:
         checkpoints.set_aside_newer(int(restored.state.step))
     return restored.state
 
 
-def check_data(stored: dict[str, Any], found: dict[str, Any]) -> None:
-    """DataError, naming the fields, if a checkpoint was trained on other data.
+def check_data(stored: dict[str, Any], found: dict[str, Any], allowed: bool = False) -> None:
+    """DataError, naming the fields, if a checkpoint was trained on other data than is found.
 
-    What an older supmim did not note down can't be compared.
+    allowed: all but classes and tokenizer may differ. What `stored` lacks can't be compared.
     """
-    changed = [
-        f"  {name}: was {was}, is {found.get(name)}"
-        for name, was in sorted(stored.items())
-        if was != found.get(name)
-    ]
-    if changed:
+    changed = {name: f"  {name}: was {was}, is {found.get(name)}"
+               for name, was in sorted(stored.items()) if was != found.get(name)}  # fmt: skip
+    lines = "\n".join(changed.values())
+    if changed and (not allowed or changed.keys() & NEVER_ANOTHER):
         raise DataError(
-            "the data is not what this run was trained on:\n" + "\n".join(changed) + "\n"
-            "Restore the data, start again in a new --workdir, or train on with --allow-data-change"
+            f"the data is not what this run was trained on:\n{lines}\nRestore the data, start "
+            "again in a new --workdir, or let supmim train go on with --allow-data-change, which "
+            "takes other images, though not other classes or tokens"
         )
+    if changed and hosts.is_first():
+        print(f"going on with other data:\n{lines}")
 
 
 def write_parameter_table(workdir: Path, params: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.data import images, pipeline, sources, stream
+from supmim.data import folders, images, pipeline, sources, stream
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import Record
 from supmim.errors import DataError, DeviceError
@@ -101,7 +101,8 @@ def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
     note = BadRecords(path, told.append).of(Files(), 0.1)
     note(bad[:1])
     note(bad[:2])
-    again = BadRecords(path, told.append).of(Files(), 0.1)  # a resumed run knows them
+    again = BadRecords(path, told.append).of(Files(), 0.1)  # a resumed run knows them,
+    again([])  # and takes those for mended that it does not meet
     again(bad[:2])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["index"] for line in lines] == [0, 1] and len(told) == 2
@@ -265,7 +266,19 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     assert cli.run(["train", f"--workdir={workdir}"]) == 3
     told = capsys.readouterr().err
     assert "length: was" in told and "--allow-data-change" in told
+    (folder / "b").rename(folder / "zebra")
+    assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 3
+    assert "classes: was" in capsys.readouterr().err
+    (folder / "zebra").rename(folder / "b")
     assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 0
+    assert "going on with other data" in capsys.readouterr().out
+    (folder / "a" / "new.png").unlink()
+    held_out = folders.share(folder, sources.HELD_OUT, 0.2)
+    (folder / held_out.path(0)).unlink()
+    assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=classification"]) == 0
+    told = capsys.readouterr().out
+    assert "the evaluation images are not those of the training run" in told
+    assert f"evaluated length: was {len(held_out)}, is {len(held_out) - 1}" in told
 
 
 def test_fewer_images_than_a_batch_are_told(tmp_path, capsys):

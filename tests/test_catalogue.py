@@ -151,7 +151,7 @@ def test_what_is_held_out_is_validation_or_else_test(tfds_dir):
     assert len(find(tfds_dir, "tiny_birds:train", sources.HELD_OUT)) == 6
     assert len(find(tfds_dir, "tiny_birds:train[:50%]", sources.KEPT)) == 6
     assert len(find(tfds_dir, "tiny_birds:train+test", sources.KEPT)) == 15
-    for spec in ("tiny_birds:test", "tiny_digits:train"):
+    for spec in ("tiny_birds:test", "tiny_digits:train", "tiny_birds:train[:9]+validation"):
         with pytest.raises(sources.NothingHeldOut, match="data.eval=tfds:NAME:SPLIT"):
             find(tfds_dir, spec, sources.HELD_OUT)
 

@@ -1,5 +1,6 @@
 """Boxes and their one resize, against Pillow and against their own distributions."""
 
+import concurrent.futures
 import dataclasses
 
 import numpy as np
@@ -123,3 +124,23 @@ def test_the_options_reach_the_crops():
     assert images.evaluation(source, data).box_of == crop.CentralCrop("stretch", 10, 8)
     still = tiny_config().data
     assert images.training(source, still).box_of == crop.CentralCrop("short_side", 8, 8)
+
+
+def test_a_box_at_the_edge_of_a_shrunk_image_stays_inside():
+    """The side times its own quotient may round above what it is a quotient of."""
+    for factor in (2, 4, 8):
+        for side in range(factor, 4500):
+            small = -(-side // factor)
+            box = crop.scaled((0, 0, side, side), (side, side), (small, small))
+            assert box[2] <= small and box[3] <= small
+    pixels = photo(752, 502)  # what 1503 x 1003 is decoded to: it stuck out
+    box = crop.scaled((100.0, 100.0, 1003.0, 1503.0), (1503, 1003), (752, 502))
+    assert crop.resize(pixels, box, 224, "bilinear").shape == (224, 224, 3)
+
+
+def test_threads_resize_side_by_side():
+    pixels = photo(200, 300)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        views = list(pool.map(lambda _: crop.resize(pixels, (0, 0, 300, 200), 64, "bicubic"),
+                              range(200)))  # fmt: skip
+    assert all((view == views[0]).all() for view in views)

@@ -148,15 +148,24 @@ def test_evaluation_reads_every_record_once(batch_size):
 
 def test_fingerprint_sees_pixels_labels_seed_and_batch():
     config = tiny_config()
-    base = pipeline.fingerprint(small(), config)
-    assert pipeline.fingerprint(small(), config) == base
+
+    def fingerprint(source=None, eval_source=None, config=config):
+        return pipeline.fingerprint(source or small(), eval_source or small(), config)
+
+    renamed = small()
+    renamed.class_names = ("a", "b", "z")
+    base = fingerprint()
+    assert fingerprint() == base
     for other in (
-        pipeline.fingerprint(small(9), config),
-        pipeline.fingerprint(small(num_classes=2), config),
-        pipeline.fingerprint(small(), tiny_config(**{"data.seed": 1})),
-        pipeline.fingerprint(small(), tiny_config(batch_size=48)),
-        pipeline.fingerprint(small(), tiny_config(**{"data.crop": "inception"})),
-        pipeline.fingerprint(small(), tiny_config(**{"data.aspect_min": 0.5})),
+        fingerprint(small(9)),
+        fingerprint(small(num_classes=2)),
+        fingerprint(config=tiny_config(**{"data.seed": 1})),
+        fingerprint(config=tiny_config(batch_size=48)),
+        fingerprint(config=tiny_config(**{"data.crop": "inception"})),
+        fingerprint(config=tiny_config(**{"data.aspect_min": 0.5})),
+        fingerprint(config=tiny_config(**{"data.eval_resize": 9})),
+        fingerprint(eval_source=small(9)),
+        fingerprint(renamed),
     ):
         assert other != base
 
@@ -171,3 +180,20 @@ def test_a_limit_takes_images_evenly_and_is_part_of_the_fingerprint():
     assert some.fingerprint() != whole.fingerprint()
     _, more = sources.load(tiny_config(**{"data.limit": 9999}).data)
     assert len(more) == 297
+
+
+def test_classes_in_another_order_are_refused():
+    kept, turned = small(), small()
+    turned.class_names = turned.class_names[::-1]
+    with pytest.raises(DataError, match="number the same classes in another order"):
+        sources.check_classes(kept, turned)
+
+
+def test_a_sample_of_what_lies_in_memory_needs_no_reader():
+    train, _ = sources.load(tiny_config(**{"data.limit": 5}).data)
+    assert isinstance(train, sources.Sample) and pipeline.num_workers(train, -1) == 0
+
+
+def test_the_training_source_as_evaluation_source_means_what_it_holds_out():
+    _, evaluation = sources.load(tiny_config(**{"data.eval": "digits:train"}).data)
+    assert evaluation.name == "digits:test"

@@ -130,3 +130,16 @@ def test_the_size_of_a_png_is_known_without_its_pixels():
     data = encoded(PHOTO, "PNG")
     header = decode.read_header(data[: len(data) // 2], LIMIT)
     assert (header.height, header.width) == PHOTO.shape[:2]
+
+
+def test_an_orientation_far_behind_in_the_header_is_found():
+    data = oriented(PHOTO, 6)
+    long = data[:2] + b"\xff\xed\x75\x30" + bytes(0x7530 - 2) + data[2:]  # a 30 KB segment first
+    assert decode.read_header(long, LIMIT) == decode.read_header(data, LIMIT)
+    np.testing.assert_array_equal(decoded(long), decoded(data))
+
+
+@pytest.mark.parametrize("kind", ["ICO", "EPS"])
+def test_formats_that_decode_before_their_size_is_known_are_refused(kind):
+    with pytest.raises(decode.BadImage, match="cannot identify"):
+        decoded(encoded(PHOTO, kind))

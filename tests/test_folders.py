@@ -65,6 +65,20 @@ def test_loops_are_cut_and_listed_and_links_followed(tmp_path):
     assert found.loops == ("a/up",)
 
 
+def test_links_to_a_parent_or_to_themselves_and_pipes_are_left_out(tmp_path):
+    fill(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "cat" / "up").symlink_to("..")
+    (tmp_path / "self").symlink_to(".")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "cat" / "circle.png").symlink_to("circle.png")
+    os.mkfifo(tmp_path / "dog" / "pipe.jpg")
+    found = folders.listing(tmp_path)
+    assert found.class_names == ("cat", "dog") and sorted(found.loops) == ["cat/up", "self"]
+    assert found.paths == ("cat/1.png", "cat/circle.png", "dog/2.png")
+    _, bad = images.evaluation(load(tmp_path), DATA).take([0, 1, 2], [0, 0, 0])
+    assert list(bad) == [1]
+
+
 def test_empty_classes_are_listed_and_left_out(tmp_path):
     fill(tmp_path, "a/1.png", "c/1.png", "b/readme.txt")
     found = folders.listing(tmp_path)

@@ -450,3 +450,19 @@ def test_sizes_and_formats_that_do_not_go_together_are_refused(folder, tmp_path,
     assert run("convert", f"folder:{folder}") == 2
     assert "--out=DIR" in capsys.readouterr().err
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "{", "[]"])
+@pytest.mark.parametrize("file", ["metadata.json", "conversion.json"])
+def test_a_foreign_or_damaged_note_in_out_is_told(tmp_path, capsys, text, file):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).write_text(text)
+    assert cli.run(["data", "convert", "digits:test", f"--out={tmp_path / 'out'}"]) == 2
+    told = capsys.readouterr().err
+    assert file in told and "choose another --out" in told
+
+
+def test_a_store_of_a_newer_supmim_says_so(tmp_path):
+    (tmp_path / "metadata.json").write_text('{"format": 2, "news": 1}')
+    with pytest.raises(DataError, match="has format 2; this supmim reads 1"):
+        records.load(str(tmp_path), sources.WHOLE)

@@ -92,3 +92,8 @@ def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
     out = capsys.readouterr().out
     assert "1200/2400 class 1.234 mim 2.500" in out and "[a message]" in out
     assert "\x1b" not in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_shares_are_percent_and_counts_are_not():
+    told = page.formatted({"knn/recall_at_1": 0.5, "unreadable/eval": 2.0, "step": 7.0})
+    assert told == {"knn/recall_at_1": "50.00 %", "step": "7", "unreadable/eval": "2"}

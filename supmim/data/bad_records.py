@@ -13,14 +13,16 @@ from supmim.errors import DataError
 class BadRecords:
     """bad_records.jsonl of a workdir: source, index, name and fault of each record, once.
 
-    Every host lists those that it met itself; `tell` is handed a line for each new one.
+    Every host lists those that it met itself; `tell` is handed a line for each new one. Those of
+    earlier starts are not listed again, but do not count: they may have been mended.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
         self.path, self.tell = path, tell
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         found = map(json.loads, text.splitlines())
-        self.known = {(line["source"], line["index"]) for line in found}
+        self.listed = {(line["source"], line["name"]) for line in found}
+        self.met: set[tuple[str, int]] = set()
 
     def of(self, source: Source, limit: float) -> Callable[[Iterable[Bad]], None]:
         """What notes the bad records of a source; DataError above so large a share of it."""
@@ -29,13 +31,14 @@ class BadRecords:
     def add(self, source: str, length: int, limit: float, met: Iterable[Bad]) -> None:
         """Notes what a batch met."""
         for bad in met:
-            if (source, bad.index) in self.known:
+            self.met.add((source, bad.index))
+            if (source, bad.name) in self.listed:
                 continue
-            self.known.add((source, bad.index))
+            self.listed.add((source, bad.name))
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
             self.tell(f"unreadable  {printable(bad.name)}: {printable(bad.why)}")
-        count = sum(name == source for name, _ in self.known)
+        count = sum(name == source for name, _ in self.met)
         if count > limit * length:
             raise DataError(
                 f"{count} of the {length} images of {source} can't be read, more than "

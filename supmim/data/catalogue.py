@@ -124,7 +124,7 @@ def open_split(where: str, part: str, tfds_dir: str) -> tuple[Any, str]:
 def held_out(builder: Any, asked: str) -> str:
     """validation or else test; NothingHeldOut if one of them was asked for, or none is there."""
     there = [name for name in HELD_OUT_SPLITS if name in builder.info.splits]
-    if not there or asked.startswith(HELD_OUT_SPLITS):
+    if not there or set(there) & set(re.sub(r"\[[^\]]*\]", "", asked).split("+")):
         raise sources.NothingHeldOut(
             f"{builder.info.full_name}:{asked} holds nothing out: its splits are "
             f"{', '.join(builder.info.splits)}; set --config.data.eval=tfds:NAME:SPLIT"

@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from cykooz_resizer import ImageData, ResizeOptions, Resizer
+from cykooz_resizer import ImageData, ResizeOptions
 
 from supmim import workdir
 from supmim.data import crop, decode, progress, records, sources
@@ -28,6 +27,7 @@ from supmim.data.sources import Record, Source
 from supmim.errors import ConfigError, DataError
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a chunk: random access; JPEG is dense
+JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 SHARD_RECORDS = 10_000
 SHARD_BYTES = 10**9
 SAMPLE = 64  # images that tell how large a shard and the store will be
@@ -104,11 +104,23 @@ def plan_of(source: Source, root: Path, how: How) -> Plan:
     same = json.loads(json.dumps(identity(source, how)))
     for file in (METADATA, CONVERSION):
         if (root / file).is_file():
-            return resumed(same, json.loads((root / file).read_text(encoding="utf-8")), root)
+            return resumed(same, read_plan(root / file), root)
     index = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist()
     made_of = stored_chunk(source, how, index)
     record_bytes = float(np.mean([len(records.pack(record)) for record, _ in made_of]))
     return Plan(same, max(1, min(SHARD_RECORDS, int(SHARD_BYTES / record_bytes))), record_bytes)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """What a conversion noted down; ConfigError for a file that is damaged or not one of ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if {"shards", "bad"} <= found.keys() and {"same", "format"} & found.keys():
+            return found
+        why = "it is no file of supmim data convert"
+    except (ValueError, AttributeError) as error:
+        why = str(error)
+    raise ConfigError(f"{path}: {why}; delete {path.parent} or choose another --out")
 
 
 def identity(source: Source, how: How) -> dict[str, Any]:
@@ -125,8 +137,8 @@ def identity(source: Source, how: How) -> dict[str, Any]:
 def resumed(same: dict[str, Any], found: dict[str, Any], root: Path) -> Plan:
     """The plan that lies in a folder, of this or of a finished conversion."""
     finished = "same" not in found
-    before = {name: found[name] for name in same} if finished else found["same"]
-    if different := [name for name in same if same[name] != before[name]]:
+    before = found if finished else found["same"]
+    if different := [name for name in same if same[name] != before.get(name)]:
         raise ConfigError(
             f"{root} holds another conversion: {', '.join(different)} differ; delete it or choose "
             "another --out"
@@ -292,22 +304,16 @@ def shrunk(pixels: np.ndarray, size: int) -> np.ndarray:
     target = ImageData(*new, kind)
     algorithm, _ = crop.FILTERS["bicubic"]
     whole = ImageData(width, height, kind, pixels.tobytes())
-    RESIZER.resize(whole, target, ResizeOptions(algorithm))
+    crop.RESIZER.resize(whole, target, ResizeOptions(algorithm))
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(new[1], new[0], channels)
 
 
-class OwnResizer(threading.local):
-    """One for each thread: it keeps buffers."""
-
-    def __init__(self) -> None:
-        self.resize = Resizer().resize
-
-
-RESIZER = OwnResizer()
-
-
 def jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """Baseline, grey or with chroma at half the resolution."""
+    """Baseline, grey or with chroma at half the resolution; BadImage if a side is too long."""
+    if max(pixels.shape) > JPEG_SIDE:
+        raise decode.BadImage(
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels: a JPEG's side has at most {JPEG_SIDE}"
+        )
     grey = pixels.shape[-1] == 1
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels),

@@ -6,6 +6,7 @@ training view is drawn from (data.seed, epoch, index) alone.
 
 import dataclasses
 import math
+import threading
 
 import numpy as np
 from cykooz_resizer import (
@@ -24,8 +25,17 @@ FILTERS = {  # each with the radius of its support, in pixels of the smaller gri
     "bicubic": (ResizeAlg.convolution(FilterType.catmull_rom), 2),  # Pillow's a = -0.5
 }
 PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
-RESIZER = Resizer()
 ATTEMPTS = 10
+
+
+class OwnResizer(threading.local):
+    """One for each thread: it keeps buffers."""
+
+    def __init__(self) -> None:
+        self.resize = Resizer().resize
+
+
+RESIZER = OwnResizer()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +124,7 @@ def resize(pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
     return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, channels)
 
 
-def scaled(box: Box, x: float, y: float) -> Box:
-    """The box in an image that is x and y times as wide and high."""
-    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+def scaled(box: Box, size: tuple[int, int], new: tuple[int, int]) -> Box:
+    """The box in an image of another (height, width); rounding does not let it stick out."""
+    y, x = new[0] / size[0], new[1] / size[1]
+    return box[0] * x, box[1] * y, min(box[2] * x, new[1]), min(box[3] * y, new[0])

@@ -17,7 +17,10 @@ from PIL import Image
 Image.MAX_IMAGE_PIXELS = None  # read() has a limit of its own, told as a bad record
 
 JPEG = b"\xff\xd8\xff"
+SCAN = b"\xff\xda"  # behind it lie pixels
 EXIF = b"Exif\x00\x00"
+# Pillow's other readers decode before the size is known (ICO), or start programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 ORIENTATION = 0x0112
 UPRIGHT = {  # orientation -> what makes it upright
     2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.swapaxes(0, 1),
@@ -54,16 +57,21 @@ def _jpeg_header(data: bytes, max_pixels: int) -> Header:
         raise BadImage(f"damaged JPEG: {error}") from error
     _check_size(height, width, max_pixels)
     header = Header(height, width, 1, colorspace in ("Gray", "YCbCr", "RGB"))
-    if EXIF not in data[:4096]:
+    if data.find(EXIF, 0, data.find(SCAN)) < 0:
         return header
-    return _turned(header, _orientation(Image.open(io.BytesIO(data))))
+    return _turned(header, _orientation(_open(data)))
 
 
 def _pillow_header(data: bytes, max_pixels: int) -> Header:
-    image = _quietly(lambda: Image.open(io.BytesIO(data)))
+    image = _open(data)
     width, height = image.size
     _check_size(height, width, max_pixels)
     return _turned(Header(height, width, 1, False), _orientation(image))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Of one of FORMATS, its header read."""
+    return _quietly(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
@@ -89,13 +97,15 @@ def _quietly(read):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return read()
+    except BadImage:
+        raise
     except Exception as error:
         raise BadImage(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
 
 
 def kind(data: bytes) -> tuple[str, str]:
     """Format and mode of an image, as Pillow names them, e.g. JPEG and RGB; BadImage for none."""
-    image = _quietly(lambda: Image.open(io.BytesIO(data)))
+    image = _open(data)
     return image.format, image.mode
 
 
@@ -135,7 +145,7 @@ def _decode_jpeg(data: bytes, header: Header, channels: int, shrink: float) -> n
 
 def _decode_other(data: bytes, channels: int) -> np.ndarray:
     """Through Pillow, which by itself would clip 16-bit grey to 255."""
-    image = Image.open(io.BytesIO(data))
+    image = _open(data)
     image.load()
     if image.mode.startswith("I"):
         deep = np.clip(np.asarray(image), 0, 65535)
@@ -163,4 +173,4 @@ def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
     mode = kind(data)[1]
     if mode not in ("1", "L", "P"):
         raise BadImage(f"a mask has 8 bits and one channel, this is {mode}")
-    return _quietly(lambda: np.asarray(Image.open(io.BytesIO(data))).astype(np.uint8))
+    return _quietly(lambda: np.asarray(_open(data)).astype(np.uint8))

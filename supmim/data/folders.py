@@ -7,6 +7,7 @@ of these a fixed share of the files is, chosen by a hash of their names.
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,9 +126,11 @@ def is_held_out(path: str, holdout: float) -> bool:
 
 def listing(root: Path) -> Listing:
     """The images of a folder; DataError where they make no classes."""
-    classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    classes = sorted(entry.name for entry in shown if _kind(entry) == "folder")
     loops: list[str] = []
-    files = {name: sorted(_files(str(root / name), name, frozenset(), loops)) for name in classes}
+    above = frozenset({os.path.realpath(root)})
+    files = {name: sorted(_files(str(root / name), name, above, loops)) for name in classes}
     full = [name for name in classes if files[name]]
     if not full:
         loose = sum(e.name.lower().endswith(ENDINGS) for e in os.scandir(root))
@@ -159,16 +162,19 @@ def _files(
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
-        path = f"{relative}/{entry.name}"
-        if entry.is_dir():
+        path, kind = f"{relative}/{entry.name}", _kind(entry)
+        if kind == "folder":
             yield from _files(entry.path, path, above | {here}, loops)
-        elif entry.name.lower().endswith(ENDINGS):
-            yield path, _size(entry)
+        elif kind in ("file", "broken") and entry.name.lower().endswith(ENDINGS):
+            yield path, entry.stat().st_size if kind == "file" else -1
 
 
-def _size(entry: os.DirEntry) -> int:
-    """Bytes, or -1 for a link to nothing."""
+def _kind(entry: os.DirEntry) -> str:
+    """folder, file, broken (a link to nothing or in a circle) or other (a pipe, a device)."""
     try:
-        return entry.stat().st_size
+        mode = entry.stat().st_mode
     except OSError:
-        return -1
+        return "broken"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "other"

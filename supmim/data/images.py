@@ -14,7 +14,7 @@ from supmim.data.sources import Record, Source, check_label
 # The options of config.data that a training view depends on.
 VIEW = (
     "image_size", "channels", "crop", "area_min", "area_max", "aspect_min", "aspect_max",
-    "interpolation",
+    "interpolation", "eval_view", "eval_resize",
 )  # fmt: skip
 
 BoxOf = Callable[[int, int, int, int], crop.Box]  # (height, width, epoch, index) -> box
@@ -75,8 +75,7 @@ class Images:
         box = self.box_of(header.height, header.width, epoch, index)
         shrink = 0 if self.exact else min(box[2] - box[0], box[3] - box[1]) / self.size
         pixels = decode.decode(record.image, header, self.channels, shrink)
-        height, width = pixels.shape[:2]
-        box = crop.scaled(box, width / header.width, height / header.height)
+        box = crop.scaled(box, (header.height, header.width), pixels.shape[:2])
         return crop.resize(pixels, box, self.size, self.method)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import os
 import signal
@@ -17,7 +18,7 @@ from absl import flags
 
 from supmim import sharding
 from supmim.data.images import VIEW, Bad, Images
-from supmim.data.sources import InMemory, Source
+from supmim.data.sources import InMemory, Sample, Source
 from supmim.data.stream import Evaluation, HostBatch, Training
 from supmim.errors import DeviceError
 from supmim.runtime import host_memory
@@ -25,6 +26,7 @@ from supmim.runtime import host_memory
 Batch = dict[str, Any]
 READ_AHEAD = 4  # host batches of a reader thread; one in a process reads while another is sent
 DEVICE_AHEAD = 2  # batches on their way to the devices
+EVALUATED = "evaluated "
 READER_GIB = 1.0  # what a reader process may need
 TRANSFORM_VERSION = 1  # of decoding, cropping and augmentation: raise it when pixels change
 
@@ -42,7 +44,7 @@ def num_workers(source: Source, asked: int) -> int:
     """
     if asked >= 0:
         return asked
-    if isinstance(source, InMemory):
+    if isinstance(source.source if isinstance(source, Sample) else source, InMemory):
         return 0
     affordable = int(host_memory.available() / 2 / READER_GIB)
     return max(1, min(len(os.sched_getaffinity(0)), affordable))
@@ -186,11 +188,19 @@ def _to_devices(
         ahead.extend(itertools.islice(placed, 1))
 
 
-def fingerprint(source: Source, config: Any) -> dict[str, Any]:
-    """What fixes the sample stream; stored with a checkpoint, compared on resume."""
+def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, Any]:
+    """What fixes the sample stream and, as EVALUATED ..., the evaluation images.
+
+    Stored with a checkpoint, compared on resume.
+    """
     data = config.data.to_dict()
-    view = {f"data.{name}": data[name] for name in VIEW}
+    classes = "\0".join(source.class_names).encode()
     return {
-        **source.fingerprint(), **view, "data_seed": config.data.seed,
-        "batch_size": config.batch_size, "transform_version": TRANSFORM_VERSION,
-    }  # fmt: skip
+        **source.fingerprint(),
+        **{EVALUATED + name: value for name, value in eval_source.fingerprint().items()},
+        **{f"data.{name}": data[name] for name in VIEW},
+        "classes": hashlib.sha256(classes).hexdigest(),
+        "data_seed": config.data.seed,
+        "batch_size": config.batch_size,
+        "transform_version": TRANSFORM_VERSION,
+    }

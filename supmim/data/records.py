@@ -195,13 +195,12 @@ def read_metadata(root: Path) -> Metadata:
             f"{root} is no store: it has no {METADATA}; supmim data convert writes them"
         )
     try:
-        found = Metadata(**json.loads(path.read_text(encoding="utf-8")))
-        if found.format == FORMAT:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if (version := document["format"]) == FORMAT:
+            found = Metadata(**document)
             shards = tuple(Shard(**shard) for shard in found.shards)
             bad = tuple(Bad(*bad) for bad in found.bad)
             return found._replace(class_names=tuple(found.class_names), shards=shards, bad=bad)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); convert again") from error
-    raise DataError(
-        f"{path} has format {found.format}; this supmim reads {FORMAT}. Use a newer one"
-    )
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); convert again") from error
+    raise DataError(f"{path} has format {version}; this supmim reads {FORMAT}. Use a newer one")

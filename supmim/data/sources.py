@@ -159,17 +159,27 @@ def find(spec: str, part: str, data: Any) -> Source:
 def load(data: Any) -> tuple[Source, Source]:
     """Training and evaluation source of config.data, with the same classes.
 
-    Without data.eval, evaluation gets what the training source holds out.
+    Without data.eval, or with the same as data.train, evaluation gets what that holds out.
     """
-    if data.eval:
+    if data.eval not in ("", data.train):
         train, evaluation = find(data.train, WHOLE, data), find(data.eval, WHOLE, data)
     else:
         train, evaluation = find(data.train, KEPT, data), find(data.train, HELD_OUT, data)
+    check_classes(train, evaluation)
+    return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
+
+
+def check_classes(train: Source, evaluation: Source) -> None:
+    """DataError unless both number the same classes alike."""
     if lines := list(class_differences(train, evaluation)):
         raise DataError(
             f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines)
         )
-    return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
+    if train.class_names != evaluation.class_names:
+        raise DataError(
+            f"{train.name} and {evaluation.name} number the same classes in another order: a label "
+            "would mean two things. Convert both from folders, or take both from one source"
+        )
 
 
 def class_differences(train: Source, evaluation: Source) -> Iterator[str]:

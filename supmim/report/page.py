@@ -61,10 +61,15 @@ def goodput(rows: list[dict[str, float]]) -> dict[str, float]:
             for name, share in last.items() if name.startswith("goodput/")}  # fmt: skip
 
 
+def is_share(name: str) -> bool:
+    """Whether a result is a fraction; unreadable/... counts images."""
+    return "/" in name and not name.startswith("unreadable/")
+
+
 def formatted(results: dict[str, float]) -> dict[str, str]:
     """Results as people read them: fractions in percent, floors last, other numbers as they are."""
     ordered = sorted(results, key=lambda name: (name.startswith("floor/"), name))
     return {
-        name: f"{100 * results[name]:.2f} %" if "/" in name else f"{results[name]:g}"
+        name: f"{100 * results[name]:.2f} %" if is_share(name) else f"{results[name]:g}"
         for name in ordered
     }

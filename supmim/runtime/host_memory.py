@@ -13,5 +13,7 @@ def available() -> float:
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+        counters = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(counters["inactive_file"])  # given back when it is needed
+        free = min(free, int(text) - int(used.read_text()) + cached)
     return max(0, free) / GIB
