@@ -211,8 +211,8 @@ def readers_of(
 ) -> pipeline.Readers:
     """How a source is read; a larger share of bad records than the limit is a DataError."""
     workers = pipeline.num_workers(source, config.data.workers)
-    tell = lambda line: bad_records.tell(line)  # noqa: E731  it may come to tell a screen
-    return pipeline.Readers(workers, bad_records.of(source, limit), tell)
+    note = bad_records.of(source, limit)
+    return pipeline.Readers(workers, note, lambda line: bad_records.tell(line))  # a screen, later
 
 
 def create_predictions(

@@ -38,7 +38,7 @@ def run(config: Any, rounds: int) -> dict[str, Any]:
             "e.g. --config.data.train=folder:PATH"
         )
     seen = images.training(source, config.data)
-    index = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
+    index = sources.evenly(len(source), SAMPLE)
     with one_core():
         stages = list(contestants(seen, index, config.data))
         take_turns(stages, rounds)

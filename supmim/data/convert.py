@@ -105,7 +105,7 @@ def plan_of(source: Source, root: Path, how: How) -> Plan:
     for file in (METADATA, CONVERSION):
         if (root / file).is_file():
             return resumed(same, read_plan(root / file), root)
-    index = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist()
+    index = sources.evenly(len(source), SAMPLE).tolist()
     made_of = stored_chunk(source, how, index)
     record_bytes = float(np.mean([len(records.pack(record)) for record, _ in made_of]))
     return Plan(same, max(1, min(SHARD_RECORDS, int(SHARD_BYTES / record_bytes))), record_bytes)

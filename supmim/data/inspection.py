@@ -13,7 +13,7 @@ import numpy as np
 from supmim.data import decode, folders, images, progress
 from supmim.data.images import Bad
 from supmim.data.pairs import MaskedRecord, Pairs
-from supmim.data.sources import Record, Source, check_label
+from supmim.data.sources import Record, Source, check_label, evenly
 from supmim.errors import DataError
 
 CHUNK = 32
@@ -137,7 +137,7 @@ def spread(values: Sequence[int]) -> list[int]:
 
 def images_per_second(source: Source, data: Any) -> float:
     """Decoded and cropped at random on one core, of some from all over the source."""
-    index = np.unique(np.linspace(0, len(source) - 1, TIMED).astype(int))
+    index = evenly(len(source), TIMED)
     seen = images.training(source, data)
     begin = time.perf_counter()
     for some in np.array_split(index, -(-len(index) // CHUNK)):

@@ -85,8 +85,7 @@ class Sample:
 
     def __init__(self, source: Source, limit: int) -> None:
         self.source, self.name, self.class_names = source, source.name, source.class_names
-        count = min(limit, len(source))
-        self.index = np.linspace(0, len(source) - 1, count).astype(int)
+        self.index = evenly(len(source), limit)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -136,6 +135,11 @@ def known(name: str, among: Sequence[str], message: str) -> str:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise DataError(f"{message.format(name)}: it takes {', '.join(among)}{hint}")
     return name
+
+
+def evenly(length: int, count: int) -> np.ndarray:
+    """int [min(length, count)]: places from the first to the last of so many."""
+    return np.linspace(0, length - 1, min(length, count)).astype(int)
 
 
 def printable(name: str) -> str:

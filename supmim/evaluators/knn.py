@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim.data.images import Images
+from supmim.data.sources import evenly
 from supmim.errors import NumericsError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
@@ -96,11 +97,6 @@ def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
     }
 
 
-def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """At most so many of the rows, from the first to the last."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
-
-
 class Evaluator:
     """knn/*: neighbours in the training source, and among the evaluation images, self excluded."""
 
@@ -135,9 +131,11 @@ class Evaluator:
     def draw(self, folder: Path) -> None:
         """neighbours.png: some wrong queries first, then others, each evenly taken."""
         index, label, neighbour, found = self._last.values()
-        wrong = _evenly(np.flatnonzero(found[:, 0] != label), self.pictures // 2)
+        wrong = np.flatnonzero(found[:, 0] != label)
+        wrong = wrong[evenly(len(wrong), self.pictures // 2)]
         others = np.setdiff1d(np.arange(len(label)), wrong)
-        rows = np.concatenate([wrong, _evenly(others, self.pictures - len(wrong))])
+        others = others[evenly(len(others), self.pictures - len(wrong))]
+        rows = np.concatenate([wrong, others])
         sources, shown = self.predictions.sources, neighbour_picture.NEIGHBOURS
         columns = min(shown, found.shape[1])
         bank = sources["train"].read(neighbour[rows, :columns].ravel())["image"]

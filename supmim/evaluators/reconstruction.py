@@ -9,6 +9,7 @@ import numpy as np
 
 from supmim import sharding
 from supmim.data import augment
+from supmim.data.sources import evenly
 from supmim.evaluators.predictions import Predictions
 from supmim.report import reconstructions
 
@@ -43,7 +44,7 @@ class Evaluator:
     def draw(self, folder: Path) -> None:
         """reconstructions.png of evenly taken images."""
         index = self._last["index"]
-        rows = np.unique(np.linspace(0, len(index) - 1, self.pictures).astype(int))
+        rows = evenly(len(index), self.pictures)
         shown = self.predictions.sources["eval"].read(index[rows])["image"]
         decode = jax.jit(self.task.frozen.decode)
         reconstructions.draw(

@@ -14,6 +14,7 @@ import numpy as np
 from supmim import losses, masking, metrics, models, tokenizers
 from supmim.data import augment, mixing
 from supmim.data.images import VIEW, Images
+from supmim.data.sources import evenly
 from supmim.models import supmim as supmim_model
 from supmim.workdir import holds_run
 
@@ -193,7 +194,7 @@ def create(config: Any, images: Images, workdir: Path) -> SupMIM:
             keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
             return np.asarray(move(keys, augment.to_float(images.read(index)["image"])))
 
-        index = np.linspace(0, len(images) - 1, count).astype(np.int32)
+        index = evenly(len(images), count).astype(np.int32)
         parts = np.split(index, range(FIT_CHUNK, count, FIT_CHUNK))
         return np.concatenate([view(part) for part in parts])
 
