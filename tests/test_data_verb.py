@@ -130,7 +130,7 @@ def test_any_source_can_be_checked(folder, tmp_path, capsys):
         (["check", "digits:train", "stray"], "'stray' is not a flag"),
         (["check", "digits:train", "--jsn"], "Did you mean: json"),
         (["check", "folder:/x", "--holdout=much"], "--holdout=much is no number"),
-        (["check", "folder:/x", "--holdout=0.95"], "data.holdout is 0.95"),
+        (["check", "folder:/x", "--holdout=0.95"], "is no number from 0 to 0.9"),
     ],
 )
 def test_usage_errors_exit_2(capsys, args, told):
@@ -144,11 +144,27 @@ def test_usage_errors_exit_2(capsys, args, told):
      ("records:/nowhere", "there is no such folder")],
 )  # fmt: skip
 def test_sources_that_are_not_there_exit_3(capsys, source, told):
-    for action in ("check", "convert"):
-        code, _, err = run(capsys, action, source, "--out=/nowhere/x")
+    for args in (["check", source], ["convert", source, "--out=/nowhere/x"]):
+        code, _, err = run(capsys, *args)
         assert code == 3 and told in err
 
 
 def test_a_slip_is_told_and_not_looked_up_as_a_data_set():
     with pytest.raises(DataError, match="it takes digits, folder, records, tfds; did you mean"):
         sources.find("recods:/x", sources.WHOLE, tiny_config().data)
+
+
+def test_a_flag_of_another_action_and_a_bare_path_are_told(tmp_path, capsys):
+    assert cli.run(["data", "check", "digits:train", "--size=8"]) == 2
+    assert "--size is a flag of supmim data convert" in capsys.readouterr().err
+    assert cli.run(["data", "convert", "digits:train", "--json", f"--out={tmp_path}"]) == 2
+    assert "--json is a flag of supmim data check" in capsys.readouterr().err
+    assert cli.run(["data", "check", str(tmp_path)]) == 3
+    assert f"a folder of images is folder:{tmp_path}" in capsys.readouterr().err
+
+
+def test_a_source_that_holds_nothing_out_says_what_a_training_will_ask_for(capsys):
+    assert cli.run(["data", "check", "digits:test"]) == 0
+    assert "asks for --config.data.eval" in capsys.readouterr().out
+    assert cli.run(["data", "check", "digits:train"]) == 0
+    assert "asks for --config.data.eval" not in capsys.readouterr().out

@@ -18,7 +18,7 @@ from tests.conftest import tiny_config
 def freeze(workdir):
     workdir.mkdir(exist_ok=True)
     config = tiny_config(
-        total_epochs=2, save_every=10, **{"mesh.fsdp": 2, "encoder.depth": 1, "decoder.depth": 0,
+        save_every=10, **{"mesh.fsdp": 2, "encoder.depth": 1, "decoder.depth": 0,
         "eval.evaluators": "classification", "checkpoint.keep_best": 0},
     )  # fmt: skip
     (workdir / "config.json").write_text(config_lib.to_json(config))

@@ -114,7 +114,9 @@ def test_no_mesh_changes_the_training(shape):
     check(in_one_process(shape), (1, 1, 1))
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((1, 4, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+)
 def test_several_processes_train_as_one(shape, tmp_path):
     out, count = tmp_path / "found.npz", np.prod(shape) // processes.DEVICES_EACH
     command = ["tests.processes", ",".join(map(str, shape)), str(out)]

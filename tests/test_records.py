@@ -283,7 +283,7 @@ from supmim.data import convert
 convert.SHARD_RECORDS = 4
 if sys.argv[1] == "slow":
     pack = convert.records.pack
-    convert.records.pack = lambda record: (time.sleep(0.02), pack(record))[1]
+    convert.records.pack = lambda record: (time.sleep(0.2), pack(record))[1]
 sys.exit(cli.run(["data", "convert", "folder:{root}", "--out={out}"]))
 """
     child = subprocess.Popen([sys.executable, "-c", slow, "slow"], stdout=subprocess.PIPE)

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from supmim import config as config_lib
 from tests.conftest import tiny_config
 
-KILLS = 3
+KILLS = 2
 
 
 def start(workdir):

@@ -16,16 +16,26 @@ from supmim.runtime import host_memory, lock
 LISTED = 20  # lines of a list that are printed; --json has all
 WIDTH = 80
 QUALITY = "90"
+OWN_FLAGS = {"convert": ("out", "size", "quality", "raw"), "check": ("json",)}
 GIB = 2**30
 
 
 def run(_: Any, flags: Any) -> None:
     """The verb."""
+    check_flags(flags)
     try:
         ACTIONS[flags.action](flags.source, data_options(flags), flags)
     except KeyboardInterrupt as error:
         goes_on = "goes on" if flags.action == "convert" else "starts anew"
         raise Interrupted(f"{flags.action} was interrupted; the same command {goes_on}") from error
+
+
+def check_flags(flags: Any) -> None:
+    """ConfigError for a flag that another action takes."""
+    for action, names in OWN_FLAGS.items():
+        for name in names if flags.action != action else ():
+            if flags[name].value:
+                raise ConfigError(f"--{name} is a flag of supmim data {action}")
 
 
 def data_options(flags: Any) -> Any:
@@ -34,7 +44,7 @@ def data_options(flags: Any) -> Any:
     config.data.crop = "inception"
     config.data.tfds_dir = flags.tfds_dir
     if flags.holdout:
-        config.data.holdout = number("holdout", flags.holdout, float)
+        config.data.holdout = number("holdout", flags.holdout, float, 0, 0.9)
     config_lib.validate(config)
     return config.data
 
@@ -112,6 +122,8 @@ def check_lines(found: dict[str, Any], data: Any) -> Iterator[str]:
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
+    if len(found["parts"]) == 1:
+        yield "held out    nothing: a training on this alone asks for --config.data.eval=SOURCE"
     if speed := found.get("images_per_second_and_core"):
         yield from needs_lines(next(iter(found["parts"].values())), speed, data.image_size)
 
@@ -121,7 +133,8 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     size = (
         f"{part['bytes'] / 1e9:.2f} GB" if part["bytes"] > 1e8 else f"{part['bytes'] / 1e6:.2f} MB"
     )
-    yield cut(f"{name:<12}{part['images']:,} images, {size}, {part['classes']:,} classes")
+    classes = "1 class" if part["classes"] == 1 else f"{part['classes']:,} classes"
+    yield cut(f"{name:<12}{part['images']:,} images, {size}, {classes}")
     if part["largest"]:
         (most, many), (least, few) = part["largest"], part["smallest"]
         yield cut(

@@ -27,6 +27,7 @@ Batch = dict[str, Any]
 READ_AHEAD = 4  # host batches of a reader thread; one in a process reads while another is sent
 DEVICE_AHEAD = 2  # batches on their way to the devices
 EVALUATED = "evaluated "
+LETTING_GO = 0.2  # seconds in which Grain's thread, for which no exit waits, frees shared memory
 READER_GIB = 1.0  # what a reader process may need
 TRANSFORM_VERSION = 1  # of decoding, cropping and augmentation: raise it when pixels change
 
@@ -107,7 +108,9 @@ def read(
                 raise DeviceError(f"{told} They were restarted once before") from error
             readers.tell(f"{told} Restarting them at step {done + 1}")
         finally:
+            batch = None
             batches.close()
+            time.sleep(LETTING_GO if readers.workers else 0)
 
 
 def _started(

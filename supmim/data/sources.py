@@ -156,6 +156,8 @@ def find(spec: str, part: str, data: Any) -> Source:
     if kind not in LOADERS:
         if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=NEAR):
             known(kind, LOADERS, "{} is not a kind of data source")
+        if kind.startswith(("/", ".", "~")):
+            raise DataError(f"{kind} is no dataset of TFDS; a folder of images is folder:{kind}")
         kind, where = "tfds", spec
     return importlib.import_module(LOADERS[kind]).load(where, part, data)
 
