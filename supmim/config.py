@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim.errors import ConfigError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Options that a version brought, with the values that mean what was done before it.
 BROUGHT = {
     2: {
@@ -28,6 +28,12 @@ BROUGHT = {
         "data.interpolation": "bilinear", "data.eval_view": "short_side", "data.eval_resize": 0,
         "data.three_augment": False, "data.colour_jitter": 0.0, "data.randaug_num": 0,
         "data.randaug_magnitude": 0.0, "data.erase": 0.0, "data.cutmix": 0.0,
+    },
+    4: {
+        "data.targets": "", "mim.target": "tokens", "tokenizer.path": "",
+        "tokenizer.image_size": 0, "tokenizer.filters": 128,
+        "tokenizer.channel_multipliers": "1,1,2,2,4", "tokenizer.num_res_blocks": 2,
+        "tokenizer.embedding_dim": 256, "tokenizer.dtype": "float32", "tokenizer.microbatch": 64,
     },
 }  # fmt: skip
 
@@ -126,6 +132,7 @@ OPTIONS = {
     "data.tfds_dir": Option("", "folder of TFDS's datasets; empty: TFDS's own"),
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
     "data.channels": Option(3, "channels of an image: 1, grey, or 3", low=1, high=3),
+    "data.targets": Option("", "folder of target ids that `supmim data tokens` made; empty: none"),
     "data.limit": _at_least(0, 0, "images used of each source, evenly taken; 0: all"),
     "data.workers": _at_least(-1, -1, "reader processes per host; 0: a thread; -1: as many as fit"),
     "data.max_pixels": _at_least(
@@ -209,11 +216,30 @@ OPTIONS = {
     "mim.unit": _at_least(1, 2, "units: side of a unit, in patches"),
     "mim.ratio_mean": _share(0.55, "variable: mean of the truncated normal"),
     "mim.ratio_std": Option(0.25, "variable: its standard deviation", low=0.01, high=1.0),
+    "mim.target": Option(
+        "tokens",
+        "what is predicted of hidden patches",
+        choices=("tokens", "pixels", "normalized_pixels"),
+    ),
     "mim.label_smoothing": _share(0.0, "share of the target id spread over the codebook"),
     # Tokenizer: frozen, turns an image into target ids.
-    "tokenizer.name": Option("patch_vq", "kind of tokenizer", choices=("patch_vq",)),
+    "tokenizer.name": Option(
+        "patch_vq", "k-means codes of patches, or MaskGIT's VQGAN", choices=("patch_vq", "vqgan")
+    ),
+    "tokenizer.path": Option("", "folder of a trained or imported one; patch_vq, empty: fitted"),
+    "tokenizer.image_size": _at_least(0, 0, "side of the image it sees, pixels; 0: as data's"),
     "tokenizer.codebook_size": _at_least(2, 1024, "number of codes"),
     "tokenizer.patch_size": _at_least(1, 16, "side of the square that one id stands for, pixels"),
+    "tokenizer.filters": _at_least(1, 128, "vqgan: channels of the first level"),
+    "tokenizer.channel_multipliers": Option(
+        "1,1,2,2,4", "vqgan: channels of each level, in filters; each but the last halves the side"
+    ),
+    "tokenizer.num_res_blocks": _at_least(1, 2, "vqgan: residual blocks of a level"),
+    "tokenizer.embedding_dim": _at_least(1, 256, "vqgan: size of a code"),
+    "tokenizer.dtype": Option(
+        "float32", "compute dtype of the frozen tokenizer", choices=("float32", "bfloat16")
+    ),
+    "tokenizer.microbatch": _at_least(1, 64, "images that a device turns into ids at once"),
     "tokenizer.fit_images": _at_least(1, 8192, "training images that the codes are fitted on"),
     "tokenizer.fit_steps": _at_least(1, 30, "k-means steps"),
     # Optimizer: linear warm-up, cosine to zero.
