@@ -16,6 +16,7 @@ from flax import struct
 
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
+from supmim.tokenizers.codes import distances, nearest
 
 FILE = "patch_vq.npz"
 DIGEST = "patch_vq.json"
@@ -33,7 +34,7 @@ class PatchVQ:
 
     def encode(self, image: jax.Array) -> jax.Array:
         """[B, S, S, C] -> ids [B, N], the nearest code of each patch."""
-        return distances(layers.patchify(image, self.patch_size), self.codes).argmin(axis=-1)
+        return nearest(layers.patchify(image, self.patch_size), self.codes)
 
     def decode(self, ids: jax.Array) -> jax.Array:
         """[B, N] -> [B, S, S, C]."""
@@ -80,12 +81,6 @@ def load(folder: Path) -> PatchVQ:
     return PatchVQ(jnp.asarray(codes), patch_size, channels)
 
 
-def distances(patches: jax.Array, codes: jax.Array) -> jax.Array:
-    """Squared distances less |patch|^2, which no comparison needs: [..., F], [K, F] -> [..., K]."""
-    product = patches @ codes.T
-    return jnp.broadcast_to((codes**2).sum(axis=-1), product.shape) - 2 * product
-
-
 @functools.partial(jax.jit, static_argnames="steps")
 def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
     """`steps` rounds of k-means: [P, F], [K, F] -> [K, F].
@@ -94,7 +89,7 @@ def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
     """
     num_codes = len(codes)
 
-    def nearest(codes):
+    def assign(codes):
         def one(patch):
             distance = distances(patch, codes)
             return distance.argmin(), distance.min() + (patch**2).sum()
@@ -102,7 +97,7 @@ def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
         return jax.lax.map(one, patches, batch_size=CHUNK)
 
     def step(codes, _):
-        ids, error = nearest(codes)
+        ids, error = assign(codes)
         count = jax.ops.segment_sum(jnp.ones(len(patches)), ids, num_codes)
         total = jax.ops.segment_sum(patches, ids, num_codes)
         mean = total / jnp.maximum(count, 1)[:, None]

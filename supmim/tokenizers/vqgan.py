@@ -1,0 +1,159 @@
+"""MaskGIT's VQGAN (arXiv 2202.04200): a convolutional encoder, codes, and a decoder.
+
+Modules carry the names that the public Flax implementation gives its parameters, so that an
+import is a comparison. Shapes: B batch, S image side, C channels, h w latent grid, D size of a
+code, K codes, N tokens of an image.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from supmim.tokenizers import codes as codes_lib
+
+NORM_EPSILON = 1e-6
+NORM_GROUPS = 32
+codebook_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+# Flax takes a norm's statistics in float32 whatever its dtype.
+GroupNorm = functools.partial(nn.GroupNorm, num_groups=NORM_GROUPS, epsilon=NORM_EPSILON)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut."""
+
+    filters: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, F] -> [B, h, w, filters].
+
+        Where the channels change, the shortcut's 1x1 convolution takes the block's own output, not
+        its input, as in the public implementation: its weights work no other way.
+        """
+        conv = functools.partial(nn.Conv, self.filters, use_bias=False, dtype=self.dtype)
+        y = nn.swish(GroupNorm(dtype=self.dtype)(x))
+        y = conv((3, 3))(y)
+        y = nn.swish(GroupNorm(dtype=self.dtype)(y))
+        y = conv((3, 3))(y)
+        return y + (x if x.shape[-1] == self.filters else conv((1, 1))(y))
+
+
+class Encoder(nn.Module):
+    """Image to latents; every level but the last halves the side by averaging."""
+
+    filters: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    embedding_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] in [0, 1] -> [B, h, w, D]."""
+        x = nn.Conv(self.filters, (3, 3), use_bias=False, dtype=self.dtype)(image)
+        for level, multiplier in enumerate(self.channel_multipliers):
+            if level:
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+            for _ in range(self.num_res_blocks):
+                x = ResBlock(self.filters * multiplier, self.dtype)(x)
+        for _ in range(self.num_res_blocks):
+            x = ResBlock(x.shape[-1], self.dtype)(x)
+        x = nn.swish(GroupNorm(dtype=self.dtype)(x))
+        return nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)(x)
+
+
+class Quantizer(nn.Module):
+    """The codes."""
+
+    codebook_size: int
+    embedding_dim: int
+
+    def setup(self) -> None:
+        shape = (self.codebook_size, self.embedding_dim)
+        self.codebook = self.param("codebook", codebook_init, shape)
+
+    def quantize(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> [B, h, w], the nearest code of each, found in float32."""
+        return codes_lib.nearest(latents, self.codebook)
+
+    def codes(self, ids: jax.Array) -> jax.Array:
+        """[...] -> [..., D], float32."""
+        return self.codebook[ids]
+
+
+class Decoder(nn.Module):
+    """Codes to image; every level but the last doubles the side by repetition and a convolution."""
+
+    filters: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> [B, S, S, C], float32, not clipped."""
+        widths = [self.filters * multiplier for multiplier in reversed(self.channel_multipliers)]
+        x = nn.Conv(widths[0], (3, 3), dtype=self.dtype)(latents)
+        for _ in range(self.num_res_blocks):
+            x = ResBlock(widths[0], self.dtype)(x)
+        for level, width in enumerate(widths):
+            for _ in range(self.num_res_blocks):
+                x = ResBlock(width, self.dtype)(x)
+            if level < len(widths) - 1:
+                x = nn.Conv(width, (3, 3), dtype=self.dtype)(double(x))
+        x = nn.swish(GroupNorm(dtype=self.dtype)(x))
+        return nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class Network(nn.Module):
+    """Encoder, quantizer and decoder; fully convolutional, so any side that the stride divides."""
+
+    filters: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    embedding_dim: int = 256
+    codebook_size: int = 1024
+    channels: int = 3
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        sizes = (self.filters, self.channel_multipliers, self.num_res_blocks)
+        self.encoder = Encoder(*sizes, self.embedding_dim, self.dtype)
+        self.quantizer = Quantizer(self.codebook_size, self.embedding_dim)
+        self.decoder = Decoder(*sizes, self.channels, self.dtype)
+
+    @property
+    def stride(self) -> int:
+        """Pixels, along a side, that one id stands for."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] -> its reconstruction [B, S, S, C]."""
+        return self.decode(self.codes(self.quantize(self.latents(image))))
+
+    def latents(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] in [0, 1] -> [B, h, w, D]."""
+        return self.encoder(image)
+
+    def quantize(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> ids [B, h, w]."""
+        return self.quantizer.quantize(latents)
+
+    def codes(self, ids: jax.Array) -> jax.Array:
+        """[...] -> [..., D]."""
+        return self.quantizer.codes(ids)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> [B, S, S, C], about [0, 1] but not clipped."""
+        return self.decoder(latents)
+
+
+def double(x: jax.Array) -> jax.Array:
+    """[B, h, w, F] -> [B, 2h, 2w, F], every pixel four times."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
