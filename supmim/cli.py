@@ -101,6 +101,15 @@ VERBS = {
         argument="SOURCE",
         module="data.commands",
     ),
+    "tokenizer": Verb(
+        "turn published tokenizer weights into a tokenizer folder: import",
+        "supmim tokenizer import --from=imagenet256.msgpack --out=tokenizers/maskgit",
+        {
+            "from": ("", "import: safetensors, or MaskGIT's Flax blob; never a pickle"),
+            "out": ("", "import: folder that gets the tokenizer"),
+        },
+        actions=("import",),
+    ),
     "benchmark": Verb(
         "time the training step or the input against references",
         "supmim benchmark step --config=configs/digits.py",

@@ -37,6 +37,8 @@ BROUGHT = {
     },
 }  # fmt: skip
 
+NORM_GROUPS = 32  # of a VQGAN's norms
+
 EVALUATORS = ("classification", "knn", "reconstruction")
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
@@ -224,7 +226,9 @@ OPTIONS = {
     "mim.label_smoothing": _share(0.0, "share of the target id spread over the codebook"),
     # Tokenizer: frozen, turns an image into target ids.
     "tokenizer.name": Option(
-        "patch_vq", "k-means codes of patches, or MaskGIT's VQGAN", choices=("patch_vq", "vqgan")
+        "patch_vq",
+        "k-means codes of patches, MaskGIT's VQGAN, or that of taming-transformers",
+        choices=("patch_vq", "vqgan", "taming"),
     ),
     "tokenizer.path": Option("", "folder of a trained or imported one; patch_vq, empty: fitted"),
     "tokenizer.image_size": _at_least(0, 0, "side of the image it sees, pixels; 0: as data's"),
@@ -294,6 +298,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.tfds_dir",
     "data.bad_share",
+    "tokenizer.path",  # moves as data do: the fingerprint of a checkpoint knows the tokenizer
     "checkpoint.keep",
     "log_every",
     "eval_every",
@@ -358,6 +363,8 @@ def debug(config: Any) -> FrozenConfigDict:
     small = ConfigDict(config.to_dict())
     small.update_from_flattened_dict(DEBUG_SIZES)
     small.data.image_size = min(config.data.image_size, 4 * config.encoder.patch_size)
+    if config.tokenizer.path:  # it has the size it has
+        small.tokenizer.codebook_size = config.tokenizer.codebook_size
     validate(small)
     return FrozenConfigDict(small)
 
@@ -483,7 +490,45 @@ def _odd_lengths(config: Any) -> str:
     return " or ".join(str(length) for length in sorted(lengths) if length % 2)
 
 
+def multipliers(text: str) -> tuple[int, ...]:
+    """config.tokenizer.channel_multipliers as numbers; none if it is no list of such."""
+    numbers = [int(word) if word.strip().isdecimal() else 0 for word in text.split(",")]
+    return tuple(numbers) if all(numbers) else ()
+
+
+def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
+    """Sizes of a convolutional tokenizer that no network can have."""
+    if tokenizer.name == "patch_vq":
+        if tokenizer.dtype != "float32":
+            yield "config.tokenizer.dtype: patch_vq works in float32 alone"
+        return
+    levels = multipliers(tokenizer.channel_multipliers)
+    if not levels:
+        yield (
+            f"config.tokenizer.channel_multipliers={tokenizer.channel_multipliers!r} is no list of "
+            "whole numbers from 1, e.g. 1,1,2,2,4"
+        )
+        return
+    stride = 2 ** (len(levels) - 1)
+    if tokenizer.patch_size != stride:
+        yield (
+            f"config.tokenizer.patch_size={tokenizer.patch_size} is not the stride of the "
+            f"{len(levels)} levels of config.tokenizer.channel_multipliers; set "
+            f"config.tokenizer.patch_size={stride}, or another number of levels"
+        )
+
+    def fits(filters: int) -> bool:
+        return all(filters * level % NORM_GROUPS == 0 for level in levels)
+
+    if not fits(tokenizer.filters):
+        yield (
+            f"config.tokenizer.filters={tokenizer.filters} times a multiplier is not divisible "
+            f"by the {NORM_GROUPS} groups of a norm; nearest: " + _nearest(tokenizer.filters, fits)
+        )
+
+
 def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
+    yield from _tokenizer_problems(config.tokenizer)
     tokenizer_patch = config.tokenizer.patch_size
     if (
         config.data.image_size % tokenizer_patch

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from supmim.errors import ConfigError
 from supmim.runtime import hosts
-from supmim.tokenizers import patch_vq
+from supmim.tokenizers import folder as folder_lib
+from supmim.tokenizers import patch_vq, taming, vqgan
 from supmim.workdir import write_json
 
 
@@ -28,14 +30,46 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of what its ids depend on."""
 
+    def options(self) -> dict[str, Any]:
+        """The options of a config, `group.option`, that it fixes, with their values."""
 
-TOKENIZERS = {"patch_vq": patch_vq}
+
+TOKENIZERS = {"patch_vq": patch_vq, "vqgan": vqgan, "taming": taming}
 
 
 def abstract(config: Any) -> Tokenizer:
     """The tokenizer of a config, of shapes only: what is needed to trace and compile."""
-    module, sizes = TOKENIZERS[config.tokenizer.name], config.tokenizer
-    return module.abstract(sizes.codebook_size, sizes.patch_size, config.data.channels)
+    module = TOKENIZERS[config.tokenizer.name]
+    return module.abstract(config.tokenizer, config.data.channels)
+
+
+def load(config: Any) -> Tokenizer:
+    """The tokenizer in the folder config.tokenizer.path.
+
+    ConfigError if it is not what the config says, CheckpointError if it is not whole.
+    """
+    folder, sizes = Path(config.tokenizer.path), config.tokenizer
+    if (kind := kind_of(folder)) != sizes.name:
+        raise ConfigError(
+            f"{folder} holds a tokenizer of kind {kind}, not {sizes.name}: set "
+            f"--config.tokenizer.name={kind}, or choose another --config.tokenizer.path"
+        )
+    tokenizer = TOKENIZERS[kind].load(folder, sizes.dtype)
+    held, wanted = tokenizer.options(), abstract(config).options()
+    if differ := [name for name in held if held[name] != wanted[name]]:
+        lines = [f"config.{name}: {held[name]} there, {wanted[name]} asked for" for name in differ]
+        flags = " ".join(f"--config.{name}={held[name]}" for name in differ)
+        raise ConfigError(
+            f"the tokenizer in {folder} has other sizes than the config:\n  "
+            + "\n  ".join(lines) + f"\nSet {flags}, or choose another --config.tokenizer.path"
+        )  # fmt: skip
+    return tokenizer
+
+
+def kind_of(folder: Path) -> str:
+    """The name of the tokenizer in a folder; CheckpointError if there is none."""
+    fitted = (folder / patch_vq.FILE).is_file()
+    return "patch_vq" if fitted else folder_lib.note_of(folder)["kind"]
 
 
 def load_or_fit(
@@ -45,11 +79,20 @@ def load_or_fit(
     images: Callable[[], np.ndarray],
     needed: bool,
 ) -> Tokenizer:
-    """The tokenizer in `folder` if it was made from the same; else one fitted on images(), saved.
+    """The tokenizer of config.tokenizer.path. Without one, that in `folder` if it was made from the
+    same; else one fitted on images(), saved.
 
     made_from: JSON of all that its codes depend on; written last, so that it marks a whole one.
     needed: a run goes on with it, so it is read as it is; CheckpointError if it is not whole.
+    ConfigError if it is of a kind that must be trained first.
     """
+    if config.tokenizer.path:
+        return load(config)
+    if config.tokenizer.name != "patch_vq":
+        raise ConfigError(
+            f"config.tokenizer.name={config.tokenizer.name} needs --config.tokenizer.path, the "
+            f"folder of a tokenizer: {folder_lib.MAKE_ONE}"
+        )
     module, note = TOKENIZERS[config.tokenizer.name], folder / "made_from.json"
     if hosts.together(lambda: needed or (note.is_file() and _read(note) == made_from)):
         return module.load(folder)

@@ -8,6 +8,7 @@ import json
 import os
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import struct
 
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
-from supmim.tokenizers.codes import distances, nearest
+from supmim.tokenizers import codes as codes_lib
 
 FILE = "patch_vq.npz"
 DIGEST = "patch_vq.json"
@@ -33,8 +34,9 @@ class PatchVQ:
     channels: int = struct.field(pytree_node=False)
 
     def encode(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> ids [B, N], the nearest code of each patch."""
-        return nearest(layers.patchify(image, self.patch_size), self.codes)
+        """[B, S, S, C] -> ids [B, N], the nearest code of each patch. DataError outside [0, 1]."""
+        codes_lib.check_range(image)
+        return codes_lib.nearest(layers.patchify(image, self.patch_size), self.codes)
 
     def decode(self, ids: jax.Array) -> jax.Array:
         """[B, N] -> [B, S, S, C]."""
@@ -43,6 +45,15 @@ class PatchVQ:
     def fingerprint(self) -> str:
         """SHA-256 of the codes."""
         return sha256(np.asarray(self.codes).tobytes()).hexdigest()
+
+    def options(self) -> dict[str, Any]:
+        """The options of a config that this tokenizer fixes."""
+        return {
+            "tokenizer.name": "patch_vq",
+            "data.channels": self.channels,
+            "tokenizer.patch_size": self.patch_size,
+            "tokenizer.codebook_size": len(self.codes),
+        }
 
     def save(self, folder: Path) -> None:
         """Codes, then their digest; load wants both."""
@@ -57,14 +68,14 @@ class PatchVQ:
         os.replace(part, folder / FILE)
 
 
-def abstract(codebook_size: int, patch_size: int, channels: int) -> PatchVQ:
-    """A tokenizer of shapes only."""
-    codes = jax.ShapeDtypeStruct((codebook_size, patch_size**2 * channels), jnp.float32)
-    return PatchVQ(codes, patch_size, channels)
+def abstract(sizes: Any, channels: int) -> PatchVQ:
+    """A tokenizer of shapes only. sizes: config.tokenizer."""
+    shape = (sizes.codebook_size, sizes.patch_size**2 * channels)
+    return PatchVQ(jax.ShapeDtypeStruct(shape, jnp.float32), sizes.patch_size, channels)
 
 
-def load(folder: Path) -> PatchVQ:
-    """Reads a saved tokenizer; CheckpointError if it is not what was written."""
+def load(folder: Path, dtype: str = "float32") -> PatchVQ:
+    """Reads a saved tokenizer, which works in float32; CheckpointError if it is not whole."""
     try:
         digest = json.loads((folder / DIGEST).read_text())["sha256"]
         if sha256((folder / FILE).read_bytes()).hexdigest() != digest:
@@ -91,7 +102,7 @@ def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
 
     def assign(codes):
         def one(patch):
-            distance = distances(patch, codes)
+            distance = codes_lib.distances(patch, codes)
             return distance.argmin(), distance.min() + (patch**2).sum()
 
         return jax.lax.map(one, patches, batch_size=CHUNK)

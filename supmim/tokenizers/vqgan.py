@@ -6,20 +6,27 @@ code, K codes, N tokens of an image.
 """
 
 import functools
+import json
+import math
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct, traverse_util
 
+from supmim import config as config_lib
 from supmim.tokenizers import codes as codes_lib
+from supmim.tokenizers import folder as folder_lib
 
 NORM_EPSILON = 1e-6
-NORM_GROUPS = 32
 codebook_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 # Flax takes a norm's statistics in float32 whatever its dtype.
-GroupNorm = functools.partial(nn.GroupNorm, num_groups=NORM_GROUPS, epsilon=NORM_EPSILON)
+GroupNorm = functools.partial(nn.GroupNorm, num_groups=config_lib.NORM_GROUPS, epsilon=NORM_EPSILON)
 
 
 class ResBlock(nn.Module):
@@ -122,6 +129,8 @@ class Network(nn.Module):
     channels: int = 3
     dtype: str = "float32"
 
+    kind = "vqgan"
+
     def setup(self) -> None:
         sizes = (self.filters, self.channel_multipliers, self.num_res_blocks)
         self.encoder = Encoder(*sizes, self.embedding_dim, self.dtype)
@@ -132,6 +141,18 @@ class Network(nn.Module):
     def stride(self) -> int:
         """Pixels, along a side, that one id stands for."""
         return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What fixes the shapes of the parameters, as JSON has it."""
+        return {
+            "filters": self.filters,
+            "channel_multipliers": list(self.channel_multipliers),
+            "num_res_blocks": self.num_res_blocks,
+            "embedding_dim": self.embedding_dim,
+            "codebook_size": self.codebook_size,
+            "channels": self.channels,
+        }
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """[B, S, S, C] -> its reconstruction [B, S, S, C]."""
@@ -157,3 +178,85 @@ class Network(nn.Module):
 def double(x: jax.Array) -> jax.Array:
     """[B, h, w, F] -> [B, 2h, 2w, F], every pixel four times."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+@struct.dataclass
+class VQGAN:
+    """A frozen network. params: {"encoder", "quantizer": {"codebook"}, "decoder"}, float32."""
+
+    params: Any
+    network: Network = struct.field(pytree_node=False)
+
+    def encode(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] -> ids [B, N], rows first. DataError for values outside [0, 1]."""
+        codes_lib.check_range(image)
+        ids = self.apply("quantize", self.apply("latents", image))
+        return ids.reshape(len(image), -1)
+
+    def decode(self, ids: jax.Array) -> jax.Array:
+        """[B, N] -> [B, S, S, C], clipped to [0, 1]."""
+        side = math.isqrt(ids.shape[1])
+        latents = self.apply("codes", ids.reshape(len(ids), side, side))
+        return self.apply("decode", latents).clip(0, 1)
+
+    def apply(self, method: str, x: jax.Array) -> jax.Array:
+        """One of the network's methods."""
+        return self.network.apply({"params": self.params}, x, method=method)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of kind, sizes, compute dtype and parameters."""
+        network, digest = self.network, sha256()
+        digest.update(json.dumps([network.kind, network.sizes, network.dtype]).encode())
+        for name, leaf in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
+            digest.update(name.encode() + np.asarray(leaf).tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path, origin: str = "") -> None:
+        """Writes the folder; origin says where the weights came from."""
+        folder_lib.write(folder, self.network.kind, self.network.sizes, self.params, origin)
+
+    def options(self) -> dict[str, Any]:
+        """The options of a config that this tokenizer fixes."""
+        sizes = self.network.sizes
+        return {
+            "tokenizer.name": self.network.kind,
+            "data.channels": sizes.pop("channels"),
+            "tokenizer.patch_size": self.network.stride,
+            "tokenizer.channel_multipliers": ",".join(map(str, sizes.pop("channel_multipliers"))),
+            **{f"tokenizer.{name}": value for name, value in sizes.items()},
+        }
+
+
+def shapes(network: Network) -> Any:
+    """The parameters of a network as shapes."""
+    side = network.stride
+    image = jax.ShapeDtypeStruct((1, side, side, network.channels), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+
+
+def abstract(sizes: Any, channels: int, network: type[Network] = Network) -> VQGAN:
+    """A tokenizer of shapes only. sizes: config.tokenizer."""
+    made = network(
+        filters=sizes.filters,
+        channel_multipliers=config_lib.multipliers(sizes.channel_multipliers),
+        num_res_blocks=sizes.num_res_blocks,
+        embedding_dim=sizes.embedding_dim,
+        codebook_size=sizes.codebook_size,
+        channels=channels,
+        dtype=sizes.dtype,
+    )
+    return VQGAN(shapes(made), made)
+
+
+def load(folder: Path, dtype: str = "float32", network: type[Network] = Network) -> VQGAN:
+    """Reads a saved tokenizer; CheckpointError if it is not what was written."""
+    sizes, params = folder_lib.read(folder)
+    try:
+        multipliers = tuple(sizes["channel_multipliers"])
+        made = network(**sizes | {"channel_multipliers": multipliers}, dtype=dtype)
+        expected = jax.tree.map(np.shape, shapes(made))
+        if expected != jax.tree.map(np.shape, params):
+            raise ValueError("its sizes are not those of its weights")
+    except (KeyError, TypeError, ValueError) as error:
+        raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
+    return VQGAN(jax.tree.map(jnp.asarray, params), made)

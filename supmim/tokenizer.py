@@ -1,0 +1,87 @@
+"""`supmim tokenizer`: a tokenizer folder from published weights."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from supmim import config as config_lib
+from supmim import tokenizers
+from supmim.errors import ConfigError
+from supmim.interop import maskgit
+from supmim.tokenizers import folder as folder_lib
+from supmim.tokenizers import vqgan
+
+LISTED = 4  # tensors that are named of those left out
+
+
+def run(_: Any, flags: Any) -> None:
+    """The verb."""
+    ACTIONS[flags.action](flags)
+
+
+def import_weights(flags: Any) -> None:
+    """Reads a public file, writes the tokenizer, says what it is and how to use it."""
+    source, out = Path(_given(flags, "from")), Path(_given(flags, "out"))
+    imported = maskgit.read(source)
+    tokenizer = imported.tokenizer
+    written = write(tokenizer, out, f"{source.name}, {imported.layout}")
+    print(f"read        {source}: {imported.layout}")
+    if left := imported.left_out:
+        named = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
+        print(f"left out    {len(left)} tensors that only its training needs: {named}")
+    for line in described(tokenizer):
+        print(line)
+    print(f"{'written' if written else 'unchanged':<11} {out}")
+    print(f"fingerprint {tokenizer.fingerprint()}")
+    print("\nTrain with it:")
+    for flag in flags_of(tokenizer, out):
+        print(f"  {flag}")
+
+
+def write(tokenizer: vqgan.VQGAN, out: Path, origin: str) -> bool:
+    """Saves a tokenizer unless `out` holds the very same; ConfigError if it holds anything else."""
+    if out.is_dir() and (out / folder_lib.NOTE).is_file():
+        held = tokenizers.TOKENIZERS[tokenizers.kind_of(out)].load(out)
+        if held.fingerprint() == tokenizer.fingerprint():
+            return False
+        raise ConfigError(f"--out={out} holds another tokenizer; choose another folder")
+    parts = {folder_lib.WEIGHTS, folder_lib.WEIGHTS + ".part"}  # of an import that was killed
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= parts):
+        raise ConfigError(f"--out={out} is no empty folder; choose a new one")
+    tokenizer.save(out, origin)
+    return True
+
+
+def described(tokenizer: vqgan.VQGAN) -> list[str]:
+    """Kind, sizes and numbers of parameters, a line each."""
+    network, params = tokenizer.network, tokenizer.params
+    levels = " ".join(map(str, network.channel_multipliers))
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
+    return [
+        f"tokenizer   {network.kind}: {network.channels} channels in, {network.filters} filters x "
+        f"{levels}, {network.num_res_blocks} blocks a level",
+        f"codes       {network.codebook_size} of {network.embedding_dim} values, one for "
+        f"{network.stride} x {network.stride} pixels",
+        f"parameters  {sum(counts.values()) / 1e6:.2f} million",
+        *(f"            {name} {count / 1e6:.2f}" for name, count in counts.items()),
+    ]
+
+
+def flags_of(tokenizer: tokenizers.Tokenizer, folder: Path) -> list[str]:
+    """Flags that train with a tokenizer: its folder, and the options that differ from defaults."""
+    options = tokenizer.options() | {"tokenizer.path": folder}
+    return [
+        f"--config.{name}={value}"
+        for name, value in options.items()
+        if value != config_lib.OPTIONS[name].default
+    ]
+
+
+def _given(flags: Any, name: str) -> str:
+    if not flags[name].value:
+        raise ConfigError(f"supmim tokenizer {flags.action} needs --{name}; see its --help")
+    return flags[name].value
+
+
+ACTIONS = {"import": import_weights}

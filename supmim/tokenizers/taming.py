@@ -1,0 +1,144 @@
+"""The VQGAN of taming-transformers (arXiv 2012.09841) with a stride of 16, for its weights.
+
+It differs from MaskGIT's in images in [-1, 1] inside, strided convolutions, shortcuts of a block's
+input, attention at the lowest resolution, biases everywhere, and a 1x1 convolution on either side
+of the codes. Modules carry the names that its public implementation gives its tensors. Shapes: as
+in vqgan.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from supmim.models import layers
+from supmim.tokenizers import vqgan
+from supmim.tokenizers.vqgan import GroupNorm
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside the input."""
+
+    filters: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, F] -> [B, h, w, filters]."""
+        conv = functools.partial(nn.Conv, self.filters, dtype=self.dtype)
+        y = nn.swish(GroupNorm(dtype=self.dtype, name="norm1")(x))
+        y = conv((3, 3), name="conv1")(y)
+        y = nn.swish(GroupNorm(dtype=self.dtype, name="norm2")(y))
+        y = conv((3, 3), name="conv2")(y)
+        if x.shape[-1] != self.filters:
+            x = conv((1, 1), name="nin_shortcut")(x)
+        return x + y
+
+
+class Attention(nn.Module):
+    """Every place looks at all, with one head, beside the input."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, F] -> [B, h, w, F]."""
+        project = functools.partial(nn.Conv, x.shape[-1], (1, 1), dtype=self.dtype)
+        y = GroupNorm(dtype=self.dtype, name="norm")(x)
+        query, key, value = (
+            project(name=name)(y).reshape(len(x), -1, 1, x.shape[-1]) for name in "qkv"
+        )
+        mixed = layers.dot_product_attention(query, key, value, "xla")
+        return x + project(name="proj_out")(mixed.reshape(x.shape))
+
+
+def middle(x: jax.Array, dtype: Any) -> jax.Array:
+    """[B, h, w, F] -> the same, inside the module that calls it."""
+    x = ResBlock(x.shape[-1], dtype, name="mid.block_1")(x)
+    x = Attention(dtype, name="mid.attn_1")(x)
+    return ResBlock(x.shape[-1], dtype, name="mid.block_2")(x)
+
+
+class Encoder(nn.Module):
+    """Image to what becomes latents; every level but the last halves the side."""
+
+    filters: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    embedding_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] in [-1, 1] -> [B, h, w, D]."""
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        x = conv(self.filters, (3, 3), name="conv_in")(image)
+        last = len(self.channel_multipliers) - 1
+        for level, multiplier in enumerate(self.channel_multipliers):
+            for block in range(self.num_res_blocks):
+                name = f"down.{level}.block.{block}"
+                x = ResBlock(self.filters * multiplier, self.dtype, name=name)(x)
+                if level == last:
+                    x = Attention(self.dtype, name=f"down.{level}.attn.{block}")(x)
+            if level < last:  # a row below and a column on the right, of zeros
+                x = conv(
+                    x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)),
+                    name=f"down.{level}.downsample.conv",
+                )(x)  # fmt: skip
+        x = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(middle(x, self.dtype)))
+        return conv(self.embedding_dim, (3, 3), name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    """Codes to image; every level but the last, counted down to 0, doubles the side."""
+
+    filters: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> [B, S, S, C], about [-1, 1]."""
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
+        last = len(self.channel_multipliers) - 1
+        x = conv(self.filters * self.channel_multipliers[last], name="conv_in")(latents)
+        x = middle(x, self.dtype)
+        for level in range(last, -1, -1):
+            width = self.filters * self.channel_multipliers[level]
+            for block in range(self.num_res_blocks + 1):
+                x = ResBlock(width, self.dtype, name=f"up.{level}.block.{block}")(x)
+                if level == last:
+                    x = Attention(self.dtype, name=f"up.{level}.attn.{block}")(x)
+            if level:
+                x = conv(width, name=f"up.{level}.upsample.conv")(vqgan.double(x))
+        x = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(x))
+        return conv(self.channels, name="conv_out")(x).astype("float32")
+
+
+class Network(vqgan.Network):
+    """As vqgan.Network, outside; the latents that are compared with codes have D values too."""
+
+    kind = "taming"
+
+    def setup(self) -> None:
+        sizes = (self.filters, self.channel_multipliers, self.num_res_blocks)
+        self.encoder = Encoder(*sizes, self.embedding_dim, self.dtype)
+        self.quant_conv = nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)
+        self.quantizer = vqgan.Quantizer(self.codebook_size, self.embedding_dim)
+        self.post_quant_conv = nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)
+        self.decoder = Decoder(*sizes, self.channels, self.dtype)
+
+    def latents(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] in [0, 1] -> [B, h, w, D]."""
+        return self.quant_conv(self.encoder(2 * image - 1))
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, D] -> [B, S, S, C], about [0, 1] but not clipped."""
+        return (self.decoder(self.post_quant_conv(latents)) + 1) / 2
+
+
+abstract = functools.partial(vqgan.abstract, network=Network)
+load = functools.partial(vqgan.load, network=Network)
