@@ -102,7 +102,7 @@ VERBS = {
         module="data.commands",
     ),
     "tokenizer": Verb(
-        "turn published tokenizer weights into a tokenizer folder: import",
+        "a tokenizer folder from published weights: import",
         "supmim tokenizer import --from=imagenet256.msgpack --out=tokenizers/maskgit",
         {
             "from": ("", "import: safetensors, or MaskGIT's Flax blob; never a pickle"),

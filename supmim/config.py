@@ -227,7 +227,7 @@ OPTIONS = {
     # Tokenizer: frozen, turns an image into target ids.
     "tokenizer.name": Option(
         "patch_vq",
-        "k-means codes of patches, MaskGIT's VQGAN, or that of taming-transformers",
+        "k-means codes of patches, or the VQGAN of MaskGIT or taming-transformers",
         choices=("patch_vq", "vqgan", "taming"),
     ),
     "tokenizer.path": Option("", "folder of a trained or imported one; patch_vq, empty: fitted"),
@@ -236,7 +236,7 @@ OPTIONS = {
     "tokenizer.patch_size": _at_least(1, 16, "side of the square that one id stands for, pixels"),
     "tokenizer.filters": _at_least(1, 128, "vqgan: channels of the first level"),
     "tokenizer.channel_multipliers": Option(
-        "1,1,2,2,4", "vqgan: channels of each level, in filters; each but the last halves the side"
+        "1,1,2,2,4", "vqgan: channels of each level, in filters; all but one halve the side"
     ),
     "tokenizer.num_res_blocks": _at_least(1, 2, "vqgan: residual blocks of a level"),
     "tokenizer.embedding_dim": _at_least(1, 256, "vqgan: size of a code"),

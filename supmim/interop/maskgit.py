@@ -182,13 +182,13 @@ def flax_key(path: Path_, _: vqgan.Network) -> str:
 
 def flax_sizes(found: Shapes) -> dict[str, Any]:
     """Levels from the decoder's convolutions: one in, one out, one between two levels."""
-    levels = _count(found, r"decoder/Conv_(\d+)/kernel") - 1
-    blocks = _count(found, r"encoder/ResBlock_(\d+)/Conv_0/kernel") // max(levels + 1, 1)
-    widths = [
-        found.get(f"encoder/ResBlock_{level * blocks}/Conv_0/kernel", ())[-1:]
-        for level in range(levels)
-    ]
-    stem = found.get("encoder/Conv_0/kernel", ())[2:]
+    levels = _highest(found, r"decoder/Conv_(\d+)/kernel")
+    blocks = (1 + _highest(found, r"encoder/ResBlock_(\d+)/.*")) // max(levels + 1, 1)
+    widths = []
+    for level in range(levels):
+        of_level = "|".join(map(str, range(level * blocks, (level + 1) * blocks)))
+        widths.append(_shape(found, rf"encoder/ResBlock_(?:{of_level})/Conv_\d/kernel")[-1:])
+    stem = _shape(found, "encoder/Conv_0/kernel")[2:]
     return _sizes(stem, widths, blocks, found["/".join(CODEBOOK)])
 
 
@@ -245,17 +245,25 @@ MUSE_LAYERS = {
 
 def torch_sizes(found: Shapes) -> dict[str, Any]:
     """Of both PyTorch layouts."""
-    levels = _count(found, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
-    blocks = _count(found, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight")
+    levels = 1 + _highest(found, r"encoder\.down\.(\d+)\..*")
+    blocks = 1 + _highest(found, r"encoder\.down\.\d+\.block\.(\d+)\..*")
     widths = [
-        found.get(f"encoder.down.{level}.block.0.conv1.weight", ())[:1] for level in range(levels)
+        _shape(found, rf"encoder\.down\.{level}\.block\.\d+\.conv\d\.weight")[:1]
+        for level in range(levels)
     ]
-    stem = found.get("encoder.conv_in.weight", ())[1::-1]
-    return _sizes(stem, widths, blocks, found.get("quantize.embedding.weight", ()))
+    stem = _shape(found, r"encoder\.conv_in\.weight")[1::-1]
+    return _sizes(stem, widths, blocks, _shape(found, r"quantize\.embedding\.weight"))
 
 
-def _count(found: Shapes, pattern: str) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in found)
+def _highest(found: Shapes, pattern: str) -> int:
+    """The highest number in the names; -1 if there is none."""
+    matches = (re.fullmatch(pattern, name) for name in found)
+    return max((int(match[1]) for match in matches if match), default=-1)
+
+
+def _shape(found: Shapes, pattern: str) -> tuple[int, ...]:
+    """The first shape of such a name; () if there is none."""
+    return next((shape for name, shape in found.items() if re.fullmatch(pattern, name)), ())
 
 
 def _sizes(
@@ -268,7 +276,9 @@ def _sizes(
     sizes = {}
     if len(codebook) == 2:
         sizes |= {"codebook_size": codebook[0], "embedding_dim": codebook[1]}
-    if len(stem) == 2 and all(stem) and all(widths) and blocks:
+    if len(stem) != 2 or not all(stem):
+        stem = (3, *widths[0]) if widths else ()
+    if blocks and widths and all(stem) and all(widths):
         sizes |= {"channels": stem[0], "filters": stem[1], "num_res_blocks": blocks}
         sizes["channel_multipliers"] = tuple(width[0] // stem[1] for width in widths)
     return sizes

@@ -68,8 +68,12 @@ def load(config: Any) -> Tokenizer:
 
 def kind_of(folder: Path) -> str:
     """The name of the tokenizer in a folder; CheckpointError if there is none."""
-    fitted = (folder / patch_vq.FILE).is_file()
-    return "patch_vq" if fitted else folder_lib.note_of(folder)["kind"]
+    if (folder / patch_vq.FILE).is_file():
+        return "patch_vq"
+    kind = folder_lib.note_of(folder)["kind"]
+    if kind not in TOKENIZERS:
+        raise folder_lib.damaged(folder / folder_lib.NOTE, f"its kind {kind!r} is not known")
+    return kind
 
 
 def load_or_fit(

@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
 
     def codes(self, ids: jax.Array) -> jax.Array:
         """[...] -> [..., D], float32."""
-        return self.codebook[ids]
+        return jnp.asarray(self.codebook)[ids]
 
 
 class Decoder(nn.Module):
