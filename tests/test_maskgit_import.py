@@ -254,6 +254,20 @@ def saved(tmp_path, tensors, name="weights.safetensors"):
     return tmp_path / name
 
 
+def test_mages_weights_are_open_muses_by_other_names(tmp_path):
+    def renamed_one(name):
+        name = name.replace("upsample_conv", "upsample.conv")
+        return name.replace(".mid.0.", ".mid.block_1.").replace(".mid.1.", ".mid.block_2.")
+
+    renamed = {renamed_one(name): tensor for name, tensor in MUSE.items()}
+    assert len(renamed.keys() - MUSE) == 2 * 2 * 6 + 2 * 2
+    mage = maskgit.read(saved(tmp_path, renamed, "mage"))
+    assert mage.layout == "MAGE (PyTorch)"
+    assert mage.tokenizer.network == vqgan.Network(**NETWORK)
+    params = maskgit.read(saved(tmp_path, MUSE)).tokenizer.params
+    jax.tree.map(np.testing.assert_array_equal, mage.tokenizer.params, params)
+
+
 @pytest.mark.parametrize(
     ("tensors", "compute", "network"),
     [(MUSE, muse, vqgan.Network), (TAMING, tamed, taming.Network)],

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from supmim import cli, sharding, train
+from supmim import cli, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.aot import program
 from supmim.data import augment, sources
@@ -277,6 +277,9 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         train.steps_of(recorder, digits("train"))
     with pytest.raises(DataError, match="holds no data set"):
         sources.find("tfds:/nowhere:train", sources.WHOLE, recorder.data)
+    vqgan = {"tokenizer.name": "vqgan", "tokenizer.filters": 32,
+             "tokenizer.channel_multipliers": "1,2"}  # fmt: skip
+    tokenizers.abstract(Recorder(frozen(**vqgan), seen))
     assert set(config_lib.OPTIONS) - seen == set()
 
 

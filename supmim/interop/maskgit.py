@@ -2,7 +2,8 @@
 
 A layout says how a public file names and shapes each of our parameters, so that reading one is a
 comparison. Names: google-research/maskgit, as open-muse's converter reads it; MaskGitVQGAN of
-huggingface/open-muse; VQModel of CompVis/taming-transformers.
+huggingface/open-muse; VQModel of LTH14/mage, the same network; VQModel of
+CompVis/taming-transformers, another.
 """
 
 import re
@@ -212,6 +213,12 @@ def muse_key(path: Path_, network: vqgan.Network) -> str:
     return torch_key((side, name, *(MUSE_LAYERS.get(layer, layer) for layer in rest)), network)
 
 
+def mage_key(path: Path_, network: vqgan.Network) -> str:
+    """MAGE: as open-muse, in taming-transformers' words."""
+    key = muse_key(path, network).replace(".upsample_conv.", ".upsample.conv.")
+    return re.sub(r"\.mid\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}.", key)
+
+
 def muse_convolution(side: str, number: int, network: vqgan.Network) -> str:
     """Of the decoder all but the first and the last follow a doubling of the side."""
     levels = len(network.channel_multipliers)
@@ -244,7 +251,7 @@ MUSE_LAYERS = {
 
 
 def torch_sizes(found: Shapes) -> dict[str, Any]:
-    """Of both PyTorch layouts."""
+    """Of all PyTorch layouts."""
     levels = 1 + _highest(found, r"encoder\.down\.(\d+)\..*")
     blocks = 1 + _highest(found, r"encoder\.down\.\d+\.block\.(\d+)\..*")
     widths = [
@@ -290,6 +297,10 @@ LAYOUTS = (
     ),
     Layout(
         "taming-transformers (PyTorch)", "quant_conv.weight", taming.Network, torch_key,
+        torch_sizes, torch=True,
+    ),
+    Layout(
+        "MAGE (PyTorch)", "encoder.mid.block_1.norm1.weight", vqgan.Network, mage_key,
         torch_sizes, torch=True,
     ),
     Layout(

@@ -44,7 +44,10 @@ def note_of(folder: Path) -> dict[str, Any]:
             raise TypeError("kind or sizes are of another type")
         return note
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no tokenizer (no {NOTE}); {MAKE_ONE}") from error
+        raise CheckpointError(
+            f"{folder} holds no tokenizer (no {NOTE}). If it has moved, name its new place with "
+            f"--config.tokenizer.path; else {MAKE_ONE}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder / NOTE, repr(error)) from error
 
