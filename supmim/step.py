@@ -14,7 +14,7 @@ Batch = dict[str, jax.Array]
 
 
 class Task(Protocol):
-    """What is trained. frozen: a pytree of arrays for `prepare` that training leaves alone."""
+    """What is trained. frozen: what training leaves alone: a tokenizer of arrays, or None."""
 
     frozen: Any
 
@@ -24,8 +24,11 @@ class Task(Protocol):
     def fingerprint(self) -> dict[str, str]:
         """What of the task, besides config and data, must be equal for a run to go on."""
 
-    def prepare(self, frozen: Any, batch: Batch) -> Batch:
-        """Raw batch -> the views and targets of a step; a program of its own, ahead of it."""
+    def tokenize(self, frozen: Any, batch: Batch) -> Batch:
+        """Adds target_ids [B, N] to a raw batch, row by row; a program of its own, ahead of all."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Raw batch, tokenized -> the views and targets of a step; a program of its own, too."""
 
     def draw(self, batch: Batch, rng: jax.Array) -> Batch:
         """Adds to a prepared batch what is drawn over all of it, such as masks and mixing."""

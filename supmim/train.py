@@ -23,6 +23,7 @@ from supmim.runtime.clock import Clock
 from supmim.runtime.numerics import NumericsWatch
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import TASKS
+from supmim.tokenizers import online
 from supmim.workdir import begin, check_config, read_results, write_results
 from supmim.writer import NoWriter, Writer, open_writer, read_metrics
 
@@ -98,7 +99,7 @@ def train(
     first = int(state.step) + 1
     hosts.together(lambda: begin(workdir, config))
 
-    prepare, train_step = programs(task, tx, mesh, placement, config.accumulation_steps)
+    tokenize, prepare, train_step = programs(config, task, tx, mesh, placement)
     predictions = create_predictions(config, task, source, eval_source, mesh, bad_records)
     judges = evaluators.create(config, predictions)
     watch = NumericsWatch(
@@ -136,7 +137,7 @@ def train(
             with clock.spending("data_wait"):
                 batch = next(batches)
             with tracer.step(done):
-                prepared = prepare(task.frozen, batch)
+                prepared = prepare(tokenize(task.frozen, batch))
                 if done == first:
                     with clock.spending("compile"):
                         train_step = train_step.lower(state, prepared, rng).compile()
@@ -279,20 +280,24 @@ def place(
 
 
 def programs(
+    config: Any,
     task: step.Task,
     tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     placement: Any,
-    parts: int,
-) -> tuple[Any, Any]:
-    """The two jitted programs of a step: `prepare` and `train_step`, which donates its state."""
+) -> tuple[Any, Any, Any]:
+    """What a step runs: `tokenize`, `prepare`, and `train_step`, which donates its state.
+
+    The last is one and the same program wherever target_ids come from.
+    """
+    tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
     prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
     train_step = jax.jit(
-        functools.partial(step.train_step, task=task, tx=tx, parts=parts),
+        functools.partial(step.train_step, task=task, tx=tx, parts=config.accumulation_steps),
         donate_argnums=0,
         out_shardings=(placement, sharding.replicated(mesh)),
     )
-    return prepare, train_step
+    return tokenize, prepare, train_step
 
 
 def restore(

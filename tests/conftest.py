@@ -53,6 +53,11 @@ def plain_readers(note=lambda met: None, workers=0):
     return pipeline.Readers(workers, note, lambda line: None)
 
 
+def prepare(task, frozen, batch):
+    """A raw batch as the step takes it, in one program."""
+    return task.prepare(task.tokenize(frozen, batch))
+
+
 def tiny_config(**changes):
     """Digits on a model of a few thousand parameters; changes are `group.option` -> value."""
     config = config_lib.get_config()

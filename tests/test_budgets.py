@@ -65,11 +65,12 @@ def compiled_step(preset, devices, *overrides):
         state, placement = train.place(
             lambda: step.create_state(jax.random.key(0), task, tx), mesh, config.mesh.fsdp_splits
         )
-        prepare, train_step = train.programs(task, tx, mesh, placement, 1)
+        _, prepare, train_step = train.programs(config, task, tx, mesh, placement)
         raw = pipeline.abstract_batch(config, mesh)
+        tokenized = jax.eval_shape(task.tokenize, task.frozen, raw)
         batch = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-            for name, leaf in jax.eval_shape(prepare, task.frozen, raw).items()
+            for name, leaf in jax.eval_shape(prepare, tokenized).items()
         }
         rng = jax.eval_shape(lambda: jax.random.key(0))
         program = train_step.lower(state, batch, rng).compile(h200.COMPILER_OPTIONS)

@@ -14,6 +14,7 @@ from supmim import optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.tasks import TASKS
+from tests.conftest import prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -34,7 +35,7 @@ def traced(config):
     batch = pipeline.abstract_batch(config, sharding.make_mesh(8, 1, 1))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), key)
-    batch = jax.eval_shape(task.prepare, task.frozen, batch)
+    batch = jax.eval_shape(functools.partial(prepare, task), task.frozen, batch)
     after = jax.eval_shape(functools.partial(step.train_step, task=task, tx=tx), state, batch, key)
     return state, *after
 

@@ -11,7 +11,7 @@ from supmim import optimizer, sharding, step
 from supmim.aot import flops
 from supmim.data import pipeline
 from supmim.tasks import TASKS
-from tests.conftest import tiny_config
+from tests.conftest import prepare, tiny_config
 from tests.test_configs import load
 
 A, B = jax.ShapeDtypeStruct((4, 5), jnp.float32), jax.ShapeDtypeStruct((5, 6), jnp.float32)
@@ -30,7 +30,7 @@ def step_flops(config):
     batch = pipeline.abstract_batch(config, sharding.make_mesh(8, 1, 1))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), key)
-    prepared = jax.eval_shape(task.prepare, task.frozen, batch)
+    prepared = jax.eval_shape(functools.partial(prepare, task), task.frozen, batch)
     run = functools.partial(step.train_step, task=task, tx=tx)
     return flops.count(run, state, prepared, key) / config.batch_size
 

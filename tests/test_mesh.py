@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.experimental import multihost_utils
 
-from supmim import metrics, optimizer, sharding, step
+from supmim import metrics, optimizer, sharding, step, train
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.models import layers
@@ -67,7 +67,7 @@ def first_gradients_and_losses(shape, **changes):
         head["kernel"] = jax.device_put(
             jax.random.normal(jax.random.key(3), head["kernel"].shape), head["kernel"].sharding
         )
-        prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
+        tokenize, prepare, _ = train.programs(config, task, tx, mesh, placement)
 
         program = jax.jit(
             functools.partial(step.train_step, task=task, tx=tx, rng=rng),
@@ -77,7 +77,7 @@ def first_gradients_and_losses(shape, **changes):
         for batch in pipeline.train_batches(
             digit_views("train", config), 0, BATCH, mesh, 0, 4, plain_readers()
         ):
-            batch = prepare(task.frozen, batch)
+            batch = prepare(tokenize(task.frozen, batch))
             state, totals = program(state, batch)
             first = state.opt_state.gradient if first is None else first
             values = metrics.summarize([totals])

@@ -10,7 +10,7 @@ from PIL import Image
 from supmim import cli, optimizer, sharding, step
 from supmim.data import images, pipeline, sources
 from supmim.tasks import TASKS
-from tests.conftest import plain_readers
+from tests.conftest import plain_readers, prepare
 from tests.pictures import encoded, photo
 from tests.test_configs import PRESETS, load
 
@@ -56,7 +56,7 @@ def test_a_recipe_goes_from_the_store_to_a_step(name, store):
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), key)
-    prepared = jax.eval_shape(task.prepare, task.frozen, batch)
+    prepared = jax.eval_shape(functools.partial(prepare, task), task.frozen, batch)
     after, totals = jax.eval_shape(
         functools.partial(step.train_step, task=task, tx=tx), state, prepared, key
     )

@@ -12,7 +12,7 @@ from supmim import metrics, optimizer, step
 from supmim.data import stream
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
-from tests.conftest import digit_views, tiny_config
+from tests.conftest import digit_views, prepare, tiny_config
 
 BATCH = 24
 
@@ -30,7 +30,7 @@ def raw_batch(step_number=0, rows=BATCH):
 
 
 def prepared(task, step_number=0):
-    return jax.jit(task.prepare)(task.frozen, raw_batch(step_number))
+    return jax.jit(functools.partial(prepare, task))(task.frozen, raw_batch(step_number))
 
 
 def loss_of(task):

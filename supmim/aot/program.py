@@ -26,6 +26,7 @@ class Step(NamedTuple):
     prepared: step.Batch
     frozen: Any
     key: Any
+    tokenize: Any
     prepare: Any
     train_step: Any
 
@@ -40,13 +41,14 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> Step:
         mesh,
         config.mesh.fsdp_splits,
     )
-    prepare, train_step = train.programs(task, tx, mesh, placement, config.accumulation_steps)
+    _, prepare, train_step = train.programs(config, task, tx, mesh, placement)
     frozen = placed(task.frozen, sharding.state_sharding(task.frozen, mesh))
     raw = pipeline.abstract_batch(config, mesh)
-    shapes = jax.eval_shape(prepare, frozen, raw)
+    tokenized = jax.eval_shape(task.tokenize, frozen, raw)
+    shapes = jax.eval_shape(prepare, tokenized)
     prepared = placed(shapes, jax.tree.map(lambda _: sharding.batch_sharding(mesh), shapes))
     key = jax.eval_shape(lambda: jax.random.key(config.seed))
-    return Step(config, mesh, state, raw, prepared, frozen, key, prepare, train_step)
+    return Step(config, mesh, state, raw, prepared, frozen, key, task.tokenize, prepare, train_step)
 
 
 def placed(shapes: Any, where: Any) -> Any:
@@ -72,7 +74,7 @@ def changed(config: Any, **changes: Any) -> ConfigDict:
 
 
 def count_flops(real: Step) -> dict[str, float]:
-    """Per image: of the training, by formula, as executed (with what remat repeats), of prepare."""
+    """Per image: of the training, by formula, as executed (with what remat repeats), of its ids."""
     executed = flops.count(real.train_step, real.state, real.prepared, real.key)
     once = executed
     if real.config.encoder.remat != "none":
@@ -84,7 +86,7 @@ def count_flops(real: Step) -> dict[str, float]:
         "train": once / images,
         "analytic": flops.analytic(real.config).train,
         "executed": executed / images,
-        "prepare": flops.count(real.prepare, real.frozen, real.raw) / images,
+        "tokenize": flops.count(real.tokenize, real.frozen, real.raw) / images,
     }
 
 

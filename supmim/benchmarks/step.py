@@ -125,9 +125,9 @@ def compiled(
         wanted = "cudnn" if "attention" not in left and has_cudnn(config, mesh) else "xla"
         with naive.naive(*left):
             task = make_task(settings(config, **{"encoder.attention": wanted}))
-            prepare, train_step = train.programs(task, tx, mesh, placement, 1)
+            _, prepare, train_step = train.programs(config, task, tx, mesh, placement)
             raw = pipeline.abstract_batch(config, mesh)
-            shapes = jax.eval_shape(prepare, task.frozen, raw)
+            shapes = jax.eval_shape(prepare, jax.eval_shape(task.tokenize, task.frozen, raw))
             batch = made_up(shapes, sharding.batch_sharding(mesh))
             yield contestant(f"{arm} {name}", train_step, state, batch, rng)
 

@@ -1,6 +1,5 @@
 """How well hidden tokens are predicted, and what the predictions look like."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from supmim.data import augment
 from supmim.data.sources import evenly
 from supmim.evaluators.predictions import Predictions
 from supmim.report import reconstructions
+from supmim.tokenizers import online
 
 
 class Evaluator:
@@ -23,14 +23,19 @@ class Evaluator:
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.task = predictions, predictions.task
         self.pictures, self.patch_size = config.eval.pictures, config.encoder.patch_size
-        self._fill_in = jax.jit(
-            self.task.fill_in, out_shardings=sharding.replicated(predictions.mesh)
+        mesh = predictions.mesh
+        self._tokenize = online.Tokenize(
+            self.task.tokenize_whole, mesh, config.tokenizer.microbatch
         )
+        self._fill_in = jax.jit(self.task.fill_in, out_shardings=sharding.replicated(mesh))
         self._last: dict[str, np.ndarray] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
-        fill_in = functools.partial(self._fill_in, params, self.task.frozen)
+
+        def fill_in(batch):
+            return self._fill_in(params, self._tokenize(self.task.frozen, batch))
+
         self._last = out = self.predictions.collect(fill_in, "eval")
         hidden = out["mask"] > 0
         targets, filled = out["target_ids"][hidden], out["filled_ids"][hidden]

@@ -64,7 +64,7 @@ def _flops(plan: dict[str, Any]) -> Iterator[str]:
     ratio = work["train"] / work["analytic"]
     yield f"{'FLOPs':<{LABEL}}{work['train'] / 1e9:,.2f} GF per image, {ratio:.3f} x the formula"
     yield f"{'':<{LABEL}}{work['executed'] / 1e9:,.2f} GF executed, with what remat repeats"
-    yield f"{'':<{LABEL}}{work['prepare'] / 1e9:,.2f} GF in the tokenizer's program"
+    yield f"{'':<{LABEL}}{work['tokenize'] / 1e9:,.2f} GF in the tokenizer's program"
 
 
 def _collectives(plan: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from supmim.tasks import TASKS
 class Cost:
     """parameters: trained ones, decoder included; images: seen in training; flops: of all steps.
 
-    FLOPs are those of matrix products and convolutions in `prepare` and `train_step`; evaluation
+    FLOPs are those of matrix products and convolutions in `tokenize` and `train_step`; evaluation
     is not counted.
     """
 
@@ -56,9 +56,11 @@ def cost(config: FrozenConfigDict) -> Cost:
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), rng)
     batch = pipeline.abstract_batch(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
-    prepared = jax.eval_shape(task.prepare, task.frozen, batch)
+    prepared = jax.eval_shape(
+        lambda frozen, batch: task.prepare(task.tokenize(frozen, batch)), task.frozen, batch
+    )
     train_step = functools.partial(step.train_step, task=task, tx=tx)
-    of_step = flops.count(task.prepare, task.frozen, batch) + flops.count(
+    of_step = flops.count(task.tokenize, task.frozen, batch) + flops.count(
         train_step, state, prepared, rng
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -19,6 +19,7 @@ from supmim.models import supmim as supmim_model
 from supmim.workdir import holds_run
 
 STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
+KEPT = ("label", "valid", "target_ids")  # of a raw batch, in a prepared one
 FIT_CHUNK = 512  # images that are moved at once for the tokenizer
 
 
@@ -50,21 +51,32 @@ class SupMIM:
             ratio_mean=mim.ratio_mean, ratio_std=mim.ratio_std,
         )  # fmt: skip
 
-    def prepare(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
-        """Raw batch -> views [B, S, S, C], in [0, 1], and target_ids [B, N] of the MIM view.
+    def tokenize(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
+        """Raw batch -> the same with target_ids [B, N] of the MIM view."""
+        return batch if frozen is None else batch | {"target_ids": frozen.encode(self.view(batch))}
+
+    def view(self, batch: dict) -> jax.Array:
+        """Raw batch -> its MIM view [B, S, S, C], in [0, 1]."""
+        keys = self.keys(batch)
+        return augment.geometry(keys, augment.to_float(batch["image"]), self.config.data)
+
+    def keys(self, batch: dict) -> jax.Array:
+        """[B] keys of the examples."""
+        return augment.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
+
+    def prepare(self, batch: dict) -> dict:
+        """Raw batch -> views [B, S, S, C], in [0, 1]; the target_ids of the MIM view stay.
 
         `image` is the MIM view, or without MIM the class view; `class_image` is the class view
         where it is another: an array under two names would be two in memory.
         """
-        data = self.config.data
-        keys = augment.example_keys(data.seed, batch["epoch"], batch["index"])
-        view = augment.geometry(keys, augment.to_float(batch["image"]), data)
-        class_view = augment.class_view(keys, view, data)
-        kept = {"label": batch["label"], "valid": batch["valid"]}
-        if frozen is None:
+        view = self.view(batch)
+        class_view = augment.class_view(self.keys(batch), view, self.config.data)
+        kept = {name: batch[name] for name in KEPT if name in batch}
+        if self.model.decoder is None:
             return {"image": class_view, **kept}
         second = {} if class_view is view else {"class_image": class_view}
-        return {"image": view, "target_ids": frozen.encode(view), **second, **kept}
+        return {"image": view, **second, **kept}
 
     def draw(self, batch: dict, rng: jax.Array) -> dict:
         """Adds the class view [B, S, S, C], its target [B, C], and a mask per image."""
@@ -140,16 +152,18 @@ class SupMIM:
         logits, encoded = self.model.apply({"params": params}, image, method="classify")
         return {"logits": logits, "embedding": encoded.embedding}
 
-    def fill_in(self, params: Any, frozen: tokenizers.Tokenizer, batch: dict) -> dict:
-        """Raw batch -> its target_ids, the mask drawn for it by index, and ids filled in.
+    def tokenize_whole(self, frozen: tokenizers.Tokenizer, batch: dict) -> dict:
+        """Raw batch -> the same with target_ids [B, N] of its images as they are."""
+        return batch | {"target_ids": frozen.encode(augment.to_float(batch["image"]))}
+
+    def fill_in(self, params: Any, batch: dict) -> dict:
+        """Tokenized batch -> its target_ids, the mask drawn for it by index, and ids filled in.
 
         All [B, N]; filled_ids are the targets where the patch is visible, else predictions. With
         the batch's index and valid [B].
         """
-        image = augment.to_float(batch["image"])
-        target_ids = frozen.encode(image)
-        keys = augment.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
-        token_mask = jax.vmap(lambda key: self.draw_mask(key, 1))(keys)
+        image, target_ids = augment.to_float(batch["image"]), batch["target_ids"]
+        token_mask = jax.vmap(lambda key: self.draw_mask(key, 1))(self.keys(batch))
         token_mask = jax.tree.map(lambda x: x[:, 0], token_mask)
         code_logits = self.model.apply(
             {"params": params}, to_input(image), token_mask, method="predict_tokens"

@@ -1,0 +1,75 @@
+"""Ids of a batch where its images lie: each device turns its own rows into ids, in microbatches.
+
+The program that does it always sees microbatches of one shape, and nothing else is compiled with
+it, so that ids depend neither on the batch size nor on the number of devices.
+Shapes: B batch, N tokens.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from supmim import sharding
+
+Batch = dict[str, jax.Array]
+ROWS = PartitionSpec(sharding.BATCH)
+SEEN = ("image", "epoch", "index")  # all of a raw batch that ids may depend on
+
+
+class Tokenize:
+    """frozen, raw batch -> the batch with target_ids [B, N]; of `tokenize`, which does so for rows.
+
+    Batches come back as they are without a tokenizer, and where ids were read with the images.
+    """
+
+    def __init__(
+        self, tokenize: Callable[[Any, Batch], Batch], mesh: Mesh, microbatch: int
+    ) -> None:
+        self.mesh, self.microbatch = mesh, microbatch
+        self._ids = jax.jit(
+            jax.shard_map(
+                lambda frozen, rows: tokenize(frozen, rows)["target_ids"],
+                mesh=mesh, in_specs=(PartitionSpec(), ROWS), out_specs=ROWS,
+            )
+        )  # fmt: skip
+
+    def __call__(self, frozen: Any, batch: Batch) -> Batch:
+        """See the class; `index` of the batch divides over the mesh."""
+        if frozen is None or "target_ids" in batch:
+            return batch
+        rows = len(batch["index"]) // sharding.batch_shards(self.mesh)
+        parts = split(self.mesh, self.microbatch, {name: batch[name] for name in SEEN})
+        ids = join(self.mesh, rows, [self._ids(frozen, part) for part in parts])
+        return batch | {"target_ids": ids}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def split(mesh: Mesh, microbatch: int, batch: Batch) -> list[Batch]:
+    """A batch in parts of so many rows on each device, the last one padded with zeros."""
+
+    def parts(rows: Batch) -> list[Batch]:
+        count = -(-len(rows["index"]) // microbatch)
+        padding = count * microbatch - len(rows["index"])
+        padded = {
+            name: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for name, x in rows.items()
+        }
+        return [
+            {name: x[i * microbatch : (i + 1) * microbatch] for name, x in padded.items()}
+            for i in range(count)
+        ]
+
+    return jax.shard_map(parts, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def join(mesh: Mesh, rows: int, parts: list[jax.Array]) -> jax.Array:
+    """The first `rows` of each device's parts, put together again: [B, N]."""
+
+    def whole(parts: list[jax.Array]) -> jax.Array:
+        return jnp.concatenate(parts)[:rows]
+
+    return jax.shard_map(whole, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(parts)
