@@ -34,12 +34,26 @@ BROUGHT = {
         "tokenizer.image_size": 0, "tokenizer.filters": 128,
         "tokenizer.channel_multipliers": "1,1,2,2,4", "tokenizer.num_res_blocks": 2,
         "tokenizer.embedding_dim": 256, "tokenizer.dtype": "float32", "tokenizer.microbatch": 64,
+        "tokenizer.reconstruction": "l2", "tokenizer.commitment_weight": 0.25,
+        "tokenizer.codebook": "gradient", "tokenizer.codebook_decay": 0.99,
+        "tokenizer.revive_below": 0.0, "tokenizer.entropy_weight": 0.1,
+        "tokenizer.entropy_temperature": 0.01, "tokenizer.perceptual_weight": 0.0,
+        "tokenizer.perceptual_weights": "", "tokenizer.perceptual_sha256": "",
+        "tokenizer.adversarial_weight": 0.0, "tokenizer.adversarial_loss": "non_saturating",
+        "tokenizer.adversarial_start": 0, "tokenizer.discriminator": "stylegan",
+        "tokenizer.discriminator_filters": 64, "tokenizer.r1_weight": 10.0,
+        "tokenizer.lecam_weight": 0.0,
     },
 }  # fmt: skip
 
 NORM_GROUPS = 32  # of a VQGAN's norms
+STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
+SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 
-EVALUATORS = ("classification", "knn", "reconstruction")
+# Of each task.
+EVALUATORS = {
+    "supmim": ("classification", "knn", "reconstruction"), "tokenizer": ("tokenizer",)
+}  # fmt: skip
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
 # Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
@@ -113,7 +127,7 @@ def _seed(meaning):
 
 OPTIONS = {
     "seed": _seed("seed of parameters, masks, dropout and mixing"),
-    "task": Option("supmim", "what is trained", choices=("supmim",)),
+    "task": Option("supmim", "what is trained", choices=("supmim", "tokenizer")),
     "batch_size": _at_least(1, 1024, "images per step, over all devices"),
     "accumulation_steps": _at_least(1, 1, "parts a batch is taken in, one after the other"),
     "total_epochs": _at_least(1, 90, "length of the training, in passes over the training set"),
@@ -246,6 +260,32 @@ OPTIONS = {
     "tokenizer.microbatch": _at_least(1, 64, "images that a device turns into ids at once"),
     "tokenizer.fit_images": _at_least(1, 8192, "training images that the codes are fitted on"),
     "tokenizer.fit_steps": _at_least(1, 30, "k-means steps"),
+    # How a tokenizer is trained: read by task=tokenizer alone; weights are of losses.
+    "tokenizer.reconstruction": Option("l2", "loss of pixels", choices=("l1", "l2")),
+    "tokenizer.commitment_weight": _at_least(0, 0.25, "moves latents to their codes"),
+    "tokenizer.codebook": Option(
+        "gradient", "codes move by gradient, or are averages of latents", ("gradient", "ema")
+    ),
+    "tokenizer.codebook_decay": _share(0.99, "decay per step of the averages of codes' use"),
+    "tokenizer.revive_below": _share(
+        0.0, "share of the mean use below which a code becomes a latent; 0: never"
+    ),
+    "tokenizer.entropy_weight": _at_least(0, 0.1, "clear choices, and all codes used alike"),
+    "tokenizer.entropy_temperature": _at_least(1e-6, 0.01, "of the softmax over distances"),
+    "tokenizer.perceptual_weight": _at_least(0, 0.0, "distance of VGG16's features, as LPIPS"),
+    "tokenizer.perceptual_weights": Option("", "torchvision's VGG16, a safetensors FILE of yours"),
+    "tokenizer.perceptual_sha256": Option("", "SHA-256 of that file"),
+    "tokenizer.adversarial_weight": _at_least(0, 0.0, "the adversary; 0 builds none"),
+    "tokenizer.adversarial_loss": Option(
+        "non_saturating", "loss of both sides", choices=("non_saturating", "hinge")
+    ),
+    "tokenizer.adversarial_start": _at_least(0, 0, "steps before the adversary begins"),
+    "tokenizer.discriminator": Option(
+        "stylegan", "PatchGAN's, or StyleGAN2's with blur pooling", choices=("patch", "stylegan")
+    ),
+    "tokenizer.discriminator_filters": _at_least(1, 64, "channels of its first layer"),
+    "tokenizer.r1_weight": _at_least(0, 10.0, "squared gradient of its logits at real images"),
+    "tokenizer.lecam_weight": _at_least(0, 0.0, "its logits near the other side's average"),
     # Optimizer: linear warm-up, cosine to zero.
     "optimizer.name": Option(
         "adamw",
@@ -279,7 +319,7 @@ OPTIONS = {
         choices=("state", "optimizer"),
     ),
     # Evaluation and pictures.
-    "eval.evaluators": Option(",".join(EVALUATORS), "evaluators, separated by commas"),
+    "eval.evaluators": Option(",".join(EVALUATORS["supmim"]), "evaluators, separated by commas"),
     "eval.batch_size": _at_least(1, 512, "images per evaluation batch, over all devices"),
     "eval.pictures": _at_least(1, 8, "fixed images in each picture"),
     # Checkpoints.
@@ -362,7 +402,8 @@ def debug(config: Any) -> FrozenConfigDict:
     """The same arrangement at a size that runs in seconds: 2 blocks, 4 x 4 patches, 64 images."""
     small = ConfigDict(config.to_dict())
     small.update_from_flattened_dict(DEBUG_SIZES)
-    small.data.image_size = min(config.data.image_size, 4 * config.encoder.patch_size)
+    patch = config.tokenizer if config.task == "tokenizer" else config.encoder
+    small.data.image_size = min(config.data.image_size, 4 * patch.patch_size)
     if config.tokenizer.path:  # it has the size it has
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
     validate(small)
@@ -370,7 +411,12 @@ def debug(config: Any) -> FrozenConfigDict:
 
 
 def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigDict:
-    """The config with the number of classes of its source; ConfigError if it promises another."""
+    """The config with the number of classes of its source; ConfigError if it promises another.
+
+    A tokenizer has no use for classes.
+    """
+    if config.task == "tokenizer":
+        return config
     found = len(class_names)
     if found < 2:
         raise ConfigError(f"{where} has {found} class; a classifier needs at least 2")
@@ -422,6 +468,57 @@ def _option_problems(flat: dict[str, Any]) -> list[str]:
 
 def _size_problems(config: Any) -> Iterator[str]:
     """What does not fit together, with the nearest values that do."""
+    yield from _data_problems(config.data)
+    if config.batch_size % config.accumulation_steps:
+        yield (
+            f"config.batch_size={config.batch_size} is not divisible by "
+            f"config.accumulation_steps={config.accumulation_steps}; nearest: "
+            + _nearest(config.accumulation_steps, lambda n: config.batch_size % n == 0)
+        )
+    if config.task == "tokenizer":
+        yield from _training_problems(config, config.tokenizer)
+    else:
+        yield from _supmim_problems(config)
+
+
+def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
+    """What no tokenizer can be trained with."""
+    image_size, parts = config.data.image_size, config.accumulation_steps
+    if tokenizer.name == "patch_vq":
+        yield (
+            "config.task=tokenizer trains networks, and patch_vq is fitted where it is needed: set "
+            "config.tokenizer.name=vqgan"
+        )
+        return
+    yield from _tokenizer_problems(tokenizer)
+    if image_size % tokenizer.patch_size:
+        yield (
+            f"config.data.image_size={image_size} is not divisible by "
+            f"config.tokenizer.patch_size={tokenizer.patch_size}; nearest image sizes: "
+            + _nearest(image_size, lambda n: n % tokenizer.patch_size == 0)
+        )
+    if tokenizer.entropy_weight and parts > 1:
+        yield (
+            f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
+            f"whole batch, which config.accumulation_steps={parts} takes in parts; set one of them "
+            "to 0 or 1"
+        )
+    if tokenizer.perceptual_weight and image_size < SMALLEST_PERCEPTUAL:
+        yield (
+            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
+            f"more, not config.data.image_size={image_size}; set it to 0"
+        )
+    group = STDDEV_GROUP * parts
+    grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
+    if grouped and parts > 1 and config.batch_size % group:
+        yield (
+            f"config.batch_size={config.batch_size} does not split into {parts} parts of groups "
+            f"of {STDDEV_GROUP} images, which the StyleGAN discriminator compares; nearest: "
+            + _nearest(config.batch_size, lambda n: n % group == 0)
+        )
+
+
+def _supmim_problems(config: Any) -> Iterator[str]:
     image_size, encoder, decoder, mim = (
         config.data.image_size, config.encoder, config.decoder, config.mim
     )  # fmt: skip
@@ -431,7 +528,6 @@ def _size_problems(config: Any) -> Iterator[str]:
             f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
             + _nearest(image_size, lambda n: n % encoder.patch_size == 0)
         )
-    yield from _data_problems(config.data)
     for name, group in (("encoder", encoder), ("decoder", decoder)):
         if name == "decoder" and not config.mim_weight:
             continue
@@ -452,12 +548,6 @@ def _size_problems(config: Any) -> Iterator[str]:
         yield (
             f"config.encoder.attention=cudnn trains on even numbers of tokens, not on {odd}: set "
             "config.encoder.attention=xla, or an even grid, mask_ratio and pool=gap or map"
-        )
-    if config.batch_size % config.accumulation_steps:
-        yield (
-            f"config.batch_size={config.batch_size} is not divisible by "
-            f"config.accumulation_steps={config.accumulation_steps}; nearest: "
-            + _nearest(config.accumulation_steps, lambda n: config.batch_size % n == 0)
         )
     if not config.class_weight and not config.mim_weight:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
@@ -564,6 +654,8 @@ def _view_problems(config: Any) -> Iterator[str]:
             f"config.data.{coloured[0]} changes grey or RGB images, not those of "
             f"config.data.channels={config.data.channels}; nearest: 1 or 3"
         )
+    if config.task == "tokenizer":
+        return
     if asked and config.mim_weight and config.mim.passes == "one":
         off = [f"config.data.{option}={OPTIONS[f'data.{option}'].default}" for option in asked]
         yield (
@@ -573,13 +665,14 @@ def _view_problems(config: Any) -> Iterator[str]:
 
 
 def _list_problems(config: Any) -> Iterator[str]:
+    known = EVALUATORS[config.task]
     for name in evaluator_names(config):
-        if name not in EVALUATORS:
-            close = difflib.get_close_matches(name, EVALUATORS, n=1)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             yield (
                 f"config.eval.evaluators names {name!r}; {hint}"
-                f"It takes {', '.join(EVALUATORS)}, separated by commas"
+                f"With task={config.task} it takes {', '.join(known)}, separated by commas"
             )
     metric = config.checkpoint.keep_best_metric
     if config.checkpoint.keep_best and metric.split("/")[0] not in evaluator_names(config):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax
 import jax
@@ -35,6 +36,30 @@ class Last(Metric):
     def compute(self) -> jax.Array:
         """The value."""
         return self.value
+
+
+@flax.struct.dataclass
+class Sum(Metric):
+    """What adds up over parts; value: a tree of arrays."""
+
+    value: Any
+
+    def merge(self, other: "Sum") -> "Sum":
+        """Adds leaf to leaf."""
+        return Sum(jax.tree.map(jnp.add, self.value, other.value))
+
+    def compute(self) -> Any:
+        """The sums."""
+        return self.value
+
+
+@flax.struct.dataclass
+class Psnr(Average):
+    """Of a mean squared error of values in [0, 1], in dB."""
+
+    def compute(self) -> jax.Array:
+        """Of the mean of all errors, not the mean of PSNRs."""
+        return -10 * jnp.log10(super().compute())
 
 
 @flax.struct.dataclass

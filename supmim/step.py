@@ -36,8 +36,14 @@ class Task(Protocol):
     def loss_fn(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
         """Scalar loss and metric totals of a drawn batch, or of some of its rows."""
 
+    def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
+        """What changes besides by gradients, from the totals of the batch, and what is logged.
+
+        Such a change is undone where the gradient was not finite.
+        """
+
     def predict(self, params: Any, batch: Batch) -> Batch:
-        """What evaluators ask of a raw batch: at least `embedding` [B, D] and `logits` [B, C]."""
+        """What evaluators ask of a raw batch, e.g. `embedding` [B, D] and `logits` [B, C]."""
 
 
 @struct.dataclass
@@ -70,6 +76,9 @@ def train_step(
     grads, totals = gradients(task.loss_fn, state.params, batch, rng, parts)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    changed, totals = task.after_update(params, totals)
+    finite = opt_state.notfinite_count == 0
+    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, params)
     totals["grad_norm"] = metrics.scalar(optax.tree.norm(grads))
     totals["skipped_in_a_row"] = metrics.Last(opt_state.notfinite_count)
     totals["skipped_steps"] = metrics.Last(opt_state.total_notfinite)

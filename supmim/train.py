@@ -204,7 +204,8 @@ def load_sources(config: Any) -> tuple[Any, sources.Source, sources.Source]:
 
 def settled(config: Any) -> Any:
     """The config with its number of classes, for which a source is opened if need be."""
-    return config if config.classifier.num_classes else load_sources(config)[0]
+    known = config.classifier.num_classes or config.task == "tokenizer"
+    return config if known else load_sources(config)[0]
 
 
 def readers_of(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from supmim import config as config_lib
-from supmim.evaluators import classification, knn, reconstruction
+from supmim.evaluators import classification, knn, reconstruction, tokenizer
 from supmim.evaluators.predictions import Predictions
 from supmim.runtime import hosts
 
@@ -23,6 +23,7 @@ EVALUATORS = {
     "classification": classification.Evaluator,
     "knn": knn.Evaluator,
     "reconstruction": reconstruction.Evaluator,
+    "tokenizer": tokenizer.Evaluator,
 }
 
 

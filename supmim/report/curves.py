@@ -20,14 +20,39 @@ PANELS = (
             ("reconstruction/token_accuracy", figures.ORANGE),
         ),
     ),
+    (
+        "losses of a tokenizer",
+        (
+            ("reconstruction_loss", figures.BLUE),
+            ("commitment_loss", figures.ORANGE),
+            ("codebook_loss", figures.GREEN),
+            ("generator_loss", figures.GREY),
+            ("discriminator_loss", figures.RED),
+        ),
+    ),
+    (
+        "PSNR, dB",
+        (
+            ("psnr", figures.BLUE),
+            ("tokenizer/psnr", figures.GREEN),
+            ("floor/patch_vq_psnr", figures.GREY),
+        ),
+    ),
+    ("codes used, %", (("tokenizer/code_usage", figures.GREEN),)),
     ("gradient norm", (("grad_norm", figures.GREY),)),
 )
 
 
 def draw(path: Path, rows: list[dict[str, float]]) -> None:
-    """rows: the lines of metrics.jsonl. A panel per group of metrics, over steps."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).ravel(), PANELS, strict=True):
+    """rows: the lines of metrics.jsonl. A panel per group of metrics that they have, over steps."""
+    known = {name for row in rows for name in row}
+    shown = [panel for panel in PANELS if any(name in known for name, _ in panel[1])]
+    lines = max(1, -(-len(shown) // 2))
+    figure = Figure(figsize=(10, 3 * lines), layout="constrained")
+    grid = figure.subplots(lines, 2).ravel()
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (title, curves) in zip(grid, shown, strict=False):
         scale = 100 if title.endswith("%") else 1
         for name, color in curves:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]

@@ -21,9 +21,13 @@ CAPTIONS = {
     "curves.png": "Losses, accuracies and gradient norm over the steps.",
     "reconstructions.png": "Images that were not trained on: hidden patches (blue) are filled in "
     "from the tokens that the decoder predicts. The last column is the best it could do.",
+    "decoded.png": "Images that were not trained on, what k-means codes of patches make of them, "
+    "and what the tokenizer does, at the same number of tokens and codes.",
     "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
     "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
 }
+
+UNITS = {"psnr": "{:.2f} dB", "ssim": "{:.4f}", "perplexity": "{:.1f}"}  # of what ends so
 
 
 def write(workdir: Path, results: dict[str, float], config: str) -> None:
@@ -62,14 +66,18 @@ def goodput(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def is_share(name: str) -> bool:
-    """Whether a result is a fraction; unreadable/... counts images."""
-    return "/" in name and not name.startswith("unreadable/")
+    """Whether a result is a fraction; unreadable/... counts images, and some have a unit."""
+    return "/" in name and not name.startswith("unreadable/") and not name.endswith(tuple(UNITS))
 
 
 def formatted(results: dict[str, float]) -> dict[str, str]:
     """Results as people read them: fractions in percent, floors last, other numbers as they are."""
     ordered = sorted(results, key=lambda name: (name.startswith("floor/"), name))
-    return {
-        name: f"{100 * results[name]:.2f} %" if is_share(name) else f"{results[name]:g}"
-        for name in ordered
-    }
+    return {name: _formatted(name, results[name]) for name in ordered}
+
+
+def _formatted(name: str, value: float) -> str:
+    for ending, form in UNITS.items():
+        if name.endswith(ending):
+            return form.format(value)
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:g}"

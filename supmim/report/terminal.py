@@ -16,6 +16,8 @@ SHOWN = (
     ("mim_loss", "mim", ".3f"),
     ("train_top1", "top1", ".0%"),
     ("token_accuracy", "tokens", ".0%"),
+    ("reconstruction_loss", "loss", ".4f"),
+    ("psnr", "psnr", ".2f"),
     ("images_per_second", "img/s", ".0f"),
     ("data_wait", "wait", ".0%"),
 )
@@ -77,7 +79,7 @@ def plan(
     """What is about to happen, before anything is compiled."""
     parts = ", ".join(
         f"{name} {sum(leaf.size for leaf in jax.tree.leaves(params[name])):,}"
-        for name in ("encoder", "classifier", "decoder")
+        for name in ("encoder", "quantizer", "classifier", "decoder", "discriminator")
         if name in params
     )
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

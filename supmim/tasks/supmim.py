@@ -146,6 +146,10 @@ class SupMIM:
         }
         return self.mim_weight * loss.compute(), totals
 
+    def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
+        """Gradients change all there is."""
+        return params, totals
+
     def predict(self, params: Any, batch: dict) -> dict:
         """Raw batch -> logits [B, C] and embedding [B, D] of whole images."""
         image = to_input(augment.to_float(batch["image"]))

@@ -1,0 +1,217 @@
+"""A VQGAN that learns to give images back: reconstruction, codes and, if asked for, an adversary.
+
+Sources: "Neural Discrete Representation Learning" (arXiv 1711.00937), VQGAN (2012.09841), MaskGIT
+(2202.04200). Shapes: B batch, S image side, C channels, h w latent grid, N = h w, D size of a code,
+K codes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from supmim import metrics, tokenizers
+from supmim.data import augment
+from supmim.data.images import Images
+from supmim.tokenizers import codebook, losses, perceptual, quality
+from supmim.tokenizers.discriminators import DISCRIMINATORS
+
+NETWORK = ("encoder", "quantizer", "decoder")
+LOGIT_DECAY = 0.99  # of LeCAM's averages, arXiv 2104.03310
+
+
+class Tokenizer:
+    """Losses of both sides in one sum: each side's parameters are constants in the other's terms.
+
+    So one optimizer serves both, as in MaskGIT, where both have the same settings; clipping is by
+    the norm of all gradients together. What is kept besides gradients is in params["statistics"].
+    """
+
+    frozen = None
+
+    def __init__(self, config: Any, features: perceptual.Features | None) -> None:
+        self.config, self.sizes, self.features = config, config.tokenizer, features
+        self.network = tokenizers.abstract(config).network
+        self.num_tokens = (config.data.image_size // self.network.stride) ** 2
+        self.discriminator = None
+        if self.sizes.adversarial_weight:
+            kind = DISCRIMINATORS[self.sizes.discriminator]
+            self.discriminator = kind(self.sizes.discriminator_filters, self.sizes.dtype)
+
+    def init(self, rng: jax.Array) -> Any:
+        """Parameters of encoder, quantizer, decoder and discriminator, and the statistics."""
+        data = self.config.data
+        image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+        params = self.network.init(rng, image)["params"]
+        kept = {}
+        if self.counts_codes:
+            kept["codes"] = codebook.begin(params["quantizer"]["codebook"])
+        if self.discriminator is not None:
+            key = jax.random.fold_in(rng, 1)
+            params["discriminator"] = self.discriminator.init(key, image, jnp.ones(1))["params"]
+            kept |= {name: jnp.zeros(()) for name in ("updates", "real", "fake")}
+        return params | ({"statistics": kept} if kept else {})
+
+    @property
+    def counts_codes(self) -> bool:
+        """Whether the codebook is kept alive by more than gradients."""
+        return self.sizes.codebook == "ema" or self.sizes.revive_below > 0
+
+    def fingerprint(self) -> dict[str, str]:
+        """Nothing besides config and data."""
+        return {}
+
+    def prepare(self, frozen: None, batch: dict) -> dict:
+        """Raw batch -> `image` [B, S, S, C], the MIM view, in [0, 1]."""
+        data = self.config.data
+        keys = augment.example_keys(data.seed, batch["epoch"], batch["index"])
+        image = augment.geometry(keys, augment.to_float(batch["image"]), data)
+        return {"image": image, "valid": batch["valid"]}
+
+    def draw(self, batch: dict, rng: jax.Array) -> dict:
+        """Adds which latents dead codes may become, [B, N]."""
+        if not self.counts_codes:
+            return batch
+        drawn = codebook.candidates(rng, len(batch["image"]), self.num_tokens)
+        return batch | {"candidate": drawn}
+
+    def loss_fn(self, params: Any, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+        """Weighted sum of the losses of both sides, and totals of what is logged."""
+        image, valid = batch["image"], batch["valid"]
+        latents = self.apply(params, image, "latents").astype(jnp.float32)
+        ids = self.apply(params, jax.lax.stop_gradient(latents), "quantize")
+        codes = self.apply(params, ids, "codes")
+        decoded = self.apply(params, losses.straight_through(latents, codes), "decode")
+
+        terms = self.code_terms(params, latents, codes, valid)
+        terms |= self.image_terms(image, decoded)
+        if self.discriminator is not None:
+            terms |= self.adversarial_terms(params, image, decoded, valid)
+        means = {name: metrics.mean(value, valid) for name, value in terms.items()}
+        loss = sum(self.weight(name) * mean.compute() for name, mean in means.items())
+        error = metrics.mean(quality.squared_error(image, decoded), valid)
+        flat = ids.reshape(len(image), -1)
+        totals = means | {
+            "loss": metrics.scalar(loss),
+            "psnr": metrics.Psnr(error.total, error.count),
+            **metrics.code_metrics(flat, self.sizes.codebook_size, valid),
+        }
+        if self.counts_codes:
+            latents = latents.reshape(*flat.shape, -1)
+            seen = codebook.statistics(
+                latents, flat, batch["candidate"], valid, self.sizes.codebook_size
+            )
+            totals["code_statistics"] = metrics.Sum(seen)
+        return loss, totals
+
+    def apply(self, params: Any, x: jax.Array, method: str) -> jax.Array:
+        """One of the network's methods."""
+        own = {name: params[name] for name in NETWORK}
+        return self.network.apply({"params": own}, x, method=method)
+
+    def weight(self, name: str) -> float:
+        """What a term counts in the sum; 0 if it is only logged."""
+        sizes = self.sizes
+        return {
+            "reconstruction_loss": 1.0, "perceptual_loss": sizes.perceptual_weight,
+            "commitment_loss": sizes.commitment_weight, "codebook_loss": 1.0,
+            "entropy_loss": sizes.entropy_weight, "generator_loss": sizes.adversarial_weight,
+            "discriminator_loss": 1.0, "r1_loss": sizes.r1_weight, "lecam_loss": sizes.lecam_weight,
+        }.get(name, 0.0)  # fmt: skip
+
+    def code_terms(
+        self, params: Any, latents: jax.Array, codes: jax.Array, valid: jax.Array
+    ) -> dict[str, jax.Array]:
+        """[B, h, w, D] twice, [B] -> the losses of latents and codes, each [B]."""
+        terms = {"commitment_loss": losses.commitment(latents, codes)}
+        book = params["quantizer"]["codebook"]
+        if self.sizes.codebook == "gradient":
+            terms["codebook_loss"] = losses.codebook(latents, codes)
+        else:
+            book = jax.lax.stop_gradient(book)
+        if self.sizes.entropy_weight:
+            entropy = losses.entropy(latents, book, valid, self.sizes.entropy_temperature)
+            terms["entropy_loss"] = jnp.broadcast_to(entropy, valid.shape)
+        return terms
+
+    def image_terms(self, image: jax.Array, decoded: jax.Array) -> dict[str, jax.Array]:
+        """[B, S, S, C] twice -> what a reconstruction costs, each [B]."""
+        terms = {
+            "reconstruction_loss": losses.RECONSTRUCTION[self.sizes.reconstruction](image, decoded)
+        }
+        if self.features is not None:
+            terms["perceptual_loss"] = perceptual.distance(self.features, image, decoded)
+        return terms
+
+    def adversarial_terms(
+        self, params: Any, image: jax.Array, decoded: jax.Array, valid: jax.Array
+    ) -> dict[str, jax.Array]:
+        """[B, S, S, C] twice, [B] -> the losses of both sides, 0 before their start, each [B]."""
+        sizes, kept = self.sizes, params["statistics"]
+        of_generator, of_discriminator = losses.ADVERSARIAL[sizes.adversarial_loss]
+
+        def logits(weights, x):
+            return self.discriminator.apply({"params": weights}, x, valid)
+
+        own, constant = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
+        real, fake = logits(own, image), logits(own, jax.lax.stop_gradient(decoded))
+        terms = {
+            "generator_loss": of_generator(logits(constant, decoded)).mean(axis=1),
+            "discriminator_loss": of_discriminator(real, fake).mean(axis=1),
+        }
+        if sizes.r1_weight:
+            terms["r1_loss"] = losses.r1(lambda x: logits(own, x).mean(axis=1), image)
+        if sizes.lecam_weight:
+            averages = jax.lax.stop_gradient((kept["real"], kept["fake"]))
+            terms["lecam_loss"] = losses.lecam(real, fake, *averages).mean(axis=1)
+        started = kept["updates"] >= sizes.adversarial_start
+        terms = {name: jnp.where(started, value, 0) for name, value in terms.items()}
+        return terms | {"real_logit": real.mean(axis=1), "fake_logit": fake.mean(axis=1)}
+
+    def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
+        """Moves averages, and codes where they say so; takes the code statistics out of totals."""
+        totals, kept = dict(totals), dict(params.get("statistics", {}))
+        if self.counts_codes:
+            seen = totals.pop("code_statistics").compute()
+            book, kept["codes"] = self.moved(params["quantizer"]["codebook"], kept["codes"], seen)
+            params = params | {"quantizer": {"codebook": book}}
+        if self.discriminator is not None:
+            kept["updates"] = kept["updates"] + 1
+            for side in ("real", "fake"):
+                now = totals[f"{side}_logit"].compute()
+                kept[side] = LOGIT_DECAY * kept[side] + (1 - LOGIT_DECAY) * now
+        return params | ({"statistics": kept} if kept else {}), totals
+
+    def moved(self, book: jax.Array, averages: dict, seen: dict) -> tuple[jax.Array, dict]:
+        """Codebook [K, D] and averages after a step that saw so much of each code."""
+        averages = codebook.average(averages, seen, self.sizes.codebook_decay)
+        if self.sizes.codebook == "ema":
+            book = codebook.means(averages, book)
+        return codebook.revive(book, averages, seen, self.sizes.revive_below)
+
+    def predict(self, params: Any, batch: dict) -> dict:
+        """Raw batch -> `ids` [B, N] and, of the clipped reconstruction, `quality.of` its image."""
+        image = augment.to_float(batch["image"])
+        latents = self.apply(params, image, "latents")
+        ids = self.apply(params, latents, "quantize")
+        decoded = self.apply(params, self.apply(params, ids, "codes"), "decode").clip(0, 1)
+        return {"ids": ids.reshape(len(image), -1), **quality.of(image, decoded)}
+
+    def reconstruct(self, params: Any, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] in [0, 1] -> the same, from its codes."""
+        ids = self.apply(params, self.apply(params, image, "latents"), "quantize")
+        return self.apply(params, self.apply(params, ids, "codes"), "decode").clip(0, 1)
+
+
+def abstract(config: Any) -> Tokenizer:
+    """The task of a config without data or files: enough to trace and compile it."""
+    return Tokenizer(config, perceptual.zeros() if config.tokenizer.perceptual_weight else None)
+
+
+def create(config: Any, images: Images, workdir: Path) -> Tokenizer:
+    """The task of a run; CheckpointError if perceptual weights are asked for and not usable."""
+    sizes, features = config.tokenizer, None
+    if sizes.perceptual_weight:
+        features = perceptual.load(Path(sizes.perceptual_weights), sizes.perceptual_sha256)
+    return Tokenizer(config, features)
