@@ -62,7 +62,11 @@ class Tokenizer:
         """Nothing besides config and data."""
         return {}
 
-    def prepare(self, frozen: None, batch: dict) -> dict:
+    def tokenize(self, frozen: None, batch: dict) -> dict:
+        """A raw batch as it is: nothing here predicts ids."""
+        return batch
+
+    def prepare(self, batch: dict) -> dict:
         """Raw batch -> `image` [B, S, S, C], the MIM view, in [0, 1]."""
         data = self.config.data
         keys = augment.example_keys(data.seed, batch["epoch"], batch["index"])
