@@ -406,6 +406,9 @@ def debug(config: Any) -> FrozenConfigDict:
     small.data.image_size = min(config.data.image_size, 4 * patch.patch_size)
     if config.tokenizer.path:  # it has the size it has
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
+    if config.tokenizer.image_size:
+        grid = small.data.image_size // config.encoder.patch_size
+        small.tokenizer.image_size = grid * config.tokenizer.patch_size
     validate(small)
     return FrozenConfigDict(small)
 
@@ -431,6 +434,16 @@ def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigD
     settled = ConfigDict(config.to_dict())
     settled.classifier.num_classes = found
     return FrozenConfigDict(settled)
+
+
+def has_tokenizer(config: Any) -> bool:
+    """Whether ids are what is predicted."""
+    return bool(config.mim_weight) and config.mim.target == "tokens"
+
+
+def tokenizer_size(config: Any) -> int:
+    """Side of the images that the tokenizer sees, in pixels."""
+    return config.tokenizer.image_size or config.data.image_size
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -618,17 +631,9 @@ def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
 
 
 def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
-    yield from _tokenizer_problems(config.tokenizer)
-    tokenizer_patch = config.tokenizer.patch_size
-    if (
-        config.data.image_size % tokenizer_patch
-        or config.data.image_size // tokenizer_patch != grid
-    ):
-        yield (
-            f"the tokenizer's grid differs from the encoder's {grid} x {grid} tokens: "
-            f"config.tokenizer.patch_size={tokenizer_patch} at {config.data.image_size} pixels; "
-            f"set config.tokenizer.patch_size={config.encoder.patch_size}"
-        )
+    if has_tokenizer(config):
+        yield from _tokenizer_problems(config.tokenizer)
+        yield from _grid_problems(config, grid)
     num_tokens = grid * grid
     units = num_tokens // mim.unit**2 if mim.masking == "units" else num_tokens
     if units and round(units * (1 - mim.mask_ratio)) < 1:
@@ -643,6 +648,25 @@ def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
         )
     if mim.masking == "block" and mim.block_min > num_tokens:
         yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
+
+
+def _grid_problems(config: Any, grid: int) -> Iterator[str]:
+    """One id must stand for what one patch of the encoder shows."""
+    size, patch = tokenizer_size(config), config.tokenizer.patch_size
+    name = "tokenizer.image_size" if config.tokenizer.image_size else "data.image_size"
+    if size % patch:
+        yield (
+            f"config.{name}={size} is not divisible by config.tokenizer.patch_size={patch}; "
+            f"nearest: {_nearest(size, lambda n: n % patch == 0)}; the encoder's grid of {grid} x "
+            f"{grid} tokens asks for config.tokenizer.image_size={grid * patch}"
+        )
+    elif grid and size != grid * patch:
+        fitting = f"config.tokenizer.patch_size={size // grid} or " if size % grid == 0 else ""
+        yield (
+            f"the tokenizer's grid differs from the encoder's {grid} x {grid} tokens: "
+            f"config.tokenizer.patch_size={patch} at {size} pixels; set {fitting}"
+            f"config.tokenizer.image_size={grid * patch}"
+        )
 
 
 def _view_problems(config: Any) -> Iterator[str]:

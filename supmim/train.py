@@ -109,7 +109,7 @@ def train(
     )
 
     batches = pipeline.train_batches(
-        images.training(source, config.data),
+        images.training(source, config.data, images.second_of(config)),
         config.data.seed,
         config.batch_size,
         mesh,
@@ -227,9 +227,14 @@ def create_predictions(
 ) -> Predictions:
     """What evaluators ask of both sources; bad records are missing from it and counted."""
     splits = {"train": source, "eval": eval_source}
+    filled_in = "reconstruction" in config_lib.evaluator_names(config)
+    second = images.second_of(config)._replace(made=filled_in)
     return Predictions(
         task,
-        {name: images.evaluation(split, config.data) for name, split in splits.items()},
+        {
+            "train": images.evaluation(source, config.data),
+            "eval": images.evaluation(eval_source, config.data, second),
+        },
         config.eval.batch_size,
         mesh,
         {name: readers_of(config, split, bad_records, 1.0) for name, split in splits.items()},
@@ -261,7 +266,8 @@ def create_task(
     config: Any, source: sources.Source, workdir: Path, mesh: jax.sharding.Mesh
 ) -> step.Task:
     """The task of a run, with its frozen arrays on the mesh."""
-    task = TASKS[config.task].create(config, images.training(source, config.data), workdir)
+    seen = images.training(source, config.data, images.second_of(config))
+    task = TASKS[config.task].create(config, seen, workdir)
     task.frozen = jax.device_put(task.frozen, sharding.state_sharding(task.frozen, mesh))
     return task
 

@@ -109,7 +109,7 @@ def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
     for index in range(20):
         box = seen.box_of(640, 800, 0, index)
         theirs = np.asarray(Image.fromarray(exact).resize((32, 32), PILLOW["bilinear"], box=box))
-        differences.append(np.abs(seen.view(source, 0, index).astype(int) - theirs).mean())
+        differences.append(np.abs(seen.view(source, 0, index)["image"].astype(int) - theirs).mean())
     assert 0 < np.mean(differences) < 2
 
 

@@ -33,7 +33,10 @@ def to_float(image: jax.Array) -> jax.Array:
 
 
 def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
-    """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved."""
+    """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved.
+
+    The same at any size: what the encoder and what the tokenizer sees move alike.
+    """
     if data.flip:
         flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
         image = jnp.where(flips[:, None, None, None], image[:, :, ::-1], image)
@@ -66,9 +69,8 @@ def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
 
 def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     """One image [H, W, C], moved about its centre; what comes from outside is 0."""
-    limits = jnp.array([
-        data.rotate, data.shear, data.scale, data.scale, data.shift, data.shift
-    ])  # fmt: skip
+    shift = data.shift * (len(image) / data.image_size)  # pixels of data.image_size
+    limits = jnp.array([data.rotate, data.shear, data.scale, data.scale, shift, shift])
     angle, shear, scale_y, scale_x, *shift = jax.random.uniform(
         key, (6,), minval=-limits, maxval=limits
     )

@@ -1,6 +1,6 @@
-"""A source seen through a view: records become uint8 squares of one size, or are told as bad.
+"""A source seen through a view: records become uint8 squares, or are told as bad.
 
-Shapes: n records, S = data.image_size, C = data.channels.
+Shapes: n records, S = data.image_size, T the tokenizer's size, C = data.channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from supmim import config as config_lib
 from supmim.data import crop, decode
 from supmim.data.sources import Record, Source, check_label
 
@@ -28,20 +29,49 @@ class Bad(NamedTuple):
     why: str
 
 
+class Second(NamedTuple):
+    """The same part of each image at another side in pixels, as `tokenizer_image`; 0: none.
+
+    What is decoded is enough for the larger size even where it is not made: whether target ids are
+    computed or read must not change a pixel.
+    """
+
+    size: int = 0
+    made: bool = True
+
+
+NO_SECOND = Second()
+
+
+def second_of(config: Any) -> Second:
+    """What a run needs beside the encoder's images: nothing if its tokenizer sees the same."""
+    size = config_lib.tokenizer_size(config)
+    other = config_lib.has_tokenizer(config) and size != config.data.image_size
+    return Second(size if other else 0, made=not config.data.targets)
+
+
 class Images:
     """source: what is read. box_of: which part of each image is shown. exact: no fast decoding."""
 
-    def __init__(self, source: Source, data: Any, box_of: BoxOf, exact: bool) -> None:
+    def __init__(
+        self, source: Source, data: Any, box_of: BoxOf, exact: bool, second: Second
+    ) -> None:
         self.source, self.box_of, self.exact = source, box_of, exact
         self.name, self.class_names = source.name, source.class_names
-        self.size, self.channels = data.image_size, data.channels
+        self.sizes, self.channels = {"image": data.image_size}, data.channels
+        if second.size and second.made:
+            self.sizes["tokenizer_image"] = second.size
+        self.largest = max(data.image_size, second.size)
         self.method, self.max_pixels = data.interpolation, data.max_pixels
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
-        """`image` uint8 [n, S, S, C], black where unreadable, and `label` int32 [n]; epoch 0."""
+        """`image` uint8 [n, S, S, C], black where unreadable, and `label` int32 [n]; epoch 0.
+
+        With a second size also `tokenizer_image` [n, T, T, C].
+        """
         return self.take(index, np.zeros(len(index), int))[0]
 
     def take(
@@ -51,43 +81,52 @@ class Images:
 
         DataError for a label that names no class, or damaged storage.
         """
-        image = np.zeros((len(index), self.size, self.size, self.channels), np.uint8)
+        views = {
+            name: np.zeros((len(index), size, size, self.channels), np.uint8)
+            for name, size in self.sizes.items()
+        }
         label = np.zeros(len(index), np.int32)
         bad = {}
         records = self.source.__getitems__([int(i) for i in index])
         for row, (record, i, e) in enumerate(zip(records, index, epoch, strict=True)):
             label[row] = check_label(record, len(self.class_names))
             try:
-                image[row] = self.view(record, int(e), int(i))
+                for name, pixels in self.view(record, int(e), int(i)).items():
+                    views[name][row] = pixels
             except decode.BadImage as error:
                 bad[row] = Bad(int(i), record.name, str(error))
-        return {"image": image, "label": label}, bad
+        return {**views, "label": label}, bad
 
-    def view(self, record: Record, epoch: int, index: int) -> np.ndarray:
-        """uint8 [S, S, C]; BadImage if there is no whole image in the record."""
+    def view(self, record: Record, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """One part of a record at each size; BadImage if there is no whole image in the record."""
+        pixels, box = self.part(record, epoch, index)
+        return {
+            name: crop.resize(pixels, box, size, self.method) for name, size in self.sizes.items()
+        }
+
+    def part(self, record: Record, epoch: int, index: int) -> tuple[np.ndarray, crop.Box]:
+        """Decoded pixels uint8 [H, W, C], perhaps shrunk, and which of them are shown."""
         if isinstance(record.image, np.ndarray):
             pixels = decode.to_channels(record.image, self.channels)
-            box = self.box_of(*pixels.shape[:2], epoch, index)
-            return crop.resize(pixels, box, self.size, self.method)
+            return pixels, self.box_of(*pixels.shape[:2], epoch, index)
         if isinstance(record.image, OSError):
             raise decode.BadImage(record.image.strerror)
         header = decode.read_header(record.image, self.max_pixels)
         box = self.box_of(header.height, header.width, epoch, index)
-        shrink = 0 if self.exact else min(box[2] - box[0], box[3] - box[1]) / self.size
+        shrink = 0 if self.exact else min(box[2] - box[0], box[3] - box[1]) / self.largest
         pixels = decode.decode(record.image, header, self.channels, shrink)
-        box = crop.scaled(box, (header.height, header.width), pixels.shape[:2])
-        return crop.resize(pixels, box, self.size, self.method)
+        return pixels, crop.scaled(box, (header.height, header.width), pixels.shape[:2])
 
 
-def training(source: Source, data: Any) -> Images:
+def training(source: Source, data: Any, second: Second = NO_SECOND) -> Images:
     """Random crops, keyed by (data.seed, epoch, index); without data.crop as in evaluation."""
     if data.crop == "none":
-        return evaluation(source, data)
+        return evaluation(source, data, second)
     area, aspect = (data.area_min, data.area_max), (data.aspect_min, data.aspect_max)
-    return Images(source, data, crop.RandomCrop(data.seed, area, aspect), exact=False)
+    return Images(source, data, crop.RandomCrop(data.seed, area, aspect), False, second)
 
 
-def evaluation(source: Source, data: Any) -> Images:
+def evaluation(source: Source, data: Any, second: Second = NO_SECOND) -> Images:
     """The central view that data.eval_view asks for, of exactly decoded pixels."""
     box_of = crop.CentralCrop(data.eval_view, data.eval_resize or data.image_size, data.image_size)
-    return Images(source, data, box_of, exact=True)
+    return Images(source, data, box_of, True, second)

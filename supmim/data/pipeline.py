@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
-from supmim.data.images import VIEW, Bad, Images
+from supmim.data.images import VIEW, Bad, Images, second_of
 from supmim.data.sources import InMemory, Sample, Source
 from supmim.data.stream import Evaluation, HostBatch, Training
 from supmim.errors import DeviceError
@@ -148,6 +148,9 @@ def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
         "image": ((size, size, channels), np.uint8), "label": ((), np.int32),
         "index": ((), np.int32), "epoch": ((), np.int32), "valid": ((), np.float32),
     }  # fmt: skip
+    second = second_of(config)
+    if second.size and second.made:
+        fields["tokenizer_image"] = ((second.size, second.size, channels), np.uint8)
     placement = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=placement)
@@ -198,6 +201,7 @@ def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, A
     """
     data = config.data.to_dict()
     classes = "\0".join(source.class_names).encode()
+    second = second_of(config)
     return {
         **source.fingerprint(),
         **{EVALUATED + name: value for name, value in eval_source.fingerprint().items()},
@@ -206,4 +210,5 @@ def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, A
         "data_seed": config.data.seed,
         "batch_size": config.batch_size,
         "transform_version": TRANSFORM_VERSION,
+        **({"tokenizer.image_size": second.size} if second.size else {}),
     }

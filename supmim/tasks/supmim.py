@@ -52,13 +52,14 @@ class SupMIM:
         )  # fmt: skip
 
     def tokenize(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
-        """Raw batch -> the same with target_ids [B, N] of the MIM view."""
-        return batch if frozen is None else batch | {"target_ids": frozen.encode(self.view(batch))}
+        """Raw batch -> the same with target_ids [B, N] of the MIM view at the tokenizer's size."""
+        if frozen is None:
+            return batch
+        return batch | {"target_ids": frozen.encode(self.view(batch, shown_to_tokenizer(batch)))}
 
-    def view(self, batch: dict) -> jax.Array:
-        """Raw batch -> its MIM view [B, S, S, C], in [0, 1]."""
-        keys = self.keys(batch)
-        return augment.geometry(keys, augment.to_float(batch["image"]), self.config.data)
+    def view(self, batch: dict, image: jax.Array) -> jax.Array:
+        """Raw batch, its uint8 images of any size -> their MIM view, in [0, 1]."""
+        return augment.geometry(self.keys(batch), augment.to_float(image), self.config.data)
 
     def keys(self, batch: dict) -> jax.Array:
         """[B] keys of the examples."""
@@ -70,7 +71,7 @@ class SupMIM:
         `image` is the MIM view, or without MIM the class view; `class_image` is the class view
         where it is another: an array under two names would be two in memory.
         """
-        view = self.view(batch)
+        view = self.view(batch, batch["image"])
         class_view = augment.class_view(self.keys(batch), view, self.config.data)
         kept = {name: batch[name] for name in KEPT if name in batch}
         if self.model.decoder is None:
@@ -158,7 +159,8 @@ class SupMIM:
 
     def tokenize_whole(self, frozen: tokenizers.Tokenizer, batch: dict) -> dict:
         """Raw batch -> the same with target_ids [B, N] of its images as they are."""
-        return batch | {"target_ids": frozen.encode(augment.to_float(batch["image"]))}
+        image = augment.to_float(shown_to_tokenizer(batch))
+        return batch | {"target_ids": frozen.encode(image)}
 
     def fill_in(self, params: Any, batch: dict) -> dict:
         """Tokenized batch -> its target_ids, the mask drawn for it by index, and ids filled in.
@@ -186,6 +188,11 @@ def stream(rng: jax.Array, purpose: str) -> jax.Array:
     return jax.random.fold_in(rng, STREAMS.index(purpose))
 
 
+def shown_to_tokenizer(batch: dict) -> jax.Array:
+    """Its images of a raw batch: of a size of their own, where they have one."""
+    return batch["tokenizer_image"] if "tokenizer_image" in batch else batch["image"]
+
+
 def to_input(image: jax.Array) -> jax.Array:
     """[0, 1] -> [-1, 1], what the encoder takes."""
     return 2 * image - 1
@@ -210,7 +217,8 @@ def create(config: Any, images: Images, workdir: Path) -> SupMIM:
 
         def view(index: np.ndarray) -> np.ndarray:
             keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
-            return np.asarray(move(keys, augment.to_float(images.read(index)["image"])))
+            shown = shown_to_tokenizer(images.read(index))
+            return np.asarray(move(keys, augment.to_float(shown)))
 
         index = evenly(len(images), count).astype(np.int32)
         parts = np.split(index, range(FIT_CHUNK, count, FIT_CHUNK))

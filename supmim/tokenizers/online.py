@@ -17,7 +17,6 @@ from supmim import sharding
 
 Batch = dict[str, jax.Array]
 ROWS = PartitionSpec(sharding.BATCH)
-SEEN = ("image", "epoch", "index")  # all of a raw batch that ids may depend on
 
 
 class Tokenize:
@@ -42,9 +41,11 @@ class Tokenize:
         if frozen is None or "target_ids" in batch:
             return batch
         rows = len(batch["index"]) // sharding.batch_shards(self.mesh)
-        parts = split(self.mesh, self.microbatch, {name: batch[name] for name in SEEN})
-        ids = join(self.mesh, rows, [self._ids(frozen, part) for part in parts])
-        return batch | {"target_ids": ids}
+        image = "tokenizer_image" if "tokenizer_image" in batch else "image"
+        seen = {name: batch[name] for name in (image, "epoch", "index")}
+        ids = [self._ids(frozen, part) for part in split(self.mesh, self.microbatch, seen)]
+        rest = {name: x for name, x in batch.items() if name != "tokenizer_image"}
+        return rest | {"target_ids": join(self.mesh, rows, ids)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
