@@ -1,12 +1,12 @@
-"""`supmim benchmark`: how fast the step or the input is, against references in the same run."""
+"""`supmim benchmark`: how fast step, input and tokenizer are, against references in one run."""
 
 import json
 from typing import Any
 
-from supmim.benchmarks import input, step
+from supmim.benchmarks import input, step, tokenizer
 from supmim.errors import ConfigError
 
-BENCHMARKS = {"step": step, "input": input}
+BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer}
 
 
 def run(config: Any, flags: Any) -> None:

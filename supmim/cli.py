@@ -111,7 +111,7 @@ VERBS = {
         actions=("import",),
     ),
     "benchmark": Verb(
-        "time the training step or the input against references",
+        "time step, input or tokenizer against references",
         "supmim benchmark step --config=configs/digits.py",
         {
             "rounds": ("10", "turns that every step has; the median counts"),
@@ -119,7 +119,7 @@ VERBS = {
         },
         required=("config",),
         takes_config=True,
-        actions=("step", "input"),
+        actions=("step", "input", "tokenizer"),
     ),
     "plan": Verb(
         "does the train step fit a pod that is not there, and how fast",

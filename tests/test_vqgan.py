@@ -298,7 +298,7 @@ def test_a_config_without_a_folder_still_traces(name):
         **{name: jax.ShapeDtypeStruct((3,), jnp.int32) for name in ("epoch", "index", "label")},
         "valid": jax.ShapeDtypeStruct((3,), jnp.float32),
     }
-    prepared = jax.eval_shape(task.prepare, task.frozen, batch)
+    prepared = jax.eval_shape(task.tokenize, task.frozen, batch)
     assert prepared["target_ids"].shape == (3, 16)
 
 

@@ -1,0 +1,228 @@
+"""Times what target ids cost: the tokenizer alone, and a training step without masked images, with
+ids computed beside it, and with ids that were read. All take turns in the same run.
+
+Shapes: B batch, S image side, C channels, N tokens.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from supmim import config as config_lib
+from supmim import optimizer, sharding, step, tokenizers, train
+from supmim.aot import flops
+from supmim.benchmarks.step import Step, made_up, matmul, settings
+from supmim.benchmarks.turns import take_turns
+from supmim.data import images, pipeline, sources
+from supmim.errors import ConfigError
+from supmim.tasks import TASKS
+from supmim.tokenizers import online
+
+DTYPES = {"patch_vq": ("float32",)}  # of the others: both
+BOTH = ("float32", "bfloat16")
+WITHOUT = "no MIM"
+ONLINE, CACHED = "ids online", "ids cached"
+
+
+def run(config: Any, rounds: int) -> dict[str, Any]:
+    """Everything that is printed."""
+    if not config_lib.has_tokenizer(config):
+        raise ConfigError(
+            "supmim benchmark tokenizer times target ids: set config.mim_weight above 0 and "
+            "config.mim.target=tokens"
+        )
+    config = train.settled(config)
+    mesh = train.mesh_of(config)
+    sharding.check_divides("batch_size", config.batch_size, mesh)
+    with jax.set_mesh(mesh):
+        encoders = [encoder(config, dtype, mesh) for dtype in dtypes(config)]
+        ceiling, steps = matmul(config.encoder.dtype, mesh), list(contestants(config, mesh))
+        take_turns([ceiling, *encoders, *steps], rounds)
+        agreement = agree(config) if len(encoders) == 2 else None
+    peak = ceiling.flops / ceiling.median()
+    return {
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "batch_size": config.batch_size,
+        "rounds": rounds,
+        "matmul_tflops": peak / 1e12,
+        "weights": config.tokenizer.path or "random",
+        "agreement_of_bfloat16": agreement,
+        "tokenizers": [of_encoder(one, config, peak) for one in encoders],
+        "steps": [of_step(one, steps[0], config.batch_size) for one in steps],
+    }
+
+
+def dtypes(config: Any) -> tuple[str, ...]:
+    """Those that the tokenizer can compute in."""
+    return DTYPES.get(config.tokenizer.name, BOTH)
+
+
+def of_encoder(one: Step, config: Any, peak: float) -> dict[str, Any]:
+    """Rate and cost of the tokenizer; a multiplication with its addition is 1 MAC."""
+    size, seconds = config.batch_size, one.median()
+    return {
+        "tokenizer": one.name,
+        "images_per_second": size / seconds,
+        "gmac_per_image": one.flops / size / 2e9,
+        "share_of_matmul": one.flops / seconds / peak,
+    }
+
+
+def of_step(one: Step, without: Step, batch_size: int) -> dict[str, Any]:
+    """Medians of a step, and its ratios to the step without MIM."""
+    time_ratio, flop_ratio = one.ratio(without), one.flops / without.flops
+    return {
+        "step": one.name,
+        "milliseconds": 1000 * one.median(),
+        "images_per_second": batch_size / one.median(),
+        "time_ratio": time_ratio,
+        "flop_ratio": flop_ratio,
+        "time_by_flops": time_ratio / flop_ratio,
+    }
+
+
+def changed(config: Any, **options: Any) -> FrozenConfigDict:
+    """The config with other options, by `group.option`, checked."""
+    other = ConfigDict(config.to_dict())
+    other.update_from_flattened_dict(options)
+    config_lib.validate(other)
+    return FrozenConfigDict(other)
+
+
+def tokenizer_of(config: Any) -> tokenizers.Tokenizer:
+    """That of config.tokenizer.path, or one of random weights: its cost is the same."""
+    if config.tokenizer.path:
+        return tokenizers.load(config)
+    shapes = tokenizers.abstract(config)
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return jax.tree.unflatten(
+        tree,
+        [
+            jax.random.normal(key, leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+            for key, leaf in zip(keys, leaves, strict=True)
+        ],
+    )
+
+
+def encoder(config: Any, dtype: str, mesh: jax.sharding.Mesh) -> Step:
+    """Images to ids as a run does it, with nothing else."""
+    config = changed(config, **{"tokenizer.dtype": dtype})
+    task, raw = task_of(config, mesh), raw_batch(config, mesh)
+    tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
+    count = flops.count(task.tokenize, task.frozen, raw)
+    return Step(dtype, lambda: tokenize(task.frozen, raw), flops=count)
+
+
+def task_of(config: Any, mesh: jax.sharding.Mesh) -> step.Task:
+    """The task of a config without data, with a tokenizer that computes."""
+    task = TASKS[config.task].abstract(config)
+    if task.frozen is not None:
+        frozen = tokenizer_of(config)
+        task.frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
+    return task
+
+
+def raw_batch(config: Any, mesh: jax.sharding.Mesh) -> step.Batch:
+    """What the readers would have placed on the devices: noise."""
+    return made_up(pipeline.abstract_batch(config, mesh), sharding.batch_sharding(mesh))
+
+
+def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
+    """A training step without MIM; then with it, in two passes and in one, online and cached."""
+    plain = settings(config)
+    yield whole_step(WITHOUT, changed(plain, mim_weight=0.0), mesh)
+    for passes in ("two", "one"):
+        arm = changed(plain, **one_view(passes), **{"mim.passes": passes})
+        for ids in (ONLINE, CACHED):
+            yield whole_step(f"{passes} pass{'es' * (passes == 'two')}, {ids}", arm, mesh)
+
+
+def one_view(passes: str) -> dict[str, Any]:
+    """What a single pass must do without: a class view of its own."""
+    names = [f"data.{name}" for name in config_lib.CLASS_VIEW] if passes == "one" else []
+    return {name: config_lib.OPTIONS[name].default for name in names}
+
+
+def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh) -> Step:
+    """All that a step runs on the devices from a raw batch on; cached ids are in that."""
+    task = task_of(config, mesh)
+    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
+    rng = jax.random.key(config.seed)
+    make_state = functools.partial(step.create_state, rng, task, tx)
+    _, placement = train.place(make_state, mesh, config.mesh.fsdp_splits)
+    state = jax.jit(make_state, out_shardings=placement)()
+    tokenize, prepare, train_step = train.programs(config, task, tx, mesh, placement)
+    raw, cost = raw_batch(config, mesh), 0.0
+    if ONLINE in name:
+        cost = flops.count(task.tokenize, task.frozen, raw)
+    elif CACHED in name:
+        raw = tokenize(task.frozen, raw)
+    prepared = prepare(tokenize(task.frozen, raw))
+    cost += flops.count(train_step, state, prepared, rng)
+    program = train_step.lower(state, prepared, rng).compile()
+
+    def advance():
+        nonlocal state
+        state, totals = program(state, prepare(tokenize(task.frozen, raw)), rng)
+        return totals
+
+    return Step(name, advance, flops=cost)
+
+
+def agree(config: Any) -> float:
+    """Share of ids that bfloat16 and float32 have in common, on one microbatch.
+
+    Of evaluation images where there is a trained tokenizer, else of noise.
+    """
+    size, count = config_lib.tokenizer_size(config), config.tokenizer.microbatch
+    if config.tokenizer.path:
+        view = ConfigDict(config.data.to_dict())
+        view.image_size = size
+        seen = images.evaluation(sources.load(config.data)[1], view)
+        pixels = seen.read(sources.evenly(len(seen), count))["image"] / np.float32(255)
+    else:
+        shape = (count, size, size, config.data.channels)
+        pixels = jax.random.uniform(jax.random.key(1), shape)
+    ids = [
+        jax.jit(lambda frozen, x: frozen.encode(x))(
+            tokenizer_of(changed(config, **{"tokenizer.dtype": dtype})), jnp.asarray(pixels)
+        )
+        for dtype in BOTH
+    ]
+    return float((ids[0] == ids[1]).mean())
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text of at most 80 columns."""
+    weights = "random weights" if result["weights"] == "random" else result["weights"]
+    lines = [
+        f"{result['device']}, batch {result['batch_size']}, median of {result['rounds']} rounds",
+        f"matmul ceiling of this run: {result['matmul_tflops']:.3g} TFLOP/s",
+        f"tokenizer: {weights}"[:80],
+        "",
+        f"{'tokenizer':33}{'img/s':>10}{'GMAC':>10}{'matmul':>10}",
+    ]
+    for one in result["tokenizers"]:
+        lines.append(
+            f"{one['tokenizer']:33}{one['images_per_second']:10,.1f}{one['gmac_per_image']:10.4g}"
+            f"{one['share_of_matmul']:10.0%}"
+        )
+    if result["agreement_of_bfloat16"] is not None:
+        lines.append(f"ids of bfloat16 and float32 agree: {result['agreement_of_bfloat16']:.2%}")
+    lines += ["", f"{'step':25}{'ms':>10}{'img/s':>10}{'time':>10}{'FLOPs':>10}{'by FLOPs':>10}"]
+    for one in result["steps"]:
+        lines.append(
+            f"{one['step']:25}{one['milliseconds']:10,.1f}{one['images_per_second']:10,.1f}"
+            f"{one['time_ratio']:10.3f}{one['flop_ratio']:10.3f}{one['time_by_flops']:10.3f}"
+        )
+    return "\n".join([
+        *lines, "",
+        "GMAC: per image. time, FLOPs: as multiples of the step without MIM, from raw",
+        "images on. by FLOPs: time over FLOPs, 1 where MIM costs what it computes.",
+    ])  # fmt: skip
