@@ -29,7 +29,7 @@ setup(
         "simplejpeg>=1.9",
         "cykooz-resizer>=4.0.1,<5",
         "pillow>=10",
-        "safetensors>=0.6",
+        "safetensors>=0.8",
         "tensorboardX>=2.6.5",
         "rich>=13",
         "matplotlib>=3.8",

@@ -292,8 +292,11 @@ def test_a_blob_without_its_decoder_is_told(tmp_path):
     path = tmp_path / "half"
     tree = {name: part for name, part in flax_tree().items() if name != "decoder"}
     path.write_bytes(serialization.msgpack_serialize(tree))
-    with pytest.raises(CheckpointError, match=r"decoder/Conv_0/kernel .*-\n(.*\n)*.*and \d+ more"):
+    with pytest.raises(CheckpointError) as caught:
         maskgit.read(path)
+    lines = str(caught.value).splitlines()
+    assert lines[2].startswith("  decoder/Conv_0/bias") and lines[2].endswith("-")
+    assert len(lines) == 24 and lines[22].startswith("  and ")
 
 
 @pytest.mark.parametrize("top", [lambda tree: {"params": tree}, lambda tree: tree])

@@ -134,10 +134,10 @@ def test_pictures_are_clipped_and_what_the_network_gives_is_not():
 def test_distances_are_in_full_float32_whatever_comes_in():
     near = jnp.asarray([[1.0, 0.0], [1.001, 0.0]])  # one and the same in bfloat16
     np.testing.assert_array_equal(codes.nearest(near, near), [0, 1])
-    as_given = codes.distances(near.astype(jnp.bfloat16), near)
-    assert as_given.dtype == jnp.float32
+    rounded = near.astype(jnp.bfloat16)
+    assert codes.distances(rounded, rounded).dtype == jnp.float32
     jaxpr = jax.make_jaxpr(codes.distances)(near, near)
-    (product,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"] or [None]
+    (product,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
     assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
 
 
@@ -151,12 +151,13 @@ def test_bfloat16_agrees_with_float32(network):
 
 
 def test_norms_take_their_statistics_in_float32():
-    large = (100 + random_images(4, 1, 32)).astype(jnp.bfloat16)  # a variance beyond bfloat16
-    norm = vqgan.GroupNorm(dtype=jnp.bfloat16)
-    jaxpr = str(jax.make_jaxpr(lambda x: norm.init_with_output(jax.random.key(0), x)[0])(large))
-    assert "reduce_sum" in jaxpr and "bf16" in jaxpr
-    sums = [line for line in jaxpr.splitlines() if "reduce_sum" in line]
-    assert sums and all(":f32" in line for line in sums)
+    image = (4 + random_images(8, 2, 32)).astype(jnp.bfloat16)  # 16.1 - 16.0 is lost in bfloat16
+    rounded, exact = (
+        vqgan.GroupNorm(dtype=dtype).init_with_output(jax.random.key(0), image.astype(dtype))[0]
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert rounded.dtype == jnp.bfloat16
+    assert abs(rounded - exact).max() < 0.02
 
 
 @pytest.mark.parametrize("image", [random_images() * 255, 2 * random_images() - 1])
@@ -326,3 +327,11 @@ def test_debugging_keeps_the_size_of_a_tokenizer_that_is_there():
     config = tiny_config(**OPTIONS, **{"tokenizer.path": "somewhere"})
     assert config_lib.debug(config).tokenizer.codebook_size == 16
     assert config_lib.debug(tiny_config()).tokenizer.codebook_size == 64
+
+
+def test_a_tokenizer_may_move_but_not_change_on_resume():
+    stored = tiny_config(**OPTIONS)
+    moved = tiny_config(**OPTIONS, **{"tokenizer.path": "elsewhere"})
+    assert config_lib.differences(stored, moved) == []
+    rounded = tiny_config(**OPTIONS, **{"tokenizer.dtype": "bfloat16"})
+    assert len(config_lib.differences(stored, rounded)) == 1
