@@ -28,7 +28,9 @@ CONVERT = """\
     s({{k: v.clone() for k, v in w.items()}}, 'weights.safetensors')\""""
 LISTED = 20  # rows of the table of tensors that do not fit
 NAME_WIDTH = 44  # columns of a tensor's name in it
-TRAINING_ONLY = "loss."  # discriminator and perceptual network of a Lightning checkpoint
+BESIDE = "beside params/"
+# Discriminator and perceptual network of a Lightning checkpoint; the rest of a Flax train state.
+TRAINING_ONLY = ("loss.", BESIDE)
 CODEBOOK = ("quantizer", "codebook")
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
@@ -106,11 +108,15 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
 def blob(data: bytes) -> dict[str, np.ndarray]:
     """Arrays of a Flax msgpack blob, the parameters under `params` or at its top."""
     tree = serialization.msgpack_restore(data)
-    params = tree["params"] if isinstance(tree, dict) and "params" in tree else tree
-    if not isinstance(params, dict):
-        raise ValueError(f"it holds a {type(params).__name__}, not a tree of parameters")
-    flat = traverse_util.flatten_dict(params)
-    return {"/".join(map(str, path)): np.asarray(leaf) for path, leaf in flat.items()}
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds a {type(tree).__name__}, not a tree of parameters")
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    if "params" in tree:
+        flat = {
+            name.removeprefix("params/") if name.startswith("params/") else BESIDE + name: leaf
+            for name, leaf in flat.items()
+        }
+    return {name: np.asarray(leaf) for name, leaf in flat.items()}
 
 
 def layout_of(found: Shapes, path: Path) -> Layout:
