@@ -19,6 +19,7 @@ def get_config():
     config.data.update(image_size=32, channels=3, flip=True)
     config.tokenizer.update(name="vqgan", patch_size=4, codebook_size=512, embedding_dim=32)
     config.tokenizer.update(filters=32, channel_multipliers="1,1,2", num_res_blocks=1)
+    config.tokenizer.update(norm_groups=4, commitment_weight=0.02)
     config.tokenizer.update(codebook="ema", revive_below=0.1, entropy_weight=0.0)
     config.optimizer.update(learning_rate=2e-3, weight_decay=0.0, warmup_steps=100)
     config.optimizer.update(b2=0.99, ema_decay=0.995)

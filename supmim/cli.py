@@ -22,7 +22,8 @@ class Verb:
     """One verb: what it does, how it is called, its flags as name -> (default, meaning).
 
     A flag whose default is False is a switch. actions: what the word after the verb may be;
-    argument: what the word after that is, if one must stand there. module: where `run` is, if not
+    argument: what the word after that is, if one must stand there. like: actions that take config
+    and flags of another verb. module: where `run` is, if not
     in the module of the verb's name.
     """
 
@@ -33,6 +34,7 @@ class Verb:
     takes_config: bool = False
     actions: tuple[str, ...] = ()
     argument: str = ""
+    like: dict[str, str] = dataclasses.field(default_factory=dict)
     module: str = ""
 
 
@@ -102,13 +104,14 @@ VERBS = {
         module="data.commands",
     ),
     "tokenizer": Verb(
-        "a tokenizer folder from published weights: import",
+        "a tokenizer folder, from published weights: import, or trained: train",
         "supmim tokenizer import --from=imagenet256.msgpack --out=tokenizers/maskgit",
         {
             "from": ("", "import: safetensors, or MaskGIT's Flax blob; never a pickle"),
             "out": ("", "import: folder that gets the tokenizer"),
         },
-        actions=("import",),
+        actions=("import", "train"),
+        like={"train": "train"},
     ),
     "benchmark": Verb(
         "time step, input or tokenizer against references",
@@ -163,6 +166,8 @@ def verb_help(name: str) -> str:
         lines[2:2] = [f"usage: supmim {name} {' '.join(words)} [--flag=value ...]", ""]
     if verb.takes_config:
         lines += ["  --config=FILE.py[:arg]", "      preset to start from, a file of code"]
+    for action, other in verb.like.items():
+        lines += [f"  {action} takes config and flags of supmim {other}: supmim {other} --help", ""]
     if verb.takes_config and "workdir" in verb.flags:
         lines += [
             "      without it the workdir's own config.json is continued, with any",
@@ -187,6 +192,8 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         asked = f"not {args[0]!r}" if args else f"e.g. {verb.usage}"
         raise ConfigError(f"supmim {name} takes {', '.join(verb.actions)}; {asked}")
     if verb.actions:
+        if other := verb.like.get(args[0]):
+            verb = dataclasses.replace(VERBS[other], actions=verb.actions)
         args = [f"--action={args[0]}", *args[1:]]
     if verb.argument:
         if len(args) < 2 or args[1].startswith("-"):

@@ -34,6 +34,7 @@ BROUGHT = {
         "tokenizer.image_size": 0, "tokenizer.filters": 128,
         "tokenizer.channel_multipliers": "1,1,2,2,4", "tokenizer.num_res_blocks": 2,
         "tokenizer.embedding_dim": 256, "tokenizer.dtype": "float32", "tokenizer.microbatch": 64,
+        "tokenizer.norm_groups": 32,
         "tokenizer.reconstruction": "l2", "tokenizer.commitment_weight": 0.25,
         "tokenizer.codebook": "gradient", "tokenizer.codebook_decay": 0.99,
         "tokenizer.revive_below": 0.0, "tokenizer.entropy_weight": 0.1,
@@ -46,7 +47,7 @@ BROUGHT = {
     },
 }  # fmt: skip
 
-NORM_GROUPS = 32  # of a VQGAN's norms
+NORM_GROUPS = 32  # of the norms of published VQGANs
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
 SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 
@@ -253,6 +254,9 @@ OPTIONS = {
         "1,1,2,2,4", "vqgan: channels of each level, in filters; all but one halve the side"
     ),
     "tokenizer.num_res_blocks": _at_least(1, 2, "vqgan: residual blocks of a level"),
+    "tokenizer.norm_groups": _at_least(
+        1, NORM_GROUPS, "vqgan: groups of a norm; one channel a group loses an image's brightness"
+    ),
     "tokenizer.embedding_dim": _at_least(1, 256, "vqgan: size of a code"),
     "tokenizer.dtype": Option(
         "float32", "compute dtype of the frozen tokenizer", choices=("float32", "bfloat16")
@@ -620,13 +624,17 @@ def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
             f"config.tokenizer.patch_size={stride}, or another number of levels"
         )
 
+    groups = tokenizer.norm_groups
+    if tokenizer.name == "taming" and groups != NORM_GROUPS:
+        yield f"config.tokenizer.norm_groups={groups}: taming has {NORM_GROUPS}"
+
     def fits(filters: int) -> bool:
-        return all(filters * level % NORM_GROUPS == 0 for level in levels)
+        return all(filters * level % groups == 0 for level in levels)
 
     if not fits(tokenizer.filters):
         yield (
             f"config.tokenizer.filters={tokenizer.filters} times a multiplier is not divisible "
-            f"by the {NORM_GROUPS} groups of a norm; nearest: " + _nearest(tokenizer.filters, fits)
+            f"by the {groups} groups of a norm; nearest: " + _nearest(tokenizer.filters, fits)
         )
 
 

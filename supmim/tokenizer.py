@@ -1,4 +1,4 @@
-"""`supmim tokenizer`: a tokenizer folder from published weights."""
+"""`supmim tokenizer`: a tokenizer folder, from published weights or by training."""
 
 from pathlib import Path
 from typing import Any
@@ -6,21 +6,51 @@ from typing import Any
 import jax
 
 from supmim import config as config_lib
-from supmim import tokenizers
+from supmim import evaluate, optimizer, sharding, tokenizers, train
 from supmim.errors import ConfigError
 from supmim.interop import maskgit
+from supmim.runtime import hosts
+from supmim.tasks.tokenizer import NETWORK
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import vqgan
+from supmim.workdir import read_config
 
 LISTED = 4  # tensors that are named of those left out
 
 
-def run(_: Any, flags: Any) -> None:
+def run(config: Any, flags: Any) -> None:
     """The verb."""
-    ACTIONS[flags.action](flags)
+    ACTIONS[flags.action](config, flags)
 
 
-def import_weights(flags: Any) -> None:
+def train_one(config: Any, flags: Any) -> None:
+    """`supmim train`, then WORKDIR/tokenizer and how to use it."""
+    if config.task != "tokenizer":
+        raise ConfigError(
+            f"supmim tokenizer train takes a config of task=tokenizer, not {config.task}, e.g. "
+            "--config=configs/tokenizer_cifar10.py; supmim train trains any"
+        )
+    train.run(config, flags)
+    workdir = Path(flags.workdir)
+    tokenizer, out = trained(workdir), workdir / "tokenizer"
+    if hosts.is_first():
+        tokenizer.save(out, f"trained in {workdir.name}")
+        _tell(tokenizer, out, "written")
+
+
+def trained(workdir: Path) -> vqgan.VQGAN:
+    """What the newest checkpoint of a run holds, averaged parameters where there are any."""
+    config = read_config(workdir)
+    mesh = train.mesh_of(config)
+    with jax.set_mesh(mesh):
+        state, _ = evaluate.restored(config, workdir, "", mesh)
+        everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+        found = optimizer.evaluated_params(state)
+        params = everywhere({name: found[name] for name in NETWORK})
+    return tokenizers.abstract(config).replace(params=jax.device_get(params))
+
+
+def import_weights(_: Any, flags: Any) -> None:
     """Reads a public file, writes the tokenizer, says what it is and how to use it."""
     source, out = Path(_given(flags, "from")), Path(_given(flags, "out"))
     imported = maskgit.read(source)
@@ -30,9 +60,14 @@ def import_weights(flags: Any) -> None:
     if left := imported.left_out:
         named = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
         print(f"left out    {len(left)} tensors that only its training needs: {named}")
+    _tell(tokenizer, out, "written" if written else "unchanged")
+
+
+def _tell(tokenizer: vqgan.VQGAN, out: Path, done: str) -> None:
+    """What a folder holds now, and the flags that train with it."""
     for line in described(tokenizer):
         print(line)
-    print(f"{'written' if written else 'unchanged':<11} {out}")
+    print(f"{done:<11} {out}")
     print(f"fingerprint {tokenizer.fingerprint()}")
     print("\nTrain with it:")
     for flag in flags_of(tokenizer, out):
@@ -84,4 +119,4 @@ def _given(flags: Any, name: str) -> str:
     return flags[name].value
 
 
-ACTIONS = {"import": import_weights}
+ACTIONS = {"import": import_weights, "train": train_one}

@@ -18,6 +18,8 @@ from tests.conftest import prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("*.py"))
+TOKENIZERS = [name for name in PRESETS if name.startswith("tokenizer_")]
+ENCODERS = sorted(set(PRESETS) - set(TOKENIZERS))
 
 
 def load(name):
@@ -51,7 +53,7 @@ def test_the_expected_presets_are_there():
 
 @pytest.mark.parametrize(
     ("name", "arm"),
-    [(name, arm) for name in PRESETS for arm in ("supmim", "baseline")
+    [(name, arm) for name in ENCODERS for arm in ("supmim", "baseline")
      if arm == "baseline" or "imagenet" not in name],  # test_recipes traces those, with data
 )  # fmt: skip
 def test_every_preset_is_valid_and_traces(name, arm):
@@ -64,7 +66,20 @@ def test_every_preset_is_valid_and_traces(name, arm):
     assert ("decoder" in state.params) == ("mim_loss" in totals) == (arm == "supmim")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_every_tokenizer_is_valid_traces_and_has_a_debug_size(name):
+    config = load(name).get_config()
+    config_lib.validate(config)
+    state, after, totals = traced(config)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), after
+    )
+    assert "reconstruction_loss" in totals and "code_statistics" not in totals
+    small = config_lib.debug(config)
+    assert small.data.limit == 64 and small.data.image_size == 4 * small.tokenizer.patch_size
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 def test_every_preset_has_a_debug_size(name):
     config = ConfigDict(config_lib.debug(load(name).get_config()))
     assert config.encoder.depth == 2 and config.data.limit == 64
@@ -86,7 +101,8 @@ def test_encoders_have_the_sizes_of_their_names(name, millions):
 def test_a_preset_is_a_short_diff_headed_by_its_command(name):
     text = (CONFIGS / f"{name}.py").read_text()
     head = ast.get_docstring(ast.parse(text))
-    assert f"supmim train --config=configs/{name}.py --workdir=" in head
+    verb = "tokenizer train" if name in TOKENIZERS else "train"
+    assert f"supmim {verb} --config=configs/{name}.py --workdir=" in head
     assert "not run yet" in head or "%" in head
     assert len(text.splitlines()) < 50
 

@@ -21,6 +21,7 @@ from supmim.data import augment, sources
 from supmim.data import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
+from supmim.tokenizers import losses, perceptual
 from supmim.writer import read_metrics
 from tests.conftest import digits, tiny_config
 
@@ -264,7 +265,15 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         {"mim.passes": "one", "mim.masking": "variable", "encoder.scan": True, "mesh.fsdp": 2,
          "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception",
          "data.workers": 0},
+        {"task": "tokenizer", "eval.evaluators": "tokenizer", "checkpoint.keep_best": 0,
+         "tokenizer.name": "vqgan", "tokenizer.filters": 32, "tokenizer.channel_multipliers": "1,1",
+         "tokenizer.revive_below": 0.1, "tokenizer.adversarial_weight": 0.1,
+         "tokenizer.discriminator_filters": 4, "tokenizer.discriminator": "patch",
+         "tokenizer.r1_weight": 0.1, "tokenizer.lecam_weight": 0.1, "data.image_size": 16,
+         "tokenizer.perceptual_weight": 0.1},
     ]  # fmt: skip
+    monkeypatch.setattr(perceptual, "load", lambda path, digest: {})
+    monkeypatch.setattr(perceptual, "distance", lambda weights, *two: losses.l2(*two))
     for number, changes in enumerate(arms):
         two_steps = {"batch_size": 360, "optimizer.warmup_steps": 0, "log_every": 1}
         config = frozen(**two_steps, **changes)

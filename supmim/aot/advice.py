@@ -26,7 +26,7 @@ def advice(real: Step, memory: dict[str, int]) -> Iterator[dict[str, str]]:
     if config.optimizer.moment_dtype == "float32":
         after = memory["optimizer"] - memory["parameters"] // 2
         yield _change("optimizer.moment_dtype", "bfloat16", "optimizer", memory["optimizer"], after)
-    if config.encoder.remat != "full":
+    if config.task == "supmim" and config.encoder.remat != "full":
         effect = f"keeps only the input of each block: {size(block_inputs(real))}"
         yield {"option": "--config.encoder.remat=full", "effect": effect}
     parts = 2 * config.accumulation_steps

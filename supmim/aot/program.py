@@ -74,7 +74,10 @@ def changed(config: Any, **changes: Any) -> ConfigDict:
 
 
 def count_flops(real: Step) -> dict[str, float]:
-    """Per image: of the training, by formula, as executed (with what remat repeats), of its ids."""
+    """Per image: of the training, by formula, as executed (with what remat repeats), of its ids.
+
+    A tokenizer has no formula: 0.
+    """
     executed = flops.count(real.train_step, real.state, real.prepared, real.key)
     once = executed
     if real.config.encoder.remat != "none":
@@ -84,7 +87,7 @@ def count_flops(real: Step) -> dict[str, float]:
     images = real.config.batch_size
     return {
         "train": once / images,
-        "analytic": flops.analytic(real.config).train,
+        "analytic": flops.analytic(real.config).train if real.config.task == "supmim" else 0.0,
         "executed": executed / images,
         "tokenize": flops.count(real.tokenize, real.frozen, real.raw) / images,
     }

@@ -61,8 +61,8 @@ def _memory(plan: dict[str, Any]) -> Iterator[str]:
 
 def _flops(plan: dict[str, Any]) -> Iterator[str]:
     work = plan["flops"]
-    ratio = work["train"] / work["analytic"]
-    yield f"{'FLOPs':<{LABEL}}{work['train'] / 1e9:,.2f} GF per image, {ratio:.3f} x the formula"
+    ratio = f", {work['train'] / work['analytic']:.3f} x the formula" if work["analytic"] else ""
+    yield f"{'FLOPs':<{LABEL}}{work['train'] / 1e9:,.2f} GF per image{ratio}"
     yield f"{'':<{LABEL}}{work['executed'] / 1e9:,.2f} GF executed, with what remat repeats"
     yield f"{'':<{LABEL}}{work['tokenize'] / 1e9:,.2f} GF in the tokenizer's program"
 

@@ -33,6 +33,7 @@ class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut."""
 
     filters: int
+    norm_groups: int
     dtype: Any
 
     @nn.compact
@@ -43,9 +44,9 @@ class ResBlock(nn.Module):
         its input, as in the public implementation: its weights work no other way.
         """
         conv = functools.partial(nn.Conv, self.filters, use_bias=False, dtype=self.dtype)
-        y = nn.swish(GroupNorm(dtype=self.dtype)(x))
+        y = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(x))
         y = conv((3, 3))(y)
-        y = nn.swish(GroupNorm(dtype=self.dtype)(y))
+        y = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(y))
         y = conv((3, 3))(y)
         return y + (x if x.shape[-1] == self.filters else conv((1, 1))(y))
 
@@ -57,6 +58,7 @@ class Encoder(nn.Module):
     channel_multipliers: tuple[int, ...]
     num_res_blocks: int
     embedding_dim: int
+    norm_groups: int
     dtype: Any
 
     @nn.compact
@@ -67,10 +69,10 @@ class Encoder(nn.Module):
             if level:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
             for _ in range(self.num_res_blocks):
-                x = ResBlock(self.filters * multiplier, self.dtype)(x)
+                x = ResBlock(self.filters * multiplier, self.norm_groups, self.dtype)(x)
         for _ in range(self.num_res_blocks):
-            x = ResBlock(x.shape[-1], self.dtype)(x)
-        x = nn.swish(GroupNorm(dtype=self.dtype)(x))
+            x = ResBlock(x.shape[-1], self.norm_groups, self.dtype)(x)
+        x = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(x))
         return nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)(x)
 
 
@@ -100,6 +102,7 @@ class Decoder(nn.Module):
     channel_multipliers: tuple[int, ...]
     num_res_blocks: int
     channels: int
+    norm_groups: int
     dtype: Any
 
     @nn.compact
@@ -108,13 +111,13 @@ class Decoder(nn.Module):
         widths = [self.filters * multiplier for multiplier in reversed(self.channel_multipliers)]
         x = nn.Conv(widths[0], (3, 3), dtype=self.dtype)(latents)
         for _ in range(self.num_res_blocks):
-            x = ResBlock(widths[0], self.dtype)(x)
+            x = ResBlock(widths[0], self.norm_groups, self.dtype)(x)
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
-                x = ResBlock(width, self.dtype)(x)
+                x = ResBlock(width, self.norm_groups, self.dtype)(x)
             if level < len(widths) - 1:
                 x = nn.Conv(width, (3, 3), dtype=self.dtype)(double(x))
-        x = nn.swish(GroupNorm(dtype=self.dtype)(x))
+        x = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(x))
         return nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
 
 
@@ -127,15 +130,16 @@ class Network(nn.Module):
     embedding_dim: int = 256
     codebook_size: int = 1024
     channels: int = 3
+    norm_groups: int = config_lib.NORM_GROUPS
     dtype: str = "float32"
 
     kind = "vqgan"
 
     def setup(self) -> None:
         sizes = (self.filters, self.channel_multipliers, self.num_res_blocks)
-        self.encoder = Encoder(*sizes, self.embedding_dim, self.dtype)
+        self.encoder = Encoder(*sizes, self.embedding_dim, self.norm_groups, self.dtype)
         self.quantizer = Quantizer(self.codebook_size, self.embedding_dim)
-        self.decoder = Decoder(*sizes, self.channels, self.dtype)
+        self.decoder = Decoder(*sizes, self.channels, self.norm_groups, self.dtype)
 
     @property
     def stride(self) -> int:
@@ -152,6 +156,7 @@ class Network(nn.Module):
             "embedding_dim": self.embedding_dim,
             "codebook_size": self.codebook_size,
             "channels": self.channels,
+            "norm_groups": self.norm_groups,
         }
 
     def __call__(self, image: jax.Array) -> jax.Array:
@@ -243,6 +248,7 @@ def abstract(sizes: Any, channels: int, network: type[Network] = Network) -> VQG
         embedding_dim=sizes.embedding_dim,
         codebook_size=sizes.codebook_size,
         channels=channels,
+        norm_groups=sizes.norm_groups,
         dtype=sizes.dtype,
     )
     return VQGAN(shapes(made), made)
