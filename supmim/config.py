@@ -47,6 +47,7 @@ BROUGHT = {
     },
 }  # fmt: skip
 
+MOST_CODES = 2**16  # that a cache of target ids can tell apart
 NORM_GROUPS = 32  # of the norms of published VQGANs
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
 SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
@@ -235,7 +236,7 @@ OPTIONS = {
     "mim.ratio_std": Option(0.25, "variable: its standard deviation", low=0.01, high=1.0),
     "mim.target": Option(
         "tokens",
-        "what is predicted of hidden patches",
+        "what is predicted of hidden patches; normalized: within each patch",
         choices=("tokens", "pixels", "normalized_pixels"),
     ),
     "mim.label_smoothing": _share(0.0, "share of the target id spread over the codebook"),
@@ -642,6 +643,7 @@ def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
     if has_tokenizer(config):
         yield from _tokenizer_problems(config.tokenizer)
         yield from _grid_problems(config, grid)
+    yield from _target_problems(config)
     num_tokens = grid * grid
     units = num_tokens // mim.unit**2 if mim.masking == "units" else num_tokens
     if units and round(units * (1 - mim.mask_ratio)) < 1:
@@ -656,6 +658,23 @@ def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
         )
     if mim.masking == "block" and mim.block_min > num_tokens:
         yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
+
+
+def _target_problems(config: Any) -> Iterator[str]:
+    """Targets that these images, or a cache of ids, do not allow."""
+    target, targets = config.mim.target, config.data.targets
+    if targets and target != "tokens":
+        yield (
+            f"config.data.targets={targets} holds ids, config.mim.target={target} predicts none: "
+            "set config.mim.target=tokens or config.data.targets="
+        )
+    if targets and config.tokenizer.codebook_size > MOST_CODES:
+        yield (
+            f"config.tokenizer.codebook_size={config.tokenizer.codebook_size} exceeds the "
+            f"{MOST_CODES} codes that a cache of 16-bit ids can hold: set config.data.targets="
+        )
+    if target == "normalized_pixels" and config.encoder.patch_size**2 * config.data.channels < 2:
+        yield "config.mim.target=normalized_pixels: a patch of one value has no spread; set pixels"
 
 
 def _grid_problems(config: Any, grid: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Losses, one value per example; averages over a batch are made by metrics.py.
 
-Shapes: B batch, C classes, M predicted tokens, K codes. All in float32.
+Shapes: B batch, C classes, M predicted patches, K codes, F values of a patch. All in float32.
 """
 
 import jax
@@ -33,6 +33,11 @@ def token_cross_entropy(
     targets = one_hot(target_ids, logits.shape[-1], label_smoothing)
     token_loss = optax.softmax_cross_entropy(logits, targets)
     return masked_mean(token_loss, mask)
+
+
+def patch_squared_error(predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the values of hidden patches: [B, M, F], [B, M, F], [B, M] -> [B]; 0 if none is."""
+    return masked_mean(((predicted - target) ** 2).mean(axis=-1), mask)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -125,8 +125,9 @@ def test_predictions_are_those_of_each_image_in_order_and_computed_once():
 def test_token_accuracy_counts_hidden_tokens_alone():
     predictions, params = predictions_of(tiny_config())
     evaluator = reconstruction.Evaluator(predictions, tiny_config())
+    out, of_target = {}, predictions.task.target.results
+    predictions.task.target.results = lambda scores: out.update(scores) or of_target(scores)
     results = evaluator.run(params)
-    out = evaluator._last
     assert (out["mask"].sum(axis=1) == 8).all() and len(np.unique(out["mask"], axis=0)) > 100
     visible = out["mask"] == 0
     np.testing.assert_array_equal(out["filled_ids"][visible], out["target_ids"][visible])

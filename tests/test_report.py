@@ -35,8 +35,8 @@ def test_reconstructions_hide_what_is_masked(tmp_path):
     def blue_share(mask):
         image = rng.uniform(size=(3, 8, 8, 1))
         reconstructions.draw(
-            tmp_path / "r.png", image=image, mask=np.asarray(mask), filled=image, tokenized=image,
-            patch_size=2,
+            tmp_path / "r.png", image=image, mask=np.asarray(mask), patch_size=2,
+            columns={"filled in": image, "larger": image.repeat(3, 1).repeat(3, 2)},
         )  # fmt: skip
         picture = matplotlib.image.imread(tmp_path / "r.png")[..., :3]
         return (np.abs(picture - np.array(reconstructions.HIDDEN)).max(axis=-1) < 0.02).mean()

@@ -1,10 +1,10 @@
-"""What of masked image modelling matters on digits: one option at a time, three seeds, 45 members.
+"""What of masked image modelling matters on digits: one option at a time, three seeds, 51 members.
 
 supmim sweep run --sweep=configs/sweeps/mim_ablation.py --folder=sweeps/mim_ablation
 
 Weight, mask ratio, decoder depth, one pass against two (both without mixup, which one pass cannot
-take), dropping against mask tokens, pooling. Values that digits.py has already are one member under
-several names. Left out: pixels as targets, until targets can be chosen.
+take), dropping against mask tokens, pooling, tokens against pixels as targets. Values that digits.py
+has already are one member under several names.
 
 Two CPU cores, one member at a time: not run yet.
 """
@@ -23,5 +23,6 @@ def get_sweep():
         | grid.product({"no_mixup": {"data.mixup": 0.0}}, grid.values("mim.passes", "one", "two"))
         | grid.values("mim.hidden", "drop", "mask_token")
         | grid.values("encoder.pool", "gap", "cls", "map")
+        | grid.values("mim.target", "tokens", "pixels", "normalized_pixels")
     )
     return grid.product(changes, grid.seeds(0, 1, 2))

@@ -11,6 +11,7 @@ import jax
 from jax.extend import core
 
 from supmim import masking
+from supmim.tasks import prediction
 
 
 def count(fn: Callable, *args: Any) -> float:
@@ -133,5 +134,5 @@ def _decoder(config: Any, entering: int, num_tokens: int, hidden: int) -> float:
     return (
         2 * entering * config.encoder.width * decoder.width
         + _blocks(decoder, num_tokens)
-        + 2 * predicted * decoder.width * config.tokenizer.codebook_size
+        + 2 * predicted * decoder.width * prediction.create(config).size
     )

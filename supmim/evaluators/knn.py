@@ -104,7 +104,7 @@ class Evaluator:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.pictures, self._last = config.eval.pictures, {}
         train, evaluation = (predictions.sources[split] for split in ("train", "eval"))
-        small = len(train) * train.size**2 * train.channels <= PIXEL_FLOOR_LIMIT
+        small = len(train) * train.sizes["image"] ** 2 * train.channels <= PIXEL_FLOOR_LIMIT
         self.floors = pixel_floors(train, evaluation) if small else {}
 
     def run(self, params: Any) -> dict[str, float]:

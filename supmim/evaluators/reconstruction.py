@@ -1,4 +1,4 @@
-"""How well hidden tokens are predicted, and what the predictions look like."""
+"""How well the target of hidden patches is predicted, and what the predictions look like."""
 
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,19 @@ from supmim.tokenizers import online
 
 
 class Evaluator:
-    """reconstruction/token_accuracy over all hidden tokens, with one fixed mask per image.
-
-    floor/token_accuracy: always answering the most frequent code among them.
-    """
+    """Results of the task's target over all hidden patches, with one fixed mask per image."""
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.task = predictions, predictions.task
-        self.pictures, self.patch_size = config.eval.pictures, config.encoder.patch_size
+        self.count, self.patch_size = config.eval.pictures, config.encoder.patch_size
         mesh = predictions.mesh
         self._tokenize = online.Tokenize(
             self.task.tokenize_whole, mesh, config.tokenizer.microbatch
         )
-        self._fill_in = jax.jit(self.task.fill_in, out_shardings=sharding.replicated(mesh))
-        self._last: dict[str, np.ndarray] = {}
+        everywhere = sharding.replicated(mesh)
+        self._fill_in = jax.jit(self.task.fill_in, out_shardings=everywhere)
+        self._pictures = jax.jit(self.task.pictures, out_shardings=everywhere)
+        self._drawn: dict[str, np.ndarray] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
@@ -36,27 +35,25 @@ class Evaluator:
         def fill_in(batch):
             return self._fill_in(params, self._tokenize(self.task.frozen, batch))
 
-        self._last = out = self.predictions.collect(fill_in, "eval")
-        hidden = out["mask"] > 0
-        targets, filled = out["target_ids"][hidden], out["filled_ids"][hidden]
-        if not targets.size:
-            return {}
-        return {
-            "reconstruction/token_accuracy": float((targets == filled).mean()),
-            "floor/token_accuracy": float(np.bincount(targets).max() / len(targets)),
-        }
+        scores = self.predictions.collect(fill_in, "eval")
+        self._drawn = self.pictures(params, scores["index"])
+        return self.task.target.results(scores)
+
+    def pictures(self, params: Any, index: np.ndarray) -> dict[str, np.ndarray]:
+        """What is drawn: images evenly taken among those of an index, on every host."""
+        index = index[evenly(len(index), self.count)].astype(np.int32)
+        batch = self.predictions.sources["eval"].read(index)
+        batch |= {"index": index, "epoch": np.zeros_like(index)}
+        shown = jax.device_get(self._pictures(params, self.task.frozen, batch))
+        return shown | {"image": np.asarray(augment.to_float(batch["image"]))}
 
     def draw(self, folder: Path) -> None:
         """reconstructions.png of evenly taken images."""
-        index = self._last["index"]
-        rows = evenly(len(index), self.pictures)
-        shown = self.predictions.sources["eval"].read(index[rows])["image"]
-        decode = jax.jit(self.task.frozen.decode)
+        columns = zip(self.task.target.columns, self._drawn["pictures"], strict=True)
         reconstructions.draw(
             folder / "reconstructions.png",
-            image=np.asarray(augment.to_float(shown)),
-            mask=self._last["mask"][rows],
-            filled=np.asarray(decode(self._last["filled_ids"][rows])),
-            tokenized=np.asarray(decode(self._last["target_ids"][rows])),
+            image=self._drawn["image"],
+            mask=self._drawn["mask"],
             patch_size=self.patch_size,
+            columns=dict(columns),
         )

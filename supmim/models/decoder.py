@@ -1,6 +1,6 @@
-"""The shallow decoder: latent of the visible patches -> code logits of the hidden ones.
+"""The shallow decoder: latent of the visible patches -> predictions of the hidden ones.
 
-Shapes: B batch, N tokens, V tokens of the encoder, M predicted tokens, D width, K codes.
+Shapes: B batch, N tokens, V tokens of the encoder, M predicted tokens, D width, W target_size.
 """
 
 import flax.linen as nn
@@ -12,9 +12,12 @@ from supmim.models import layers
 
 
 class Decoder(nn.Module):
-    """Works in shuffled order, visible tokens first, so that nothing is put back in place."""
+    """Works in shuffled order, visible tokens first, so that nothing is put back in place.
 
-    codebook_size: int
+    target_size: values that it gives for a patch, e.g. the logit of each code.
+    """
+
+    target_size: int
     grid: int
     width: int
     depth: int
@@ -29,7 +32,7 @@ class Decoder(nn.Module):
     def __call__(
         self, latent: jax.Array, token_mask: masking.TokenMask, *, train: bool = False
     ) -> jax.Array:
-        """[B, V, encoder D] -> code logits [B, M, K], float32, of token_mask.ids_predict."""
+        """[B, V, encoder D] -> predictions [B, M, W], float32, of token_mask.ids_predict."""
         dtype = jnp.dtype(self.dtype)
         batch, num_tokens = token_mask.ids_shuffle.shape
         x = nn.Dense(self.width, dtype=dtype, name="embedding")(latent)
@@ -45,4 +48,4 @@ class Decoder(nn.Module):
             attention=self.attention, dtype=dtype, remat=self.remat, name="blocks",
         )(x, train)  # fmt: skip
         x = layers.LayerNorm(dtype=dtype, name="norm")(x[:, token_mask.num_visible :])
-        return nn.Dense(self.codebook_size, dtype=dtype, name="head")(x).astype(jnp.float32)
+        return nn.Dense(self.target_size, dtype=dtype, name="head")(x).astype(jnp.float32)

@@ -35,19 +35,19 @@ class SupMIM(nn.Module):
     def predict_tokens(
         self, image: jax.Array, token_mask: TokenMask, *, train: bool = False
     ) -> jax.Array:
-        """[B, S, S, C] -> code logits [B, M, K] of token_mask.ids_predict."""
+        """[B, S, S, C] -> predictions [B, M, W] of token_mask.ids_predict."""
         return self.decoder(self.encoder(image, token_mask, train=train).latent, token_mask)
 
     def classify_and_predict(
         self, image: jax.Array, token_mask: TokenMask, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """One masked pass for both: class logits [B, C] and code logits [B, M, K]."""
+        """One masked pass for both: class logits [B, C] and predictions [B, M, W]."""
         encoded = self.encoder(image, token_mask, train=train)
         return self.classifier(encoded.embedding), self.decoder(encoded.latent, token_mask)
 
 
-def create(config: Any) -> SupMIM:
-    """The model of a config; mim_weight 0 builds no decoder."""
+def create(config: Any, target_size: int) -> SupMIM:
+    """The model of a config; mim_weight 0 builds no decoder. target_size: see Decoder."""
     grid = config.data.image_size // config.encoder.patch_size
     needs_token = config.mim.hidden == "mask_token" or config.mim.masking == "variable"
     encoder = Encoder(
@@ -58,7 +58,5 @@ def create(config: Any) -> SupMIM:
     decoder = None
     if config.mim_weight:
         shared = {name: config.encoder[name] for name in ("gelu", "attention", "dtype", "remat")}
-        decoder = Decoder(
-            **config.decoder, **shared, grid=grid, codebook_size=config.tokenizer.codebook_size
-        )
+        decoder = Decoder(**config.decoder, **shared, grid=grid, target_size=target_size)
     return SupMIM(encoder, classifier, decoder)

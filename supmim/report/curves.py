@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from supmim.report import figures
 
 PANELS = (
-    ("losses, nats", (("class_loss", figures.BLUE), ("mim_loss", figures.ORANGE))),
+    ("losses", (("class_loss", figures.BLUE), ("mim_loss", figures.ORANGE))),
     (
         "training accuracy, %",
         (("train_top1", figures.BLUE), ("token_accuracy", figures.ORANGE)),
@@ -18,6 +18,7 @@ PANELS = (
             ("classification/top1", figures.BLUE),
             ("knn/recall_at_1", figures.GREEN),
             ("reconstruction/token_accuracy", figures.ORANGE),
+            ("reconstruction/pixels_explained", figures.ORANGE),
         ),
     ),
     (

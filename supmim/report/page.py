@@ -20,7 +20,7 @@ pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 CAPTIONS = {
     "curves.png": "Losses, accuracies and gradient norm over the steps.",
     "reconstructions.png": "Images that were not trained on: hidden patches (blue) are filled in "
-    "from the tokens that the decoder predicts. The last column is the best it could do.",
+    "with what the decoder predicts. A tokenizer's own reconstruction is the best it could do.",
     "decoded.png": "Images that were not trained on, what k-means codes of patches make of them, "
     "and what the tokenizer does, at the same number of tokens and codes.",
     "neighbours.png": "Images that were not trained on, and the training images whose embeddings "

@@ -1,26 +1,25 @@
 """Labels and masked image tokens: the task of arXiv 2312.00950.
 
-Shapes: B batch, S image side, N tokens, M predicted tokens, C classes, K codes.
+Shapes: B batch, S image side, N tokens, M predicted tokens, C classes.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from supmim import losses, masking, metrics, models, tokenizers
+from supmim.config import has_tokenizer
 from supmim.data import augment, mixing
 from supmim.data.images import VIEW, Images
-from supmim.data.sources import evenly
 from supmim.models import supmim as supmim_model
+from supmim.tasks import prediction
+from supmim.tokenizers import views
 from supmim.workdir import holds_run
 
 STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
 KEPT = ("label", "valid", "target_ids")  # of a raw batch, in a prepared one
-FIT_CHUNK = 512  # images that are moved at once for the tokenizer
 
 
 class SupMIM:
@@ -28,7 +27,8 @@ class SupMIM:
 
     def __init__(self, config: Any, tokenizer: tokenizers.Tokenizer | None) -> None:
         self.config, self.frozen = config, tokenizer
-        self.model: models.supmim.SupMIM = supmim_model.create(config)
+        self.target = prediction.create(config)
+        self.model: models.supmim.SupMIM = supmim_model.create(config, self.target.size)
         self.class_weight, self.mim_weight = config.class_weight, config.mim_weight
         self.grid = config.data.image_size // config.encoder.patch_size
 
@@ -55,7 +55,7 @@ class SupMIM:
         """Raw batch -> the same with target_ids [B, N] of the MIM view at the tokenizer's size."""
         if frozen is None:
             return batch
-        return batch | {"target_ids": frozen.encode(self.view(batch, shown_to_tokenizer(batch)))}
+        return batch | {"target_ids": frozen.encode(self.view(batch, views.shown(batch)))}
 
     def view(self, batch: dict, image: jax.Array) -> jax.Array:
         """Raw batch, its uint8 images of any size -> their MIM view, in [0, 1]."""
@@ -100,16 +100,16 @@ class SupMIM:
         if token_mask is None or self.config.mim.passes == "two":
             logits, _ = self.apply("classify", params, image, rng=class_rng)
         if token_mask is not None and self.config.mim.passes == "two":
-            code_logits = self.apply(
+            predicted = self.apply(
                 "predict_tokens", params, batch["image"], token_mask, rng=mim_rng
             )
         elif token_mask is not None:
-            logits, code_logits = self.apply(
+            logits, predicted = self.apply(
                 "classify_and_predict", params, image, token_mask, rng=class_rng
             )
         loss, totals = self.class_terms(logits, target, batch)
         if token_mask is not None:
-            mim_loss, mim_totals = self.mim_terms(code_logits, token_mask, batch)
+            mim_loss, mim_totals = self.mim_terms(predicted, token_mask, batch)
             loss, totals = loss + mim_loss, totals | mim_totals
         return loss, totals | {"loss": metrics.scalar(loss)}
 
@@ -128,23 +128,13 @@ class SupMIM:
         totals = {"class_loss": loss, "train_top1": metrics.mean(correct, batch["valid"])}
         return self.class_weight * loss.compute(), totals
 
-    def mim_terms(self, code_logits: jax.Array, token_mask: masking.TokenMask, batch: dict):
-        """[B, M, K] -> weighted token loss () and its metrics."""
+    def mim_terms(self, predicted: jax.Array, token_mask: masking.TokenMask, batch: dict):
+        """[B, M, values of a patch] -> weighted loss of the target () and its metrics."""
         ids = token_mask.ids_predict
-        target_ids = masking.take_tokens(batch["target_ids"], ids)
+        target = masking.take_tokens(self.target.of(batch), ids)
         mask = masking.take_tokens(token_mask.mask, ids)
-        loss = losses.token_cross_entropy(
-            code_logits, target_ids, mask, self.config.mim.label_smoothing
-        )
-        correct = (code_logits.argmax(axis=-1) == target_ids).astype(jnp.float32)
-        loss = metrics.mean(loss, batch["valid"])
-        totals = {
-            "mim_loss": loss,
-            "token_accuracy": metrics.mean(losses.masked_mean(correct, mask), batch["valid"]),
-            **metrics.code_metrics(
-                batch["target_ids"], self.config.tokenizer.codebook_size, batch["valid"]
-            ),
-        }
+        loss = metrics.mean(self.target.loss(predicted, target, mask), batch["valid"])
+        totals = {"mim_loss": loss, **self.target.totals(predicted, target, mask, batch)}
         return self.mim_weight * loss.compute(), totals
 
     def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
@@ -157,40 +147,42 @@ class SupMIM:
         logits, encoded = self.model.apply({"params": params}, image, method="classify")
         return {"logits": logits, "embedding": encoded.embedding}
 
-    def tokenize_whole(self, frozen: tokenizers.Tokenizer, batch: dict) -> dict:
+    def tokenize_whole(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
         """Raw batch -> the same with target_ids [B, N] of its images as they are."""
-        image = augment.to_float(shown_to_tokenizer(batch))
+        if frozen is None:
+            return batch
+        image = augment.to_float(views.shown(batch))
         return batch | {"target_ids": frozen.encode(image)}
 
     def fill_in(self, params: Any, batch: dict) -> dict:
-        """Tokenized batch -> its target_ids, the mask drawn for it by index, and ids filled in.
+        """Tokenized batch of whole images -> the target's scores, with index and valid [B]."""
+        of_batch = {name: batch[name] for name in ("index", "valid")}
+        return of_batch | self.target.scores(*self.filled(params, batch))
 
-        All [B, N]; filled_ids are the targets where the patch is visible, else predictions. With
-        the batch's index and valid [B].
-        """
-        image, target_ids = augment.to_float(batch["image"]), batch["target_ids"]
+    def filled(self, params: Any, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Target [B, N, ...], the same with answers where it is hidden, masks by index [B, N]."""
+        image = augment.to_float(batch["image"])
         token_mask = jax.vmap(lambda key: self.draw_mask(key, 1))(self.keys(batch))
         token_mask = jax.tree.map(lambda x: x[:, 0], token_mask)
-        code_logits = self.model.apply(
+        predicted = self.model.apply(
             {"params": params}, to_input(image), token_mask, method="predict_tokens"
         )
-        rows = jnp.arange(len(image))[:, None]
-        filled = target_ids.at[rows, token_mask.ids_predict].set(code_logits.argmax(axis=-1))
-        filled = jnp.where(token_mask.mask > 0, filled, target_ids)
-        of_batch = {name: batch[name] for name in ("index", "valid")}
-        return of_batch | {
-            "target_ids": target_ids, "mask": token_mask.mask, "filled_ids": filled
-        }  # fmt: skip
+        target, rows = self.target.of(batch | {"image": image}), jnp.arange(len(image))[:, None]
+        answers = target.at[rows, token_mask.ids_predict].set(self.target.answer(predicted))
+        hidden = token_mask.mask.reshape(token_mask.mask.shape + (1,) * (target.ndim - 2)) > 0
+        return target, jnp.where(hidden, answers, target), token_mask.mask
+
+    def pictures(self, params: Any, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
+        """Raw batch of whole images -> mask [B, N], and pictures for the target's columns."""
+        batch = self.tokenize_whole(frozen, batch)
+        target, filled, mask = self.filled(params, batch)
+        image = augment.to_float(batch["image"])
+        return {"mask": mask, "pictures": self.target.pictures(frozen, image, target, filled)}
 
 
 def stream(rng: jax.Array, purpose: str) -> jax.Array:
     """The key of one purpose within a step."""
     return jax.random.fold_in(rng, STREAMS.index(purpose))
-
-
-def shown_to_tokenizer(batch: dict) -> jax.Array:
-    """Its images of a raw batch: of a size of their own, where they have one."""
-    return batch["tokenizer_image"] if "tokenizer_image" in batch else batch["image"]
 
 
 def to_input(image: jax.Array) -> jax.Array:
@@ -200,7 +192,7 @@ def to_input(image: jax.Array) -> jax.Array:
 
 def abstract(config: Any) -> SupMIM:
     """The task of a config without data: enough to trace and compile it."""
-    return SupMIM(config, tokenizers.abstract(config) if config.mim_weight else None)
+    return SupMIM(config, tokenizers.abstract(config) if has_tokenizer(config) else None)
 
 
 def create(config: Any, images: Images, workdir: Path) -> SupMIM:
@@ -208,28 +200,18 @@ def create(config: Any, images: Images, workdir: Path) -> SupMIM:
 
     It is fitted on MIM views of the first epoch, which is what it will be asked to encode.
     """
-    if not config.mim_weight:
+    if not has_tokenizer(config):
         return SupMIM(config, None)
-
-    def views() -> np.ndarray:
-        count = min(config.tokenizer.fit_images, len(images))
-        move = jax.jit(functools.partial(augment.geometry, data=config.data))
-
-        def view(index: np.ndarray) -> np.ndarray:
-            keys = augment.example_keys(config.data.seed, np.zeros_like(index), index)
-            shown = shown_to_tokenizer(images.read(index))
-            return np.asarray(move(keys, augment.to_float(shown)))
-
-        index = evenly(len(images), count).astype(np.int32)
-        parts = np.split(index, range(FIT_CHUNK, count, FIT_CHUNK))
-        return np.concatenate([view(part) for part in parts])
-
     made_from = {
         "tokenizer": config.tokenizer.to_dict(),
         "data": {name: config.data.to_dict()[name] for name in ("seed", *VIEW, *augment.GEOMETRY)},
         "source": images.source.fingerprint(),
     }
     tokenizer = tokenizers.load_or_fit(
-        config, workdir / "tokenizer", made_from, views, needed=holds_run(workdir)
+        config,
+        workdir / "tokenizer",
+        made_from,
+        lambda: views.first(config, images),
+        needed=holds_run(workdir),
     )
     return SupMIM(config, tokenizer)

@@ -1,0 +1,181 @@
+"""What the decoder predicts of hidden patches, by the names of config.mim.target: one class each.
+
+Shapes: B batch, S image side, N patches, M predicted ones, K codes, F pixel values of a patch.
+Images are float32 in [0, 1].
+"""
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from supmim import losses, metrics
+from supmim.models import layers
+from supmim.tokenizers import Tokenizer
+
+EPSILON = 1e-6  # of a patch's variance, as MAE has it
+
+
+class Target(Protocol):
+    """size: values that the decoder gives for a patch; columns: titles of `pictures`."""
+
+    size: int
+    columns: tuple[str, ...]
+
+    def __init__(self, config: Any) -> None:
+        """Of a config."""
+
+    def of(self, batch: dict) -> jax.Array:
+        """What is to be predicted of every patch [B, N, ...] of a batch with its MIM view."""
+
+    def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, M, size], [B, M, ...], mask [B, M] -> mean over hidden patches [B]."""
+
+    def totals(self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: dict) -> dict:
+        """Totals of what is logged besides the loss."""
+
+    def answer(self, predicted: jax.Array) -> jax.Array:
+        """[B, M, size] -> what it says the target is, [B, M, ...]."""
+
+    def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
+        """What results need of each image; filled: the target, or the answer where it is hidden."""
+
+    def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
+        """Results from the scores of all images; empty if nothing was hidden."""
+
+    def pictures(
+        self, frozen: Tokenizer | None, image: jax.Array, target: jax.Array, filled: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """A batch of pictures [B, side, side, C] for each of the columns."""
+
+
+class Tokens:
+    """The ids of a tokenizer: cross-entropy."""
+
+    columns = ("filled in from\npredicted tokens", "tokenizer's own\nreconstruction")
+
+    def __init__(self, config: Any) -> None:
+        self.size, self.label_smoothing = config.tokenizer.codebook_size, config.mim.label_smoothing
+
+    def of(self, batch: dict) -> jax.Array:
+        """target_ids [B, N]."""
+        return batch["target_ids"]
+
+    def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+        """In nats."""
+        return losses.token_cross_entropy(predicted, target, mask, self.label_smoothing)
+
+    def totals(self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: dict) -> dict:
+        """Accuracy on hidden patches, and how much of the codebook all patches use."""
+        correct = (self.answer(predicted) == target).astype(jnp.float32)
+        return {
+            "token_accuracy": metrics.mean(losses.masked_mean(correct, mask), batch["valid"]),
+            **metrics.code_metrics(batch["target_ids"], self.size, batch["valid"]),
+        }
+
+    def answer(self, predicted: jax.Array) -> jax.Array:
+        """The most likely id."""
+        return predicted.argmax(axis=-1)
+
+    def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
+        """All [B, N]."""
+        return {"target_ids": target, "filled_ids": filled, "mask": mask}
+
+    def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
+        """Accuracy over all hidden patches; its floor always answers their most frequent id."""
+        hidden = scores["mask"] > 0
+        targets, filled = scores["target_ids"][hidden], scores["filled_ids"][hidden]
+        if not targets.size:
+            return {}
+        return {
+            "reconstruction/token_accuracy": float((targets == filled).mean()),
+            "floor/token_accuracy": float(np.bincount(targets).max() / len(targets)),
+        }
+
+    def pictures(
+        self, frozen: Tokenizer, image: jax.Array, target: jax.Array, filled: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """What the tokenizer makes of both."""
+        return frozen.decode(filled), frozen.decode(target)
+
+
+class Pixels:
+    """The pixels of a patch as the encoder sees them, in [-1, 1]: mean squared error."""
+
+    columns = ("filled in with\npredicted pixels",)
+
+    def __init__(self, config: Any) -> None:
+        self.patch_size, self.channels = config.encoder.patch_size, config.data.channels
+        self.size = self.patch_size**2 * self.channels
+
+    def patches(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] -> [B, N, F], in [-1, 1]."""
+        return 2 * layers.patchify(image, self.patch_size) - 1
+
+    def of(self, batch: dict) -> jax.Array:
+        """[B, N, F]."""
+        return self.patches(batch["image"])
+
+    def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+        """Mean over the pixels of hidden patches."""
+        return losses.patch_squared_error(predicted, target, mask)
+
+    def totals(self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: dict) -> dict:
+        """The loss says it all."""
+        return {}
+
+    def answer(self, predicted: jax.Array) -> jax.Array:
+        """What it gives is what it says."""
+        return predicted
+
+    def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
+        """Squared errors over hidden patches [B]: of the answer, and of the mean visible patch."""
+        visible = 1 - mask[..., None]
+        mean = (target * visible).sum(axis=1) / jnp.maximum(visible.sum(axis=1), 1)
+        spread = ((target - mean[:, None]) ** 2).mean(axis=-1)
+        error = ((target - filled) ** 2).mean(axis=-1)
+        return {"error": (error * mask).sum(axis=1), "spread": (spread * mask).sum(axis=1)}
+
+    def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
+        """Share of the error of answering an image's mean visible patch that is gone."""
+        error, spread = scores["error"].sum(), scores["spread"].sum()
+        return {"reconstruction/pixels_explained": float(1 - error / spread)} if spread else {}
+
+    def pictures(
+        self, frozen: None, image: jax.Array, target: jax.Array, filled: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Its answers where they are hidden, the image elsewhere."""
+        return (layers.unpatchify((filled + 1) / 2, self.patch_size, self.channels),)
+
+
+class NormalizedPixels(Pixels):
+    """Pixels less their patch's mean, over its deviation: MAE's norm_pix_loss."""
+
+    columns = ("predicted pixels, at each\npatch's own mean, contrast",)
+
+    def of(self, batch: dict) -> jax.Array:
+        """[B, N, F]."""
+        patches = self.patches(batch["image"])
+        mean, deviation = self.statistics(patches)
+        return (patches - mean) / deviation
+
+    def statistics(self, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and deviation [B, N, 1], unbiased."""
+        variance = patches.var(axis=-1, keepdims=True, ddof=1)
+        return patches.mean(axis=-1, keepdims=True), (variance + EPSILON) ** 0.5
+
+    def pictures(
+        self, frozen: None, image: jax.Array, target: jax.Array, filled: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """With the mean and deviation that hidden patches really have, which nothing predicts."""
+        mean, deviation = self.statistics(self.patches(image))
+        return super().pictures(frozen, image, target, filled * deviation + mean)
+
+
+TARGETS = {"tokens": Tokens, "pixels": Pixels, "normalized_pixels": NormalizedPixels}
+
+
+def create(config: Any) -> Target:
+    """The target of a config."""
+    return TARGETS[config.mim.target](config)
