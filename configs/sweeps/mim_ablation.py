@@ -3,8 +3,8 @@
 supmim sweep run --sweep=configs/sweeps/mim_ablation.py --folder=sweeps/mim_ablation
 
 Weight, mask ratio, decoder depth, one pass against two (both without mixup, which one pass cannot
-take), dropping against mask tokens, pooling, tokens against pixels as targets. Values that digits.py
-has already are one member under several names.
+take), dropping against mask tokens, pooling, tokens against pixels as targets. Values that
+digits.py has already are one member under several names.
 
 Two CPU cores, one member at a time: not run yet.
 """
