@@ -22,9 +22,8 @@ class Verb:
     """One verb: what it does, how it is called, its flags as name -> (default, meaning).
 
     A flag whose default is False is a switch. actions: what the word after the verb may be;
-    argument: what the word after that is, if one must stand there. like: actions that take config
-    and flags of another verb. module: where `run` is, if not
-    in the module of the verb's name.
+    argument: what the word after that is, if one must stand there. module: MODULE or
+    MODULE:FUNCTION, if it is not `run` in the module of the verb's name.
     """
 
     summary: str
@@ -34,7 +33,6 @@ class Verb:
     takes_config: bool = False
     actions: tuple[str, ...] = ()
     argument: str = ""
-    like: dict[str, str] = dataclasses.field(default_factory=dict)
     module: str = ""
 
 
@@ -45,20 +43,21 @@ HOSTS = {
     "process_id": ("", "which of them this is, from 0"),
     "one_host": (False, "all processes are on this machine"),
 }
+TRAIN = {
+    "workdir": WORKDIR,
+    "resume": ("", "checkpoint to go on from: a STEP or a PATH"),
+    "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
+    "allow_data_change": (False, "go on though data, seed or batch are not what they were"),
+    "debug": (False, "2 blocks, small images, 20 steps, NaNs end it: seconds"),
+    "deterministic": (False, "GPU kernels that give the same bits again, slower"),
+    "fake_devices": ("", "train on so many pretend CPU devices"),
+    **HOSTS,
+}
 VERBS = {
     "train": Verb(
         "train, evaluate and draw; resume where the workdir stopped",
         "supmim train --config=configs/digits.py --workdir=runs/digits",
-        {
-            "workdir": WORKDIR,
-            "resume": ("", "checkpoint to go on from: a STEP or a PATH"),
-            "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
-            "allow_data_change": (False, "go on though data, seed or batch are not what they were"),
-            "debug": (False, "2 blocks, small images, 20 steps, NaNs end it: seconds"),
-            "deterministic": (False, "GPU kernels that give the same bits again, slower"),
-            "fake_devices": ("", "train on so many pretend CPU devices"),
-            **HOSTS,
-        },
+        TRAIN,
         required=("workdir",),
         takes_config=True,
     ),
@@ -103,15 +102,36 @@ VERBS = {
         argument="SOURCE",
         module="data.commands",
     ),
-    "tokenizer": Verb(
-        "a tokenizer folder, from published weights: import, or trained: train",
+    "data tokens": Verb(
+        "compute a run's target ids, once for all runs that share them",
+        "supmim data tokens --config=configs/digits.py --out=ids",
+        {
+            "out": ("", "folder that gets them; a run reads it with --config.data.targets=DIR"),
+            "deterministic": (False, "GPU kernels that give the same bits again, slower"),
+            "fake_devices": ("", "compute on so many pretend CPU devices"),
+            **HOSTS,
+        },
+        required=("config", "out"),
+        takes_config=True,
+        module="tokens",
+    ),
+    "tokenizer import": Verb(
+        "turn published tokenizer weights into a folder",
         "supmim tokenizer import --from=imagenet256.msgpack --out=tokenizers/maskgit",
         {
-            "from": ("", "import: safetensors, or MaskGIT's Flax blob; never a pickle"),
-            "out": ("", "import: folder that gets the tokenizer"),
+            "from": ("", "safetensors, or MaskGIT's Flax blob; never a pickle"),
+            "out": ("", "folder that gets the tokenizer"),
         },
-        actions=("import", "train"),
-        like={"train": "train"},
+        required=("from", "out"),
+        module="tokenizer:import_weights",
+    ),
+    "tokenizer train": Verb(
+        "train a tokenizer like anything else, then write its folder",
+        "supmim tokenizer train --config=configs/tokenizer_cifar10.py --workdir=runs/tokenizer",
+        TRAIN,
+        required=("workdir",),
+        takes_config=True,
+        module="tokenizer:train_one",
     ),
     "benchmark": Verb(
         "time step, input or tokenizer against references",
@@ -166,8 +186,6 @@ def verb_help(name: str) -> str:
         lines[2:2] = [f"usage: supmim {name} {' '.join(words)} [--flag=value ...]", ""]
     if verb.takes_config:
         lines += ["  --config=FILE.py[:arg]", "      preset to start from, a file of code"]
-    for action, other in verb.like.items():
-        lines += [f"  {action} takes config and flags of supmim {other}: supmim {other} --help", ""]
     if verb.takes_config and "workdir" in verb.flags:
         lines += [
             "      without it the workdir's own config.json is continued, with any",
@@ -190,10 +208,9 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     verb = VERBS[name]
     if verb.actions and (not args or args[0] not in verb.actions):
         asked = f"not {args[0]!r}" if args else f"e.g. {verb.usage}"
-        raise ConfigError(f"supmim {name} takes {', '.join(verb.actions)}; {asked}")
+        others = (v.removeprefix(f"{name} ") for v in VERBS if v.startswith(f"{name} "))
+        raise ConfigError(f"supmim {name} takes {', '.join([*verb.actions, *others])}; {asked}")
     if verb.actions:
-        if other := verb.like.get(args[0]):
-            verb = dataclasses.replace(VERBS[other], actions=verb.actions)
         args = [f"--action={args[0]}", *args[1:]]
     if verb.argument:
         if len(args) < 2 or args[1].startswith("-"):
@@ -283,7 +300,12 @@ def run(args: Sequence[str]) -> int:
         print(overview())
         return 0
     name, *rest = args
+    if rest and f"{name} {rest[0]}" in VERBS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     try:
+        if others := [verb for verb in VERBS if name not in VERBS and verb.startswith(f"{name} ")]:
+            words = ", ".join(verb.removeprefix(f"{name} ") for verb in others)
+            raise ConfigError(f"supmim {name} takes {words}, e.g. {VERBS[others[0]].usage}")
         if name not in VERBS:
             raise ConfigError(f"{name!r} is not a verb of supmim: {', '.join(VERBS)}")
         if {"-h", "--help"} & set(rest):
@@ -293,8 +315,9 @@ def run(args: Sequence[str]) -> int:
         given = "config" in values and (values.config is not None or values["config"].present)
         config = config_of(values) if given else None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        module = VERBS[name].module or name
-        return importlib.import_module(f"supmim.{module}").run(config, values) or 0
+        module, _, function = (VERBS[name].module or name).partition(":")
+        verb = vars(importlib.import_module(f"supmim.{module}"))[function or "run"]
+        return verb(config, values) or 0
     except SupmimError as error:
         print(f"supmim: {error}", file=sys.stderr)
         return error.exit_code

@@ -339,6 +339,7 @@ OPTIONS = {
 FREE_ON_RESUME = (
     "data.train",  # a folder may have moved: the fingerprint of a checkpoint knows the data
     "data.eval",
+    "data.targets",  # a cache knows what it holds
     "mesh.",
     "data.workers",
     "data.tfds_dir",

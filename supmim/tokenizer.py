@@ -18,11 +18,6 @@ from supmim.workdir import read_config
 LISTED = 4  # tensors that are named of those left out
 
 
-def run(config: Any, flags: Any) -> None:
-    """The verb."""
-    ACTIONS[flags.action](config, flags)
-
-
 def train_one(config: Any, flags: Any) -> None:
     """`supmim train`, then WORKDIR/tokenizer and how to use it."""
     if config.task != "tokenizer":
@@ -52,7 +47,7 @@ def trained(workdir: Path) -> vqgan.VQGAN:
 
 def import_weights(_: Any, flags: Any) -> None:
     """Reads a public file, writes the tokenizer, says what it is and how to use it."""
-    source, out = Path(_given(flags, "from")), Path(_given(flags, "out"))
+    source, out = Path(flags["from"].value), Path(flags.out)
     imported = maskgit.read(source)
     tokenizer = imported.tokenizer
     written = write(tokenizer, out, f"{source.name}, {imported.layout}")
@@ -111,12 +106,3 @@ def flags_of(tokenizer: tokenizers.Tokenizer, folder: Path) -> list[str]:
         for name, value in options.items()
         if value != config_lib.OPTIONS[name].default
     ]
-
-
-def _given(flags: Any, name: str) -> str:
-    if not flags[name].value:
-        raise ConfigError(f"supmim tokenizer {flags.action} needs --{name}; see its --help")
-    return flags[name].value
-
-
-ACTIONS = {"import": import_weights, "train": train_one}

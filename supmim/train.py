@@ -23,7 +23,7 @@ from supmim.runtime.clock import Clock
 from supmim.runtime.numerics import NumericsWatch
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import TASKS
-from supmim.tokenizers import online
+from supmim.tokenizers import cached, online
 from supmim.workdir import begin, check_config, read_results, write_results
 from supmim.writer import NoWriter, Writer, open_writer, read_metrics
 
@@ -85,6 +85,7 @@ def train(
     config, source, eval_source = load_sources(config)
     total_steps = steps_of(config, source)
     task = create_task(config, source, workdir, mesh)
+    targets = cached.open_for(config, source, task.fingerprint())
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
     rng = jax.random.key(config.seed)
@@ -100,6 +101,8 @@ def train(
     hosts.together(lambda: begin(workdir, config))
 
     tokenize, prepare, train_step = programs(config, task, tx, mesh, placement)
+    if targets is not None:
+        cached.tell_agreement(config, source, targets, task.frozen, tokenize, mesh)
     predictions = create_predictions(config, task, source, eval_source, mesh, bad_records)
     judges = evaluators.create(config, predictions)
     watch = NumericsWatch(
@@ -109,7 +112,7 @@ def train(
     )
 
     batches = pipeline.train_batches(
-        images.training(source, config.data, images.second_of(config)),
+        images.training(source, config.data, images.second_of(config), targets),
         config.data.seed,
         config.batch_size,
         mesh,

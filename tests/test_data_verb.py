@@ -123,7 +123,7 @@ def test_any_source_can_be_checked(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ([], "supmim data takes check, prepare, convert"),
+        ([], "supmim data takes check, prepare, convert, tokens"),
         (["chek", "x"], "not 'chek'"),
         (["check"], "supmim data check takes a SOURCE, e.g. supmim data check"),
         (["convert", "--out=x"], "supmim data convert takes a SOURCE"),

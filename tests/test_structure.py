@@ -22,7 +22,7 @@ FLOORS = [
     ("cli", "__main__"),
     ("benchmark",),
     ("benchmarks",),
-    ("train", "evaluate", "doctor", "plan", "sweep", "sweeps", "aot", "tokenizer"),
+    ("train", "tokens", "evaluate", "doctor", "plan", "sweep", "sweeps", "aot", "tokenizer"),
     ("tasks", "evaluators"),
     ("step",),
     (

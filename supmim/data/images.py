@@ -11,6 +11,7 @@ import numpy as np
 from supmim import config as config_lib
 from supmim.data import crop, decode
 from supmim.data.sources import Record, Source, check_label
+from supmim.data.targets import Cache
 
 # The options of config.data that a training view depends on.
 VIEW = (
@@ -51,12 +52,15 @@ def second_of(config: Any) -> Second:
 
 
 class Images:
-    """source: what is read. box_of: which part of each image is shown. exact: no fast decoding."""
+    """source: what is read. box_of: which part of each image is shown. exact: no fast decoding.
+    targets: where the ids of each view are read.
+    """
 
     def __init__(
-        self, source: Source, data: Any, box_of: BoxOf, exact: bool, second: Second
-    ) -> None:
-        self.source, self.box_of, self.exact = source, box_of, exact
+        self, source: Source, data: Any, box_of: BoxOf, exact: bool, second: Second,
+        targets: Cache | None,
+    ) -> None:  # fmt: skip
+        self.source, self.box_of, self.exact, self.targets = source, box_of, exact, targets
         self.name, self.class_names = source.name, source.class_names
         self.sizes, self.channels = {"image": data.image_size}, data.channels
         if second.size and second.made:
@@ -70,7 +74,7 @@ class Images:
     def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
         """`image` uint8 [n, S, S, C], black where unreadable, and `label` int32 [n]; epoch 0.
 
-        With a second size also `tokenizer_image` [n, T, T, C].
+        With a second size also `tokenizer_image` [n, T, T, C]; with targets `target_ids` [n, N].
         """
         return self.take(index, np.zeros(len(index), int))[0]
 
@@ -95,6 +99,8 @@ class Images:
                     views[name][row] = pixels
             except decode.BadImage as error:
                 bad[row] = Bad(int(i), record.name, str(error))
+        if self.targets is not None:
+            views["target_ids"] = self.targets.read(epoch, index)
         return {**views, "label": label}, bad
 
     def view(self, record: Record, epoch: int, index: int) -> dict[str, np.ndarray]:
@@ -118,15 +124,19 @@ class Images:
         return pixels, crop.scaled(box, (header.height, header.width), pixels.shape[:2])
 
 
-def training(source: Source, data: Any, second: Second = NO_SECOND) -> Images:
+def training(
+    source: Source, data: Any, second: Second = NO_SECOND, targets: Cache | None = None
+) -> Images:
     """Random crops, keyed by (data.seed, epoch, index); without data.crop as in evaluation."""
     if data.crop == "none":
-        return evaluation(source, data, second)
+        return evaluation(source, data, second, targets)
     area, aspect = (data.area_min, data.area_max), (data.aspect_min, data.aspect_max)
-    return Images(source, data, crop.RandomCrop(data.seed, area, aspect), False, second)
+    return Images(source, data, crop.RandomCrop(data.seed, area, aspect), False, second, targets)
 
 
-def evaluation(source: Source, data: Any, second: Second = NO_SECOND) -> Images:
+def evaluation(
+    source: Source, data: Any, second: Second = NO_SECOND, targets: Cache | None = None
+) -> Images:
     """The central view that data.eval_view asks for, of exactly decoded pixels."""
     box_of = crop.CentralCrop(data.eval_view, data.eval_resize or data.image_size, data.image_size)
-    return Images(source, data, box_of, True, second)
+    return Images(source, data, box_of, True, second, targets)

@@ -17,9 +17,10 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
+from supmim.config import has_tokenizer
 from supmim.data.images import VIEW, Bad, Images, second_of
 from supmim.data.sources import InMemory, Sample, Source
-from supmim.data.stream import Evaluation, HostBatch, Training
+from supmim.data.stream import Evaluation, HostBatch, Rows, Training
 from supmim.errors import DeviceError
 from supmim.runtime import host_memory
 
@@ -87,7 +88,7 @@ def eval_batches(
 
 
 def read(
-    stream: Training | Evaluation, start: int, stop: int, readers: Readers
+    stream: Training | Evaluation | Rows, start: int, stop: int, readers: Readers
 ) -> Iterator[HostBatch]:
     """The stream's steps start..stop-1 in order, read ahead by a thread or by processes.
 
@@ -114,7 +115,7 @@ def read(
 
 
 def _started(
-    stream: Training | Evaluation, start: int, stop: int, workers: int
+    stream: Training | Evaluation | Rows, start: int, stop: int, workers: int
 ) -> grain.DatasetIterator:
     steps = grain.MapDataset.range(start, stop).map(stream)
     batches = steps.to_iter_dataset(
@@ -151,6 +152,8 @@ def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
     second = second_of(config)
     if second.size and second.made:
         fields["tokenizer_image"] = ((second.size, second.size, channels), np.uint8)
+    if has_tokenizer(config) and config.data.targets:
+        fields["target_ids"] = (((size // config.encoder.patch_size) ** 2,), np.int32)
     placement = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=placement)

@@ -5,10 +5,13 @@ is depends on the seed and n alone, so the position of a run is its step, on any
 Imports no jax, so that reader processes start fast and stay small.
 """
 
+from collections.abc import Sequence
+
 import grain
 import numpy as np
 
 from supmim.data.images import Bad, Images
+from supmim.data.targets import Part
 from supmim.errors import DataError
 
 HostBatch = dict[str, np.ndarray]
@@ -52,6 +55,39 @@ class Training:
                 return met
             met += bad.values()
         raise DataError(f"{self.images.name}: none of its {length} images can be read")
+
+
+class Rows:
+    """step -> records in order, by (epoch, start, stop) of each part; every part starts a batch.
+
+    The last batch of a part is padded with zeros; an unreadable image is black.
+    """
+
+    def __init__(self, images: Images, parts: Sequence[Part], batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+        self.ranges = np.array([part[1:] for part in parts], int).reshape(-1, 3)
+        lengths = self.ranges[:, 2] - self.ranges[:, 1]
+        self.ends = np.cumsum(-(-lengths // batch_size))
+
+    def __len__(self) -> int:
+        """Steps."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __call__(self, step: int) -> tuple[HostBatch, list[Bad]]:
+        """What Images.take gives, with index and epoch [batch_size]."""
+        part = int(np.searchsorted(self.ends, step, side="right"))
+        epoch, start, stop = self.ranges[part]
+        steps = -(-(stop - start) // self.batch_size)
+        first = start + self.batch_size * (step - self.ends[part] + steps)
+        index = np.arange(first, min(first + self.batch_size, stop), dtype=np.int32)
+        at = np.full_like(index, epoch)
+        batch, bad = self.images.take(index, at)
+        padding = self.batch_size - len(index)
+        whole = {**batch, "index": index, "epoch": at}
+        padded = {
+            name: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for name, x in whole.items()
+        }
+        return padded, list(bad.values())
 
 
 class Evaluation:

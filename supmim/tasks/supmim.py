@@ -15,7 +15,7 @@ from supmim.data import augment, mixing
 from supmim.data.images import VIEW, Images
 from supmim.models import supmim as supmim_model
 from supmim.tasks import prediction
-from supmim.tokenizers import views
+from supmim.tokenizers import cached, views
 from supmim.workdir import holds_run
 
 STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
@@ -23,10 +23,12 @@ KEPT = ("label", "valid", "target_ids")  # of a raw batch, in a prepared one
 
 
 class SupMIM:
-    """total = class_weight * class_loss + mim_weight * mim_loss."""
+    """total = class_weight * class_loss + mim_weight * mim_loss. digest: of the tokenizer."""
 
-    def __init__(self, config: Any, tokenizer: tokenizers.Tokenizer | None) -> None:
-        self.config, self.frozen = config, tokenizer
+    def __init__(
+        self, config: Any, tokenizer: tokenizers.Tokenizer | None, digest: str = ""
+    ) -> None:
+        self.config, self.frozen, self.digest = config, tokenizer, digest
         self.target = prediction.create(config)
         self.model: models.supmim.SupMIM = supmim_model.create(config, self.target.size)
         self.class_weight, self.mim_weight = config.class_weight, config.mim_weight
@@ -40,7 +42,7 @@ class SupMIM:
 
     def fingerprint(self) -> dict[str, str]:
         """The tokenizer, if there is one: other ids would be another training."""
-        return {} if self.frozen is None else {"tokenizer": self.frozen.fingerprint()}
+        return {"tokenizer": self.digest} if self.digest else {}
 
     def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
         """One mask per image, as config.mim says."""
@@ -196,9 +198,10 @@ def abstract(config: Any) -> SupMIM:
 
 
 def create(config: Any, images: Images, workdir: Path) -> SupMIM:
-    """The task of a run; its tokenizer is in the workdir, or is fitted on the images and put there.
+    """The task of a run; its tokenizer is that of config.tokenizer.path, or of its cached targets.
 
-    It is fitted on MIM views of the first epoch, which is what it will be asked to encode.
+    Else it is in the workdir, or is fitted and put there: on MIM views of the first epoch, which is
+    what it will be asked to encode.
     """
     if not has_tokenizer(config):
         return SupMIM(config, None)
@@ -208,10 +211,10 @@ def create(config: Any, images: Images, workdir: Path) -> SupMIM:
         "source": images.source.fingerprint(),
     }
     tokenizer = tokenizers.load_or_fit(
-        config,
+        cached.with_tokenizer(config),
         workdir / "tokenizer",
         made_from,
         lambda: views.first(config, images),
         needed=holds_run(workdir),
     )
-    return SupMIM(config, tokenizer)
+    return SupMIM(config, tokenizer, tokenizer.fingerprint())
