@@ -87,7 +87,7 @@ VERBS = {
         actions=("plan", "run", "status", "table"),
     ),
     "data": Verb(
-        "images, before training: check, prepare (TFDS), convert (shrink)",
+        "images, before training: check, prepare (TFDS), convert",
         "supmim data check folder:photos",
         {
             "out": ("", "convert: folder that gets the store"),

@@ -364,7 +364,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
     (out / folder.NOTE).unlink()  # an import that was killed is made again
     assert cli.run(["tokenizer", "import", f"--from={path}", f"--out={out}"]) == 0
     assert cli.run(["tokenizer", "import", f"--out={out}"]) == 2
-    assert "needs --from" in capsys.readouterr().err
+    assert "--from is missing" in capsys.readouterr().err
 
 
 # Files that cannot be used.
