@@ -13,17 +13,17 @@ def get_config():
     """No adversary: what counts here is the squared error."""
     config = base.get_config()
     config.task = "tokenizer"
-    config.batch_size = 64
+    config.batch_size = 32
     config.total_epochs = 6
     config.data.train = "cifar10:train"
     config.data.update(image_size=32, channels=3, flip=True)
     config.tokenizer.update(name="vqgan", patch_size=4, codebook_size=512, embedding_dim=32)
     config.tokenizer.update(filters=32, channel_multipliers="1,1,2", num_res_blocks=1)
-    config.tokenizer.update(norm_groups=4, commitment_weight=0.02)
+    config.tokenizer.update(norm_groups=8, commitment_weight=0.02)
     config.tokenizer.update(codebook="ema", revive_below=0.1, entropy_weight=0.0)
     config.optimizer.update(learning_rate=2e-3, weight_decay=0.0, warmup_steps=100)
     config.optimizer.update(b2=0.99, ema_decay=0.995)
     config.eval.evaluators = "tokenizer"
     config.checkpoint.keep_best_metric = "tokenizer/psnr"
-    config.update(log_every=50, eval_every=1_000, save_every=500)
+    config.update(log_every=100, eval_every=2_000, save_every=500)
     return config
