@@ -20,7 +20,7 @@ from supmim.errors import ConfigError
 from supmim.tasks import tokenizer as tokenizer_task
 from supmim.tokenizers import quality
 from supmim.workdir import read_config
-from tests.conftest import digit_views, digits, tiny_config
+from tests.conftest import digit_views, tiny_config
 
 BATCH = 16
 SMALL = {
@@ -169,8 +169,10 @@ def test_decay_and_gradients_leave_statistics_alone():
 
 
 def test_each_side_is_a_constant_in_the_losses_of_the_other():
+    patch = {"tokenizer.adversarial_loss": "hinge", "tokenizer.discriminator": "patch"}
+
     def grads(**changes):
-        task, _ = task_of(**{"tokenizer.adversarial_loss": "hinge"}, **ADVERSARY | changes)
+        task, _ = task_of(**patch, **ADVERSARY | changes)
         params = task.init(jax.random.key(0))
         grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
         return grad(params, prepared(task), jax.random.key(0))[0]
@@ -277,21 +279,17 @@ def test_training_ends_with_results_pictures_and_a_tokenizer_folder(finished):
     assert "--config.tokenizer.name=vqgan" in flags
 
     config = tiny_config(mim_weight=0.0)
-    config.update_from_flattened_dict({
-        flag.partition("=")[0].removeprefix("--config."): flag.partition("=")[2]
-        if isinstance(config_lib.OPTIONS[flag.partition("=")[0][9:]].default, str)
-        else int(flag.partition("=")[2])
-        for flag in flags
-    })  # fmt: skip
+    for flag in flags:
+        name, _, value = flag.removeprefix("--config.").partition("=")
+        config[name.split(".")[0]][name.split(".")[1]] = type(config_lib.OPTIONS[name].default)(
+            value
+        )
     tokenizer = tokenizers.load(config)
-    source = images.evaluation(sources.Sample(digits("validation"), 96), small_data(workdir))
+    data = read_config(workdir).data
+    source = images.evaluation(sources.load(data)[1], data)
     image = augment.to_float(source.read(np.arange(len(source)))["image"])
     error = quality.squared_error(image, tokenizer.decode(tokenizer.encode(image)))
     assert quality.psnr(float(error.mean())) == pytest.approx(results["tokenizer/psnr"], abs=1e-3)
-
-
-def small_data(workdir):
-    return read_config(workdir).data
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_did(finished, tmp_path):
