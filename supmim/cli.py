@@ -103,7 +103,7 @@ VERBS = {
         module="data.commands",
     ),
     "data tokens": Verb(
-        "compute a run's target ids, once for all runs that share them",
+        "compute target ids once, for all runs that share them",
         "supmim data tokens --config=configs/digits.py --out=ids",
         {
             "out": ("", "folder that gets them; a run reads it with --config.data.targets=DIR"),

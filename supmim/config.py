@@ -412,6 +412,7 @@ def debug(config: Any) -> FrozenConfigDict:
     small.data.image_size = min(config.data.image_size, 4 * patch.patch_size)
     if config.tokenizer.path:  # it has the size it has
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
+    small.data.targets = ""  # of other images
     if config.tokenizer.image_size:
         grid = small.data.image_size // config.encoder.patch_size
         small.tokenizer.image_size = grid * config.tokenizer.patch_size

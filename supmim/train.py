@@ -103,6 +103,8 @@ def train(
     tokenize, prepare, train_step = programs(config, task, tx, mesh, placement)
     if targets is not None:
         cached.tell_agreement(config, source, targets, task.frozen, tokenize, mesh)
+        if "reconstruction" not in config_lib.evaluator_names(config):
+            task.frozen = None  # nothing will ask for it: its memory is free
     predictions = create_predictions(config, task, source, eval_source, mesh, bad_records)
     judges = evaluators.create(config, predictions)
     watch = NumericsWatch(

@@ -165,6 +165,17 @@ def test_runs_with_other_seeds_batches_and_losses_share_a_cache(folder):
     assert opened(folder, mim_weight=0.0)[0] is None
 
 
+def test_cached_ids_cost_no_tokenizer(folder):
+    costs = []
+    for changes in ({}, {"data.targets": str(folder)}):
+        config = config_of(**changes)
+        mesh = train.mesh_of(config)
+        with jax.set_mesh(mesh):
+            costs.append(program.count_flops(program.build(config, mesh)))
+    assert costs[0]["tokenize"] > 0 == costs[1]["tokenize"]
+    assert costs[0]["executed"] == costs[1]["executed"]
+
+
 def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute(tmp_path):
     config = config_of(**{"data.image_size": 8, "data.channels": 3, "data.crop": "inception"})
     codes = jax.random.uniform(jax.random.key(9), (16, 12))

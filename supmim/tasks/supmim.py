@@ -55,7 +55,7 @@ class SupMIM:
 
     def tokenize(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
         """Raw batch -> the same with target_ids [B, N] of the MIM view at the tokenizer's size."""
-        if frozen is None:
+        if frozen is None or "target_ids" in batch:
             return batch
         return batch | {"target_ids": frozen.encode(self.view(batch, views.shown(batch)))}
 
