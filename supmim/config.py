@@ -256,7 +256,7 @@ OPTIONS = {
     ),
     "tokenizer.num_res_blocks": _at_least(1, 2, "vqgan: residual blocks of a level"),
     "tokenizer.norm_groups": _at_least(
-        1, NORM_GROUPS, "vqgan: groups of a norm; one channel a group loses an image's brightness"
+        1, NORM_GROUPS, "vqgan: groups of a norm; one channel a group loses the brightness"
     ),
     "tokenizer.embedding_dim": _at_least(1, 256, "vqgan: size of a code"),
     "tokenizer.dtype": Option(
