@@ -165,7 +165,7 @@ class Tokenizer:
             "discriminator_loss": of_discriminator(real, fake).mean(axis=1),
         }
         if sizes.r1_weight:
-            terms["r1_loss"] = losses.r1(lambda x: logits(own, x).mean(axis=1), image)
+            terms["r1_loss"] = losses.r1(lambda x: logits(own, x).mean(axis=1) * valid, image)
         if sizes.lecam_weight:
             averages = jax.lax.stop_gradient((kept["real"], kept["fake"]))
             terms["lecam_loss"] = losses.lecam(real, fake, *averages).mean(axis=1)
