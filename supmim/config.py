@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, DataError
 
 SCHEMA_VERSION = 4
 # Options that a version brought, with the values that mean what was done before it.
@@ -423,13 +423,13 @@ def debug(config: Any) -> FrozenConfigDict:
 def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigDict:
     """The config with the number of classes of its source; ConfigError if it promises another.
 
-    A tokenizer has no use for classes.
+    DataError if there is but one. A tokenizer has no use for classes.
     """
     if config.task == "tokenizer":
         return config
     found = len(class_names)
     if found < 2:
-        raise ConfigError(f"{where} has {found} class; a classifier needs at least 2")
+        raise DataError(f"{where} has images of one class, {class_names[0]}; this takes two")
     if config.classifier.num_classes not in (0, found):
         raise ConfigError(
             f"{where} has {found} classes, config.classifier.num_classes is "

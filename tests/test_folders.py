@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from supmim import config as config_lib
 from supmim.data import folders, images, sources
 from supmim.errors import DataError
 from tests.conftest import tiny_config
@@ -93,9 +94,16 @@ def test_what_makes_no_classes_is_told_with_the_layout_it_takes(tmp_path):
     fill(tmp_path, "1.png", "2.png")
     with pytest.raises(DataError, match="2 images without one"):
         load(tmp_path)
+
+
+def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):
     fill(tmp_path, "only/1.png")
+    source = load(tmp_path)
+    config = tiny_config(**{"classifier.num_classes": 0})
     with pytest.raises(DataError, match="images of one class, only"):
-        load(tmp_path)
+        config_lib.settle(config, source.class_names, source.name)
+    config.task = "tokenizer"
+    assert config_lib.settle(config, source.class_names, source.name) is config
 
 
 def test_train_and_a_validation_folder_are_found(tmp_path):

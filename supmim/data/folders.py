@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from supmim.data import sources
-from supmim.data.sources import Record, printable
+from supmim.data.sources import Record
 from supmim.errors import DataError
 
 ENDINGS = (
@@ -138,8 +138,6 @@ def listing(root: Path) -> Listing:
         raise DataError(
             f"{root} has no images in folders of classes ({found}); it takes {root}/CLASS/IMAGE.jpg"
         )
-    if len(full) == 1:
-        raise DataError(f"{root} has images of one class, {printable(full[0])}; it takes two")
     paths, sizes = zip(*(item for name in full for item in files[name]), strict=True)
     empty = tuple(name for name in classes if not files[name])
     return Listing(tuple(full), empty, paths, sizes, tuple(loops))
