@@ -269,7 +269,7 @@ def test_every_option_is_read(tmp_path, monkeypatch):
          "tokenizer.name": "vqgan", "tokenizer.filters": 32, "tokenizer.channel_multipliers": "1,1",
          "tokenizer.revive_below": 0.1, "tokenizer.adversarial_weight": 0.1,
          "tokenizer.discriminator_filters": 4, "tokenizer.discriminator": "patch",
-         "tokenizer.r1_weight": 0.1, "tokenizer.lecam_weight": 0.1, "data.image_size": 16,
+         "tokenizer.r1_weight": 0.0, "tokenizer.lecam_weight": 0.1, "data.image_size": 16,
          "tokenizer.perceptual_weight": 0.1},
     ]  # fmt: skip
     monkeypatch.setattr(perceptual, "load", lambda path, digest: {})
