@@ -126,8 +126,8 @@ VERBS = {
         module="tokenizer:import_weights",
     ),
     "tokenizer train": Verb(
-        "train a tokenizer like anything else, then write its folder",
-        "supmim tokenizer train --config=configs/tokenizer_cifar10.py --workdir=runs/tokenizer",
+        "train one like anything else, then write its folder",
+        "supmim tokenizer train --config=FILE.py --workdir=runs/tokenizer",
         TRAIN,
         required=("workdir",),
         takes_config=True,
@@ -145,7 +145,7 @@ VERBS = {
         actions=("step", "input", "tokenizer"),
     ),
     "plan": Verb(
-        "does the train step fit a pod that is not there, and how fast",
+        "does the train step fit a pod that is not there; how fast",
         "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16",
         {
             "topology": ("", "GENERATION:SIZE, e.g. v5e:16x16, v5p:8x8x8, h200:8, cpu:8"),

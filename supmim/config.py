@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -284,7 +285,7 @@ OPTIONS = {
     "tokenizer.adversarial_loss": Option(
         "non_saturating", "loss of both sides", choices=("non_saturating", "hinge")
     ),
-    "tokenizer.adversarial_start": _at_least(0, 0, "steps before the adversary begins"),
+    "tokenizer.adversarial_start": _at_least(0, 0, "steps in which it learns and is not heeded"),
     "tokenizer.discriminator": Option(
         "stylegan", "PatchGAN's, or StyleGAN2's with blur pooling", choices=("patch", "stylegan")
     ),
@@ -401,6 +402,7 @@ DEBUG_SIZES = {
     "accumulation_steps": 1, "batch_size": 16, "total_epochs": 5, "log_every": 1, "eval_every": 0,
     "save_every": 10, "data.limit": 64, "encoder.depth": 2, "decoder.depth": 1, "eval.batch_size":
     16, "tokenizer.codebook_size": 64, "tokenizer.fit_images": 64, "optimizer.warmup_steps": 2,
+    "tokenizer.adversarial_start": 0,
 }  # fmt: skip
 
 
@@ -410,7 +412,9 @@ def debug(config: Any) -> FrozenConfigDict:
     small.update_from_flattened_dict(DEBUG_SIZES)
     patch = config.tokenizer if config.task == "tokenizer" else config.encoder
     small.data.image_size = min(config.data.image_size, 4 * patch.patch_size)
-    if config.tokenizer.path:  # it has the size it has
+    if config.data.targets and not config.tokenizer.path:
+        small.tokenizer.path = str(Path(config.data.targets) / "tokenizer")
+    if small.tokenizer.path:  # it has the size it has
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
     small.data.targets = ""  # of other images
     if config.tokenizer.image_size:
@@ -445,7 +449,8 @@ def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigD
 
 def has_tokenizer(config: Any) -> bool:
     """Whether ids are what is predicted."""
-    return bool(config.mim_weight) and config.mim.target == "tokens"
+    predicts = config.task == "supmim" and config.mim_weight
+    return bool(predicts) and config.mim.target == "tokens"
 
 
 def tokenizer_size(config: Any) -> int:
@@ -528,11 +533,14 @@ def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
             f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
             f"more, not config.data.image_size={image_size}; set it to 0"
         )
+    for name in ("tokenizer.path", "tokenizer.image_size", "data.targets"):
+        if value := flatten(config)[name]:
+            yield f"config.{name}={value} is not for config.task=tokenizer: leave it out"
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
-    if grouped and parts > 1 and config.batch_size % group:
+    if grouped and config.batch_size % group:
         yield (
-            f"config.batch_size={config.batch_size} does not split into {parts} parts of groups "
+            f"config.batch_size={config.batch_size} does not split into parts ({parts}) of groups "
             f"of {STDDEV_GROUP} images, which the StyleGAN discriminator compares; nearest: "
             + _nearest(config.batch_size, lambda n: n % group == 0)
         )
@@ -690,7 +698,8 @@ def _grid_problems(config: Any, grid: int) -> Iterator[str]:
             f"{grid} tokens asks for config.tokenizer.image_size={grid * patch}"
         )
     elif grid and size != grid * patch:
-        fitting = f"config.tokenizer.patch_size={size // grid} or " if size % grid == 0 else ""
+        free = config.tokenizer.name == "patch_vq" and size % grid == 0
+        fitting = f"config.tokenizer.patch_size={size // grid} or " if free else ""
         yield (
             f"the tokenizer's grid differs from the encoder's {grid} x {grid} tokens: "
             f"config.tokenizer.patch_size={patch} at {size} pixels; set {fitting}"

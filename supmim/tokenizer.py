@@ -13,7 +13,6 @@ from supmim.runtime import hosts
 from supmim.tasks.tokenizer import NETWORK
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import vqgan
-from supmim.workdir import read_config
 
 LISTED = 4  # tensors that are named of those left out
 
@@ -27,15 +26,15 @@ def train_one(config: Any, flags: Any) -> None:
         )
     train.run(config, flags)
     workdir = Path(flags.workdir)
-    tokenizer, out = trained(workdir), workdir / "tokenizer"
+    config = config_lib.debug(config) if flags.debug else config
+    tokenizer, out = trained(config, workdir), workdir / "tokenizer"
     if hosts.is_first():
         tokenizer.save(out, f"trained in {workdir.name}")
         _tell(tokenizer, out, "written")
 
 
-def trained(workdir: Path) -> vqgan.VQGAN:
+def trained(config: Any, workdir: Path) -> vqgan.VQGAN:
     """What the newest checkpoint of a run holds, averaged parameters where there are any."""
-    config = read_config(workdir)
     mesh = train.mesh_of(config)
     with jax.set_mesh(mesh):
         state, _ = evaluate.restored(config, workdir, "", mesh)
@@ -99,10 +98,6 @@ def described(tokenizer: vqgan.VQGAN) -> list[str]:
 
 
 def flags_of(tokenizer: tokenizers.Tokenizer, folder: Path) -> list[str]:
-    """Flags that train with a tokenizer: its folder, and the options that differ from defaults."""
+    """Flags that train with a tokenizer, from any preset: its folder, and all that it fixes."""
     options = tokenizer.options() | {"tokenizer.path": folder}
-    return [
-        f"--config.{name}={value}"
-        for name, value in options.items()
-        if value != config_lib.OPTIONS[name].default
-    ]
+    return [f"--config.{name}={value}" for name, value in options.items()]

@@ -80,7 +80,8 @@ def checked(config: Any, out: Path) -> FrozenConfigDict:
 def check_ours(out: Path) -> bool:
     """Whether a cache was begun there; ConfigError if the folder holds anything else."""
     begun = (out / METADATA).is_file()
-    strange = {path.name for path in out.iterdir()} - {"lock", cached.TOKENIZER}
+    names = {path.name for path in out.iterdir() if not path.name.endswith(".part")}
+    strange = names - {"lock", cached.TOKENIZER}
     if strange and not begun:
         raise ConfigError(
             f"{out} holds {min(strange)}, which is no target ids; choose another --out"
@@ -96,8 +97,7 @@ def begin(out: Path, task: Any, same: dict[str, Any]) -> dict[str, Any]:
             found = cached.read_metadata(out)
             cached.check_same(out, found["same"], same)
         else:
-            if not (out / cached.TOKENIZER).is_dir():
-                task.frozen.save(out / cached.TOKENIZER)
+            task.frozen.save(out / cached.TOKENIZER)  # anew: what is there may be half of one
             found = {"same": same, "made_on": [], "rows_per_file": rows_per_file(same)}
         if cached.made_on() not in found["made_on"]:
             found["made_on"].append(cached.made_on())
@@ -153,7 +153,8 @@ def fill(
                     if stop.requested:
                         raise Interrupted(f"stopped at {part.name}; to go on:\n  {cache.again}")
                     ids = next(found)[: part.stop - start]
-                    file.write(rows(ids, cache.layout.bits, part.epoch, start))
+                    void = {one.index for one in bad}
+                    file.write(rows(ids, cache.layout.bits, part.epoch, start, void))
                     advance(len(ids))
     return len(bad)
 

@@ -57,6 +57,7 @@ class Start(NamedTuple):
 
 
 PLAIN = Start()
+VERBS = {"tokenizer": "tokenizer train"}  # of tasks that do more at their end
 NEVER_ANOTHER = {"classes", "tokenizer"}  # what parameters mean
 
 
@@ -174,7 +175,7 @@ def train(
         if int(state.step) < total_steps:
             raise Interrupted(
                 f"stopped at step {int(state.step)} of {total_steps} and saved in {workdir}; "
-                f"go on with:\n  supmim train --workdir={workdir}"
+                f"go on with:\n  supmim {VERBS.get(config.task, 'train')} --workdir={workdir}"
             )
         with clock.spending("evaluate"):
             results = evaluate(judges, predictions, state, workdir, writer, total_steps)

@@ -347,9 +347,9 @@ def test_the_command_writes_a_folder_that_gives_the_same_ids_and_says_how_to_use
     assert cli.run(command) == 0
     assert "unchanged" in capsys.readouterr().out
     assert (out / folder.NOTE).stat().st_mtime_ns == written
-    # Our own file is a layout too.
     again = ["tokenizer", "import", f"--from={out / folder.WEIGHTS}", f"--out={tmp_path / 'b'}"]
-    assert cli.run(again) == 0
+    assert cli.run(again) == 4  # its norm_groups and origin would be lost
+    assert f"is a tokenizer already: --config.tokenizer.path={out}" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_overwritten(tmp_path, capsys):

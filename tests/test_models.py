@@ -201,9 +201,9 @@ def test_patches_go_back_together():
 
 def model_of(**changes):
     config = tiny_config(**changes)
-    model = supmim.create(config)
+    model = supmim.create(config, config.tokenizer.codebook_size)
     image = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
-    mim = {k: v for k, v in config.mim.items() if k not in ("passes", "label_smoothing")}
+    mim = {k: v for k, v in config.mim.items() if k not in ("passes", "target", "label_smoothing")}
     token_mask = masking.draw(jax.random.key(2), 2, 4, **mim)
     params = model.init(jax.random.key(0), image, token_mask)["params"]
     params = jax.tree.map(

@@ -277,13 +277,14 @@ def test_a_killed_conversion_is_finished_by_the_same_command(tmp_path, number, c
     root = cifar(tmp_path / "in", parts=("",), per_class=30)
     out = tmp_path / "out"
     slow = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from supmim import cli
 from supmim.data import convert
 convert.SHARD_RECORDS = 4
 if sys.argv[1] == "slow":
     pack = convert.records.pack
-    convert.records.pack = lambda record: (time.sleep(0.2), pack(record))[1]
+    convert.records.pack = lambda record: (time.sleep(0.02), pack(record))[1]
 sys.exit(cli.run(["data", "convert", "folder:{root}", "--out={out}"]))
 """
     child = subprocess.Popen([sys.executable, "-c", slow, "slow"], stdout=subprocess.PIPE)

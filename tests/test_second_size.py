@@ -82,6 +82,7 @@ def test_both_sizes_are_moved_alike(option):
     np.testing.assert_allclose(moved_small, shrunk, atol=0.03)
 
 
+@pytest.mark.slow
 def test_a_run_tokenizes_and_draws_at_the_tokenizers_size(tmp_path):
     config = tiny_config(batch_size=104, total_epochs=3, **OWN_SIZE, **{"data.limit": 200})
     config.eval.evaluators = "classification,reconstruction"

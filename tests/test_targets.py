@@ -190,6 +190,8 @@ def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute
         assert 3 not in theirs[0]["index"]
         computed = task.tokenize(task.frozen, ours[0])["target_ids"]
         np.testing.assert_array_equal(computed, theirs[0]["target_ids"])
+    with pytest.raises(DataError, match=r"row 3 \(image 3\): the image could not be read when it"):
+        cache.read([0], [3])  # it can be read now: black's ids are not its own
 
 
 # Writing.

@@ -32,7 +32,8 @@ SMALL = {
 ALIVE = {"tokenizer.codebook": "ema", "tokenizer.revive_below": 0.2,
          "tokenizer.entropy_weight": 0.0, "tokenizer.codebook_decay": 0.9}  # fmt: skip
 ADVERSARY = {"tokenizer.adversarial_weight": 0.1, "tokenizer.discriminator_filters": 4,
-             "tokenizer.lecam_weight": 0.5}  # fmt: skip
+             "tokenizer.lecam_weight": 0.5, "tokenizer.r1_weight": 0.0}  # fmt: skip
+R1 = {"tokenizer.r1_weight": 10.0}  # second gradients take long to compile: where they matter
 
 
 def small_config(**changes):
@@ -51,7 +52,7 @@ def raw_batch(number=0):
 
 
 def prepared(task, number=0):
-    return jax.jit(task.prepare)(task.frozen, raw_batch(number))
+    return jax.jit(task.prepare)(raw_batch(number))
 
 
 def programs(task, config, parts=1):
@@ -82,8 +83,8 @@ def largest(tree):
 
 def test_same_seed_gives_the_same_parameters_bit_for_bit_and_they_move():
     """Law 1."""
-    first, totals = trained(**ALIVE, **ADVERSARY)
-    again, _ = trained(**ALIVE, **ADVERSARY)
+    first, totals = trained(**ALIVE, **ADVERSARY | R1)
+    again, _ = trained(**ALIVE, **ADVERSARY | R1)
     equal(first, again)
     values = metrics.summarize([totals])
     assert np.isfinite(list(values.values())).all() and "code_statistics" not in totals
@@ -135,7 +136,7 @@ def test_the_mesh_does_not_change_gradients_or_statistics():
 
 def test_padding_changes_no_loss_gradient_or_statistic():
     """Law 10."""
-    task, _ = task_of(**{"tokenizer.revive_below": 0.2}, **ADVERSARY)
+    task, _ = task_of(**{"tokenizer.revive_below": 0.2}, **ADVERSARY | R1)
     params, rng = task.init(jax.random.key(0)), jax.random.key(1)
     half = prepared(task) | {"valid": (jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32)}
     scribbled = half | {"image": half["image"].at[BATCH // 2 :].set(7.0)}
@@ -196,9 +197,8 @@ def test_the_adversary_waits_for_its_start():
     for number in range(3):
         state, totals = program(state, prepared(task, number), jax.random.key(7))
         terms.append(metrics.summarize([totals]))
-    assert [row["discriminator_loss"] > 0 for row in terms] == [False, False, True]
-    assert [row["r1_loss"] > 0 for row in terms] == [False, False, True]
-    assert terms[0]["fake_logit"] != 0
+    assert [row["generator_loss"] > 0 for row in terms] == [False, False, True]
+    assert all(row["discriminator_loss"] > 0 for row in terms)  # it learns from the first step on
 
 
 def test_a_codebook_far_from_all_latents_comes_alive():

@@ -100,7 +100,10 @@ class Images:
             except decode.BadImage as error:
                 bad[row] = Bad(int(i), record.name, str(error))
         if self.targets is not None:
-            views["target_ids"] = self.targets.read(epoch, index)
+            seen = [row for row in range(len(index)) if row not in bad]
+            ids = self.targets.read(np.asarray(epoch)[seen], np.asarray(index)[seen])
+            views["target_ids"] = np.zeros((len(index), ids.shape[1]), np.int32)
+            views["target_ids"][seen] = ids
         return {**views, "label": label}, bad
 
     def view(self, record: Record, epoch: int, index: int) -> dict[str, np.ndarray]:

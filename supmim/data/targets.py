@@ -9,7 +9,7 @@ Imports no jax: reader processes read it. Shapes: n rows, N ids of an image.
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from supmim.errors import DataError
 METADATA = "metadata.json"
 FILE_BYTES = 2**26
 CRC_BYTES = 4
+VOID = 0xFFFFFFFF
 MOST_OPEN = 256  # files; an epoch reads its own alone
 
 
@@ -88,12 +89,16 @@ def checksum(packed: bytes, epoch: int, index: int) -> int:
     return zlib.crc32(packed, zlib.crc32(struct.pack("<II", epoch, index)))
 
 
-def rows(ids: np.ndarray, bits: int, epoch: int, start: int) -> bytes:
-    """ids [n, N] of an epoch's records from `start` on, as they are stored."""
+def rows(ids: np.ndarray, bits: int, epoch: int, start: int, void: Collection[int] = ()) -> bytes:
+    """ids [n, N] of an epoch's records from `start` on, as they are stored.
+
+    void: records without an image; their checksums are inverted, so that nobody takes their ids.
+    """
     packed = [row.tobytes() for row in pack(ids, bits)]
-    return b"".join(
-        row + struct.pack("<I", checksum(row, epoch, start + i)) for i, row in enumerate(packed)
-    )
+    sums = [
+        checksum(row, epoch, i) ^ (VOID if i in void else 0) for i, row in enumerate(packed, start)
+    ]
+    return b"".join(row + struct.pack("<I", crc) for row, crc in zip(packed, sums, strict=True))
 
 
 # Reading.
@@ -142,7 +147,10 @@ class Cache:
         for row, i in zip(stored, index.tolist(), strict=True):
             packed, crc = row[:-CRC_BYTES].tobytes(), row[-CRC_BYTES:].tobytes()
             if struct.pack("<I", checksum(packed, epoch, i)) != crc:
-                raise self.damaged(part, f"row {i - part.start} (image {i}) has another checksum")
+                row = f"row {i - part.start} (image {i})"
+                if struct.pack("<I", checksum(packed, epoch, i) ^ VOID) == crc:
+                    raise self.damaged(part, f"{row}: the image could not be read when it was made")
+                raise self.damaged(part, f"{row} has another checksum")
         return stored[:, :-CRC_BYTES]
 
     def _file(self, part: Part) -> np.ndarray:

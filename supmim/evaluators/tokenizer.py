@@ -1,5 +1,6 @@
 """How well a tokenizer gives images back, beside k-means codes of patches at the same cost."""
 
+import contextlib
 import functools
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from supmim import sharding
 from supmim.data import augment
 from supmim.data.images import Images
 from supmim.data.sources import evenly
+from supmim.errors import ConfigError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import decoded
 from supmim.tokenizers import patch_vq, quality
@@ -36,17 +38,22 @@ def usage(ids: np.ndarray, codebook_size: int) -> dict[str, float]:
     }
 
 
-def fitted(images: Images, config: Any) -> patch_vq.PatchVQ:
-    """patch_vq of the same patch and codebook sizes, of readable training images evenly taken."""
+def fitted(images: Images, config: Any) -> patch_vq.PatchVQ | None:
+    """patch_vq of the same patch and codebook sizes, of readable training images evenly taken.
+
+    None where there are fewer patches than codes.
+    """
     sizes = config.tokenizer
     enough = math.ceil(patch_vq.MOST_PATCHES / (config.data.image_size // sizes.patch_size) ** 2)
     index = evenly(len(images), min(sizes.fit_images, enough, len(images)))
     arrays, bad = images.take(index, np.zeros_like(index))
     image = np.delete(arrays["image"], list(bad), axis=0)
-    return patch_vq.fit(
-        image.astype(np.float32) / 255, codebook_size=sizes.codebook_size,
-        patch_size=sizes.patch_size, steps=sizes.fit_steps, seed=config.data.seed,
-    )  # fmt: skip
+    with contextlib.suppress(ConfigError):
+        return patch_vq.fit(
+            image.astype(np.float32) / 255, codebook_size=sizes.codebook_size,
+            patch_size=sizes.patch_size, steps=sizes.fit_steps, seed=config.data.seed,
+        )  # fmt: skip
+    return None
 
 
 class Evaluator:
@@ -61,20 +68,22 @@ class Evaluator:
         everywhere = sharding.replicated(predictions.mesh)
         self._reconstruct = jax.jit(predictions.task.reconstruct, out_shardings=everywhere)
         self.simple = fitted(predictions.sources["train"], config)
-        floor = jax.jit(functools.partial(judged, self.simple), out_shardings=everywhere)
-        out = predictions.collect(floor, "eval")
-        self.floors = {f"floor/patch_vq_{name}": value for name, value in summary(out).items()}
+        self.floors = {}
+        if self.simple is not None:
+            floor = jax.jit(functools.partial(judged, self.simple), out_shardings=everywhere)
+            out = predictions.collect(floor, "eval")
+            self.floors = {f"floor/patch_vq_{name}": value for name, value in summary(out).items()}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         out = self.predictions.of(params, "eval")
         index = out["index"][evenly(len(out["index"]), self.pictures)]
         image = augment.to_float(self.predictions.sources["eval"].read(index)["image"])
-        self._last = {
-            "image": image,
-            "k-means codes of patches": self.simple.decode(self.simple.encode(image)),
-            "tokenizer": self._reconstruct(params, image),
-        }
+        self._last = {"image": image}
+        if self.simple is not None:
+            simple = self.simple.decode(self.simple.encode(image))
+            self._last["k-means codes of patches"] = simple
+        self._last["tokenizer"] = self._reconstruct(params, image)
         results = summary(out) | usage(out["ids"], self.codebook_size)
         return {f"tokenizer/{name}": value for name, value in results.items()} | self.floors
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from supmim import config as config_lib
 from supmim.errors import CheckpointError
+from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import taming, vqgan
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
@@ -66,6 +67,10 @@ def read(path: Path) -> Imported:
 
     CheckpointError if that is a pickle, damaged, of no known layout, or does not fit together.
     """
+    if (path.parent / folder_lib.NOTE).is_file():
+        raise CheckpointError(
+            f"{path.parent} is a tokenizer already: --config.tokenizer.path={path.parent}"
+        )
     stored = arrays_of(path)
     left_out = [name for name in stored if name.startswith(TRAINING_ONLY)]
     stored = {name: array for name, array in stored.items() if name not in left_out}

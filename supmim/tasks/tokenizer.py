@@ -170,7 +170,7 @@ class Tokenizer:
             averages = jax.lax.stop_gradient((kept["real"], kept["fake"]))
             terms["lecam_loss"] = losses.lecam(real, fake, *averages).mean(axis=1)
         started = kept["updates"] >= sizes.adversarial_start
-        terms = {name: jnp.where(started, value, 0) for name, value in terms.items()}
+        terms["generator_loss"] = jnp.where(started, terms["generator_loss"], 0)
         return terms | {"real_logit": real.mean(axis=1), "fake_logit": fake.mean(axis=1)}
 
     def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:

@@ -29,6 +29,7 @@ def identity(config: Any, source: Source, tokenizer: dict[str, str]) -> dict[str
     return {
         **{f"images: {name}": value for name, value in source.fingerprint().items()},
         **{f"data.{name}": data[name] for name in ("seed", *VIEW, *augment.GEOMETRY)},
+        "data.max_pixels": data["max_pixels"],
         "tokenizer.image_size": config_lib.tokenizer_size(config),
         **{f"tokenizer.{name}": config.tokenizer[name]
            for name in ("codebook_size", "dtype", "microbatch")},
