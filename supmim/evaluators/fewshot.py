@@ -1,0 +1,74 @@
+"""Few-shot classification by ridge regression on frozen embeddings: big_vision's protocol.
+
+Facts from google-research/big_vision, evaluators/fewshot_lsr.py. Shapes: n shots in all, Q queries,
+D width, C classes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supmim.evaluators.predictions import Predictions
+
+SHOTS = (1, 5, 10, 25)
+SEEDS = (0, 1, 2)
+L2 = 2.0**10
+BIAS = 100.0
+
+
+def ridge(embedding: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """Weights [D + 1, C] towards -1 and +1: [n, D], [n]. The last row is the bias's."""
+    target = 2.0 * (label[:, None] == np.arange(num_classes)) - 1
+    if len(embedding) < embedding.shape[1]:
+        kernel = embedding @ embedding.T + L2 * np.eye(len(embedding))
+        return embedding.T @ np.linalg.solve(kernel, target)
+    moments = embedding.T @ embedding + L2 * np.eye(embedding.shape[1])
+    return np.linalg.solve(moments, embedding.T @ target)
+
+
+def whitened(shots: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both by the shots' mean and deviation in each dimension, with the bias feature appended."""
+    mean, std = shots.mean(axis=0), shots.std(axis=0) + 1e-5
+
+    def move(x: np.ndarray) -> np.ndarray:
+        return np.pad((x - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS)
+
+    return move(shots), move(queries)
+
+
+def draw(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Places of so many examples of each class of [M] labels, or all of a class that has fewer.
+
+    More shots of the same seed contain the fewer ones.
+    """
+    order = np.random.default_rng(seed).permutation(len(label))
+    by_class = order[np.argsort(label[order], kind="stable")]
+    first = np.flatnonzero(np.diff(label[by_class], prepend=-1))
+    rank = np.arange(len(label)) - np.repeat(first, np.diff(first, append=len(label)))
+    return by_class[rank < shots]
+
+
+class Evaluator:
+    """fewshot/SHOTS_shot: share of evaluation images that are right, the mean of three draws."""
+
+    def __init__(self, predictions: Predictions, config: Any) -> None:
+        self.predictions, self.num_classes = predictions, config.classifier.num_classes
+
+    def run(self, params: Any) -> dict[str, float]:
+        """See Evaluator protocol."""
+        train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
+        queries = out["embedding"].astype(np.float64)
+        results = {}
+        for shots in SHOTS:
+            right = []
+            for seed in SEEDS:
+                places = draw(train["label"], shots, seed)
+                bank, seen = whitened(train["embedding"][places].astype(np.float64), queries)
+                scores = seen @ ridge(bank, train["label"][places], self.num_classes)
+                right.append((scores.argmax(axis=1) == out["label"]).mean())
+            results[f"fewshot/{shots}_shot"] = float(np.mean(right))
+        return results
+
+    def draw(self, folder: Path) -> None:
+        """Nothing to draw."""

@@ -1,0 +1,142 @@
+"""Exact search by cosine: the bank spread over all devices, in blocks of bounded memory.
+
+Shapes: Q queries, M bank entries, D width, k neighbours.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from supmim.errors import NumericsError
+
+QUERIES = 1024  # scored against a block of the bank at once
+MIB = 2**20
+
+
+def unit(embedding: np.ndarray, name: str) -> np.ndarray:
+    """[n, D] -> unit rows. NumericsError if any is not finite or zero, or all are the same."""
+    norm = np.linalg.norm(embedding, axis=1, keepdims=True)
+    if not np.isfinite(norm).all() or (norm == 0).any():
+        bad = np.flatnonzero(~np.isfinite(norm[:, 0]) | (norm[:, 0] == 0))
+        raise NumericsError(
+            f"embeddings of {name} cannot be compared: {len(bad)} are zero or not finite, the "
+            f"first is image {bad[0]}. Look at the losses in metrics.jsonl"
+        )
+    if len(embedding) > 1 and (embedding == embedding[0]).all():
+        raise NumericsError(f"all embeddings of {name} are equal: neighbours mean nothing")
+    return (embedding / norm).astype(np.float32)
+
+
+class Bank:
+    """Unit rows [M, D] on the devices of a mesh, each with its share, to be searched.
+
+    mib: similarities that a device holds at once, in MiB.
+    """
+
+    def __init__(self, bank: np.ndarray, mesh: Mesh, mib: float) -> None:
+        self.length, self.mesh, self.mib = len(bank), mesh, mib
+        share = -(-len(bank) // mesh.size)
+        self.block = min(share, max(1, int(mib * MIB / (4 * QUERIES))))
+        share = -(-share // self.block) * self.block
+        where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        padded = np.pad(bank, ((0, share * mesh.size - len(bank)), (0, 0)))
+        self.rows = jax.make_array_from_callback(padded.shape, where, lambda i: padded[i])
+
+    def nearest(
+        self, queries: np.ndarray, k: int, exclude_self: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and bank ids of the k nearest, [Q, k] each, by descending cosine, then by id.
+
+        With exclude_self, query i is bank entry i and is left out. k is cut to what the bank holds.
+        """
+        k = min(k, self.length - exclude_self)
+        fetched = []
+        for first in range(0, len(queries), QUERIES):
+            chunk = queries[first : first + QUERIES]
+            missing = QUERIES - len(chunk)
+            own = np.arange(first, first + QUERIES) if exclude_self else np.full(QUERIES, -1)
+            padded = np.pad(chunk, ((0, missing), (0, 0)))
+            found = _search(padded, self.rows, own, self.length, self.mesh, self.block, k)
+            fetched.append([x[: len(chunk)] for x in jax.device_get(found)])
+        similarity, ids = (np.concatenate(parts) for parts in zip(*fetched, strict=True))
+        return similarity, ids
+
+    def relevance(self, queries: np.ndarray, label: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(first query, relevance bool [n, M - 1]) of chunks of queries, ranked to the last entry.
+
+        Query i is bank entry i, which is left out; label: [M], relevant is who shares it.
+        """
+        devices = self.mesh.size
+        affordable = int(self.mib * MIB / (16 * len(self.rows)))  # a sort's keys and ids, twice
+        chunk = max(1, min(QUERIES // devices, affordable)) * devices
+        labels = np.pad(label, (0, len(self.rows) - self.length))
+        for first in range(0, len(queries), chunk):
+            some = queries[first : first + chunk]
+            padded = np.pad(some, ((0, chunk - len(some)), (0, 0)))
+            own = np.arange(first, first + chunk)
+            relevant = _ranked(padded, self.rows, labels, own, self.length, self.mesh)
+            yield first, jax.device_get(relevant)[: len(some), : self.length - 1]
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "block", "k"))
+def _search(queries, rows, own, length, mesh, block, k):
+    """Cosines and ids [Q, k] of all of the bank, replicated; own [Q]: ids left out."""
+    everywhere, spread = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    each = jax.shard_map(
+        functools.partial(_search_share, axes=mesh.axis_names, block=block, k=k),
+        mesh=mesh,
+        in_specs=(everywhere, spread, everywhere, everywhere),
+        out_specs=(spread, spread),
+        check_vma=False,
+    )
+    found = [jnp.concatenate(list(part), axis=1) for part in each(queries, rows, own, length)]
+    merged = _best(*found, k)
+    return jax.lax.with_sharding_constraint(merged, NamedSharding(mesh, everywhere))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _ranked(queries, rows, label, own, length, mesh):
+    """Relevance [Q, M] in rank order; each device sorts for some of the queries."""
+    ids = jnp.arange(len(rows))
+    similarity = jnp.matmul(queries, rows.T, precision="highest")
+    similarity = jnp.where(
+        (ids[None] == own[:, None]) | (ids >= length)[None], -jnp.inf, similarity
+    )
+    by_query = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    similarity = jax.lax.with_sharding_constraint(similarity, by_query)
+    order = jnp.argsort(-similarity, axis=1, stable=True)
+    relevant = label[order] == label[jnp.minimum(own, length - 1)][:, None]
+    return jax.lax.with_sharding_constraint(relevant, NamedSharding(mesh, PartitionSpec()))
+
+
+def _search_share(queries, rows, own, length, *, axes, block, k):
+    """One device's [1, Q, k]: block after block, keeping the best so far."""
+    first = jax.lax.axis_index(axes) * len(rows)
+
+    def step(best, number):
+        start = number * block
+        part = jax.lax.dynamic_slice_in_dim(rows, start, block)
+        ids = first + start + jnp.arange(block)
+        similarity = jnp.matmul(queries, part.T, precision="highest")
+        left_out = (ids[None] == own[:, None]) | (ids >= length)[None]
+        similarity, place = jax.lax.top_k(jnp.where(left_out, -jnp.inf, similarity), min(k, block))
+        joined = [
+            jnp.concatenate(both, axis=1)
+            for both in zip(best, (similarity, ids[place]), strict=True)
+        ]
+        return _best(*joined, k), None
+
+    nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1))
+    best, _ = jax.lax.scan(step, nothing, jnp.arange(len(rows) // block))
+    return tuple(part[None] for part in best)
+
+
+def _best(similarity: Any, ids: Any, k: int) -> tuple[Any, Any]:
+    """The k largest [Q, k] of [Q, n]; the first of equals, so n must run by bank id."""
+    similarity, place = jax.lax.top_k(similarity, k)
+    return similarity, jnp.take_along_axis(ids, place, axis=1)

@@ -1,0 +1,81 @@
+"""Retrieval among images of the same classes: evaluation images in the training source and among
+themselves, self excluded.
+
+Shapes: Q queries, M images that are searched.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supmim.evaluators import ranking
+from supmim.evaluators import retrieval_metrics as metrics
+from supmim.evaluators.predictions import Predictions
+
+IN_TRAIN = (1, 5, 10)
+AMONG = (1, 10, 100, 1000)  # Stanford Online Products'
+MMP = 5  # UnED's
+
+
+class Evaluator:
+    """retrieval/*: by cosine of the embeddings.
+
+    A query whose class has no other image is left out of the means and counted in
+    retrieval/without_positives.
+    """
+
+    def __init__(self, predictions: Predictions, config: Any) -> None:
+        self.predictions, self.mib = predictions, config.eval.similarity_mib
+
+    def run(self, params: Any) -> dict[str, float]:
+        """See Evaluator protocol."""
+        train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
+        rows = ranking.unit(train["embedding"], "the training source")
+        queries = ranking.unit(out["embedding"], "the evaluation source")
+        mesh = self.predictions.mesh
+        _, ids = ranking.Bank(rows, mesh, self.mib).nearest(queries, max(IN_TRAIN))
+        relevant = train["label"][ids] == out["label"][:, None]
+        positives = count(train["label"], out["label"])
+        found = {
+            f"retrieval/train_recall_at_{k}": metrics.mean(
+                metrics.recall_at(relevant, positives, k)
+            )
+            for k in IN_TRAIN
+        }
+        among = ranking.Bank(queries, mesh, self.mib)
+        return found | self.among(among, queries, out["label"])
+
+    def among(self, bank: ranking.Bank, queries: np.ndarray, label: np.ndarray) -> dict[str, float]:
+        """Each image among all the others, ranked to the last; a chunk of queries at a time."""
+        positives = count(label, label) - 1
+        values: dict[str, list[np.ndarray]] = {}
+        for first, relevant in bank.relevance(queries, label):
+            some = positives[first : first + len(relevant)]
+            for k in AMONG:
+                if k < len(label):
+                    values.setdefault(f"retrieval/recall_at_{k}", []).append(
+                        metrics.recall_at(relevant, some, k)
+                    )
+            for name, metric in WHOLE.items():
+                values.setdefault(f"retrieval/{name}", []).append(metric(relevant, some))
+        means = {name: metrics.mean(np.concatenate(parts)) for name, parts in values.items()}
+        return means | {"retrieval/without_positives": float((positives == 0).mean())}
+
+    def draw(self, folder: Path) -> None:
+        """Nothing: the neighbours' strip shows them."""
+
+
+def count(bank: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """How many images of the bank [M] have each query's label [Q]."""
+    counts = np.bincount(bank, minlength=int(max(bank.max(), label.max())) + 1)
+    return counts[label]
+
+
+WHOLE = {
+    "map": metrics.average_precision,
+    "map_at_r": metrics.average_precision_at_r,
+    f"mmp_at_{MMP}": lambda relevant, positives: metrics.modified_precision_at(
+        relevant, positives, MMP
+    ),
+}

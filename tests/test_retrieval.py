@@ -1,0 +1,176 @@
+"""What rankings are worth, by hand, scikit-learn and NumPy; exact search on any devices."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
+
+from supmim import sharding
+from supmim.errors import NumericsError
+from supmim.evaluators import ranking, retrieval
+from supmim.evaluators import retrieval_metrics as metrics
+from tests.conftest import tiny_config
+
+rng = np.random.default_rng(0)
+NAN = float("nan")
+
+
+def ranks(*rows):
+    """Relevance of rankings written as 0 and 1."""
+    return np.array([[c == "1" for c in row] for row in rows])
+
+
+def mesh_of(*shape):
+    return sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+
+
+def test_metrics_by_hand():
+    relevant, positives = ranks("01100", "10001", "00000"), np.array([2, 4, 0])
+    cases = [
+        (metrics.recall_at(relevant, positives, 1), [0, 1, NAN]),
+        (metrics.recall_at(relevant, positives, 2), [1, 1, NAN]),
+        (
+            metrics.average_precision(relevant, positives),
+            [(1 / 2 + 2 / 3) / 2, (1 + 2 / 5) / 4, NAN],
+        ),
+        (metrics.average_precision_at_r(relevant, positives), [1 / 4, 1 / 4, NAN]),
+        (metrics.average_precision_at(relevant, positives, 2), [1 / 4, 1 / 2, NAN]),
+        (metrics.modified_precision_at(relevant, positives, 5), [1 / 2, 1 / 4, NAN]),
+        (metrics.modified_precision_at(relevant, positives, 1), [0, 1, NAN]),
+    ]
+    for found, wanted in cases:
+        np.testing.assert_allclose(found, wanted)
+    assert metrics.mean(np.array([0.5, NAN, 1.0])) == 0.75 and np.isnan(
+        metrics.mean(np.full(2, NAN))
+    )
+
+
+def test_positives_that_are_not_ranked_count_in_the_denominator():
+    relevant = ranks("11")
+    assert metrics.average_precision_at(relevant, np.array([200]), 100) == [2 / 100]
+    assert metrics.average_precision(relevant, np.array([4])) == [1 / 2]
+
+
+def test_average_precision_agrees_with_scikit_learn():
+    score, label = rng.normal(size=(20, 50)), rng.random((20, 50)) < 0.2
+    order = np.argsort(-score, axis=1)
+    found = metrics.average_precision(np.take_along_axis(label, order, 1), label.sum(axis=1))
+    theirs = [average_precision_score(a, b) for a, b in zip(label, score, strict=True)]
+    np.testing.assert_allclose(found, theirs)
+
+
+def test_revisited_oxford_with_junk_by_hand():
+    ranking_of = [7, 3, 9, 1, 5, 2]  # ids, best first
+    easy, hard, junk = {3}, {1, 2}, {7}
+    medium = metrics.without_junk(ranking_of, easy | hard, junk)
+    np.testing.assert_array_equal(medium, [True, False, True, False, True])
+    # ranks 0, 2, 4: (1 + 1) / 2, (1/2 + 2/3) / 2, (2/4 + 3/5) / 2
+    assert metrics.trapezoid_average_precision(medium, 3) == pytest.approx(
+        (1 + (1 / 2 + 2 / 3) / 2 + (1 / 2 + 3 / 5) / 2) / 3
+    )
+    harder = metrics.without_junk(ranking_of, hard, junk | easy)
+    np.testing.assert_array_equal(harder, [False, True, False, True])
+    assert metrics.trapezoid_average_precision(harder, 2) == pytest.approx(
+        ((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2
+    )
+    assert metrics.capped_precision(medium, 3, 1) == 1
+    assert metrics.capped_precision(medium, 3, 10) == 3 / 5  # the last positive is fifth
+    assert metrics.capped_precision(harder, 2, 3) == 1 / 3
+    assert np.isnan(metrics.trapezoid_average_precision(medium, 0))
+    assert np.isnan(metrics.capped_precision(medium, 0, 5))
+
+
+# Search.
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (8, 1, 1)], ids=str)
+@pytest.mark.parametrize("block", [7, 10**6])
+def test_neighbours_are_exact_on_any_devices_in_blocks_of_any_size(monkeypatch, shape, block):
+    monkeypatch.setattr(ranking, "QUERIES", 64)
+    bank, queries = (ranking.unit(rng.normal(size=(n, 12)), "x") for n in (301, 90))
+    found = ranking.Bank(bank, mesh_of(*shape), mib=4 * 64 * block / ranking.MIB)
+    assert found.block == min(block, -(-301 // np.prod(shape)))
+    similarity, ids = found.nearest(queries, 20)
+    exact = queries @ bank.T
+    np.testing.assert_array_equal(ids, np.argsort(-exact, axis=1, kind="stable")[:, :20])
+    np.testing.assert_allclose(similarity, np.take_along_axis(exact, ids, 1), atol=1e-6)
+    theirs = NearestNeighbors(n_neighbors=20, metric="cosine", algorithm="brute").fit(bank)
+    np.testing.assert_array_equal(ids, theirs.kneighbors(queries, return_distance=False))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1)], ids=str)
+def test_equals_come_by_their_place_and_self_is_left_out(shape):
+    bank = ranking.unit(np.repeat(rng.normal(size=(5, 4)), 4, axis=0), "x")
+    similarity, ids = ranking.Bank(bank, mesh_of(*shape), 1).nearest(bank, 30, exclude_self=True)
+    assert ids.shape == (20, 19) and np.isfinite(similarity).all()
+    assert not (ids == np.arange(20)[:, None]).any()
+    np.testing.assert_array_equal(ids[5, :3], [4, 6, 7])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mib", [1e-3, 10])
+def test_relevance_to_the_last_rank_is_that_of_a_full_sort(shape, mib):
+    bank, label = ranking.unit(rng.normal(size=(53, 6)), "x"), rng.integers(0, 4, 53)
+    exact = bank @ bank.T
+    np.fill_diagonal(exact, -np.inf)
+    order = np.argsort(-exact, axis=1, kind="stable")[:, :-1]
+    wanted = label[order] == label[:, None]
+    chunks = list(ranking.Bank(bank, mesh_of(*shape), mib).relevance(bank, label))
+    assert (len(chunks) > 1) == (mib < 1)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in chunks]), wanted)
+    assert [first for first, _ in chunks] == list(np.cumsum([0, *(len(p) for _, p in chunks)])[:-1])
+
+
+# The evaluator.
+
+
+def results_of(train, queries, train_label, label, mib=256):
+    """retrieval/* of embeddings that are given."""
+
+    class Given:
+        mesh = mesh_of(2, 1, 1)
+
+        def of(self, params, split):
+            embedding, labels = {"train": (train, train_label), "eval": (queries, label)}[split]
+            return {"embedding": embedding, "label": labels}
+
+    config = tiny_config(**{"eval.similarity_mib": mib})
+    return retrieval.Evaluator(Given(), config).run(None)
+
+
+def test_the_evaluator_agrees_with_brute_force():
+    train, queries = rng.normal(1, 1, (90, 5)), rng.normal(1, 1, (61, 5))
+    train_label, label = rng.integers(0, 6, 90), rng.integers(0, 6, 61)
+    found = results_of(train, queries, train_label, label)
+    rows, seen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, queries))
+    hits = train_label[np.argsort(-seen @ rows.T, axis=1)] == label[:, None]
+    for k in (1, 5, 10):
+        assert found[f"retrieval/train_recall_at_{k}"] == hits[:, :k].any(axis=1).mean()
+    exact = seen @ seen.T
+    precisions = [
+        average_precision_score(np.delete(label == label[i], i), np.delete(exact[i], i))
+        for i in range(61)
+    ]
+    np.testing.assert_allclose(found["retrieval/map"], np.mean(precisions))
+    assert found["retrieval/without_positives"] == 0
+    assert "retrieval/recall_at_10" in found and "retrieval/recall_at_100" not in found
+
+
+def test_queries_without_positives_are_left_out_and_counted():
+    train, queries = np.eye(4)[[0, 1, 2]] + 0.1, np.eye(4)[[0, 0, 3, 2]] + 0.1
+    found = results_of(train, queries, np.array([0, 1, 2]), np.array([0, 0, 3, 5]))
+    assert found["retrieval/train_recall_at_1"] == 1  # of the two whose class is in the bank
+    assert found["retrieval/recall_at_1"] == 1 and found["retrieval/map"] == 1
+    assert found["retrieval/without_positives"] == 0.5
+
+
+def test_embeddings_that_mean_nothing_are_an_error():
+    good, label = rng.normal(size=(5, 3)), np.zeros(5, int)
+    for harm, told in ((np.nan, "the first is image 2"), (0.0, "the first is image 2")):
+        bad = good.copy()
+        bad[2] = harm
+        with pytest.raises(NumericsError, match=told):
+            results_of(good, bad, label, label)
+    with pytest.raises(NumericsError, match="are equal"):
+        results_of(np.ones((5, 3)), good, label, label)
