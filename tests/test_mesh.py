@@ -20,7 +20,7 @@ from supmim.tokenizers.patch_vq import PatchVQ
 from tests import processes
 from tests.conftest import digit_views, plain_readers, tiny_config
 
-SHAPES = [(2, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2), (8, 1, 1), (1, 8, 1)]
+SHAPES = [(1, 4, 1), (1, 1, 2), (2, 2, 2), (8, 1, 1)]
 ALL_SHAPES = [
     (data, fsdp, tensor)
     for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) for tensor in (1, 2)
@@ -115,7 +115,7 @@ def test_no_mesh_changes_the_training(shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [pytest.param((1, 4, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+    "shape", [(1, 4, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str
 )
 def test_several_processes_train_as_one(shape, tmp_path):
     out, count = tmp_path / "found.npz", np.prod(shape) // processes.DEVICES_EACH

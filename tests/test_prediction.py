@@ -83,6 +83,7 @@ def test_every_parameter_learns_from_pixels(name, passes):
         assert jnp.abs(leaf).max() > 0 or ("key" in name and "bias" in name), name
 
 
+@pytest.mark.slow
 def test_a_run_on_pixels_asks_for_no_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(task_lib.tokenizers,
                         "load_or_fit", lambda *a, **k: pytest.fail("a tokenizer"))  # fmt: skip

@@ -79,7 +79,9 @@ def test_killed_at_random_instants(tmp_path, undisturbed):
     assert_same_end(workdir, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop_saves_exits_75_and_goes_on(tmp_path, undisturbed, number):
     workdir = new_workdir(tmp_path / "run")
     child = start(workdir)

@@ -121,6 +121,7 @@ def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):
     assert (workdir / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_end_equal(finished, tmp_path):
     """Law 1, through the whole loop."""
     config, workdir, results = finished
