@@ -536,8 +536,12 @@ def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
             f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
             f"more, not config.data.image_size={image_size}; set it to 0"
         )
-    for name in ("tokenizer.path", "tokenizer.image_size", "data.targets"):
-        if value := flatten(config)[name]:
+    unread = {
+        "tokenizer.path": tokenizer.path, "tokenizer.image_size": tokenizer.image_size,
+        "data.targets": config.data.targets,
+    }  # fmt: skip
+    for name, value in unread.items():
+        if value:
             yield f"config.{name}={value} is not for config.task=tokenizer: leave it out"
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"

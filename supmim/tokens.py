@@ -142,8 +142,14 @@ def fill(
     microbatch = config.tokenizer.microbatch
     stream = Rows(seen, parts, mesh.size * microbatch)
     bad: list[images.Bad] = []
+    void: set[int] = set()
+
+    def note(met: Iterable[images.Bad]) -> None:
+        bad.extend(met)
+        void.update(one.index for one in met)
+
     workers = pipeline.num_workers(seen.source, config.data.workers)
-    batches = pipeline.read(stream, 0, len(stream), pipeline.Readers(workers, bad.extend, tell))
+    batches = pipeline.read(stream, 0, len(stream), pipeline.Readers(workers, note, tell))
     found = computed(batches, online.Tokenize(task.tokenize, mesh, microbatch), task.frozen, mesh)
     total = sum(part.stop - part.start for part in parts)
     with contextlib.closing(batches), progress.bar("target ids", total) as advance:
@@ -153,7 +159,6 @@ def fill(
                     if stop.requested:
                         raise Interrupted(f"stopped at {part.name}; to go on:\n  {cache.again}")
                     ids = next(found)[: part.stop - start]
-                    void = {one.index for one in bad}
                     file.write(rows(ids, cache.layout.bits, part.epoch, start, void))
                     advance(len(ids))
     return len(bad)

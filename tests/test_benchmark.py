@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.benchmarks import input, naive, step, turns
+from supmim.benchmarks import input, naive, step, tokenizer, turns
 from supmim.data import crop
 from supmim.errors import ConfigError
 from supmim.models import layers
@@ -158,3 +158,30 @@ def test_the_references_of_the_input_show_the_same_picture():
     exact = input.pillow_view(file, box, 32, input.PILLOW["bilinear"]).astype(int)
     ours = crop.resize(input.bare_decode(file), box, 32, "bilinear")
     assert np.abs(ours - exact).mean() < 2
+
+
+def test_ids_that_are_read_cost_no_tokenizer_and_the_table_fits():
+    config = tiny_config(batch_size=8, **{"data.shift": 0.0, "data.rotate": 0.0})
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        online = tokenizer.whole_step("online", config, mesh)
+        cached = tokenizer.whole_step("cached", config, mesh, cached=True)
+        alone = tokenizer.encoder(config, "float32", mesh)
+        turns.take_turns([online, cached, alone], 1)
+        raw = tokenizer.raw_batch(config, mesh)
+    assert online.flops - cached.flops == alone.flops == 8 * 2 * 16 * 4 * 16  # patches x codes
+    assert len(np.unique(np.asarray(raw["image"]))) > 99
+    rows = [tokenizer.of_step(one, cached, 8) for one in (cached, online)]
+    assert rows[0]["time_ratio"] == rows[0]["time_by_flops"] == 1 < rows[1]["flop_ratio"]
+    text = tokenizer.table({
+        "device": "1 x cpu", "batch_size": 8, "rounds": 1, "matmul_tflops": 0.1,
+        "weights": "random", "agreement_of_bfloat16": 0.5, "steps": rows,
+        "tokenizers": [tokenizer.of_encoder(alone, config, 1e11)],
+    })  # fmt: skip
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_predicts_no_ids_has_no_cost_of_them():
+    for changes in ({"mim_weight": 0.0}, {"mim.target": "pixels"}):
+        with pytest.raises(ConfigError, match="config.mim.target=tokens"):
+            tokenizer.run(tiny_config(**changes), 1)

@@ -5,11 +5,13 @@ All take turns in the same run, so that ratios hold on a machine that does other
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import optimizer, sharding, step, train
@@ -113,14 +115,8 @@ def compiled(
     make_task: Callable[[Any], step.Task],
 ) -> Iterator[Step]:  # fmt: skip
     """The steps of one task, each naive in its own choices, all from the same state."""
-    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
-    rng, task = jax.random.key(config.seed), make_task(config)
-
-    def make_state():
-        return step.create_state(rng, task, tx)
-
-    _, placement = train.place(make_state, mesh, config.mesh.fsdp_splits)
-    state = jax.jit(make_state, out_shardings=placement)()
+    rng = jax.random.key(config.seed)
+    state, tx, placement = first_state(config, make_task(config), mesh)
     for name, left in steps:
         wanted = "cudnn" if "attention" not in left and has_cudnn(config, mesh) else "xla"
         with naive.naive(*left):
@@ -130,6 +126,16 @@ def compiled(
             shapes = jax.eval_shape(prepare, jax.eval_shape(task.tokenize, task.frozen, raw))
             batch = made_up(shapes, sharding.batch_sharding(mesh))
             yield contestant(f"{arm} {name}", train_step, state, batch, rng)
+
+
+def first_state(
+    config: Any, task: step.Task, mesh: jax.sharding.Mesh
+) -> tuple[step.State, optax.GradientTransformation, Any]:
+    """The state of a task before its first step, on the mesh; its optimizer; its shardings."""
+    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
+    make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
+    _, placement = train.place(make_state, mesh, config.mesh.fsdp_splits)
+    return jax.jit(make_state, out_shardings=placement)(), tx, placement
 
 
 def rungs(config: Any, mesh: jax.sharding.Mesh) -> list[tuple[str, tuple[str, ...]]]:
@@ -181,10 +187,11 @@ def contestant(
 
 
 def made_up(shapes: step.Batch, where: jax.sharding.Sharding) -> step.Batch:
-    """A prepared batch: images of noise, all valid, every label and id 0 or 1."""
+    """A batch, raw or prepared: images of noise, all valid, every label and id 0 or 1."""
 
     def fill(shape):
-        values = jax.random.uniform(jax.random.key(0), shape.shape)
+        top = 256 if shape.dtype == jnp.uint8 else 1
+        values = jax.random.uniform(jax.random.key(0), shape.shape, maxval=top)
         return jax.device_put(values.round() if shape.dtype == jnp.int32 else values, where)
 
     batch = {name: fill(shape).astype(shape.dtype) for name, shape in shapes.items()}

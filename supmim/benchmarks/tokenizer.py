@@ -4,19 +4,19 @@ ids computed beside it, and with ids that were read. All take turns in the same 
 Shapes: B batch, S image side, C channels, N tokens.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from supmim import config as config_lib
-from supmim import optimizer, sharding, step, tokenizers, train
+from supmim import sharding, step, tokenizers, train
 from supmim.aot import flops
-from supmim.benchmarks.step import Step, made_up, matmul, settings
+from supmim.aot.program import changed
+from supmim.benchmarks.step import Step, first_state, made_up, matmul, settings
 from supmim.benchmarks.turns import take_turns
 from supmim.data import images, pipeline, sources
 from supmim.errors import ConfigError
@@ -26,7 +26,6 @@ from supmim.tokenizers import online
 DTYPES = {"patch_vq": ("float32",)}  # of the others: both
 BOTH = ("float32", "bfloat16")
 WITHOUT = "no MIM"
-ONLINE, CACHED = "ids online", "ids cached"
 
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
@@ -86,14 +85,6 @@ def of_step(one: Step, without: Step, batch_size: int) -> dict[str, Any]:
     }
 
 
-def changed(config: Any, **options: Any) -> FrozenConfigDict:
-    """The config with other options, by `group.option`, checked."""
-    other = ConfigDict(config.to_dict())
-    other.update_from_flattened_dict(options)
-    config_lib.validate(other)
-    return FrozenConfigDict(other)
-
-
 def tokenizer_of(config: Any) -> tokenizers.Tokenizer:
     """That of config.tokenizer.path, or one of random weights: its cost is the same."""
     if config.tokenizer.path:
@@ -135,12 +126,11 @@ def raw_batch(config: Any, mesh: jax.sharding.Mesh) -> step.Batch:
 
 def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
     """A training step without MIM; then with it, in two passes and in one, online and cached."""
-    plain = settings(config)
-    yield whole_step(WITHOUT, changed(plain, mim_weight=0.0), mesh)
-    for passes in ("two", "one"):
-        arm = changed(plain, **one_view(passes), **{"mim.passes": passes})
-        for ids in (ONLINE, CACHED):
-            yield whole_step(f"{passes} pass{'es' * (passes == 'two')}, {ids}", arm, mesh)
+    yield whole_step(WITHOUT, settings(config, mim_weight=0.0), mesh)
+    for passes, name in (("two", "two passes"), ("one", "one pass")):
+        arm = settings(config, **one_view(passes), **{"mim.passes": passes})
+        yield whole_step(f"{name}, ids online", arm, mesh)
+        yield whole_step(f"{name}, ids cached", arm, mesh, cached=True)
 
 
 def one_view(passes: str) -> dict[str, Any]:
@@ -149,22 +139,18 @@ def one_view(passes: str) -> dict[str, Any]:
     return {name: config_lib.OPTIONS[name].default for name in names}
 
 
-def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh) -> Step:
-    """All that a step runs on the devices from a raw batch on; cached ids are in that."""
-    task = task_of(config, mesh)
-    tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
-    rng = jax.random.key(config.seed)
-    make_state = functools.partial(step.create_state, rng, task, tx)
-    _, placement = train.place(make_state, mesh, config.mesh.fsdp_splits)
-    state = jax.jit(make_state, out_shardings=placement)()
+def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
+    """All that a step runs on the devices from a raw batch on; cached: target ids are in that."""
+    task, rng = task_of(config, mesh), jax.random.key(config.seed)
+    state, tx, placement = first_state(config, task, mesh)
     tokenize, prepare, train_step = train.programs(config, task, tx, mesh, placement)
-    raw, cost = raw_batch(config, mesh), 0.0
-    if ONLINE in name:
-        cost = flops.count(task.tokenize, task.frozen, raw)
-    elif CACHED in name:
-        raw = tokenize(task.frozen, raw)
-    prepared = prepare(tokenize(task.frozen, raw))
-    cost += flops.count(train_step, state, prepared, rng)
+    raw = raw_batch(config, mesh)
+    tokenized = tokenize(task.frozen, raw)
+    raw = tokenized if cached else raw
+    prepared = prepare(tokenized)
+    count = flops.count(train_step, state, prepared, rng)
+    if not cached:
+        count += flops.count(task.tokenize, task.frozen, raw)
     program = train_step.lower(state, prepared, rng).compile()
 
     def advance():
@@ -172,7 +158,7 @@ def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh) -> Step:
         state, totals = program(state, prepare(tokenize(task.frozen, raw)), rng)
         return totals
 
-    return Step(name, advance, flops=cost)
+    return Step(name, advance, flops=count)
 
 
 def agree(config: Any) -> float:
