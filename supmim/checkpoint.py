@@ -24,6 +24,7 @@ from supmim.workdir import write_json
 
 DIGESTS = "digests.json"
 FAILED_SAVES = 3  # in a row, after which the run stops
+SHARED_BYTES = 2**16  # of a replica's share of an array, below which one replica writes all of it
 
 
 class Restored(NamedTuple):
@@ -65,7 +66,8 @@ class Checkpoints:
         path, self._pending = self.folder / str(step), True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            response = ocp.save_async(path, state, overwrite=True)
+            with _writing():
+                response = ocp.save_async(path, state, overwrite=True)
         except Exception as error:  # whatever the disk or Orbax raises, training goes on
             self._failure = _first_line(error)
             self.poll()
@@ -275,6 +277,12 @@ def load(path: Path, abstract_state: Any) -> Restored:
 def _leaves(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _writing() -> ocp.Context:
+    """How arrays are written: replicas share a large one; to cut a small one up costs more."""
+    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=SHARED_BYTES)
+    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
 
 
 def _first_line(error: Exception) -> str:
