@@ -1,4 +1,4 @@
-"""Law 3: the shape of the mesh does not change the training. Six shapes here, all with -m slow."""
+"""Law 3: the shape of the mesh does not change the training. Three shapes here, all with -m slow."""
 
 import functools
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from supmim.tokenizers.patch_vq import PatchVQ
 from tests import processes
 from tests.conftest import digit_views, plain_readers, tiny_config
 
-SHAPES = [(1, 4, 1), (1, 1, 2), (2, 2, 2), (8, 1, 1)]
+SHAPES = [(1, 4, 1), (2, 2, 2), (8, 1, 1)]
 ALL_SHAPES = [
     (data, fsdp, tensor)
     for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) for tensor in (1, 2)
