@@ -17,7 +17,7 @@ from supmim import config as config_lib
 from supmim import sharding, train
 from supmim.data import images, pipeline, progress
 from supmim.data.stream import Rows
-from supmim.data.targets import METADATA, Cache, Part, layout, rows
+from supmim.data.targets import METADATA, Cache, Part, layout
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.runtime import devices, hosts, lock
 from supmim.runtime.preemption import StopSignal
@@ -159,7 +159,7 @@ def fill(
                     if stop.requested:
                         raise Interrupted(f"stopped at {part.name}; to go on:\n  {cache.again}")
                     ids = next(found)[: part.stop - start]
-                    file.write(rows(ids, cache.layout.bits, part.epoch, start, void))
+                    file.write(cache.rows(ids, part.epoch, start, void))
                     advance(len(ids))
     return len(bad)
 

@@ -180,7 +180,7 @@ def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute
     config = config_of(**{"data.image_size": 8, "data.channels": 3, "data.crop": "inception"})
     codes = jax.random.uniform(jax.random.key(9), (16, 12))
     task, source = SupMIM(config, PatchVQ(codes, 2, 3)), Files(at3=DAMAGED["truncated"])
-    cache = targets.Cache(tmp_path, targets.layout(20, 16, 16), "")
+    cache = targets.Cache(tmp_path, targets.layout(20, 16, 16), 0, "")
     parts = cache.missing(range(2))
     seen = images.training(source, config.data)
     assert tokens.fill(config, cache, seen, task, parts, ON) == 2  # once in each epoch
@@ -218,7 +218,8 @@ def test_a_cache_written_in_two_goes_is_that_of_one(folder, tmp_path):
 def test_the_shares_of_two_hosts_are_the_cache_of_one(folder, tmp_path):
     whole, source, task, config = opened(folder)
     parts = [part for epoch in range(EPOCHS) for part in whole.layout.parts(epoch)]
-    cache, seen = targets.Cache(tmp_path, whole.layout, ""), images.training(source, config.data)
+    cache = targets.Cache(tmp_path, whole.layout, whole.seed, "")
+    seen = images.training(source, config.data)
     shares = [tokens.share(parts, host, 2) for host in range(2)]
     assert sorted(itertools.chain(*shares)) == parts and not set(shares[0]) & set(shares[1])
     for share in shares:
@@ -299,7 +300,7 @@ def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm
     file.write_bytes(data[:-1] if harm == "truncate" else data)
     if harm == "delete":
         file.unlink()
-    copy = targets.Cache(tmp_path, cache.layout, cache.again)
+    copy = targets.Cache(tmp_path, cache.layout, cache.seed, cache.again)
     np.testing.assert_array_equal(copy.read([0, 0], [29, 3]), cache.read([0, 0], [29, 3]))
     with pytest.raises(DataError) as error:
         copy.read([0, 1], [29, 29])
@@ -308,6 +309,17 @@ def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm
     assert ("row 4 (image 29)" in told) == (harm not in ("truncate", "delete"))
     if harm in ("truncate", "delete"):
         assert [part.name for part in copy.missing(range(2))] == [file.name]
+
+
+def test_a_file_of_another_cache_of_the_same_layout_is_refused_by_row(folder, tmp_path):
+    tokens.write(config_of(**{"tokenizer.fit_steps": 2, "total_epochs": 1}), tmp_path, ON)
+    own, whole = opened(tmp_path, total_epochs=1)[0], opened(folder)[0]
+    assert own.layout == whole.layout
+    name = "epoch-00000-00001-of-00003.ids"
+    (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert not own.missing(range(1))
+    with pytest.raises(DataError, match=rf"{name}.*row 4 \(image 29\).*of another cache"):
+        own.read([0, 0], [3, 29])
 
 
 def test_ids_from_elsewhere_are_told_with_how_many_are_the_same(folder, tmp_path, capsys):

@@ -3,15 +3,18 @@
 A folder holds metadata.json, the tokenizer, and for each epoch files of so many records each,
 epoch-00003-00000-of-00012.ids. A row is the record's ids of that epoch, each in as few bits as the
 codebook needs, the lowest bit first, and a CRC-32 (little-endian) of epoch, index and packed ids.
+It begins with the cache's seed: no row passes for one of another cache.
 Imports no jax: reader processes read it. Shapes: n rows, N ids of an image.
 """
 
+import json
 import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,34 +87,23 @@ def unpack(packed: np.ndarray, bits: int, num_tokens: int) -> np.ndarray:
     return ((word >> (first % 8).astype(np.uint32)) & (2**bits - 1)).astype(np.int32)
 
 
-def checksum(packed: bytes, epoch: int, index: int) -> int:
-    """Of a row in its place."""
-    return zlib.crc32(packed, zlib.crc32(struct.pack("<II", epoch, index)))
+def seed_of(identity: dict[str, Any]) -> int:
+    """Where the checksums of a cache begin; identity: JSON of what its ids depend on."""
+    digest = sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:CRC_BYTES], "little")
 
 
-def rows(ids: np.ndarray, bits: int, epoch: int, start: int, void: Collection[int] = ()) -> bytes:
-    """ids [n, N] of an epoch's records from `start` on, as they are stored.
-
-    void: records without an image; their checksums are inverted, so that nobody takes their ids.
-    """
-    packed = [row.tobytes() for row in pack(ids, bits)]
-    sums = [
-        checksum(row, epoch, i) ^ (VOID if i in void else 0) for i, row in enumerate(packed, start)
-    ]
-    return b"".join(row + struct.pack("<I", crc) for row, crc in zip(packed, sums, strict=True))
-
-
-# Reading.
+# A folder of them.
 
 
 class Cache:
     """The ids in a folder, at random. Files are opened when they are first read, by each process.
 
-    again: the command that makes a file anew, for messages.
+    seed: see seed_of. again: the command that makes a file anew, for messages.
     """
 
-    def __init__(self, folder: Path, layout: Layout, again: str) -> None:
-        self.folder, self.layout, self.again = str(folder), layout, again
+    def __init__(self, folder: Path, layout: Layout, seed: int, again: str) -> None:
+        self.folder, self.layout, self.seed, self.again = str(folder), layout, seed, again
         self._open: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict:
@@ -130,6 +122,23 @@ class Cache:
         """What a whole file has."""
         return (part.stop - part.start) * self.layout.row_bytes
 
+    def checksum(self, packed: bytes, epoch: int, index: int) -> int:
+        """Of a row in its place."""
+        return zlib.crc32(packed, zlib.crc32(struct.pack("<II", epoch, index), self.seed))
+
+    def rows(self, ids: np.ndarray, epoch: int, start: int, void: Collection[int] = ()) -> bytes:
+        """ids [n, N] of an epoch's records from `start` on, as they are stored.
+
+        void: records without an image; their checksums are inverted, so that nobody takes their
+        ids.
+        """
+        packed = [row.tobytes() for row in pack(ids, self.layout.bits)]
+        sums = [
+            self.checksum(row, epoch, i) ^ (VOID if i in void else 0)
+            for i, row in enumerate(packed, start)
+        ]
+        return b"".join(row + struct.pack("<I", crc) for row, crc in zip(packed, sums, strict=True))
+
     def read(self, epoch: Sequence[int], index: Sequence[int]) -> np.ndarray:
         """int32 [n, N]; DataError for a row that is not what was written."""
         epoch, index = np.asarray(epoch), np.asarray(index)
@@ -146,11 +155,11 @@ class Cache:
         stored = self._file(part)[index - part.start]
         for row, i in zip(stored, index.tolist(), strict=True):
             packed, crc = row[:-CRC_BYTES].tobytes(), row[-CRC_BYTES:].tobytes()
-            if struct.pack("<I", checksum(packed, epoch, i)) != crc:
+            if struct.pack("<I", self.checksum(packed, epoch, i)) != crc:
                 row = f"row {i - part.start} (image {i})"
-                if struct.pack("<I", checksum(packed, epoch, i) ^ VOID) == crc:
+                if struct.pack("<I", self.checksum(packed, epoch, i) ^ VOID) == crc:
                     raise self.damaged(part, f"{row}: the image could not be read when it was made")
-                raise self.damaged(part, f"{row} has another checksum")
+                raise self.damaged(part, f"{row} has another checksum, as if of another cache")
         return stored[:, :-CRC_BYTES]
 
     def _file(self, part: Part) -> np.ndarray:

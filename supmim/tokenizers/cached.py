@@ -14,11 +14,11 @@ from supmim import config as config_lib
 from supmim.data import augment, pipeline
 from supmim.data.images import VIEW, Images, second_of, training
 from supmim.data.sources import Source
-from supmim.data.targets import METADATA, Cache, Layout
+from supmim.data.targets import METADATA, Cache, Layout, seed_of
 from supmim.errors import DataError
 from supmim.runtime import hosts
 
-FORMAT = 1
+FORMAT = 2  # of a cache: 2 seeds its checksums
 TOKENIZER = "tokenizer"  # folder of a cache
 COMMAND = "supmim data tokens --config=FILE.py --out="
 
@@ -53,7 +53,8 @@ def at(folder: Path, config: Any, source: Source, metadata: dict[str, Any]) -> C
     num_tokens = (config.data.image_size // config.encoder.patch_size) ** 2
     sizes = len(source), num_tokens, config.tokenizer.codebook_size
     again = f"{COMMAND}{folder} --config.total_epochs={config.total_epochs}"
-    return Cache(folder, Layout(*sizes, metadata["rows_per_file"]), again)
+    rows_per_file, seed = metadata["rows_per_file"], seed_of(metadata["same"])
+    return Cache(folder, Layout(*sizes, rows_per_file), seed, again)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
