@@ -266,14 +266,20 @@ def test_a_run_of_other_views_or_codes_is_refused_by_field(folder, changes, told
     with pytest.raises(DataError) as error:
         opened(folder, **changes)
     assert told in str(error.value) and error.value.exit_code == 3
+    assert "--config.data.targets=DIR; else have it made:\n  supmim data tokens" in str(error.value)
+    flag = told.partition(":")[0] + "=" + told.partition("has ")[2].partition(",")[0].strip("'")
+    an_option = told.startswith(("data.", "tokenizer."))
+    assert ("To train with these ids" in str(error.value)) == an_option
+    assert (f"these ids:\n  --config.{flag}\n" in str(error.value)) == an_option
 
 
 def test_another_tokenizer_is_refused(folder, tmp_path):
     with pytest.raises(SupmimError, match=r"tokenizer.codebook_size: .*16.* 32"):
         opened(folder, **{"tokenizer.codebook_size": 32})
     PatchVQ(jax.random.uniform(jax.random.key(1), (16, 4)), 2, 1).save(tmp_path)
-    with pytest.raises(DataError, match="  tokenizer: the cache has"):
+    with pytest.raises(DataError, match="  tokenizer: the cache has") as error:
         opened(folder, **{"tokenizer.path": str(tmp_path)})
+    assert f"ids:\n  --config.tokenizer.path={folder / 'tokenizer'}\n" in str(error.value)
     assert opened(folder, **{"tokenizer.path": str(folder / "tokenizer")})[0] is not None
 
 
@@ -283,6 +289,17 @@ def test_a_folder_without_a_cache_is_told(tmp_path, content):
         (tmp_path / targets.METADATA).write_text(content)
     with pytest.raises(DataError, match="made by\n  supmim data tokens"):
         opened(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, where in ((tmp_path / "ids", ""), ("ids", f" in {tmp_path}, from")):
+        with pytest.raises(DataError) as error:
+            opened(folder)
+        told = str(error.value)
+        assert f"config.data.targets={folder}: there is no such folder{where}" in told
+        assert "new place with --config.data.targets=DIR" in told
+        assert told.endswith(f":\n  supmim data tokens --config=FILE.py --out={folder}")
 
 
 @pytest.mark.parametrize("harm", ["flip ids", "flip crc", "swap rows", "truncate", "delete"])

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,15 @@ def at(folder: Path, config: Any, source: Source, metadata: dict[str, Any]) -> C
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """DataError if the folder holds no cache."""
+    """DataError if the folder is not there, or holds no cache."""
     path = folder / METADATA
+    if not folder.is_dir():
+        where = "" if folder.is_absolute() else f" in {Path.cwd()}, from where the path is taken"
+        raise DataError(
+            f"config.data.targets={folder}: there is no such folder{where}. If the target ids have "
+            "moved, name their new place with --config.data.targets=DIR; else have them made:\n"
+            f"  {COMMAND}{folder}"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if {"same", "made_on", "rows_per_file"} <= found.keys():
@@ -74,22 +80,36 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     )
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    """Lines for what two identities do not share."""
-    wanted = json.loads(json.dumps(wanted))
-    for name in sorted(found.keys() | wanted.keys()):
-        was, now = found.get(name), wanted.get(name)
-        if was != now:
-            yield f"  {name}: the cache has {was!r}, the run {now!r}"
+def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Names of what two identities, as JSON has them, do not share."""
+    return [n for n in sorted(found.keys() | wanted.keys()) if found.get(n) != wanted.get(n)]
+
+
+def flags_of(folder: Path, found: dict[str, Any], names: list[str]) -> list[str]:
+    """Flags that give a run what a cache has of these; none if no flag gives some of them."""
+    options = found | {"tokenizer.path": folder / TOKENIZER}
+    asked = ["tokenizer.path" if name == "tokenizer" else name for name in names]
+    known = all(name in config_lib.OPTIONS and name in options for name in asked)
+    return [f"--config.{name}={options[name]}" for name in asked] if known else []
 
 
 def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """DataError, naming the fields, if a cache holds ids of other views, or another tokenizer's."""
-    if lines := "\n".join(differences(found, wanted)):
-        raise DataError(
-            f"{folder} holds target ids of something else:\n{lines}\nGive the run what the cache "
-            f"has, or make another cache:\n  {COMMAND}DIR"
-        )
+    wanted = json.loads(json.dumps(wanted))
+    names = differing(found, wanted)
+    if not names:
+        return
+    lines = [
+        f"  {name}: the cache has {found.get(name)!r}, the run {wanted.get(name)!r}"
+        for name in names
+    ]
+    if flags := flags_of(folder, found, names):
+        lines += ["To train with these ids:", "  " + " ".join(flags)]
+    raise DataError(
+        f"{folder} holds target ids of something else:\n" + "\n".join(lines) + "\nIf there is a "
+        "cache of what the run has, name it with --config.data.targets=DIR; else have it made:\n"
+        f"  {COMMAND}DIR"
+    )
 
 
 def with_tokenizer(config: Any) -> Any:
