@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from supmim import config as config_lib
 from supmim import sharding, train
 from supmim.data import images, pipeline, progress
+from supmim.data.bad_records import BadRecords
 from supmim.data.stream import Rows
 from supmim.data.targets import METADATA, Cache, Part, layout
 from supmim.errors import ConfigError, DataError, Interrupted
@@ -136,17 +137,19 @@ def fill(
 ) -> int:  # fmt: skip
     """Writes these files, each whole or not at all; returns how many views could not be read.
 
-    Each host works alone, on its own devices. Interrupted after a signal.
+    Each host works alone, on its own devices. Interrupted after a signal; DataError, as in
+    training, if more images are bad than config.data.bad_share allows.
     """
     mesh = sharding.make_mesh(-1, 1, 1, devices=jax.local_devices())
     microbatch = config.tokenizer.microbatch
     stream = Rows(seen, parts, mesh.size * microbatch)
+    bad_records = BadRecords(Path(cache.folder) / hosts.own_file("bad_records.jsonl"), tell)
+    check = bad_records.of(seen.source, config.data.bad_share)
     bad: list[images.Bad] = []
-    void: set[int] = set()
 
     def note(met: Iterable[images.Bad]) -> None:
         bad.extend(met)
-        void.update(one.index for one in met)
+        check(met)
 
     workers = pipeline.num_workers(seen.source, config.data.workers)
     batches = pipeline.read(stream, 0, len(stream), pipeline.Readers(workers, note, tell))
@@ -159,6 +162,7 @@ def fill(
                     if stop.requested:
                         raise Interrupted(f"stopped at {part.name}; to go on:\n  {cache.again}")
                     ids = next(found)[: part.stop - start]
+                    void = {index for _, index in bad_records.met}
                     file.write(cache.rows(ids, part.epoch, start, void))
                     advance(len(ids))
     return len(bad)

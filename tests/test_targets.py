@@ -177,12 +177,16 @@ def test_cached_ids_cost_no_tokenizer(folder):
 
 
 def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute(tmp_path):
-    config = config_of(**{"data.image_size": 8, "data.channels": 3, "data.crop": "inception"})
+    view = {"data.image_size": 8, "data.channels": 3, "data.crop": "inception"}
+    config = config_of(**view, **{"data.bad_share": 0.05})
     codes = jax.random.uniform(jax.random.key(9), (16, 12))
     task, source = SupMIM(config, PatchVQ(codes, 2, 3)), Files(at3=DAMAGED["truncated"])
     cache = targets.Cache(tmp_path, targets.layout(20, 16, 16), 0, "")
     parts = cache.missing(range(2))
     seen = images.training(source, config.data)
+    with pytest.raises(DataError, match=r"1 of the 20 images of .* config.data.bad_share=0.001 al"):
+        tokens.fill(config_of(**view), cache, seen, task, parts, ON)
+    assert '"index": 3,' in (tmp_path / "bad_records.jsonl").read_text()
     assert tokens.fill(config, cache, seen, task, parts, ON) == 2  # once in each epoch
     read = images.training(source, config.data, images.NO_SECOND, cache)
     batches = (stream.Training(x, 0, 20, np.arange(20)) for x in (seen, read))
