@@ -21,9 +21,10 @@ from supmim.errors import ConfigError, SupmimError
 class Verb:
     """One verb: what it does, how it is called, its flags as name -> (default, meaning).
 
-    A flag whose default is False is a switch. actions: what the word after the verb may be;
-    argument: what the word after that is, if one must stand there. module: MODULE or
-    MODULE:FUNCTION, if it is not `run` in the module of the verb's name.
+    A flag whose default is False is a switch. actions: what the word after the verb may be, with
+    what it does; argument: what the word after that is, if one must stand there, and forms: what it
+    may look like. module: MODULE or MODULE:FUNCTION, if it is not `run` in the module of the verb's
+    name.
     """
 
     summary: str
@@ -31,8 +32,9 @@ class Verb:
     flags: dict[str, tuple[str | bool, str]] = dataclasses.field(default_factory=dict)
     required: tuple[str, ...] = ()
     takes_config: bool = False
-    actions: tuple[str, ...] = ()
+    actions: dict[str, str] = dataclasses.field(default_factory=dict)
     argument: str = ""
+    forms: str = ""
     module: str = ""
 
 
@@ -84,7 +86,12 @@ VERBS = {
             "metric": ("knn/recall_at_1", "table: result to sort by, higher is better"),
         },
         required=("folder",),
-        actions=("plan", "run", "status", "table"),
+        actions={
+            "plan": "list the members, with what they cost",
+            "run": "train those that are not finished",
+            "status": "how far each of them is",
+            "table": "results over the seeds, as text and as a picture",
+        },
     ),
     "data": Verb(
         "images, before training: check, prepare (TFDS), convert",
@@ -98,8 +105,13 @@ VERBS = {
             "tfds_dir": ("", "folder of TFDS's datasets; default: TFDS's own"),
             "json": (False, "check: print JSON"),
         },
-        actions=("check", "prepare", "convert"),
+        actions={
+            "check": "decode all images, say what is there and what training would refuse",
+            "prepare": "download a data set of TFDS and write it as ArrayRecord",
+            "convert": "write a folder, or any source, as a store that reads faster",
+        },
         argument="SOURCE",
+        forms="folder:DIR, records:DIR, NAME:SPLIT; prepare: NAME; check: pairs:DIR",
         module="data.commands",
     ),
     "data tokens": Verb(
@@ -142,7 +154,11 @@ VERBS = {
         },
         required=("config",),
         takes_config=True,
-        actions=("step", "input", "tokenizer"),
+        actions={
+            "step": "the train step, whole and in parts",
+            "input": "reading, decoding and augmenting",
+            "tokenizer": "ids, and the step with and without them",
+        },
     ),
     "plan": Verb(
         "does the train step fit a pod that is not there; how fast",
@@ -160,10 +176,25 @@ VERBS = {
 }
 
 
+# Verbs that are only the first word of others.
+FAMILIES = {"tokenizer": "make a tokenizer, for --config.tokenizer.path"}
+
+
+def of_family(name: str) -> dict[str, str]:
+    """The second words of the verbs that begin with `name`, with what they do."""
+    found = (verb for verb in VERBS if verb.startswith(f"{name} "))
+    return {verb.removeprefix(f"{name} "): VERBS[verb].summary for verb in found}
+
+
+def listed(items: dict[str, str]) -> list[str]:
+    """Lines of names and meanings, below each other."""
+    width = max(map(len, items))
+    return [f"  {name:<{width}}  {meaning}" for name, meaning in items.items()]
+
+
 def overview() -> str:
     """The help of `supmim` itself."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    verbs = "\n".join(listed({name: verb.summary for name, verb in VERBS.items()}))
     return f"""\
 supmim trains image encoders with labels and masked image modelling.
 
@@ -177,6 +208,25 @@ All flags of a verb:
   supmim VERB --help"""
 
 
+def family_help(name: str) -> str:
+    """The help of a verb's first word alone."""
+    words = of_family(name)
+    return "\n".join(
+        [
+            f"supmim {name}: {FAMILIES[name]}",
+            "",
+            f"usage: supmim {name} {'|'.join(words)} [--flag=value ...]",
+            "",
+            *listed(words),
+            "",
+            *(f"  {VERBS[f'{name} {word}'].usage}" for word in words),
+            "",
+            "All flags of one:",
+            f"  supmim {name} {next(iter(words))} --help",
+        ]
+    )
+
+
 def verb_help(name: str) -> str:
     """The help of one verb, with every config option where it takes them."""
     verb = VERBS[name]
@@ -184,6 +234,11 @@ def verb_help(name: str) -> str:
     if verb.actions:
         words = filter(None, ("|".join(verb.actions), verb.argument))
         lines[2:2] = [f"usage: supmim {name} {' '.join(words)} [--flag=value ...]", ""]
+        lines += [*listed(verb.actions), ""]
+    if verb.forms:
+        lines += [f"  {verb.argument}", f"      {verb.forms}", ""]
+    if others := of_family(name):
+        lines += [*listed({f"supmim {name} {w}": does for w, does in others.items()}), ""]
     if verb.takes_config:
         lines += ["  --config=FILE.py[:arg]", "      preset to start from, a file of code"]
     if verb.takes_config and "workdir" in verb.flags:
@@ -208,8 +263,10 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     verb = VERBS[name]
     if verb.actions and (not args or args[0] not in verb.actions):
         asked = f"not {args[0]!r}" if args else f"e.g. {verb.usage}"
-        others = (v.removeprefix(f"{name} ") for v in VERBS if v.startswith(f"{name} "))
-        raise ConfigError(f"supmim {name} takes {', '.join([*verb.actions, *others])}; {asked}")
+        raise ConfigError(
+            f"supmim {name} takes {', '.join([*verb.actions, *of_family(name)])}; {asked}\n"
+            f"See: supmim {name} --help"
+        )
     if verb.actions:
         args = [f"--action={args[0]}", *args[1:]]
     if verb.argument:
@@ -258,7 +315,7 @@ def own_flags(verb: Verb) -> flags.FlagValues:
         define = flags.DEFINE_boolean if default is False else flags.DEFINE_string
         define(flag, default, meaning, flag_values=values)
     if verb.actions:
-        flags.DEFINE_enum("action", None, verb.actions, "what to do", flag_values=values)
+        flags.DEFINE_enum("action", None, list(verb.actions), "what to do", flag_values=values)
     if verb.argument:
         flags.DEFINE_string(verb.argument.lower(), "", "to what", flag_values=values)
     return values
@@ -277,6 +334,10 @@ def _told(error: Exception, preset: str, next_command: str) -> str:
     path = preset.partition("=")[2].partition(":")[0]
     if fault := pyfile.fault(error, path):
         return fault
+    if switch := re.match(r"flag (--\w+=.*): \('Non-boolean", str(error)):
+        return (
+            f"{switch[1]}: it is a switch, which takes no value, or true or false\n{next_command}"
+        )
     if isinstance(error, KeyError | AttributeError):
         text = str(error.args[0]).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
         return f"no such option: {text}\n{next_command}"
@@ -303,9 +364,13 @@ def run(args: Sequence[str]) -> int:
     if rest and f"{name} {rest[0]}" in VERBS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     try:
-        if others := [verb for verb in VERBS if name not in VERBS and verb.startswith(f"{name} ")]:
-            words = ", ".join(verb.removeprefix(f"{name} ") for verb in others)
-            raise ConfigError(f"supmim {name} takes {words}, e.g. {VERBS[others[0]].usage}")
+        if name in FAMILIES and rest and rest[0] in ("-h", "--help", "help"):
+            print(family_help(name))
+            return 0
+        if name in FAMILIES:
+            asked = f", not {rest[0]!r}" if rest else ""
+            words = " or ".join(of_family(name))
+            raise ConfigError(f"supmim {name} takes {words}{asked}\n\n{family_help(name)}")
         if name not in VERBS:
             raise ConfigError(f"{name!r} is not a verb of supmim: {', '.join(VERBS)}")
         if {"-h", "--help"} & set(rest):

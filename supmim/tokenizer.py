@@ -49,7 +49,12 @@ def import_weights(_: Any, flags: Any) -> None:
     source, out = Path(flags["from"].value), Path(flags.out)
     imported = maskgit.read(source)
     tokenizer = imported.tokenizer
-    written = write(tokenizer, out, f"{source.name}, {imported.layout}")
+    try:
+        written = write(tokenizer, out, f"{source.name}, {imported.layout}")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to --out={out}: {error.strerror}; choose another --out"
+        ) from error
     print(f"read        {source}: {imported.layout}")
     if left := imported.left_out:
         named = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")

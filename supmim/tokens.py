@@ -185,13 +185,19 @@ def computed(
 
 @contextlib.contextmanager
 def whole(path: str) -> Iterator[IO[bytes]]:
-    """A file that is in its place once all of it is on the disk."""
+    """A file that is in its place once all of it is on the disk; DataError if it can't be."""
     part = path + ".part"
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(
+            f"{part} cannot be written: {error.strerror}. Files that are whole stay: mend the disk "
+            "and give the same command again"
+        ) from error
 
 
 def tell(line: str) -> None:

@@ -19,7 +19,14 @@ def fails(capsys, *args: str) -> str:
 
 
 def test_help_names_every_verb_and_fits_80_columns(capsys):
-    for args in ((), ("--help",), *((verb, "--help") for verb in cli.VERBS)):
+    for args in (
+        (),
+        ("--help",),
+        *((verb, "--help") for verb in cli.VERBS),
+        ("tokenizer", "--help"),
+        ("tokenizer", "-h"),
+        ("tokenizer", "help"),
+    ):
         assert cli.run(args) == 0
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= 80
@@ -38,10 +45,27 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
         (["train", "--workdir=x", "--config=nope.py"], "No such file"),
         (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim or baseline"),
         (["evaluate", "--workdir=/nowhere/x"], "holds no run"),
+        (["tokenizer"], "takes import or train\n\nsupmim tokenizer: make a tokenizer"),
+        (["tokenizer", "trian"], "takes import or train, not 'trian'\n\n"),
+        (["tokenizer", "--from=x"], "takes import or train, not '--from=x'\n\n"),
+        (["data"], "takes check, prepare, convert, tokens; e.g. "),
+        (["train", "--workdir=x", f"--config={DIGITS}", "--debug=x"], "--debug=x: it is a switch"),
     ],
 )
 def test_usage_errors_are_plain_and_exit_2(capsys, args, told):
     assert told in fails(capsys, *args)
+
+
+def test_the_help_of_a_verb_says_what_each_word_after_it_does(capsys):
+    for name, verb in cli.VERBS.items():
+        cli.run([name, "--help"])
+        text = capsys.readouterr().out
+        assert all(f"  {word} " in text and does in text for word, does in verb.actions.items())
+    for name in {name.partition(" ")[0] for name in cli.VERBS if " " in name}:
+        cli.run([name, "--help"])
+        text = capsys.readouterr().out
+        assert all(cli.VERBS[other].summary in text and other in text
+                   for other in cli.VERBS if other.startswith(f"{name} "))  # fmt: skip
 
 
 def test_a_misspelt_option_gets_its_did_you_mean_alone(capsys):

@@ -5,6 +5,7 @@ the file's own names and [out, in, h, w] kernels, as PyTorch computes them.
 """
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -484,6 +485,23 @@ def test_a_damaged_file_is_told(tmp_path, kind, harm):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         maskgit.read(tmp_path / "none")
+
+
+def test_a_folder_and_an_archive_of_numpy_are_told_for_what_they_are(tmp_path):
+    path = saved(tmp_path, MUSE)
+    with pytest.raises(CheckpointError, match=rf"is a folder: give the file, e.g. --from={path}"):
+        maskgit.read(tmp_path)
+    np.savez(tmp_path / "w.npz", **MUSE)
+    with pytest.raises(CheckpointError, match=r"archive of NumPy(.*\n)*.*n\.load\('.*w\.npz'\)"):
+        maskgit.read(tmp_path / "w.npz")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, capsys):
+    path = saved(tmp_path, MUSE)
+    os.symlink("itself", tmp_path / "itself")
+    for out in (path / "x", tmp_path / "itself", tmp_path / ("n" * 300)):
+        assert cli.run(["tokenizer", "import", f"--from={path}", f"--out={out}"]) == 2
+        assert f"cannot write to --out={out}: " in capsys.readouterr().err
 
 
 def test_layouts_name_every_parameter_of_the_default_network_once():

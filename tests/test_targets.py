@@ -219,6 +219,12 @@ def test_a_cache_written_in_two_goes_is_that_of_one(folder, tmp_path):
     assert files_of(tmp_path) == files_of(folder) and not list(tmp_path.glob("*.part"))
 
 
+def test_a_disk_that_is_full_is_told(tmp_path):
+    os.symlink("/dev/full", tmp_path / "epoch-00000-00000-of-00003.ids.part")
+    with pytest.raises(DataError, match="part cannot be written: No space left on device"):
+        tokens.write(config_of(), tmp_path, ON)
+
+
 def test_the_shares_of_two_hosts_are_the_cache_of_one(folder, tmp_path):
     whole, source, task, config = opened(folder)
     parts = [part for epoch in range(EPOCHS) for part in whole.layout.parts(epoch)]

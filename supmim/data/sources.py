@@ -153,6 +153,8 @@ def find(spec: str, part: str, data: Any) -> Source:
     What names no kind names a dataset of TFDS.
     """
     kind, _, where = spec.partition(":")
+    if not spec:
+        raise DataError("no images are named: --config.data.train=folder:PATH, or NAME:SPLIT")
     if kind not in LOADERS:
         if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=NEAR):
             known(kind, LOADERS, "{} is not a kind of data source")

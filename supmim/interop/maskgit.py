@@ -27,6 +27,9 @@ CONVERT = """\
     w = torch.load('{path}', map_location='cpu', weights_only=True); \\
     w = w.get('state_dict', w); \\
     s({{k: v.clone() for k, v in w.items()}}, 'weights.safetensors')\""""
+CONVERT_NUMPY = """\
+  python -c "import numpy as n; from safetensors.numpy import save_file as s; \\
+    s(dict(n.load('{path}')), 'weights.safetensors')\""""
 LISTED = 20  # rows of the table of tensors that do not fit
 NAME_WIDTH = 44  # columns of a tensor's name in it
 BESIDE = "beside params/"
@@ -90,9 +93,17 @@ def read(path: Path) -> Imported:
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Name -> array of a safetensors file or a Flax msgpack blob, told apart by content."""
+    if path.is_dir():
+        inside = next((file.name for file in sorted(path.iterdir()) if file.is_file()), "FILE")
+        raise CheckpointError(f"{path} is a folder: give the file, e.g. --from={path / inside}")
     try:
         with path.open("rb") as file:
             head = file.read(16)
+        if path.suffix.lower() == ".npz":
+            raise CheckpointError(
+                f"{path} is an archive of NumPy; supmim reads safetensors and Flax's msgpack. "
+                "Convert it:\n" + CONVERT_NUMPY.format(path=path)
+            )
         # A msgpack map that holds anything begins with another byte than a pickle.
         if path.suffix.lower() in PICKLES or head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
             raise CheckpointError(
@@ -105,8 +116,8 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file and no whole Flax msgpack blob: {error}. "
-            "Download it again, and compare its size"
+            f"{path} is no whole safetensors file and no whole Flax msgpack blob: "
+            f"{str(error).rstrip('.')}. Download it again, and compare its size"
         ) from error
 
 
