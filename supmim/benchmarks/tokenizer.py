@@ -148,9 +148,8 @@ def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh, cached: bool = F
     tokenized = tokenize(task.frozen, raw)
     raw = tokenized if cached else raw
     prepared = prepare(tokenized)
-    count = flops.count(train_step, state, prepared, rng)
-    if not cached:
-        count += flops.count(task.tokenize, task.frozen, raw)
+    count = flops.count(task.tokenize, task.frozen, raw)
+    count += flops.count(train_step, state, prepared, rng)
     program = train_step.lower(state, prepared, rng).compile()
 
     def advance():
