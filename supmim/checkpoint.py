@@ -274,6 +274,22 @@ def load(path: Path, abstract_state: Any) -> Restored:
     return Restored(ocp.load(path, abstract_state), note["fingerprint"])
 
 
+def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[str, jax.Array]:
+    """name -> leaf of a verified checkpoint: those for whose name and shape `place` has a sharding.
+
+    The others are not read.
+    """
+
+    def wanted(at, leaf):
+        where = place(path_name(at), leaf.shape)
+        asked = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return asked if where else ocp.PLACEHOLDER
+
+    tree = jax.tree_util.tree_map_with_path(wanted, ocp.metadata(path).metadata)
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(path, tree))
+    return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
+
+
 def _leaves(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

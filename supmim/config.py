@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim.errors import ConfigError, DataError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # Options that a version brought, with the values that mean what was done before it.
 BROUGHT = {
     2: {
@@ -46,7 +46,9 @@ BROUGHT = {
         "tokenizer.discriminator_filters": 64, "tokenizer.r1_weight": 10.0,
         "tokenizer.lecam_weight": 0.0, "eval.similarity_mib": 256,
     },
+    5: {"init.workdir": "", "optimizer.layer_decay": 1.0, "optimizer.frozen": "none"},
 }  # fmt: skip
+LATER_GROUPS = ("init",)  # that version 1 had not
 
 MOST_CODES = 2**16  # that a cache of target ids can tell apart
 NORM_GROUPS = 32  # of the norms of published VQGANs
@@ -311,12 +313,18 @@ OPTIONS = {
         0, 0.1, "decay of kernels, times learning rate; adam_decoupled: times schedule"
     ),
     "optimizer.clip_norm": _at_least(0, 1.0, "largest global gradient norm; 0: no clipping"),
+    "optimizer.layer_decay": Option(
+        1.0, "learning rate of an encoder's block, times that of the next", low=0.01, high=1.0
+    ),
+    "optimizer.frozen": Option("none", "what is not trained", choices=("none", "encoder")),
     "optimizer.ema_decay": Option(
         0.0,
         "decay per step of the averaged parameters, which are evaluated; 0: off",
         low=0.0,
         high=0.999999,
     ),
+    # Where parameters come from when a run starts.
+    "init.workdir": Option("", "run whose encoder is taken; empty: a new one"),
     # Mesh: devices along each axis.
     "mesh.data": _at_least(-1, -1, "devices that split the batch; -1: the rest"),
     "mesh.fsdp": _at_least(-1, 1, "devices that split batch and parameters; -1: the rest"),
@@ -419,7 +427,7 @@ def debug(config: Any) -> FrozenConfigDict:
         small.tokenizer.path = str(Path(config.data.targets) / "tokenizer")
     if small.tokenizer.path:  # it has the size it has
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
-    small.data.targets = ""  # of other images
+    small.data.targets = small.init.workdir = ""  # of other images, of another size
     if config.tokenizer.image_size:
         grid = small.data.image_size // config.encoder.patch_size
         small.tokenizer.image_size = grid * config.tokenizer.patch_size
@@ -503,6 +511,11 @@ def _size_problems(config: Any) -> Iterator[str]:
             f"config.accumulation_steps={config.accumulation_steps}; nearest: "
             + _nearest(config.accumulation_steps, lambda n: config.batch_size % n == 0)
         )
+    if config.optimizer.frozen == "encoder" and config.optimizer.layer_decay != 1:
+        yield (
+            f"config.optimizer.layer_decay={config.optimizer.layer_decay} has nothing to act on "
+            "with config.optimizer.frozen=encoder: set it to 1.0, or frozen to none"
+        )
     if config.task == "tokenizer":
         yield from _training_problems(config, config.tokenizer)
     else:
@@ -538,10 +551,12 @@ def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
         )
     unread = {
         "tokenizer.path": tokenizer.path, "tokenizer.image_size": tokenizer.image_size,
-        "data.targets": config.data.targets,
+        "data.targets": config.data.targets, "init.workdir": config.init.workdir,
+        "optimizer.layer_decay": config.optimizer.layer_decay,
+        "optimizer.frozen": config.optimizer.frozen,
     }  # fmt: skip
     for name, value in unread.items():
-        if value:
+        if value != OPTIONS[name].default:
             yield f"config.{name}={value} is not for config.task=tokenizer: leave it out"
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
@@ -797,7 +812,7 @@ def from_json(text: str, where: str) -> FrozenConfigDict:
             f"{where} has schema version {version}; this supmim reads 1 to {SCHEMA_VERSION}. "
             "Use the supmim that wrote it"
         )
-    config = ConfigDict(options)
+    config = ConfigDict({group: {} for group in LATER_GROUPS} | options)
     try:
         for newer in range(version + 1, SCHEMA_VERSION + 1):
             config.update_from_flattened_dict(BROUGHT[newer])

@@ -16,7 +16,7 @@ from supmim.errors import CheckpointError, ConfigError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import page, terminal
 from supmim.runtime import hosts, lock
-from supmim.workdir import read_config, read_results, write_json, write_results
+from supmim.workdir import read_config, read_results, write_results
 
 
 def run(config: Any, flags: Any) -> None:
@@ -50,7 +50,7 @@ def note(
 ) -> None:
     """Writes the results of a step; those of a finished run's last step join the ones it has."""
     if finished is None:
-        write_json(workdir / f"results_step_{done}.json", {"step": done, **results})
+        write_results(workdir, {"step": done, **results}, f"results_step_{done}.json")
         return
     kept = {name: v for name, v in finished.items() if not name.startswith("unreadable/")}
     merged = {name: value for name, value in (kept | results).items() if name != "step"}

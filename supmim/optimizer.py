@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from supmim import sharding
+from supmim import layer_decay, sharding
 
 
 def schedule(config: Any, total_steps: int) -> optax.Schedule:
@@ -99,6 +99,7 @@ def create(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransfor
             optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype),
             optax.add_decayed_weights(decay, decay_mask),
             *([trust_ratio()] if config.name == "lamb" else []),
+            *([layer_decay.scale(config.layer_decay)] if config.layer_decay != 1 else []),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
@@ -111,4 +112,4 @@ def create(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransfor
 def evaluated_params(state: Any) -> Any:
     """The averaged parameters where there are any, else the parameters."""
     averages = optax.tree_utils.tree_get_all_with_path(state.opt_state, "average")
-    return averages[0][1] if averages else state.params
+    return state.params | averages[0][1] if averages else state.params

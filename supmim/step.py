@@ -14,9 +14,13 @@ Batch = dict[str, jax.Array]
 
 
 class Task(Protocol):
-    """What is trained. frozen: what training leaves alone: a tokenizer of arrays, or None."""
+    """What is trained. frozen: what training leaves alone: a tokenizer of arrays, or None.
+
+    fixed: groups of parameters that have no gradient and no optimizer state.
+    """
 
     frozen: Any
+    fixed: tuple[str, ...]
 
     def init(self, rng: jax.Array) -> Any:
         """Parameters."""
@@ -55,10 +59,19 @@ class State:
     opt_state: optax.OptState
 
 
-def create_state(rng: jax.Array, task: Task, tx: optax.GradientTransformation) -> State:
-    """The state before the first step."""
+def create_state(
+    rng: jax.Array, task: Task, tx: optax.GradientTransformation, loaded: Any = None
+) -> State:
+    """The state before the first step; loaded: what some groups of its parameters begin with."""
     params = task.init(rng)
-    return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+    params |= {name: params[name] | group for name, group in (loaded or {}).items()}
+    return State(jnp.zeros((), jnp.int32), params, tx.init(divided(params, task)[0]))
+
+
+def divided(params: Any, task: Task) -> tuple[Any, Any]:
+    """The groups of parameters that are trained, and those that are not."""
+    fixed = {name: params[name] for name in task.fixed}
+    return {name: group for name, group in params.items() if name not in fixed}, fixed
 
 
 def train_step(
@@ -73,9 +86,12 @@ def train_step(
     """One update from a prepared batch, taken in so many parts; `rng` is the same at every step."""
     rng = jax.random.fold_in(rng, state.step)
     batch = task.draw(batch, rng)
-    grads, totals = gradients(task.loss_fn, state.params, batch, rng, parts)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    free, fixed = divided(state.params, task)
+    grads, totals = gradients(
+        lambda params, *rest: task.loss_fn(params | fixed, *rest), free, batch, rng, parts
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, free)
+    params = optax.apply_updates(free, updates) | fixed
     changed, totals = task.after_update(params, totals)
     finite = opt_state.notfinite_count == 0
     params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, params)

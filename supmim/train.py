@@ -11,7 +11,7 @@ import optax
 from clu import parameter_overview
 
 from supmim import config as config_lib
-from supmim import evaluators, metrics, optimizer, sharding, step
+from supmim import evaluators, metrics, optimizer, pretrained, sharding, step
 from supmim.checkpoint import Checkpoints
 from supmim.data import images, pipeline, sources
 from supmim.data.bad_records import BadRecords
@@ -83,6 +83,8 @@ def train(
 ) -> dict[str, float]:
     """Set-up, loop and end of one run, in a workdir that it holds."""
     clock = Clock(config.batch_size)
+    checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
+    origin = hosts.together(lambda: origin_of(config, checkpoints, start))
     config, source, eval_source = load_sources(config)
     total_steps = steps_of(config, source)
     task = create_task(config, source, workdir, mesh)
@@ -93,13 +95,14 @@ def train(
 
     make_state = functools.partial(step.create_state, rng, task, tx)
     abstract_state, placement = place(make_state, mesh, config.mesh.fsdp_splits)
-    checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     fingerprint = pipeline.fingerprint(source, eval_source, config) | task.fingerprint()
     state = restore(checkpoints, abstract_state, fingerprint, start)
-    state = state or jax.jit(make_state, out_shardings=placement)()
+    state = state or jax.jit(make_state, out_shardings=placement)(
+        loaded=pretrained.load(origin, abstract_state.params, mesh) if origin else {}
+    )
     first = int(state.step) + 1
-    hosts.together(lambda: begin(workdir, config))
+    hosts.together(lambda: begin(workdir, config, origin))
 
     tokenize, prepare, train_step = programs(config, task, tx, mesh, placement)
     if targets is not None:
@@ -311,6 +314,12 @@ def programs(
         out_shardings=(placement, sharding.replicated(mesh)),
     )
     return tokenize, prepare, train_step
+
+
+def origin_of(config: Any, checkpoints: Checkpoints, start: Start) -> dict[str, Any]:
+    """Where the encoder of a run that begins comes from; empty: a new one, or the run goes on."""
+    begins = not start.resume and not checkpoints.steps()
+    return pretrained.find(config) if config.init.workdir and begins else {}
 
 
 def restore(

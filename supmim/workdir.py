@@ -51,23 +51,31 @@ def check_config(workdir: Path, config: Any) -> None:
         )
 
 
-def begin(workdir: Path, config: Any) -> None:
-    """Freezes the config in the workdir; from here on its run is not finished."""
+def begin(workdir: Path, config: Any, origin: dict[str, Any]) -> None:
+    """Freezes the config in the workdir; from here on its run is not finished.
+
+    origin: of the encoder, in init.json; empty: as it is noted, or a new one.
+    """
     write_text(workdir / "config.json", config_lib.to_json(config))
+    if origin:
+        write_json(workdir / "init.json", origin)
     (workdir / "results.json").unlink(missing_ok=True)
 
 
 def read_results(workdir: Path) -> dict[str, float]:
-    """What a run that came to its end has reached; empty if it has not."""
+    """The numbers that a run has reached which came to its end; empty if it has not."""
     path = workdir / "results.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
     except ValueError as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it to evaluate again"
         ) from error
 
 
-def write_results(workdir: Path, results: dict[str, float]) -> None:
-    """Notes the results, which marks the run as finished."""
-    write_json(workdir / "results.json", results)
+def write_results(workdir: Path, results: dict[str, float], name: str = "results.json") -> None:
+    """Notes results and where the encoder came from; results.json marks the run as finished."""
+    origin = workdir / "init.json"
+    about = {"init": json.loads(origin.read_text(encoding="utf-8"))} if origin.is_file() else {}
+    write_json(workdir / name, results | about)

@@ -129,7 +129,7 @@ def test_json_brings_the_config_back_equal():
     [
         ("{", "is not a supmim config"),
         ('{"schema_version": 99, "config": {}}', "schema version 99"),
-        ('{"schema_version": 4, "config": {"seed": "x"}}', "config.seed is 'x'"),
+        ('{"schema_version": 5, "config": {"seed": "x"}}', "config.seed is 'x'"),
         ('{"schema_version": 1, "config": {"seed": "x"}}', "is not a supmim config"),
         ('{"schema_version": 1, "config": 5}', "is not a supmim config"),
     ],

@@ -29,6 +29,7 @@ class SupMIM:
         self, config: Any, tokenizer: tokenizers.Tokenizer | None, digest: str = ""
     ) -> None:
         self.config, self.frozen, self.digest = config, tokenizer, digest
+        self.fixed = ("encoder",) if config.optimizer.frozen == "encoder" else ()
         self.target = prediction.create(config)
         self.model: models.supmim.SupMIM = supmim_model.create(config, self.target.size)
         self.class_weight, self.mim_weight = config.class_weight, config.mim_weight

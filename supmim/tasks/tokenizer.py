@@ -28,7 +28,7 @@ class Tokenizer:
     the norm of all gradients together. What is kept besides gradients is in params["statistics"].
     """
 
-    frozen = None
+    frozen, fixed = None, ()
 
     def __init__(self, config: Any, features: perceptual.Features | None) -> None:
         self.config, self.sizes, self.features = config, config.tokenizer, features

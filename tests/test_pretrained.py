@@ -1,0 +1,164 @@
+"""Starting from another run: its encoder and no more, at any size, mesh and layout, by name."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from supmim import cli, pretrained, sharding, train
+from supmim import config as config_lib
+from supmim.checkpoint import Checkpoints
+from supmim.errors import CheckpointError, ConfigError
+from supmim.models import layers
+from tests.conftest import tiny_config
+
+SHORT = {
+    "eval.evaluators": "classification", "checkpoint.keep_best": 0, "batch_size": 360,
+    "optimizer.warmup_steps": 1,
+}  # fmt: skip
+STILL = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0}
+
+
+def frozen(**changes):
+    return FrozenConfigDict(tiny_config(**SHORT | changes))
+
+
+def encoder_in(workdir, averaged=False):
+    state = ocp.load(workdir / "checkpoints" / str(max(steps_of(workdir))))
+    if not averaged:
+        return state["params"]["encoder"]
+    named = {sharding.path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(state)
+             if "/average/encoder/" in sharding.path_name(at)}  # fmt: skip
+    return pretrained.nested({name.split("/average/encoder/")[1]: x for name, x in named.items()})
+
+
+def steps_of(workdir):
+    return Checkpoints(workdir / "checkpoints", print).steps()
+
+
+def begun(config, mesh_shape=(8, 1, 1)):
+    """The encoder that a run of this config begins with, unrolled."""
+    mesh = sharding.make_mesh(*mesh_shape)
+    with jax.set_mesh(mesh):
+        task = train.TASKS["supmim"].abstract(config)
+        tx = train.optimizer.create(config.optimizer, lambda _: 0.0)
+        make_state = train.functools.partial(train.step.create_state, jax.random.key(0), task, tx)
+        shapes, placement = train.place(make_state, mesh, "state")
+        loaded = pretrained.load(pretrained.find(config), shapes.params, mesh)
+        return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b):
+    return any(jax.tree.leaves(jax.tree.map(lambda x, y: not np.array_equal(x, y), a, b)))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run with averaged parameters, learned positions and a mask token, over a fsdp mesh."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = frozen(**{"optimizer.ema_decay": 0.9, "encoder.positions": "learned",
+                       "mim.hidden": "mask_token", "mesh.fsdp": 4})  # fmt: skip
+    train.train_and_evaluate(config, folder / "first")
+    return folder
+
+
+def second(runs, **changes):
+    """A config that begins with that run's encoder, without MIM."""
+    return frozen(**{"init.workdir": str(runs / "first"), "encoder.positions": "learned",
+                     "mim_weight": 0.0} | changes)  # fmt: skip
+
+
+def test_a_run_begins_with_the_averages_of_another_and_all_else_new(runs):
+    config = second(runs, **{"optimizer.ema_decay": 0.5})
+    state, wanted = begun(config), encoder_in(runs / "first", averaged=True)
+    wanted.pop("mask_token")
+    assert_equal(state.params["encoder"], wanted)
+    averages = train.optimizer.evaluated_params(state)
+    assert_equal(averages, state.params)
+    assert differ(wanted["norm"], encoder_in(runs / "first")["norm"])
+    assert int(state.step) == 0 and not np.any(state.params["classifier"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_any_mesh_and_scan_begin_with_the_same_bits(runs, shape):
+    plain = begun(second(runs)).params["encoder"]
+    scanned = begun(second(runs, **{"encoder.scan": True}), shape).params["encoder"]
+    assert scanned["blocks"]["stack"]["mlp"]["up"]["kernel"].shape[0] == 2
+    assert_equal(layers.unstack_blocks(jax.device_get(scanned)), jax.device_get(plain))
+
+
+def test_another_image_size_resamples_learned_positions_and_a_mask_token_is_new(runs, capsys):
+    config = second(runs, mim_weight=1.0, **{"data.image_size": 16, "tokenizer.image_size": 16,
+                                              "mim.hidden": "mask_token"})  # fmt: skip
+    encoder = begun(config).params["encoder"]
+    stored = encoder_in(runs / "first", averaged=True)
+    wanted = layers.resample_positions(stored["positions"], 8)
+    np.testing.assert_allclose(encoder["positions"], wanted, rtol=1e-6)
+    assert_equal(encoder["mask_token"], stored["mask_token"])
+    assert "positions resampled from 4 x 4 to 8 x 8" in capsys.readouterr().out
+
+
+def test_the_run_says_where_its_encoder_is_from_and_needs_it_no_more(runs, tmp_path, capsys):
+    source = tmp_path / "first"
+    shutil.copytree(runs / "first", source)
+    config = second(runs, **STILL, **{"init.workdir": str(source), "optimizer.frozen": "encoder"})
+    workdir = tmp_path / "second"
+    results = train.train_and_evaluate(config, workdir)
+    assert "its mask_token is left out" in capsys.readouterr().out
+    noted = json.loads((workdir / "results.json").read_text())["init"]
+    assert noted["step"] == 4 and noted["averaged"] and len(noted["sha256"]) == 64
+    wanted = encoder_in(source, averaged=True)
+    wanted.pop("mask_token")
+    assert_equal(encoder_in(workdir), wanted)
+    shutil.rmtree(source)
+    (workdir / "results.json").unlink()
+    assert train.train_and_evaluate(config, workdir) == results
+    assert json.loads((workdir / "results.json").read_text())["init"] == noted
+    assert cli.run(["evaluate", f"--workdir={workdir}"]) == 0
+    assert json.loads((workdir / "results.json").read_text())["init"] == noted
+    assert train.train_and_evaluate(config, workdir) == results | {"step": 4}
+
+
+def test_an_encoder_of_another_kind_is_refused_by_all_its_options(runs, tmp_path):
+    config = second(runs, **{"encoder.width": 32, "encoder.gelu": "exact", "data.channels": 3,
+                             "encoder.dropout": 0.1, "encoder.scan": True})  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        train.train_and_evaluate(config, tmp_path / "run")
+    message = str(caught.value)
+    assert "config.encoder.width: 16 there, 32 here" in message
+    flags = "--config.encoder.width=16 --config.encoder.gelu=tanh --config.data.channels=1"
+    assert set(flags.split()) == {w for w in message.split() if w.startswith("--")}
+    assert not (tmp_path / "run/config.json").exists() and not (tmp_path / "run/tokenizer").exists()
+
+
+def test_what_cannot_be_begun_with_exits_4_and_harms_nothing(runs, tmp_path):
+    def told(workdir):
+        with pytest.raises(CheckpointError) as caught:
+            pretrained.find(second(runs, **{"init.workdir": str(workdir)}))
+        return str(caught.value)
+
+    assert "nowhere holds no run" in told(tmp_path / "nowhere")
+    empty, tokenizer, damaged = (tmp_path / name for name in ("empty", "tokenizer", "damaged"))
+    for folder, config in ((empty, second(runs)), (tokenizer, tokenizer_config())):
+        folder.mkdir()
+        (folder / "config.json").write_text(config_lib.to_json(config))
+    assert "has no checkpoint yet" in told(empty)
+    assert "holds a tokenizer" in told(tokenizer)
+    shutil.copytree(runs / "first", damaged)
+    files = sorted(path for path in (damaged / "checkpoints/4").rglob("d/*") if path.is_file())
+    files[0].write_bytes(b"")
+    before = sorted(damaged.rglob("*"))
+    assert "SHA-256 differs" in told(damaged) and before == sorted(damaged.rglob("*"))
+
+
+def tokenizer_config():
+    return frozen(**{"task": "tokenizer", "eval.evaluators": "tokenizer", "tokenizer.name": "vqgan",
+                     "tokenizer.filters": 32, "tokenizer.channel_multipliers": "1,1"})  # fmt: skip
