@@ -10,6 +10,7 @@ from supmim import sharding
 from supmim.errors import NumericsError
 from supmim.evaluators import ranking, retrieval
 from supmim.evaluators import retrieval_metrics as metrics
+from supmim.evaluators.predictions import Predictions
 from tests.conftest import tiny_config
 
 rng = np.random.default_rng(0)
@@ -85,18 +86,31 @@ def test_revisited_oxford_with_junk_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (8, 1, 1)], ids=str)
-@pytest.mark.parametrize("block", [7, 10**6])
+@pytest.mark.parametrize("block", [7, 130, 10**6])
 def test_neighbours_are_exact_on_any_devices_in_blocks_of_any_size(monkeypatch, shape, block):
     monkeypatch.setattr(ranking, "QUERIES", 64)
     bank, queries = (ranking.unit(rng.normal(size=(n, 12)), "x") for n in (301, 90))
     found = ranking.Bank(bank, mesh_of(*shape), mib=4 * 64 * block / ranking.MIB)
-    assert found.block == min(block, -(-301 // np.prod(shape)))
+    assert found.block == min(
+        {7: 7, 130: 128}.get(block, block), found.rows.shape[0] // np.prod(shape)
+    )
     similarity, ids = found.nearest(queries, 20)
     exact = queries @ bank.T
     np.testing.assert_array_equal(ids, np.argsort(-exact, axis=1, kind="stable")[:, :20])
     np.testing.assert_allclose(similarity, np.take_along_axis(exact, ids, 1), atol=1e-6)
     theirs = NearestNeighbors(n_neighbors=20, metric="cosine", algorithm="brute").fit(bank)
     np.testing.assert_array_equal(ids, theirs.kneighbors(queries, return_distance=False))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_the_largest_by_groups_are_those_of_a_full_sort_equals_in_order(k):
+    similarity = rng.integers(0, 9, (40, 64 * 64)).astype(np.float32)  # many are equal
+    similarity[:, 64:] -= 20 * (rng.random((40, 63 * 64)) < 0.9)
+    similarity[::2, rng.integers(0, 4096, 4000)] = -np.inf
+    found, place = jax.jit(ranking._largest, static_argnums=1)(similarity, k)
+    wanted = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(place, wanted)
+    np.testing.assert_array_equal(found, np.take_along_axis(similarity, wanted, 1))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1)], ids=str)
@@ -120,6 +134,11 @@ def test_relevance_to_the_last_rank_is_that_of_a_full_sort(shape, mib):
     assert (len(chunks) > 1) == (mib < 1)
     np.testing.assert_array_equal(np.concatenate([part for _, part in chunks]), wanted)
     assert [first for first, _ in chunks] == list(np.cumsum([0, *(len(p) for _, p in chunks)])[:-1])
+    exact = bank[:9] @ bank.T
+    rankings = np.concatenate(
+        [x for _, x in ranking.Bank(bank, mesh_of(*shape), mib).rankings(bank[:9])]
+    )
+    np.testing.assert_array_equal(rankings, np.argsort(-exact, axis=1, kind="stable"))
 
 
 # The evaluator.
@@ -128,15 +147,13 @@ def test_relevance_to_the_last_rank_is_that_of_a_full_sort(shape, mib):
 def results_of(train, queries, train_label, label, mib=256):
     """retrieval/* of embeddings that are given."""
 
-    class Given:
-        mesh = mesh_of(2, 1, 1)
-
-        def of(self, params, split):
+    class Given(Predictions):
+        def fresh(self, params, split):
             embedding, labels = {"train": (train, train_label), "eval": (queries, label)}[split]
             return {"embedding": embedding, "label": labels}
 
     config = tiny_config(**{"eval.similarity_mib": mib})
-    return retrieval.Evaluator(Given(), config).run(None)
+    return retrieval.Evaluator(Given(None, {}, 8, mesh_of(2, 1, 1), {}), config).run("parameters")
 
 
 def test_the_evaluator_agrees_with_brute_force():
@@ -163,6 +180,12 @@ def test_queries_without_positives_are_left_out_and_counted():
     assert found["retrieval/train_recall_at_1"] == 1  # of the two whose class is in the bank
     assert found["retrieval/recall_at_1"] == 1 and found["retrieval/map"] == 1
     assert found["retrieval/without_positives"] == 0.5
+    assert found["retrieval/train_without_positives"] == 0.5
+
+
+def test_what_no_query_has_a_value_of_is_no_result():
+    found = results_of(np.eye(3), np.eye(3), np.array([0, 0, 0]), np.array([1, 2, 3]))
+    assert found == {"retrieval/train_without_positives": 1, "retrieval/without_positives": 1}
 
 
 def test_embeddings_that_mean_nothing_are_an_error():

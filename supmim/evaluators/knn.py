@@ -10,7 +10,6 @@ import numpy as np
 
 from supmim.data.images import Images
 from supmim.data.sources import evenly
-from supmim.evaluators import ranking
 from supmim.evaluators.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
 
@@ -66,9 +65,8 @@ class Evaluator:
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
-        rows = ranking.unit(train["embedding"], "the training source")
-        queries = ranking.unit(out["embedding"], "the evaluation source")
-        bank, among = (ranking.Bank(x, self.predictions.mesh, self.mib) for x in (rows, queries))
+        rows, bank = self.predictions.bank(params, "train", self.mib)
+        queries, among = self.predictions.bank(params, "eval", self.mib)
         similarity, ids = bank.nearest(queries, max(VOTERS))
         _, own = among.nearest(queries, 1, exclude_self=True)
         self._last = {

@@ -10,6 +10,9 @@ from supmim import sharding, step
 from supmim.data import pipeline
 from supmim.data.images import Images
 from supmim.errors import DataError
+from supmim.evaluators import ranking
+
+SOURCES = {"train": "the training source", "eval": "the evaluation source"}
 
 
 class Predictions:
@@ -30,15 +33,31 @@ class Predictions:
         )
         self._params: Any = None
         self._known: dict[str, dict[str, np.ndarray]] = {}
+        self._banks: dict[str, tuple[np.ndarray, ranking.Bank]] = {}
         self._unreadable: dict[str, int] = {}
 
     def of(self, params: Any, split: str) -> dict[str, np.ndarray]:
         """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order."""
         if params is not self._params:
-            self._params, self._known = params, {}
+            self._params, self._known, self._banks = params, {}, {}
         if split not in self._known:
-            self._known[split] = self.collect(functools.partial(self._predict, params), split)
+            self._known[split] = self.fresh(params, split)
         return self._known[split]
+
+    def fresh(self, params: Any, split: str) -> dict[str, np.ndarray]:
+        """The same of other parameters, without a word to those that share."""
+        return self.collect(functools.partial(self._predict, params), split)
+
+    def bank(self, params: Any, split: str, mib: float) -> tuple[np.ndarray, ranking.Bank]:
+        """Unit embeddings [n, D] of a source and the bank of them, made once like the rest.
+
+        mib: see Bank. NumericsError for embeddings that mean nothing.
+        """
+        embedding = self.of(params, split)["embedding"]
+        if split not in self._banks:
+            rows = ranking.unit(embedding, SOURCES[split])
+            self._banks[split] = rows, ranking.Bank(rows, self.mesh, mib)
+        return self._banks[split]
 
     def collect(self, function: Any, split: str) -> dict[str, np.ndarray]:
         """function(batch) -> dict of arrays [B, ...] with `valid`, over the valid rows of a source.

@@ -16,6 +16,8 @@ from supmim.errors import NumericsError
 
 QUERIES = 1024  # scored against a block of the bank at once
 MIB = 2**20
+GROUP = 64  # similarities of a row that stand or fall by their largest
+FEW = 8  # a row is searched by groups if those that stay are at most this part of it: 1 / FEW
 
 
 def unit(embedding: np.ndarray, name: str) -> np.ndarray:
@@ -40,9 +42,10 @@ class Bank:
 
     def __init__(self, bank: np.ndarray, mesh: Mesh, mib: float) -> None:
         self.length, self.mesh, self.mib = len(bank), mesh, mib
-        share = -(-len(bank) // mesh.size)
-        self.block = min(share, max(1, int(mib * MIB / (4 * QUERIES))))
-        share = -(-share // self.block) * self.block
+        share = up_to(-(-len(bank) // mesh.size), GROUP)
+        most = max(1, int(mib * MIB / (4 * QUERIES)))
+        self.block = min(share, most // GROUP * GROUP or most)
+        share = up_to(share, self.block)
         where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         padded = np.pad(bank, ((0, share * mesh.size - len(bank)), (0, 0)))
         self.rows = jax.make_array_from_callback(padded.shape, where, lambda i: padded[i])
@@ -66,21 +69,37 @@ class Bank:
         similarity, ids = (np.concatenate(parts) for parts in zip(*fetched, strict=True))
         return similarity, ids
 
+    def rankings(self, queries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(first query, bank ids [n, M]) of chunks of queries: all of the bank, best first."""
+        for first, order in self._orders(queries, exclude_self=False):
+            yield first, jax.device_get(order)[: len(queries) - first, : self.length]
+
     def relevance(self, queries: np.ndarray, label: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(first query, relevance bool [n, M - 1]) of chunks of queries, ranked to the last entry.
 
         Query i is bank entry i, which is left out; label: [M], relevant is who shares it.
         """
+        labels = np.pad(label, (0, len(self.rows) - self.length))
+        for first, order in self._orders(queries, exclude_self=True):
+            own = labels[np.minimum(first + np.arange(len(order)), self.length - 1)]
+            relevant = jax.device_get(_share_label(order, labels, own))
+            yield first, relevant[: len(queries) - first, : self.length - 1]
+
+    def _orders(self, queries: np.ndarray, exclude_self: bool) -> Iterator[tuple[int, jax.Array]]:
+        """(first query, ids [chunk, padded M] on the devices) of chunks of what memory allows."""
         devices = self.mesh.size
         affordable = int(self.mib * MIB / (16 * len(self.rows)))  # a sort's keys and ids, twice
         chunk = max(1, min(QUERIES // devices, affordable)) * devices
-        labels = np.pad(label, (0, len(self.rows) - self.length))
         for first in range(0, len(queries), chunk):
             some = queries[first : first + chunk]
             padded = np.pad(some, ((0, chunk - len(some)), (0, 0)))
-            own = np.arange(first, first + chunk)
-            relevant = _ranked(padded, self.rows, labels, own, self.length, self.mesh)
-            yield first, jax.device_get(relevant)[: len(some), : self.length - 1]
+            own = np.arange(first, first + chunk) if exclude_self else np.full(chunk, -1)
+            yield first, _ranked(padded, self.rows, own, self.length, self.mesh)
+
+
+def up_to(number: int, step: int) -> int:
+    """The multiple of `step` that is not smaller."""
+    return -(-number // step) * step
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block", "k"))
@@ -100,8 +119,8 @@ def _search(queries, rows, own, length, mesh, block, k):
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _ranked(queries, rows, label, own, length, mesh):
-    """Relevance [Q, M] in rank order; each device sorts for some of the queries."""
+def _ranked(queries, rows, own, length, mesh):
+    """Ids [Q, M] in rank order, replicated; each device sorts for some of the queries."""
     ids = jnp.arange(len(rows))
     similarity = jnp.matmul(queries, rows.T, precision="highest")
     similarity = jnp.where(
@@ -110,8 +129,13 @@ def _ranked(queries, rows, label, own, length, mesh):
     by_query = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     similarity = jax.lax.with_sharding_constraint(similarity, by_query)
     order = jnp.argsort(-similarity, axis=1, stable=True)
-    relevant = label[order] == label[jnp.minimum(own, length - 1)][:, None]
-    return jax.lax.with_sharding_constraint(relevant, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(order, NamedSharding(mesh, PartitionSpec()))
+
+
+@jax.jit
+def _share_label(order, label, own):
+    """Which of the ids [Q, M] have the query's label: [M], own [Q]."""
+    return label[order] == own[:, None]
 
 
 def _search_share(queries, rows, own, length, *, axes, block, k):
@@ -124,7 +148,7 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
         ids = first + start + jnp.arange(block)
         similarity = jnp.matmul(queries, part.T, precision="highest")
         left_out = (ids[None] == own[:, None]) | (ids >= length)[None]
-        similarity, place = jax.lax.top_k(jnp.where(left_out, -jnp.inf, similarity), min(k, block))
+        similarity, place = _largest(jnp.where(left_out, -jnp.inf, similarity), min(k, block))
         joined = [
             jnp.concatenate(both, axis=1)
             for both in zip(best, (similarity, ids[place]), strict=True)
@@ -134,6 +158,22 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
     nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1))
     best, _ = jax.lax.scan(step, nothing, jnp.arange(len(rows) // block))
     return tuple(part[None] for part in best)
+
+
+def _largest(similarity: Any, k: int) -> tuple[Any, Any]:
+    """lax.top_k of [Q, n], by way of groups where that is less work.
+
+    The k largest lie in the k groups whose largest are largest, and so do the first of equals if
+    groups and candidates keep their order.
+    """
+    queries, length = similarity.shape
+    if length % GROUP or k * GROUP * FEW > length:
+        return jax.lax.top_k(similarity, k)
+    groups = similarity.reshape(queries, length // GROUP, GROUP)
+    kept = jnp.sort(jax.lax.top_k(groups.max(axis=2), k)[1], axis=1)
+    candidates = jnp.take_along_axis(groups, kept[:, :, None], axis=1)
+    similarity, place = jax.lax.top_k(candidates.reshape(queries, k * GROUP), k)
+    return similarity, GROUP * jnp.take_along_axis(kept, place // GROUP, axis=1) + place % GROUP
 
 
 def _best(similarity: Any, ids: Any, k: int) -> tuple[Any, Any]:

@@ -21,8 +21,9 @@ MMP = 5  # UnED's
 class Evaluator:
     """retrieval/*: by cosine of the embeddings.
 
-    A query whose class has no other image is left out of the means and counted in
-    retrieval/without_positives.
+    A query whose class has no other image where it is searched is left out of the means and counted
+    in retrieval/without_positives, or train_without_positives. What no query has a value of is no
+    result.
     """
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
@@ -31,10 +32,9 @@ class Evaluator:
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
-        rows = ranking.unit(train["embedding"], "the training source")
-        queries = ranking.unit(out["embedding"], "the evaluation source")
-        mesh = self.predictions.mesh
-        _, ids = ranking.Bank(rows, mesh, self.mib).nearest(queries, max(IN_TRAIN))
+        _, bank = self.predictions.bank(params, "train", self.mib)
+        queries, among = self.predictions.bank(params, "eval", self.mib)
+        _, ids = bank.nearest(queries, max(IN_TRAIN))
         relevant = train["label"][ids] == out["label"][:, None]
         positives = count(train["label"], out["label"])
         found = {
@@ -43,8 +43,8 @@ class Evaluator:
             )
             for k in IN_TRAIN
         }
-        among = ranking.Bank(queries, mesh, self.mib)
-        return found | self.among(among, queries, out["label"])
+        absent = {"retrieval/train_without_positives": float((positives == 0).mean())}
+        return metrics.known(found | absent | self.among(among, queries, out["label"]))
 
     def among(self, bank: ranking.Bank, queries: np.ndarray, label: np.ndarray) -> dict[str, float]:
         """Each image among all the others, ranked to the last; a chunk of queries at a time."""

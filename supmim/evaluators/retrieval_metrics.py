@@ -16,6 +16,11 @@ def mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
+def known(results: dict[str, float]) -> dict[str, float]:
+    """The results that have a value."""
+    return {name: value for name, value in results.items() if not np.isnan(value)}
+
+
 def recall_at(relevant: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     """R@k of Stanford Online Products (arXiv 1511.06452): 1 if any of the first k is relevant."""
     return _known(relevant[:, :k].any(axis=1), positives)
