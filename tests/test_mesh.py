@@ -1,4 +1,4 @@
-"""Law 3: the shape of the mesh does not change the training. Three shapes here, all with -m slow."""
+"""Law 3: the shape of the mesh does not change the training; with -m slow, all shapes."""
 
 import functools
 from typing import Any, NamedTuple

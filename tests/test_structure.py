@@ -97,10 +97,10 @@ def test_no_option_is_read_with_a_hidden_default():
     assert "supmim.utils" not in MODULES
 
 
-def test_the_core_stays_below_2400_lines():
+def test_the_core_stays_below_2500_lines():
     files = [PACKAGE / f"{name}.py" for name in CORE] + list((PACKAGE / "models").glob("*.py"))
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
-    assert len(lines) < 2400
+    assert len(lines) < 2500
 
 
 def test_no_module_needs_tensorflow():
