@@ -438,9 +438,9 @@ def debug(config: Any) -> FrozenConfigDict:
 def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigDict:
     """The config with the number of classes of its source; ConfigError if it promises another.
 
-    DataError if there is but one. A tokenizer has no use for classes.
+    DataError if there is but one.
     """
-    if config.task == "tokenizer":
+    if not has_labels(config):
         return config
     found = len(class_names)
     if found < 2:
@@ -462,6 +462,11 @@ def has_tokenizer(config: Any) -> bool:
     """Whether ids are what is predicted."""
     predicts = config.task == "supmim" and config.mim_weight
     return bool(predicts) and config.mim.target == "tokens"
+
+
+def has_labels(config: Any) -> bool:
+    """Whether images must come with classes: a tokenizer has no use for them."""
+    return config.task != "tokenizer"
 
 
 def tokenizer_size(config: Any) -> int:

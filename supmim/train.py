@@ -207,13 +207,13 @@ def mesh_of(config: Any) -> jax.sharding.Mesh:
 
 def load_sources(config: Any) -> tuple[Any, sources.Source, sources.Source]:
     """The config, settled to the classes of its training source; training and evaluation source."""
-    source, eval_source = sources.load(config.data)
+    source, eval_source = sources.load(config.data, config_lib.has_labels(config))
     return config_lib.settle(config, source.class_names, source.name), source, eval_source
 
 
 def settled(config: Any) -> Any:
     """The config with its number of classes, for which a source is opened if need be."""
-    known = config.classifier.num_classes or config.task == "tokenizer"
+    known = config.classifier.num_classes or not config_lib.has_labels(config)
     return config if known else load_sources(config)[0]
 
 
@@ -343,6 +343,8 @@ def check_data(stored: dict[str, Any], found: dict[str, Any], allowed: bool = Fa
 
     allowed: all but classes and tokenizer may differ. What `stored` lacks can't be compared.
     """
+    if "classes" not in found:  # of a tokenizer, whose checkpoints had them once
+        stored = {name: was for name, was in stored.items() if name != "classes"}
     changed = {name: f"  {name}: was {was}, is {found.get(name)}"
                for name, was in sorted(stored.items()) if was != found.get(name)}  # fmt: skip
     lines = "\n".join(changed.values())

@@ -10,6 +10,7 @@ from supmim import sharding, train
 from supmim.data import images, pipeline, sources, stream
 from supmim.errors import ConfigError, DataError
 from tests.conftest import digits, plain_readers, tiny_config
+from tests.test_tokenizer_training import small_config
 
 DATA = tiny_config().data
 
@@ -168,6 +169,12 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
         fingerprint(renamed),
     ):
         assert other != base
+    of_tokenizer = small_config()
+    base, other = fingerprint(config=of_tokenizer), fingerprint(renamed, config=of_tokenizer)
+    assert base == other and "classes" not in base  # other names are no other tokenizer
+    train.check_data(base | {"classes": "of an older checkpoint"}, base)
+    with pytest.raises(DataError, match="classes: was"):
+        train.check_data(fingerprint(), fingerprint(renamed))
 
 
 def test_a_limit_takes_images_evenly_and_is_part_of_the_fingerprint():

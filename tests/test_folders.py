@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from supmim import config as config_lib
+from supmim import train
 from supmim.data import folders, images, sources
 from supmim.errors import DataError
 from tests.conftest import tiny_config
 from tests.pictures import encoded, photo
+from tests.test_tokenizer_training import small_config
 
 DATA = tiny_config(**{"data.image_size": 8, "data.channels": 3}).data
 PIXELS = encoded(photo(8, 8), "PNG")
@@ -94,6 +96,18 @@ def test_what_makes_no_classes_is_told_with_the_layout_it_takes(tmp_path):
     fill(tmp_path, "1.png", "2.png")
     with pytest.raises(DataError, match="2 images without one"):
         load(tmp_path)
+
+
+def test_a_tokenizer_takes_images_without_classes_and_nothing_else_does(tmp_path):
+    fill(tmp_path, *(f"{n}.png" for n in range(40)), ".hidden.png", "notes.txt")
+    changes = {"data.train": f"folder:{tmp_path}", "data.image_size": 8, "data.channels": 3}
+    _, kept, held_out = train.load_sources(small_config(**changes))
+    assert sorted(names_of(kept) + names_of(held_out)) == sorted(f"{n}.png" for n in range(40))
+    assert kept[0].label == 0 and images.training(kept, DATA).read([0])["label"] == [0]
+    with pytest.raises(DataError, match="40 images without one.*CLASS/IMAGE.jpg"):
+        train.load_sources(tiny_config(**changes))
+    many(tmp_path)
+    assert train.load_sources(small_config(**changes))[1].class_names == ("a", "b")
 
 
 def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):

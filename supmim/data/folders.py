@@ -1,6 +1,7 @@
 """`folder:PATH`: images in one folder per class, as they lie on disk.
 
-PATH/CLASS/.../x.jpg, with the class named by the folder right below PATH. If PATH has a folder
+PATH/CLASS/.../x.jpg, with the class named by the folder right below PATH; where no labels are
+needed PATH/x.jpg will do. If PATH has a folder
 train, that takes its place, and val, validation or test beside it is what is held out; without one
 of these a fixed share of the files is, chosen by a hash of their names.
 """
@@ -23,6 +24,7 @@ ENDINGS = (
     ".pgm",
 )  # fmt: skip
 HELD_OUT_FOLDERS = ("val", "validation", "test")
+NO_CLASS = ""  # of images that lie in no folder of a class
 
 
 class Listing(NamedTuple):
@@ -48,7 +50,7 @@ class Folder:
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.sizes = np.array(sizes, np.int64)
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        self.label = np.array([numbers[path.split("/")[0]] for path in paths], np.int32)
+        self.label = np.array([numbers[class_of(path)] for path in paths], np.int32)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,8 +77,14 @@ class Folder:
         return {"name": "folder", "length": len(self), "sha256": digest.hexdigest()}
 
 
-def load(where: str, part: str, data: Any) -> Folder:
-    """DataError for what is no folder, has no images, or fewer than two classes."""
+def class_of(path: str) -> str:
+    """The class of a relative path."""
+    head, slash, _ = path.partition("/")
+    return head if slash else NO_CLASS
+
+
+def load(where: str, part: str, data: Any, labelled: bool = True) -> Folder:
+    """DataError for what is no folder, has no images or, if labelled, has them in no classes."""
     root = Path(where).expanduser()
     if not root.is_dir():
         raise DataError(
@@ -84,10 +92,10 @@ def load(where: str, part: str, data: Any) -> Folder:
         )
     trained, held_out = parts(root)
     if part == sources.WHOLE:
-        return whole(trained)
+        return whole(trained, labelled)
     if held_out is None:
-        return share(trained, part, data.holdout)
-    return whole(trained if part == sources.KEPT else held_out)
+        return share(trained, part, data.holdout, labelled)
+    return whole(trained if part == sources.KEPT else held_out, labelled)
 
 
 def parts(root: Path) -> tuple[Path, Path | None]:
@@ -99,15 +107,15 @@ def parts(root: Path) -> tuple[Path, Path | None]:
     return found["train"], held_out
 
 
-def whole(root: Path) -> Folder:
+def whole(root: Path, labelled: bool) -> Folder:
     """All images of a folder."""
-    found = listing(root)
+    found = listing(root, labelled)
     return Folder(root, f"folder:{root}", found.class_names, found.paths, found.sizes)
 
 
-def share(root: Path, part: str, holdout: float) -> Folder:
+def share(root: Path, part: str, holdout: float, labelled: bool) -> Folder:
     """The images that are held out, or the others: by a hash of the path, the same on any host."""
-    found = listing(root)
+    found = listing(root, labelled)
     taken = [is_held_out(path, holdout) == (part == sources.HELD_OUT) for path in found.paths]
     if not any(taken):
         raise sources.NothingHeldOut(
@@ -124,22 +132,24 @@ def is_held_out(path: str, holdout: float) -> bool:
     return int.from_bytes(digest[:8], "big") < holdout * 2**64
 
 
-def listing(root: Path) -> Listing:
-    """The images of a folder; DataError where they make no classes."""
+def listing(root: Path, labelled: bool = True) -> Listing:
+    """The images of a folder; DataError where they make no classes, unless they need none."""
     shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
     classes = sorted(entry.name for entry in shown if _kind(entry) == "folder")
     loops: list[str] = []
     above = frozenset({os.path.realpath(root)})
-    files = {name: sorted(_files(str(root / name), name, above, loops)) for name in classes}
-    full = [name for name in classes if files[name]]
+    of_class = {name: sorted(_files(str(root / name), name, above, loops)) for name in classes}
+    full = [name for name in classes if of_class[name]]
+    if not full and not labelled and (alone := files(root)):
+        return Listing((NO_CLASS,), (), *zip(*alone, strict=True), tuple(loops))
     if not full:
-        loose = sum(e.name.lower().endswith(ENDINGS) for e in os.scandir(root))
+        loose = sum(e.name.lower().endswith(ENDINGS) for e in shown)
         found = f"{loose} images without one" if loose else "nothing that ends like an image"
         raise DataError(
             f"{root} has no images in folders of classes ({found}); it takes {root}/CLASS/IMAGE.jpg"
         )
-    paths, sizes = zip(*(item for name in full for item in files[name]), strict=True)
-    empty = tuple(name for name in classes if not files[name])
+    paths, sizes = zip(*(item for name in full for item in of_class[name]), strict=True)
+    empty = tuple(name for name in classes if not of_class[name])
     return Listing(tuple(full), empty, paths, sizes, tuple(loops))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
-from supmim.config import has_tokenizer
+from supmim.config import has_labels, has_tokenizer
 from supmim.data.images import VIEW, Bad, Images, second_of
 from supmim.data.sources import InMemory, Sample, Source
 from supmim.data.stream import Evaluation, HostBatch, Rows, Training
@@ -203,13 +203,13 @@ def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, A
     Stored with a checkpoint, compared on resume.
     """
     data = config.data.to_dict()
-    classes = "\0".join(source.class_names).encode()
+    classes = hashlib.sha256("\0".join(source.class_names).encode()).hexdigest()
     second = second_of(config)
     return {
         **source.fingerprint(),
         **{EVALUATED + name: value for name, value in eval_source.fingerprint().items()},
         **{f"data.{name}": data[name] for name in VIEW},
-        "classes": hashlib.sha256(classes).hexdigest(),
+        **({"classes": classes} if has_labels(config) else {}),
         "data_seed": config.data.seed,
         "batch_size": config.batch_size,
         "transform_version": TRANSFORM_VERSION,

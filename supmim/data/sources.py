@@ -147,10 +147,11 @@ def printable(name: str) -> str:
     return name.encode("unicode_escape").decode() if not name.isprintable() else name
 
 
-def find(spec: str, part: str, data: Any) -> Source:
+def find(spec: str, part: str, data: Any, labelled: bool = True) -> Source:
     """The source of KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%].
 
-    What names no kind names a dataset of TFDS.
+    What names no kind names a dataset of TFDS. labelled: a folder must have classes; other kinds
+    always do.
     """
     kind, _, where = spec.partition(":")
     if not spec:
@@ -161,19 +162,22 @@ def find(spec: str, part: str, data: Any) -> Source:
         if kind.startswith(("/", ".", "~")):
             raise DataError(f"{kind} is no dataset of TFDS; a folder of images is folder:{kind}")
         kind, where = "tfds", spec
-    return importlib.import_module(LOADERS[kind]).load(where, part, data)
+    options = {"labelled": labelled} if kind == "folder" else {}
+    return importlib.import_module(LOADERS[kind]).load(where, part, data, **options)
 
 
-def load(data: Any) -> tuple[Source, Source]:
-    """Training and evaluation source of config.data, with the same classes.
+def load(data: Any, labelled: bool = True) -> tuple[Source, Source]:
+    """Training and evaluation source of config.data; labelled: with the same classes.
 
     Without data.eval, or with the same as data.train, evaluation gets what that holds out.
     """
     if data.eval not in ("", data.train):
-        train, evaluation = find(data.train, WHOLE, data), find(data.eval, WHOLE, data)
+        asked = (data.train, WHOLE), (data.eval, WHOLE)
     else:
-        train, evaluation = find(data.train, KEPT, data), find(data.train, HELD_OUT, data)
-    check_classes(train, evaluation)
+        asked = (data.train, KEPT), (data.train, HELD_OUT)
+    train, evaluation = (find(spec, part, data, labelled) for spec, part in asked)
+    if labelled:
+        check_classes(train, evaluation)
     return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
 
 
