@@ -24,7 +24,7 @@ def train_one(config: Any, flags: Any) -> None:
             f"supmim tokenizer train takes a config of task=tokenizer, not {config.task}, e.g. "
             "--config=configs/tokenizer_cifar10.py; supmim train trains any"
         )
-    train.run(config, flags)
+    train.run(config, flags, "tokenizer train")
     workdir = Path(flags.workdir)
     config = config_lib.debug(config) if flags.debug else config
     tokenizer, out = trained(config, workdir), workdir / "tokenizer"

@@ -28,8 +28,8 @@ from supmim.workdir import begin, check_config, read_results, write_results
 from supmim.writer import NoWriter, Writer, open_writer, read_metrics
 
 
-def run(config: Any, flags: Any) -> None:
-    """The verb."""
+def run(config: Any, flags: Any, verb: str = "train") -> None:
+    """The verb. verb: what the user called, where that begins like this one."""
     profile.parse(flags.profile)
     if flags.debug:
         config = config_lib.debug(config)
@@ -39,7 +39,7 @@ def run(config: Any, flags: Any) -> None:
     asked = {name: flags[name].value for name in same}
     hosts.agree(config, asked | {"workdir": str(Path(flags.workdir).absolute())})
     bad_steps = 1 if flags.debug else numerics.BAD_STEPS
-    start = Start(flags.resume, flags.profile, bad_steps, flags.allow_data_change)
+    start = Start(flags.resume, flags.profile, bad_steps, flags.allow_data_change, verb)
     train_and_evaluate(config, Path(flags.workdir), start)
 
 
@@ -47,17 +47,18 @@ class Start(NamedTuple):
     """What may differ from one start of a run to the next.
 
     resume: a checkpoint to go on from; profile: steps to trace; bad_steps: so many updates in a row
-    that are not finite end the run; allow_data_change: go on though the data is another.
+    that are not finite end the run; allow_data_change: go on though the data is another. verb: the
+    one that starts it, for the message that says how to go on.
     """
 
     resume: str = ""
     profile: str = ""
     bad_steps: int = numerics.BAD_STEPS
     allow_data_change: bool = False
+    verb: str = "train"
 
 
 PLAIN = Start()
-VERBS = {"tokenizer": "tokenizer train"}  # of tasks that do more at their end
 NEVER_ANOTHER = {"classes", "tokenizer"}  # what parameters mean
 
 
@@ -178,7 +179,7 @@ def train(
         if int(state.step) < total_steps:
             raise Interrupted(
                 f"stopped at step {int(state.step)} of {total_steps} and saved in {workdir}; "
-                f"go on with:\n  supmim {VERBS.get(config.task, 'train')} --workdir={workdir}"
+                f"go on with:\n  supmim {start.verb} --workdir={workdir}"
             )
         with clock.spending("evaluate"):
             results = evaluate(judges, predictions, state, workdir, writer, total_steps)

@@ -17,6 +17,7 @@ from supmim import cli, metrics, optimizer, sharding, step, tokenizers
 from supmim import config as config_lib
 from supmim.data import augment, images, sources, stream
 from supmim.errors import ConfigError
+from supmim.runtime.preemption import StopSignal
 from supmim.tasks import tokenizer as tokenizer_task
 from supmim.tokenizers import quality
 from supmim.workdir import read_config
@@ -302,6 +303,15 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_did(finished, tmp_pa
     assert json.loads((workdir / "results.json").read_text()) == json.loads(
         (finished[0] / "results.json").read_text()
     )
+
+
+@pytest.mark.parametrize("verb", ["train", "tokenizer train"])
+def test_what_was_interrupted_goes_on_with_the_command_that_began_it(
+    verb, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(StopSignal, "after", lambda self, step: True)
+    assert cli.run([*verb.split(), *ON_DIGITS, f"--workdir={tmp_path}"]) == 75
+    assert f"go on with:\n  supmim {verb} --workdir={tmp_path}\n" in capsys.readouterr().err
 
 
 def test_tokenizer_train_wants_a_config_of_its_task(tmp_path, capsys):
