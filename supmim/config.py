@@ -265,7 +265,9 @@ OPTIONS = {
     ),
     "tokenizer.embedding_dim": _at_least(1, 256, "vqgan: size of a code"),
     "tokenizer.dtype": Option(
-        "float32", "compute dtype of the frozen tokenizer", choices=("float32", "bfloat16")
+        "auto",
+        "compute dtype; auto: bfloat16 of a frozen network, else float32",
+        choices=("auto", "float32", "bfloat16"),
     ),
     "tokenizer.microbatch": _at_least(1, 64, "images that a device turns into ids at once"),
     "tokenizer.fit_images": _at_least(1, 8192, "training images that the codes are fitted on"),
@@ -469,6 +471,14 @@ def has_labels(config: Any) -> bool:
     return config.task != "tokenizer"
 
 
+def tokenizer_dtype(config: Any) -> str:
+    """What the tokenizer computes in: no choice but float32 for patch_vq."""
+    if config.tokenizer.dtype != "auto":
+        return config.tokenizer.dtype
+    frozen_network = config.task == "supmim" and config.tokenizer.name != "patch_vq"
+    return "bfloat16" if frozen_network else "float32"
+
+
 def tokenizer_size(config: Any) -> int:
     """Side of the images that the tokenizer sees, in pixels."""
     return config.tokenizer.image_size or config.data.image_size
@@ -644,7 +654,7 @@ def multipliers(text: str) -> tuple[int, ...]:
 def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
     """Sizes of a convolutional tokenizer that no network can have."""
     if tokenizer.name == "patch_vq":
-        if tokenizer.dtype != "float32":
+        if tokenizer.dtype == "bfloat16":
             yield "config.tokenizer.dtype: patch_vq works in float32 alone"
         return
     levels = multipliers(tokenizer.channel_multipliers)
@@ -832,7 +842,10 @@ def from_json(text: str, where: str) -> FrozenConfigDict:
 
 def differences(stored: Any, wanted: Any) -> list[str]:
     """Lines for the options in which a resumed run may not differ from its workdir, but does."""
-    stored, wanted = flatten(stored), flatten(wanted)
+    stored, wanted = (
+        flatten(config) | {"tokenizer.dtype": tokenizer_dtype(config)}
+        for config in (stored, wanted)
+    )
     return [
         f"config.{path}: the workdir has {stored[path]!r}, you ask for {wanted[path]!r}"
         for path in OPTIONS

@@ -37,7 +37,7 @@ class Tokenizer:
         self.discriminator = None
         if self.sizes.adversarial_weight:
             kind = DISCRIMINATORS[self.sizes.discriminator]
-            self.discriminator = kind(self.sizes.discriminator_filters, self.sizes.dtype)
+            self.discriminator = kind(self.sizes.discriminator_filters, self.network.dtype)
 
     def init(self, rng: jax.Array) -> Any:
         """Parameters of encoder, quantizer, decoder and discriminator, and the statistics."""

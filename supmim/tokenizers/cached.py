@@ -30,8 +30,9 @@ def identity(config: Any, source: Source, tokenizer: dict[str, str]) -> dict[str
         **{f"data.{name}": data[name] for name in ("seed", *VIEW, *augment.GEOMETRY)},
         "data.max_pixels": data["max_pixels"],
         "tokenizer.image_size": config_lib.tokenizer_size(config),
-        **{f"tokenizer.{name}": config.tokenizer[name]
-           for name in ("codebook_size", "dtype", "microbatch")},
+        "tokenizer.codebook_size": config.tokenizer.codebook_size,
+        "tokenizer.dtype": config_lib.tokenizer_dtype(config),
+        "tokenizer.microbatch": config.tokenizer.microbatch,
         "tokens of an image": grid**2,
         **tokenizer,
         "transform_version": pipeline.TRANSFORM_VERSION,

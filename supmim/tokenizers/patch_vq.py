@@ -68,8 +68,8 @@ class PatchVQ:
         os.replace(part, folder / FILE)
 
 
-def abstract(sizes: Any, channels: int) -> PatchVQ:
-    """A tokenizer of shapes only. sizes: config.tokenizer."""
+def abstract(sizes: Any, channels: int, dtype: str = "float32") -> PatchVQ:
+    """A tokenizer of shapes only, which works in float32. sizes: config.tokenizer."""
     shape = (sizes.codebook_size, sizes.patch_size**2 * channels)
     return PatchVQ(jax.ShapeDtypeStruct(shape, jnp.float32), sizes.patch_size, channels)
 

