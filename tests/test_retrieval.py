@@ -104,9 +104,8 @@ def test_neighbours_are_exact_on_any_devices_in_blocks_of_any_size(monkeypatch, 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_the_largest_by_groups_are_those_of_a_full_sort_equals_in_order(k):
-    similarity = rng.integers(0, 9, (40, 64 * 64)).astype(np.float32)  # many are equal
-    similarity[:, 64:] -= 20 * (rng.random((40, 63 * 64)) < 0.9)
-    similarity[::2, rng.integers(0, 4096, 4000)] = -np.inf
+    similarity = rng.integers(0, 3000, (40, 64 * 64)).astype(np.float32)  # some of them are equal
+    similarity[0], similarity[1:5, 9:] = 1, -np.inf
     found, place = jax.jit(ranking._largest, static_argnums=1)(similarity, k)
     wanted = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(place, wanted)
