@@ -1,4 +1,4 @@
-"""`supmim plan`: the real train step, compiled for devices that are not there."""
+"""`supmim plan`: the real train step, and ids if it needs them, compiled for absent devices."""
 
 import json
 import math
@@ -100,9 +100,12 @@ def make(config: Any, where: topology.Topology, num_images: int) -> dict[str, An
         real = program.build(config, mesh)
         work = program.count_flops(real)
         compiled = program.compile_step(real, where)
-    memory = program.memory_of(real, compiled)
+        ids = program.compile_tokenizer(real, where)
+    tokenizer = program.tokenizer_memory(real, ids)
+    memory = program.memory_of(real, compiled, tokenizer)
     usable = where.chip.memory * topology.MEMORY_SHARE
-    fits = not compiled.needed and memory["total"] <= usable
+    needed = max(compiled.needed, ids.needed if ids else 0)
+    fits = not needed and memory["total"] <= usable
     result = {
         "topology": where.name, "chip": where.chip.name, "chips": mesh.devices.size,
         "compiler": where.compiler, "train": config.data.train, "epochs": config.total_epochs,
@@ -110,11 +113,12 @@ def make(config: Any, where: topology.Topology, num_images: int) -> dict[str, An
         "accumulation_steps": config.accumulation_steps, "mesh": dict(mesh.shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(real.state.params)),
         "memory": memory, "memory_of_chip": where.chip.memory, "fits": fits, "flops": work,
-        "verdict": verdict(memory["total"], usable, compiled.needed), "notes": notes,
+        "tokenizer": tokenizer, "notes": notes,
+        "verdict": verdict(memory["total"], usable, needed),
     }  # fmt: skip
     if compiled.text:
         result |= speed(result, where, hlo.Program(compiled.text), num_images)
-    result["advice"] = [] if fits else list(advice(real, memory))
+    result["advice"] = [] if fits else list(advice(real, memory, tokenizer))
     return result | {"plan_seconds": time.monotonic() - began}
 
 

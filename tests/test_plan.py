@@ -48,6 +48,27 @@ def test_a_plan_counts_the_bytes_and_products_of_the_real_step(result):
     assert moved["all-gather"]["devices"] == 2
 
 
+def test_ids_are_planned_too_whole_on_every_chip_and_in_turns_with_the_step(where, result):
+    tokenizer, memory = result["tokenizer"], result["memory"]
+    assert tokenizer["weights"] == 16 * 4 * 4  # all codes
+    assert tokenizer["microbatches"] == 64 * (8 * 8 + 2 * 4)  # of uint8, with epoch and index
+    large = plan.make(tiny_config(**TINY, **{"tokenizer.microbatch": 2048}), where, 0)
+    turn = large["tokenizer"]["microbatches"] + large["tokenizer"]["temporaries"]
+    assert turn > 2 * memory["temporaries"]
+    beside = sum(memory[name] for name in ("parameters", "optimizer", "batch"))
+    assert large["memory"]["total"] >= beside + tokenizer["weights"] + turn
+    grown = turn - memory["temporaries"] + tokenizer["weights"] + large["tokenizer"]["program"]
+    assert large["memory"]["tokenizer"] == grown
+    assert "\n  tokenizer   " in forecast.text(result | {"plan_seconds": 1})
+
+
+@pytest.mark.parametrize("changes", [{"data.targets": "cache"}, {"mim_weight": 0.0}], ids=str)
+def test_a_run_that_computes_no_ids_has_no_memory_for_them(where, changes):
+    told = plan.make(tiny_config(**TINY, **changes), where, 0)
+    assert told["memory"]["tokenizer"] == 0 == sum(told["tokenizer"].values())
+    assert "\n  tokenizer   " not in forecast.text(told)
+
+
 def test_collectives_move_parameters_and_no_activations(where, result):
     """A batch twice as large moves the same bytes."""
     twice = plan.make(tiny_config(**TINY | {"batch_size": 32}), where, 0)

@@ -12,7 +12,9 @@ from supmim.report.forecast import size
 LARGEST_FSDP = 64  # a wider axis divides too few of a ViT's sides
 
 
-def advice(real: Step, memory: dict[str, int]) -> Iterator[dict[str, str]]:
+def advice(
+    real: Step, memory: dict[str, int], tokenizer: dict[str, int]
+) -> Iterator[dict[str, str]]:
     """Changes worth trying, each with its effect by arithmetic."""
     config, mesh = real.config, real.mesh
     state = memory["parameters"] + memory["optimizer"]
@@ -29,6 +31,10 @@ def advice(real: Step, memory: dict[str, int]) -> Iterator[dict[str, str]]:
     if config.task == "supmim" and config.encoder.remat != "full":
         effect = f"keeps only the input of each block: {size(block_inputs(real))}"
         yield {"option": "--config.encoder.remat=full", "effect": effect}
+    if tokenizer["temporaries"] > memory["temporaries"] and config.tokenizer.microbatch > 1:
+        half, after = config.tokenizer.microbatch // 2, tokenizer["temporaries"] // 2
+        what = "the tokenizer's temporaries"
+        yield _change("tokenizer.microbatch", half, what, tokenizer["temporaries"], after)
     parts = 2 * config.accumulation_steps
     temporaries, shards = memory["temporaries"], sharding.batch_shards(mesh)
     if not config.batch_size % (parts * shards):

@@ -14,6 +14,7 @@ from supmim.aot import flops, topology
 from supmim.data import pipeline
 from supmim.errors import DeviceError
 from supmim.tasks import TASKS
+from supmim.tokenizers import online
 
 
 class Step(NamedTuple):
@@ -27,6 +28,7 @@ class Step(NamedTuple):
     frozen: Any
     key: Any
     tokenize: Any
+    online: online.Tokenize
     prepare: Any
     train_step: Any
 
@@ -41,14 +43,17 @@ def build(config: Any, mesh: jax.sharding.Mesh) -> Step:
         mesh,
         config.mesh.fsdp_splits,
     )
-    _, prepare, train_step = train.programs(config, task, tx, mesh, placement)
-    frozen = placed(task.frozen, sharding.state_sharding(task.frozen, mesh))
+    ahead, prepare, train_step = train.programs(config, task, tx, mesh, placement)
+    everywhere = sharding.replicated(mesh)
+    frozen = placed(task.frozen, jax.tree.map(lambda _: everywhere, task.frozen))
     raw = pipeline.abstract_batch(config, mesh)
     tokenized = jax.eval_shape(task.tokenize, frozen, raw)
     shapes = jax.eval_shape(prepare, tokenized)
     prepared = placed(shapes, jax.tree.map(lambda _: sharding.batch_sharding(mesh), shapes))
     key = jax.eval_shape(lambda: jax.random.key(config.seed))
-    return Step(config, mesh, state, raw, prepared, frozen, key, task.tokenize, prepare, train_step)
+    return Step(
+        config, mesh, state, raw, prepared, frozen, key, task.tokenize, ahead, prepare, train_step
+    )
 
 
 def placed(shapes: Any, where: Any) -> Any:
@@ -109,21 +114,32 @@ class Compiled(NamedTuple):
 
 
 def compile_step(real: Step, where: topology.Topology) -> Compiled:
-    """DeviceError if the compiler fails for another reason than memory."""
-    lowered = real.train_step.lower(real.state, real.prepared, real.key)
+    """The train step; DeviceError if the compiler fails for another reason than memory."""
+    return compile_for(where, real.train_step.lower(real.state, real.prepared, real.key))
+
+
+def compile_tokenizer(real: Step, where: topology.Topology) -> Compiled | None:
+    """The program of one microbatch of ids, or None where a run computes none."""
+    if not (parts := real.online.microbatches(real.frozen, real.raw)):
+        return None
+    return compile_for(where, real.online.lower(real.frozen, parts[0]))
+
+
+def compile_for(where: topology.Topology, lowered: jax.stages.Lowered) -> Compiled:
+    """See compile_step."""
     with tempfile.TemporaryDirectory() as folder:
         is_tpu = where.devices[0].platform == "tpu"
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if is_tpu else {}
         try:
-            compiled = lowered.compile(where.options | dump)
+            found = lowered.compile(where.options | dump)
         except jax.errors.JaxRuntimeError as error:
             if not (needed := _bytes_needed(str(error))):
                 raise DeviceError(f"{where.compiler}, {where.name}: {error}") from error
             return Compiled(None, "", needed)
         # libtpu's own text: jaxlib cannot always read libtpu's program back.
         dumped = list(Path(folder).glob("*train_step*after_codegen.txt"))
-        text = dumped[0].read_text(encoding="utf-8") if dumped else compiled.as_text()
-    return Compiled(compiled.memory_analysis(), text, 0)
+        text = dumped[0].read_text(encoding="utf-8") if dumped else found.as_text()
+    return Compiled(found.memory_analysis(), text, 0)
 
 
 def _bytes_needed(message: str) -> int:
@@ -134,8 +150,25 @@ def _bytes_needed(message: str) -> int:
     return 0
 
 
-def memory_of(real: Step, compiled: Compiled) -> dict[str, int]:
-    """Bytes of one chip by what they are for."""
+def tokenizer_memory(real: Step, compiled: Compiled | None) -> dict[str, int]:
+    """Bytes of one chip that computing ids takes; all 0 where there are none to compute."""
+    if compiled is None:
+        return {"weights": 0, "microbatches": 0, "temporaries": 0, "program": 0}
+    used, parts = compiled.memory, real.online.microbatches(real.frozen, real.raw)
+    return {
+        "weights": chip_bytes(real.frozen),
+        "microbatches": chip_bytes(parts),
+        "temporaries": used.temp_size_in_bytes if used else compiled.needed,
+        "program": used.generated_code_size_in_bytes if used else 0,
+    }
+
+
+def memory_of(real: Step, compiled: Compiled, tokenizer: dict[str, int]) -> dict[str, int]:
+    """Bytes of one chip by what they are for.
+
+    Ids are computed between two steps: state, batches and both programs stay, and temporaries take
+    turns. `tokenizer` has what stays of it and what its turn takes beyond the step's.
+    """
     parts = {
         "parameters": chip_bytes(real.state.params),
         "optimizer": chip_bytes((real.state.opt_state, real.state.step)),
@@ -151,4 +184,7 @@ def memory_of(real: Step, compiled: Compiled) -> dict[str, int]:
         parts["padding"] = max(0, used.argument_size_in_bytes - arguments) + max(
             0, used.output_size_in_bytes - used.alias_size_in_bytes
         )
+    turn = tokenizer["microbatches"] + tokenizer["temporaries"]
+    beyond = max(0, turn - parts["temporaries"])
+    parts["tokenizer"] = tokenizer["weights"] + tokenizer["program"] + beyond
     return parts | {"total": sum(parts.values())}

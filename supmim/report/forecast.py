@@ -6,7 +6,7 @@ from typing import Any
 
 WIDTH = 80
 LABEL = 14
-MEMORY = ("parameters", "optimizer", "batch", "temporaries", "program", "padding")
+MEMORY = ("parameters", "optimizer", "batch", "temporaries", "program", "padding", "tokenizer")
 ASSUMED = (
     "each chip at its datasheet rates, links at 90 %; bfloat16 products; all bytes that kernels "
     "read and write go to memory; rings; no input wait"
@@ -52,11 +52,15 @@ def _head(plan: dict[str, Any]) -> Iterator[str]:
 
 def _memory(plan: dict[str, Any]) -> Iterator[str]:
     yield "memory of one chip"
-    for name in MEMORY:
+    parts = plan["tokenizer"]
+    for name in MEMORY if parts["weights"] else MEMORY[:-1]:
         yield f"  {name:<{LABEL - 2}}{size(plan['memory'][name]):>12}"
     total, available = plan["memory"]["total"], plan["memory_of_chip"]
     share = f"  of {size(available)}: {total / available:.0%}"
     yield f"  {'total':<{LABEL - 2}}{size(total):>12}{share}"
+    if parts["weights"]:
+        turn = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
+        yield from _told("tokenizer", f"{turn}; its temporaries take turns with the step's")
 
 
 def _flops(plan: dict[str, Any]) -> Iterator[str]:

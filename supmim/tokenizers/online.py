@@ -41,11 +41,29 @@ class Tokenize:
         if frozen is None or "target_ids" in batch:
             return batch
         rows = len(batch["index"]) // sharding.batch_shards(self.mesh)
-        image = "tokenizer_image" if "tokenizer_image" in batch else "image"
-        seen = {name: batch[name] for name in (image, "epoch", "index")}
-        ids = [self._ids(frozen, part) for part in split(self.mesh, self.microbatch, seen)]
+        ids = [self._ids(frozen, part) for part in split(self.mesh, self.microbatch, seen(batch))]
         rest = {name: x for name, x in batch.items() if name != "tokenizer_image"}
         return rest | {"target_ids": join(self.mesh, rows, ids)}
+
+    def microbatches(self, frozen: Any, batch: Batch) -> list[Batch]:
+        """Of shapes: what the program is called with; nothing where it is not."""
+        if frozen is None or "target_ids" in batch:
+            return []
+        parts = jax.eval_shape(lambda rows: split(self.mesh, self.microbatch, rows), seen(batch))
+        where = sharding.batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), parts
+        )
+
+    def lower(self, frozen: Any, rows: Batch) -> jax.stages.Lowered:
+        """The program of a microbatch, of shapes."""
+        return self._ids.lower(frozen, rows)
+
+
+def seen(batch: Batch) -> Batch:
+    """What of a raw batch its ids depend on."""
+    image = "tokenizer_image" if "tokenizer_image" in batch else "image"
+    return {name: batch[name] for name in (image, "epoch", "index")}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
