@@ -26,7 +26,6 @@ RULES = (
     (r"(head|representation)/kernel$", ("fsdp", "tensor")),  # [D, classes, codes or rep_size]
     (r"(head|representation)/bias$", ("tensor",)),  # [classes, codes or rep_size]
     (r"positions$", (None, "fsdp")),  # [N, D], learned
-    (r"codes$", ("fsdp", None)),  # [K, F], of the tokenizer
 )
 
 

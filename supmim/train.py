@@ -278,7 +278,7 @@ def create_task(
     """The task of a run, with its frozen arrays on the mesh."""
     seen = images.training(source, config.data, images.second_of(config))
     task = TASKS[config.task].create(config, seen, workdir)
-    task.frozen = jax.device_put(task.frozen, sharding.state_sharding(task.frozen, mesh))
+    task.frozen = jax.device_put(task.frozen, sharding.replicated(mesh))
     return task
 
 

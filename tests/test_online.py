@@ -28,7 +28,7 @@ def ids_of(rows, shape=(1, 1, 1), microbatch=16):
     made = task()
     placed = jax.device_put(raw_batch(rows), sharding.batch_sharding(mesh))
     tokenize = online.Tokenize(made.tokenize, mesh, microbatch)
-    frozen = jax.device_put(made.frozen, sharding.state_sharding(made.frozen, mesh))
+    frozen = jax.device_put(made.frozen, sharding.replicated(mesh))
     return tokenize(frozen, placed)["target_ids"]
 
 

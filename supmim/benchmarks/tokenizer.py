@@ -114,8 +114,7 @@ def task_of(config: Any, mesh: jax.sharding.Mesh) -> step.Task:
     """The task of a config without data, with a tokenizer that computes."""
     task = TASKS[config.task].abstract(config)
     if task.frozen is not None:
-        frozen = tokenizer_of(config)
-        task.frozen = jax.device_put(frozen, sharding.state_sharding(frozen, mesh))
+        task.frozen = jax.device_put(tokenizer_of(config), sharding.replicated(mesh))
     return task
 
 
