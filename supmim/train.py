@@ -238,7 +238,8 @@ def create_predictions(
     """What evaluators ask of both sources; bad records are missing from it and counted."""
     splits = {"train": source, "eval": eval_source}
     filled_in = "reconstruction" in config_lib.evaluator_names(config)
-    second = images.second_of(config)._replace(made=filled_in)
+    tokenized = filled_in and config_lib.has_tokenizer(config)
+    second = images.second_of(config)._replace(made=tokenized)
     return Predictions(
         task,
         {

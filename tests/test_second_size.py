@@ -66,6 +66,21 @@ def test_a_view_that_is_read_from_a_cache_changes_no_pixel_of_the_other(monkeypa
     np.testing.assert_allclose(np.array(shrinks[8:]) / shrinks[:4], 4)
 
 
+@pytest.mark.parametrize("changes", [{"data.targets": "cache"}, {"mim_weight": 0.0},
+                                     {"mim.target": "pixels"}], ids=str)  # fmt: skip
+def test_an_arm_without_online_ids_sees_the_pixels_of_the_arm_with_them(changes):
+    sizes = {**CROPPED, "tokenizer.image_size": 64, "tokenizer.patch_size": 8,
+             "encoder.patch_size": 2}  # fmt: skip
+    online, other = tiny_config(**sizes), tiny_config(**sizes, **changes)
+    ours, theirs = (
+        images.training(Files(), config.data, images.second_of(config)).take(range(4), [0] * 4)[0]
+        for config in (online, other)
+    )
+    np.testing.assert_array_equal(ours["image"], theirs["image"])
+    assert "tokenizer_image" in ours.keys() - theirs.keys()
+    assert "tokenizer_image" not in pipeline.abstract_batch(other, sharding.make_mesh(8, 1, 1))
+
+
 @pytest.mark.parametrize("option", ["flip", "shift", "rotate", "shear", "scale"])
 def test_both_sizes_are_moved_alike(option):
     """A smooth picture at thrice the size, moved and then shrunk, is the small one moved."""

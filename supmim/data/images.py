@@ -34,7 +34,7 @@ class Second(NamedTuple):
     """The same part of each image at another side in pixels, as `tokenizer_image`; 0: none.
 
     What is decoded is enough for the larger size even where it is not made: whether target ids are
-    computed or read must not change a pixel.
+    computed, read or not predicted must not change a pixel.
     """
 
     size: int = 0
@@ -45,10 +45,14 @@ NO_SECOND = Second()
 
 
 def second_of(config: Any) -> Second:
-    """What a run needs beside the encoder's images: nothing if its tokenizer sees the same."""
+    """What a run has beside the encoder's images: nothing if its tokenizer sees the same.
+
+    A run without a tokenizer decodes for the size that is set all the same: arms that are compared
+    see the same pixels.
+    """
     size = config_lib.tokenizer_size(config)
-    other = config_lib.has_tokenizer(config) and size != config.data.image_size
-    return Second(size if other else 0, made=not config.data.targets)
+    made = config_lib.has_tokenizer(config) and not config.data.targets
+    return Second(size if size != config.data.image_size else 0, made)
 
 
 class Images:
