@@ -9,6 +9,7 @@ from supmim import config as config_lib
 from supmim import sharding, train
 from supmim.data import augment, crop, decode, images, pipeline, sources
 from supmim.errors import ConfigError
+from supmim.tokenizers import patch_vq
 from tests.conftest import digits, plain_readers, tiny_config
 from tests.pictures import encoded, photo
 
@@ -105,8 +106,7 @@ def test_a_run_tokenizes_and_draws_at_the_tokenizers_size(tmp_path):
     results = train.train_and_evaluate(config_lib.FrozenConfigDict(config), tmp_path)
     assert 0 < results["reconstruction/token_accuracy"] <= 1
     assert (tmp_path / "pictures" / "reconstructions.png").is_file()
-    with np.load(tmp_path / "tokenizer" / "patch_vq.npz") as stored:
-        assert stored["codes"].shape == (16, 16)
+    assert patch_vq.load(tmp_path / "tokenizer").codes.shape == (16, 16)
 
 
 def test_ids_are_those_of_the_larger_view():

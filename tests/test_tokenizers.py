@@ -1,6 +1,8 @@
 """patch_vq: good codes, the same each time, saved whole."""
 
 import functools
+import json
+from hashlib import sha256
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from sklearn.cluster import KMeans
 from supmim import tokenizers
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
+from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import patch_vq
+from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digits, tiny_config
 
 FIT = {"codebook_size": 32, "patch_size": 2, "steps": 20, "seed": 0}
@@ -74,7 +78,7 @@ def test_saved_tokenizer_comes_back_and_is_not_fitted_again(tmp_path, images, to
     back = load_or_fit(made_from, lambda: pytest.fail("fitted again"), needed=True)
     np.testing.assert_array_equal(back.codes, first.codes)
     assert (back.patch_size, back.channels) == (2, 1)
-    with pytest.raises(CheckpointError, match="cannot be used"):
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
         tokenizers.load_or_fit(config, tmp_path / "none", made_from, lambda: images, needed=True)
     other = load_or_fit({"images": 200}, lambda: images[:200], needed=False)
     assert not (other.codes == first.codes).all()
@@ -83,10 +87,24 @@ def test_saved_tokenizer_comes_back_and_is_not_fitted_again(tmp_path, images, to
     load_or_fit(made_from, lambda: images, needed=False)
 
 
+def save_old(tokenizer, folder):
+    """As supmim once did."""
+    sizes = {"patch_size": tokenizer.patch_size, "channels": tokenizer.channels}
+    np.savez(folder / patch_vq.OLD_CODES, codes=np.asarray(tokenizer.codes), **sizes)
+    digest = sha256((folder / patch_vq.OLD_CODES).read_bytes()).hexdigest()
+    (folder / patch_vq.OLD_DIGEST).write_text(json.dumps({"sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    ("save", "weights", "digest"),
+    [(PatchVQ.save, folder_lib.WEIGHTS, folder_lib.NOTE),
+     (save_old, patch_vq.OLD_CODES, patch_vq.OLD_DIGEST)],
+    ids=["new", "old"],
+)  # fmt: skip
 @pytest.mark.parametrize("harm", ["flip", "truncate", "no digest"])
-def test_a_damaged_tokenizer_is_refused(tmp_path, tokenizer, harm):
-    tokenizer.save(tmp_path)
-    file = tmp_path / patch_vq.FILE
+def test_a_damaged_tokenizer_is_refused(tmp_path, tokenizer, save, weights, digest, harm):
+    save(tokenizer, tmp_path)
+    file = tmp_path / weights
     data = bytearray(file.read_bytes())
     if harm == "flip":
         data[len(data) // 2] ^= 1
@@ -94,6 +112,23 @@ def test_a_damaged_tokenizer_is_refused(tmp_path, tokenizer, harm):
     elif harm == "truncate":
         file.write_bytes(data[:100])
     else:
-        (tmp_path / patch_vq.DIGEST).unlink()
-    with pytest.raises(CheckpointError, match="cannot be used"):
+        (tmp_path / digest).unlink()
+    told = "holds no tokenizer" if (harm, save) == ("no digest", PatchVQ.save) else "cannot be used"
+    with pytest.raises(CheckpointError, match=told):
+        patch_vq.load(tmp_path)
+
+
+def test_codes_in_the_old_format_are_read_and_replaced_by_the_new(tmp_path, images, tokenizer):
+    config = tiny_config(**{"tokenizer.codebook_size": 32, "tokenizer.path": str(tmp_path)})
+    save_old(tokenizer, tmp_path)
+    old = tokenizers.load(config)
+    assert old.fingerprint() == tokenizer.fingerprint() and old.options() == tokenizer.options()
+    another = patch_vq.fit(images, **FIT | {"seed": 1})
+    another.save(tmp_path)
+    assert tokenizers.load(config).fingerprint() == another.fingerprint() != old.fingerprint()
+
+
+def test_sizes_that_are_not_those_of_the_codes_are_told(tmp_path, tokenizer):
+    tokenizer.replace(patch_size=3).save(tmp_path)
+    with pytest.raises(CheckpointError, match="its sizes are not those of its codes"):
         patch_vq.load(tmp_path)

@@ -61,8 +61,9 @@ def copied(finished, tmp_path):
 def test_a_run_leaves_what_the_design_says(finished):
     config, workdir, results = finished
     for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "parameters.txt",
-                 "checkpoints/15/digests.json", "tokenizer/patch_vq.npz", "pictures/curves.png",
-                 "pictures/reconstructions.png", "pictures/neighbours.png"):  # fmt: skip
+                 "checkpoints/15/digests.json", "tokenizer/tokenizer.safetensors",
+                 "pictures/curves.png", "pictures/reconstructions.png",
+                 "pictures/neighbours.png"):  # fmt: skip
         assert (workdir / name).is_file(), name
     assert list(workdir.glob("events.out.tfevents*")) and not list(workdir.rglob("*.part"))
     stored = json.loads((workdir / "results.json").read_text())

@@ -70,7 +70,7 @@ def load(config: Any) -> Tokenizer:
 
 def kind_of(folder: Path) -> str:
     """The name of the tokenizer in a folder; CheckpointError if there is none."""
-    if (folder / patch_vq.FILE).is_file():
+    if patch_vq.is_old(folder):
         return "patch_vq"
     kind = folder_lib.note_of(folder)["kind"]
     if kind not in TOKENIZERS:

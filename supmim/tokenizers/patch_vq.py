@@ -5,7 +5,6 @@ Shapes: P patches, K codes, F values of a patch, N tokens of an image.
 
 import functools
 import json
-import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from supmim.errors import CheckpointError, ConfigError
+from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.tokenizers import codes as codes_lib
+from supmim.tokenizers import folder as folder_lib
 
-FILE = "patch_vq.npz"
-DIGEST = "patch_vq.json"
+# Once it had a format of its own, which is still read.
+OLD_CODES = "patch_vq.npz"
+OLD_DIGEST = "patch_vq.json"
 CHUNK = 65_536  # patches whose distances to all codes are held at once
 MOST_PATCHES = 2**17  # k-means sees no more than this, drawn at random
 
@@ -55,17 +56,10 @@ class PatchVQ:
             "tokenizer.codebook_size": len(self.codes),
         }
 
-    def save(self, folder: Path) -> None:
-        """Codes, then their digest; load wants both."""
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / (FILE + ".part")
-        with part.open("wb") as file:
-            np.savez(
-                file, codes=np.asarray(self.codes), patch_size=self.patch_size,
-                channels=self.channels,
-            )  # fmt: skip
-        (folder / DIGEST).write_text(json.dumps({"sha256": sha256(part.read_bytes()).hexdigest()}))
-        os.replace(part, folder / FILE)
+    def save(self, folder: Path, origin: str = "k-means of patches") -> None:
+        """Writes the folder; origin says where the codes came from."""
+        sizes = {"patch_size": self.patch_size, "channels": self.channels}
+        folder_lib.write(folder, "patch_vq", sizes, {"codes": self.codes}, origin)
 
 
 def abstract(sizes: Any, channels: int, dtype: str = "float32") -> PatchVQ:
@@ -76,20 +70,35 @@ def abstract(sizes: Any, channels: int, dtype: str = "float32") -> PatchVQ:
 
 def load(folder: Path, dtype: str = "float32") -> PatchVQ:
     """Reads a saved tokenizer, which works in float32; CheckpointError if it is not whole."""
+    if is_old(folder):
+        return load_old(folder)
+    sizes, params = folder_lib.read(folder)
     try:
-        digest = json.loads((folder / DIGEST).read_text())["sha256"]
-        if sha256((folder / FILE).read_bytes()).hexdigest() != digest:
+        found = PatchVQ(jnp.asarray(params["codes"]), sizes["patch_size"], sizes["channels"])
+        if found.codes.shape[1:] != (found.patch_size**2 * found.channels,):
+            raise ValueError("its sizes are not those of its codes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
+    return found
+
+
+def is_old(folder: Path) -> bool:
+    """Whether a folder holds codes in the old format alone."""
+    return (folder / OLD_CODES).is_file() and not (folder / folder_lib.NOTE).is_file()
+
+
+def load_old(folder: Path) -> PatchVQ:
+    """Reads the old format; CheckpointError if it is not whole."""
+    path = folder / OLD_CODES
+    try:
+        digest = json.loads((folder / OLD_DIGEST).read_text())["sha256"]
+        if sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError("its SHA-256 differs from the one noted when it was written")
-        with np.load(folder / FILE, allow_pickle=False) as stored:
-            codes, patch_size, channels = (
-                stored["codes"], int(stored["patch_size"]), int(stored["channels"])
-            )  # fmt: skip
+        with np.load(path, allow_pickle=False) as stored:
+            sizes = int(stored["patch_size"]), int(stored["channels"])
+            return PatchVQ(jnp.asarray(stored["codes"]), *sizes)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"the tokenizer {folder / FILE} cannot be used: {error}. Checkpoints made with it need "
-            "it: restore the folder from a copy, or start in a new workdir"
-        ) from error
-    return PatchVQ(jnp.asarray(codes), patch_size, channels)
+        raise folder_lib.damaged(path, str(error)) from error
 
 
 @functools.partial(jax.jit, static_argnames="steps")
