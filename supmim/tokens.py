@@ -57,9 +57,12 @@ def write(config: Any, out: Path, stop: StopSignal) -> None:
     hosts.together(lambda: check_disk(out, sum(map(cache.bytes, missing))))
     own = share(missing, jax.process_index(), jax.process_count())
     unreadable = fill(config, cache, seen, task, own, stop)
+    elsewhere = (
+        f" here, {len(missing) - len(own)} by other hosts" if len(own) < len(missing) else ""
+    )
     tell(
         f"{out}  {config.total_epochs} epochs of {len(source):,} images, "
-        f"{cache.layout.row_bytes} bytes each; {len(own)} files written"
+        f"{cache.layout.row_bytes} bytes each; {len(own)} files written{elsewhere}"
     )
     if unreadable:
         tell(f"            {unreadable} views could not be read: training replaces these images")

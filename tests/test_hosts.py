@@ -12,7 +12,7 @@ from supmim import config as config_lib
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
 from tests import processes
-from tests.conftest import tiny_config
+from tests.conftest import digits, tiny_config
 
 
 def freeze(workdir):
@@ -66,6 +66,36 @@ def test_processes_that_differ_refuse_and_name_the_keys(tmp_path):
         assert f"--workdir: process 0 has '{tmp_path / 'run'}'" in told
         assert "Traceback" not in told
     assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_target_ids_of_one(tmp_path):
+    freeze(tmp_path / "run")
+    preset = tmp_path / "preset.py"
+    preset.write_text(
+        "from supmim import config as config_lib\nfrom supmim.data import targets\n"
+        "from ml_collections import ConfigDict\n\ntargets.FILE_BYTES = 12 * 500\n\n\n"
+        f"def get_config():\n    text = open({str(tmp_path / 'run/config.json')!r}).read()\n"
+        "    config = ConfigDict(config_lib.from_json(text, 'x').to_dict())\n"
+        "    config.update_from_flattened_dict({'tokenizer.microbatch': 64, 'total_epochs': 2})\n"
+        "    return config\n"
+    )
+    command = ["supmim", "data", "tokens", f"--config={preset}"]
+    (alone,) = processes.finished(processes.start([*command, f"--out={tmp_path / 'one'}"]))
+    assert alone[0] == 0, alone
+    both = [*command, f"--out={tmp_path / 'two'}"]
+    done = processes.finished(processes.start(both, both))
+    assert [code for code, _, _ in done] == [0, 0], done
+    count = -(-len(digits("train")) // 500)  # files of one epoch, as many as half of two
+    assert f"{count} files written here, {count} by other hosts" in done[0][1]
+    assert "files written" not in done[1][1]  # the first one tells
+    found = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.ids*")}
+        for name in ("one", "two")
+    ]
+    assert len(found[0]) == 2 * count and found[0] == found[1]
+    metadata = [(tmp_path / name / "metadata.json").read_text() for name in ("one", "two")]
+    assert metadata[0] == metadata[1]
 
 
 def test_an_error_of_the_first_process_is_everyones(tmp_path):
