@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from supmim import config as config_lib
-from supmim import optimizer, sharding, step
+from supmim import optimizer, pretrained, sharding, step
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.tasks import TASKS
@@ -19,7 +19,9 @@ from tests.conftest import prepare
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = sorted(path.stem for path in CONFIGS.glob("*.py"))
 TOKENIZERS = [name for name in PRESETS if name.startswith("tokenizer_")]
-ENCODERS = sorted(set(PRESETS) - set(TOKENIZERS))
+FINE_TUNING = {"finetune_digits": "digits", "finetune_cifar10": "cifar10",
+               "finetune_imagenet": "imagenet_b14"}  # fmt: skip
+ENCODERS = sorted(set(PRESETS) - set(TOKENIZERS) - set(FINE_TUNING))
 
 
 def load(name):
@@ -77,6 +79,21 @@ def test_every_tokenizer_is_valid_traces_and_has_a_debug_size(name):
     assert "reconstruction_loss" in totals and "code_statistics" not in totals
     small = config_lib.debug(config)
     assert small.data.limit == 64 and small.data.image_size == 4 * small.tokenizer.patch_size
+
+
+@pytest.mark.parametrize(("name", "source"), FINE_TUNING.items())
+def test_fine_tuning_fits_the_encoder_of_its_source_at_a_higher_resolution(name, source):
+    config, stored = load(name).get_config(), load(source).get_config()
+    config_lib.validate(config)
+    pretrained.check_kind(stored, config)
+    assert config.data.image_size > stored.data.image_size
+    assert config.optimizer.layer_decay < 1 and config.encoder.stochastic_depth > 0
+    state, after, totals = traced(config)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), after
+    )
+    assert "decoder" not in state.params and "class_loss" in totals
+    assert config_lib.debug(config).init.workdir == ""
 
 
 @pytest.mark.parametrize("name", ENCODERS)

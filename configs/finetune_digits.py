@@ -1,0 +1,27 @@
+"""Digits at 16 x 16 pixels, from the encoder of `digits.py`: fine-tuning in a minute.
+
+supmim train --config=configs/finetune_digits.py --workdir=runs/finetuned \
+    --config.init.workdir=runs/digits
+
+Two CPU cores: RESULT %.
+"""
+
+from supmim import config as base
+
+
+def get_config():
+    """Of the source run, only the encoder."""
+    config = base.get_config()
+    config.init.workdir = "runs/digits"
+    config.mim_weight = 0.0
+    config.batch_size = 50
+    config.total_epochs = 20
+    config.data.update(image_size=16, channels=1, mixup=0.2)
+    config.data.update(shift=2.0, rotate=10.0, scale=0.1, shear=5.0)
+    config.encoder.update(patch_size=2, width=64, depth=3, num_heads=4, mlp_dim=256)
+    config.encoder.stochastic_depth = 0.1
+    config.classifier.update(label_smoothing=0.1)
+    config.optimizer.update(learning_rate=2e-3, b2=0.98, warmup_steps=60, ema_decay=0.99)
+    config.optimizer.update(layer_decay=0.75, weight_decay=0.05)
+    config.update(log_every=100, save_every=300)
+    return config
