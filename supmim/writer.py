@@ -69,14 +69,19 @@ def open_writer(workdir: Path, step: int) -> Writer | NoWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+
+    Of the same metrics at the same step, which an evaluation that a kill cut short leaves, the last
+    are taken.
+    """
+    rows = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
-    return rows
+        rows[row["step"], *sorted(row)] = row
+    return list(rows.values())
 
 
 def _keep_until(path: Path, step: int) -> None:

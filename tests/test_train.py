@@ -17,12 +17,13 @@ from PIL import Image
 from supmim import cli, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.aot import program
+from supmim.checkpoint import Checkpoints
 from supmim.data import augment, sources
 from supmim.data import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
-from supmim.writer import read_metrics
+from supmim.writer import Writer, read_metrics
 from tests.conftest import digits, tiny_config
 
 DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
@@ -120,6 +121,46 @@ def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):
     (workdir / "report.html").unlink()
     assert train.train_and_evaluate(config, workdir) == results
     assert (workdir / "report.html").is_file()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing handles it."""
+
+
+def killed_in(monkeypatch, config, workdir, module, name, at):
+    """A start of a run that ends as `module.name` is called for step `at`, before it acts."""
+    function = vars(module)[name]
+
+    def fatal(*args, **kwargs):
+        if at in args or (at == "end" and "results.json" not in os.listdir(workdir)):
+            raise Killed
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, name, fatal)
+        train.train_and_evaluate(config, workdir)
+
+
+def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(finished, tmp_path, monkeypatch):
+    """Killed before, in and after evaluations, the last one too: none is missing, none twice."""
+    config, workdir, results = finished
+    harmed = tmp_path / "harmed"
+    for module, name, at in (
+        (Writer, "write_images", 5),  # its numbers are written down, and are written again
+        (Checkpoints, "save", 10),
+        (train, "evaluate", 15),
+        (train, "write_results", "end"),
+    ):
+        killed_in(monkeypatch, config, harmed, module, name, at)
+    assert train.train_and_evaluate(config, harmed) == results
+    evaluated, wanted = (
+        [row for row in read_metrics(folder / "metrics.jsonl") if "knn/recall_at_1" in row]
+        for folder in (harmed, workdir)
+    )
+    assert evaluated == wanted and [row["step"] for row in wanted] == [5, 10, 15]
+    for step in (5, 10, 15):
+        notes = (Checkpoints(f / "checkpoints", print).note(step) for f in (harmed, workdir))
+        assert len({json.dumps(note["results"]) for note in notes}) == 1
 
 
 @pytest.mark.slow
