@@ -81,6 +81,27 @@ def test_pixel_floors_are_the_published_ones():
     assert round(100 * floors["floor/knn_pixels_euclidean"], 2) == 98.32
 
 
+def test_the_floor_is_a_random_encoder_with_a_key_of_its_own_taken_once(monkeypatch):
+    predictions, params = predictions_of(tiny_config())
+    seen = []
+
+    def fresh(params, split):
+        seen.append(params)
+        return {"embedding": np.eye(3), "label": np.arange(3), "index": np.arange(3)}
+
+    predictions.fresh = fresh
+    evaluator, out = knn.Evaluator(predictions, tiny_config()), predictions.of(params, "eval")
+    results = evaluator.run(params)
+    assert results == evaluator.run(params) and results["floor/random_encoder_recall_at_1"] == 1
+    assert predictions.of(params, "eval") is out and len(seen) == 4
+    assert knn.random_floor(predictions, 1, 1)["floor/random_encoder_recall_at_1"] == 1
+    init = predictions.task.init(jax.random.key(0))
+    kernels = [p["encoder"]["embedding"]["kernel"] for p in (*seen[2::2], init)]
+    assert len(np.unique([np.asarray(kernel) for kernel in kernels], axis=0)) == 3
+    monkeypatch.setattr(knn, "RANDOM_FLOOR_LIMIT", 100)
+    assert not any("random" in name for name in knn.Evaluator(predictions, tiny_config()).run(init))
+
+
 @pytest.mark.parametrize(("batch_size", "shape"), [(8, (8, 1, 1)), (300, (1, 1, 1)),
                                                    (104, (2, 2, 2))])  # fmt: skip
 def test_results_do_not_depend_on_batches_or_devices(tmp_path, batch_size, shape):

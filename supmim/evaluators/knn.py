@@ -6,16 +6,21 @@ Shapes: Q queries, k neighbours.
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from supmim import sharding
 from supmim.data.images import Images
 from supmim.data.sources import evenly
+from supmim.evaluators import ranking
 from supmim.evaluators.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
 
 VOTERS = (10, 20, 100, 200)  # neighbours that vote, as in DINO, which reports 20
 TEMPERATURE = 0.07  # DINO's
 PIXEL_FLOOR_LIMIT = 10**8  # pixel values of a source up to which the floors of raw pixels are taken
+RANDOM_FLOOR_LIMIT = 100_000  # images of both sources up to which a random encoder sees them
+RANDOM = 2**31 - 1  # folded into the run's seed: a key of its own
 
 
 def vote(similarity: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -51,16 +56,31 @@ def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
     }
 
 
+def random_floor(predictions: Predictions, seed: int, mib: float) -> dict[str, float]:
+    """Recall at 1 of the same encoder before any training: what its architecture alone knows."""
+    key = jax.random.fold_in(jax.random.key(seed), RANDOM)
+    init = predictions.task.init
+    where = sharding.state_sharding(jax.eval_shape(init, key), predictions.mesh)
+    params = jax.jit(init, out_shardings=where)(key)
+    train, out = (predictions.fresh(params, split) for split in ("train", "eval"))
+    rows, queries = (ranking.unit(split["embedding"], "a random encoder") for split in (train, out))
+    _, ids = ranking.Bank(rows, predictions.mesh, mib).nearest(queries, 1)
+    recall = (train["label"][ids[:, 0]] == out["label"]).mean()
+    return {"floor/random_encoder_recall_at_1": float(recall)}
+
+
 class Evaluator:
-    """knn/*: neighbours in the training source, and among the evaluation images, self excluded."""
+    """knn/*: neighbours in the training source, and among the evaluation images, self excluded.
+
+    A query whose class the bank lacks counts as wrong. Floors, of small sources alone, are taken
+    once: of raw pixels and of a random encoder.
+    """
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.pictures, self._last = config.eval.pictures, {}
-        self.mib = config.eval.similarity_mib
-        train, evaluation = (predictions.sources[split] for split in ("train", "eval"))
-        small = len(train) * train.sizes["image"] ** 2 * train.channels <= PIXEL_FLOOR_LIMIT
-        self.floors = pixel_floors(train, evaluation) if small else {}
+        self.mib, self.seed = config.eval.similarity_mib, config.seed
+        self.floors: dict[str, float] | None = None
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
@@ -69,6 +89,8 @@ class Evaluator:
         queries, among = self.predictions.bank(params, "eval", self.mib)
         similarity, ids = bank.nearest(queries, max(VOTERS))
         _, own = among.nearest(queries, 1, exclude_self=True)
+        if self.floors is None:
+            self.floors = self.measured_floors()
         self._last = {
             "index": out["index"], "label": out["label"],
             "neighbour": train["index"][ids], "neighbour_label": train["label"][ids],
@@ -85,6 +107,15 @@ class Evaluator:
             ),
             **self.floors,
         }
+
+    def measured_floors(self) -> dict[str, float]:
+        """Those that cost little here."""
+        train, evaluation = (self.predictions.sources[split] for split in ("train", "eval"))
+        values = len(train) * train.sizes["image"] ** 2 * train.channels
+        floors = pixel_floors(train, evaluation) if values <= PIXEL_FLOOR_LIMIT else {}
+        if len(train) + len(evaluation) <= RANDOM_FLOOR_LIMIT:
+            floors |= random_floor(self.predictions, self.seed, self.mib)
+        return floors
 
     def right(self, similarity: np.ndarray, label: np.ndarray, out: dict) -> float:
         """Share of the queries that [Q, k] neighbours of these labels vote right."""
