@@ -46,7 +46,10 @@ BROUGHT = {
         "tokenizer.discriminator_filters": 64, "tokenizer.r1_weight": 10.0,
         "tokenizer.lecam_weight": 0.0, "eval.similarity_mib": 256,
     },
-    5: {"init.workdir": "", "optimizer.layer_decay": 1.0, "optimizer.frozen": "none"},
+    5: {
+        "init.workdir": "", "optimizer.layer_decay": 1.0, "optimizer.frozen": "none",
+        "eval.landmarks": "",
+    },
 }  # fmt: skip
 LATER_GROUPS = ("init",)  # that version 1 had not
 
@@ -57,7 +60,7 @@ SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 
 # Of each task.
 EVALUATORS = {
-    "supmim": ("classification", "knn", "retrieval", "fewshot", "reconstruction"),
+    "supmim": ("classification", "knn", "retrieval", "fewshot", "landmarks", "reconstruction"),
     "tokenizer": ("tokenizer",),
 }
 ALWAYS = "classification,knn,reconstruction"
@@ -340,6 +343,7 @@ OPTIONS = {
     "eval.evaluators": Option(ALWAYS, "evaluators, separated by commas"),
     "eval.batch_size": _at_least(1, 512, "images per evaluation batch, over all devices"),
     "eval.similarity_mib": _at_least(1, 256, "similarities that a device holds at once, MiB"),
+    "eval.landmarks": Option("", "landmarks: JSON file of gallery, queries and what they find"),
     "eval.pictures": _at_least(1, 8, "fixed images in each picture"),
     # Checkpoints.
     "checkpoint.keep": _at_least(1, 2, "newest checkpoints kept"),
@@ -359,6 +363,7 @@ FREE_ON_RESUME = (
     "data.tfds_dir",
     "data.bad_share",
     "tokenizer.path",  # moves as data do: the fingerprint of a checkpoint knows the tokenizer
+    "eval.landmarks",  # hold no part in training
     "checkpoint.keep",
     "log_every",
     "eval_every",
@@ -773,6 +778,11 @@ def _list_problems(config: Any) -> Iterator[str]:
                 f"config.eval.evaluators names {name!r}; {hint}"
                 f"With task={config.task} it takes {', '.join(known)}, separated by commas"
             )
+    if "landmarks" in evaluator_names(config) and not config.eval.landmarks:
+        yield (
+            "config.eval.evaluators asks for landmarks: name their JSON file, "
+            "--config.eval.landmarks=FILE.json"
+        )
     metric = config.checkpoint.keep_best_metric
     if config.checkpoint.keep_best and metric.split("/")[0] not in evaluator_names(config):
         yield (

@@ -13,7 +13,7 @@ from clu import parameter_overview
 from supmim import config as config_lib
 from supmim import evaluators, metrics, optimizer, pretrained, sharding, step
 from supmim.checkpoint import Checkpoints
-from supmim.data import images, pipeline, sources
+from supmim.data import images, landmarks, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.evaluators.predictions import Predictions
@@ -236,19 +236,34 @@ def create_predictions(
     bad_records: BadRecords,
 ) -> Predictions:
     """What evaluators ask of both sources; bad records are missing from it and counted."""
-    splits = {"train": source, "eval": eval_source}
-    filled_in = "reconstruction" in config_lib.evaluator_names(config)
-    tokenized = filled_in and config_lib.has_tokenizer(config)
+    names = config_lib.evaluator_names(config)
+    tokenized = "reconstruction" in names and config_lib.has_tokenizer(config)
     second = images.second_of(config)._replace(made=tokenized)
-    return Predictions(
-        task,
+    seen = {
+        "train": images.evaluation(source, config.data),
+        "eval": images.evaluation(eval_source, config.data, second),
+    }
+    found, asked = None, config.eval.landmarks
+    if asked and "landmarks" in names:
+        found = landmarks.load(asked, config.data.max_pixels)
+        seen |= found.views(config.data)
+    check_alike(source, eval_source, found)
+    readers = {
+        name: readers_of(config, view.source, bad_records, 1.0) for name, view in seen.items()
+    }
+    return Predictions(task, seen, config.eval.batch_size, mesh, readers, found)
+
+
+def check_alike(*data: sources.Source | landmarks.Landmarks | None) -> None:
+    """DataError if the processes of a run do not read the same images."""
+    of_each = [one.fingerprint() for one in data if one is not None]
+    names = ("training source", "evaluation source", "landmarks")
+    hosts.agree_on_data(
         {
-            "train": images.evaluation(source, config.data),
-            "eval": images.evaluation(eval_source, config.data, second),
-        },
-        config.eval.batch_size,
-        mesh,
-        {name: readers_of(config, split, bad_records, 1.0) for name, split in splits.items()},
+            f"{name}, {what}": value
+            for name, fingerprint in zip(names, of_each, strict=False)
+            for what, value in fingerprint.items()
+        }  # fmt: skip
     )
 
 

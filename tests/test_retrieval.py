@@ -62,15 +62,15 @@ def test_average_precision_agrees_with_scikit_learn():
 
 
 def test_revisited_oxford_with_junk_by_hand():
-    ranking_of = [7, 3, 9, 1, 5, 2]  # ids, best first
-    easy, hard, junk = {3}, {1, 2}, {7}
-    medium = metrics.without_junk(ranking_of, easy | hard, junk)
+    ranking_of = np.array([7, 3, 9, 1, 5, 2])  # ids, best first
+    easy, hard, junk = [3], [1, 2], [7]
+    medium = metrics.without_junk(ranking_of, easy + hard, junk)
     np.testing.assert_array_equal(medium, [True, False, True, False, True])
     # ranks 0, 2, 4: (1 + 1) / 2, (1/2 + 2/3) / 2, (2/4 + 3/5) / 2
     assert metrics.trapezoid_average_precision(medium, 3) == pytest.approx(
         (1 + (1 / 2 + 2 / 3) / 2 + (1 / 2 + 3 / 5) / 2) / 3
     )
-    harder = metrics.without_junk(ranking_of, hard, junk | easy)
+    harder = metrics.without_junk(ranking_of, hard, junk + easy)
     np.testing.assert_array_equal(harder, [False, True, False, True])
     assert metrics.trapezoid_average_precision(harder, 2) == pytest.approx(
         ((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2

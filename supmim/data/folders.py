@@ -61,12 +61,7 @@ class Folder:
         return os.fsdecode(self.block[start : self.ends[index]])
 
     def __getitem__(self, index: int) -> Record:
-        path = os.path.join(self.root, self.path(index))
-        try:
-            with open(path, "rb") as file:
-                return Record(file.read(), int(self.label[index]), path)
-        except OSError as error:
-            return Record(error, int(self.label[index]), path)
+        return record(os.path.join(self.root, self.path(index)), int(self.label[index]))
 
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
         return [self[i] for i in index]
@@ -81,6 +76,15 @@ def class_of(path: str) -> str:
     """The class of a relative path."""
     head, slash, _ = path.partition("/")
     return head if slash else NO_CLASS
+
+
+def record(path: str, label: int) -> Record:
+    """A file as it is, or the error that came instead."""
+    try:
+        with open(path, "rb") as file:
+            return Record(file.read(), label, path)
+    except OSError as error:
+        return Record(error, label, path)
 
 
 def load(where: str, part: str, data: Any, labelled: bool = True) -> Folder:

@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from supmim import config as config_lib
-from supmim.evaluators import classification, fewshot, knn, reconstruction, retrieval, tokenizer
+from supmim.evaluators import (
+    classification,
+    fewshot,
+    knn,
+    landmarks,
+    reconstruction,
+    retrieval,
+    tokenizer,
+)
 from supmim.evaluators.predictions import Predictions
 from supmim.runtime import hosts
 
@@ -24,6 +32,7 @@ EVALUATORS = {
     "knn": knn.Evaluator,
     "retrieval": retrieval.Evaluator,
     "fewshot": fewshot.Evaluator,
+    "landmarks": landmarks.Evaluator,
     "reconstruction": reconstruction.Evaluator,
     "tokenizer": tokenizer.Evaluator,
 }

@@ -9,14 +9,19 @@ import numpy as np
 from supmim import sharding, step
 from supmim.data import pipeline
 from supmim.data.images import Images
+from supmim.data.landmarks import Landmarks
 from supmim.errors import DataError
 from supmim.evaluators import ranking
 
-SOURCES = {"train": "the training source", "eval": "the evaluation source"}
+SOURCES = {"train": "the training source", "eval": "the evaluation source",
+           "gallery": "the gallery"}  # fmt: skip
 
 
 class Predictions:
-    """sources: {"train": Images, "eval": Images}. readers: by which each is read."""
+    """sources: {"train": Images, "eval": Images}. readers: by which each is read.
+
+    landmarks: if they are asked for, of the sources "gallery" and "queries".
+    """
 
     def __init__(
         self,
@@ -25,9 +30,10 @@ class Predictions:
         batch_size: int,
         mesh: jax.sharding.Mesh,
         readers: dict[str, pipeline.Readers],
+        landmarks: Landmarks | None = None,
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
-        self.readers = readers
+        self.readers, self.landmarks = readers, landmarks
         self._predict = jax.jit(
             functools.partial(step.eval_step, task=task), out_shardings=sharding.replicated(mesh)
         )

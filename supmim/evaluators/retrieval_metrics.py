@@ -5,8 +5,6 @@ are in all, ranked or not. Each gives one value per query, [Q]. A query without 
 value: NaN, which `mean` leaves out.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 
@@ -58,9 +56,9 @@ def modified_precision_at(relevant: np.ndarray, positives: np.ndarray, k: int) -
     return _known((relevant & within).sum(axis=1) / np.maximum(depth, 1), positives)
 
 
-def without_junk(ranking: Sequence[int], positives: set[int], junk: set[int]) -> np.ndarray:
+def without_junk(ranking: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> np.ndarray:
     """Relevance [R] of a ranking of ids once junk is taken out of it."""
-    return np.array([place in positives for place in ranking if place not in junk], bool)
+    return np.isin(ranking, positives)[~np.isin(ranking, junk)]
 
 
 def trapezoid_average_precision(relevant: np.ndarray, positives: int) -> float:

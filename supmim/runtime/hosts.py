@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from supmim import config as config_lib
 from supmim import errors
-from supmim.errors import ConfigError, DeviceError, SupmimError
+from supmim.errors import ConfigError, DataError, DeviceError, SupmimError
 from supmim.runtime import devices
 
 TIMEOUT = 1800  # seconds that processes wait for each other at the start
@@ -223,6 +223,24 @@ def agree(config: Any, flags: dict[str, Any]) -> None:
     own |= {f"--{flag}": value for flag, value in flags.items()}
     own |= {name: importlib.metadata.version(name) for name in PACKAGES}
     own["supmim's code"] = code_digest()
+    if told := differences(own):
+        raise ConfigError(
+            f"the processes of this run are not alike:\n{told}\n"
+            "Bring the same code, libraries and flags to every host, then start all of them again"
+        )
+
+
+def agree_on_data(own: dict[str, Any]) -> None:
+    """DataError, naming what differs, if processes have other fingerprints of what they read."""
+    if told := differences(own):
+        raise DataError(
+            f"the processes of this run do not read the same images:\n{told}\n"
+            "Bring the same files to every host, then start all of them again"
+        )
+
+
+def differences(own: dict[str, Any]) -> str:
+    """Lines for what other processes have otherwise than process 0; empty if they are alike."""
     documents = [json.loads(text) for text in gather(json.dumps(own))]
     first = documents[0]
     rows = [
@@ -231,12 +249,8 @@ def agree(config: Any, flags: dict[str, Any]) -> None:
         for key in sorted(first.keys() | other.keys())
         if first.get(key) != other.get(key)
     ]
-    if rows:
-        more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
-        raise ConfigError(
-            "the processes of this run are not alike:\n" + "\n".join(rows[:12] + more) + "\n"
-            "Bring the same code, libraries and flags to every host, then start all of them again"
-        )
+    more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
+    return "\n".join(rows[:12] + more)
 
 
 def code_digest() -> str:
