@@ -69,7 +69,7 @@ VERBS = {
         {
             "workdir": WORKDIR,
             "step": ("", "checkpoint to evaluate; default: the newest"),
-            "evaluators": ("", "names separated by commas; default: those of the config"),
+            "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             **HOSTS,
         },
         required=("workdir",),

@@ -48,7 +48,7 @@ BROUGHT = {
     },
     5: {
         "init.workdir": "", "optimizer.layer_decay": 1.0, "optimizer.frozen": "none",
-        "eval.landmarks": "",
+        "eval.landmarks": "", "eval.real_labels": "",
     },
 }  # fmt: skip
 LATER_GROUPS = ("init",)  # that version 1 had not
@@ -60,9 +60,13 @@ SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 
 # Of each task.
 EVALUATORS = {
-    "supmim": ("classification", "knn", "retrieval", "fewshot", "landmarks", "reconstruction"),
+    "supmim": (
+        "classification", "knn", "retrieval", "fewshot", "linear", "logistic", "landmarks",
+        "reconstruction",
+    ),
     "tokenizer": ("tokenizer",),
-}
+}  # fmt: skip
+ALL = "all"  # of the task's
 ALWAYS = "classification,knn,reconstruction"
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
@@ -340,10 +344,13 @@ OPTIONS = {
         choices=("state", "optimizer"),
     ),
     # Evaluation and pictures.
-    "eval.evaluators": Option(ALWAYS, "evaluators, separated by commas"),
+    "eval.evaluators": Option(ALWAYS, "evaluators, separated by commas, or all"),
     "eval.batch_size": _at_least(1, 512, "images per evaluation batch, over all devices"),
     "eval.similarity_mib": _at_least(1, 256, "similarities that a device holds at once, MiB"),
     "eval.landmarks": Option("", "landmarks: JSON file of gallery, queries and what they find"),
+    "eval.real_labels": Option(
+        "", "JSON file: all labels that fit each evaluation image, in order; empty: none"
+    ),
     "eval.pictures": _at_least(1, 8, "fixed images in each picture"),
     # Checkpoints.
     "checkpoint.keep": _at_least(1, 2, "newest checkpoints kept"),
@@ -362,6 +369,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.tfds_dir",
     "data.bad_share",
+    "eval.real_labels",
     "tokenizer.path",  # moves as data do: the fingerprint of a checkpoint knows the tokenizer
     "eval.landmarks",  # hold no part in training
     "checkpoint.keep",
@@ -434,7 +442,8 @@ def debug(config: Any) -> FrozenConfigDict:
         small.tokenizer.path = str(Path(config.data.targets) / "tokenizer")
     if small.tokenizer.path:  # it has the size it has
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
-    small.data.targets = small.init.workdir = ""  # of other images, of another size
+    small.data.targets = small.eval.real_labels = ""  # of other images
+    small.init.workdir = ""  # of another size
     if config.tokenizer.image_size:
         grid = small.data.image_size // config.encoder.patch_size
         small.tokenizer.image_size = grid * config.tokenizer.patch_size
@@ -776,7 +785,8 @@ def _list_problems(config: Any) -> Iterator[str]:
             hint = f"did you mean {close[0]}? " if close else ""
             yield (
                 f"config.eval.evaluators names {name!r}; {hint}"
-                f"With task={config.task} it takes {', '.join(known)}, separated by commas"
+                f"With task={config.task} it takes {ALL}, or of these, separated by commas: "
+                f"{', '.join(known)}"
             )
     if "landmarks" in evaluator_names(config) and not config.eval.landmarks:
         yield (
@@ -793,8 +803,14 @@ def _list_problems(config: Any) -> Iterator[str]:
 
 
 def evaluator_names(config: Any) -> list[str]:
-    """The evaluators asked for, in order; without a decoder there is nothing to reconstruct."""
+    """The evaluators asked for, in order; without a decoder there is nothing to reconstruct.
+
+    All of them are those for which there are images.
+    """
     names = [name for name in config.eval.evaluators.split(",") if name]
+    if names == [ALL]:
+        without = () if config.eval.landmarks else ("landmarks",)
+        names = [name for name in EVALUATORS[config.task] if name not in without]
     return [name for name in names if name != "reconstruction" or config.mim_weight]
 
 

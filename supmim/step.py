@@ -127,7 +127,10 @@ def gradients(
     return grads, metrics.merge(each)
 
 
-def eval_step(params: Any, batch: Batch, *, task: Task) -> Batch:
-    """Predictions for a raw batch, with what identifies each example: label, index, valid."""
+View = Callable[[Any, Batch], Batch]  # (params, raw batch) -> arrays [B, ...], e.g. Task.predict
+
+
+def eval_step(params: Any, batch: Batch, *, view: View) -> Batch:
+    """A view of a raw batch, with what identifies each example: label, index, valid."""
     kept = {name: batch[name] for name in ("label", "index", "valid")}
-    return task.predict(params, batch) | kept
+    return view(params, batch) | kept

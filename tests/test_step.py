@@ -155,7 +155,7 @@ def test_inference_costs_what_the_baseline_costs():
     def cost(**changes):
         task, _ = task_of(**changes)
         params = task.init(jax.random.key(0))
-        return flops(functools.partial(step.eval_step, task=task), params, raw_batch())
+        return flops(functools.partial(step.eval_step, view=task.predict), params, raw_batch())
 
     assert cost() == cost(mim_weight=0.0) == cost(**{"mim.hidden": "mask_token"}) > 0
 

@@ -9,6 +9,8 @@ from supmim.evaluators import (
     fewshot,
     knn,
     landmarks,
+    linear,
+    logistic,
     reconstruction,
     retrieval,
     tokenizer,
@@ -33,6 +35,8 @@ EVALUATORS = {
     "retrieval": retrieval.Evaluator,
     "fewshot": fewshot.Evaluator,
     "landmarks": landmarks.Evaluator,
+    "linear": linear.Evaluator,
+    "logistic": logistic.Evaluator,
     "reconstruction": reconstruction.Evaluator,
     "tokenizer": tokenizer.Evaluator,
 }

@@ -34,25 +34,39 @@ class Predictions:
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
         self.readers, self.landmarks = readers, landmarks
-        self._predict = jax.jit(
-            functools.partial(step.eval_step, task=task), out_shardings=sharding.replicated(mesh)
-        )
+        self._programs: dict[step.View, Any] = {}
         self._params: Any = None
-        self._known: dict[str, dict[str, np.ndarray]] = {}
+        self._known: dict[tuple[step.View, str], dict[str, np.ndarray]] = {}
         self._banks: dict[str, tuple[np.ndarray, ranking.Bank]] = {}
         self._unreadable: dict[str, int] = {}
 
-    def of(self, params: Any, split: str) -> dict[str, np.ndarray]:
-        """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order."""
+    def of(self, params: Any, split: str, view: step.View | None = None) -> dict[str, np.ndarray]:
+        """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order.
+
+        view: another method of the task than `predict`, whose arrays come in place of the first.
+        """
+        view = view or self.task.predict
         if params is not self._params:
             self._params, self._known, self._banks = params, {}, {}
-        if split not in self._known:
-            self._known[split] = self.fresh(params, split)
-        return self._known[split]
+        if (view, split) not in self._known:
+            self._known[view, split] = self.fresh(params, split, view)
+        return self._known[view, split]
 
-    def fresh(self, params: Any, split: str) -> dict[str, np.ndarray]:
+    def fresh(
+        self, params: Any, split: str, view: step.View | None = None
+    ) -> dict[str, np.ndarray]:
         """The same of other parameters, without a word to those that share."""
-        return self.collect(functools.partial(self._predict, params), split)
+        program = functools.partial(self._program(view or self.task.predict), params)
+        return self.collect(program, split)
+
+    def _program(self, view: step.View) -> Any:
+        """Compiled once for each view."""
+        if view not in self._programs:
+            self._programs[view] = jax.jit(
+                functools.partial(step.eval_step, view=view),
+                out_shardings=sharding.replicated(self.mesh),
+            )
+        return self._programs[view]
 
     def bank(self, params: Any, split: str, mib: float) -> tuple[np.ndarray, ranking.Bank]:
         """Unit embeddings [n, D] of a source and the bank of them, made once like the rest.

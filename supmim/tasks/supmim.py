@@ -13,6 +13,7 @@ from supmim import losses, masking, metrics, models, tokenizers
 from supmim.config import has_tokenizer
 from supmim.data import augment, mixing
 from supmim.data.images import VIEW, Images
+from supmim.models import probe
 from supmim.models import supmim as supmim_model
 from supmim.tasks import prediction
 from supmim.tokenizers import cached, views
@@ -149,6 +150,14 @@ class SupMIM:
         image = to_input(augment.to_float(batch["image"]))
         logits, encoded = self.model.apply({"params": params}, image, method="classify")
         return {"logits": logits, "embedding": encoded.embedding}
+
+    def probe_features(self, params: Any, batch: dict) -> dict:
+        """Raw batch -> `features` [B, F] of whole images, as models.probe has them."""
+        image, encoder = to_input(augment.to_float(batch["image"])), self.config.encoder
+        _, encoded = self.model.apply(
+            {"params": params}, image, taps=probe.taps(encoder), method="classify"
+        )
+        return {"features": probe.features(encoded, params["encoder"]["norm"], encoder)}
 
     def tokenize_whole(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
         """Raw batch -> the same with target_ids [B, N] of its images as they are."""

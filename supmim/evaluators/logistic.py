@@ -1,0 +1,71 @@
+"""Logistic regression on frozen embeddings by scikit-learn's L-BFGS: for some 100,000 images.
+
+Facts from facebookresearch/dinov2, dinov2/eval/log_regression.py: C is chosen on a tenth of the
+training images, then all of them are fitted. Ours tries every power of ten, not every quarter.
+Shapes: n images, D width.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from supmim.evaluators import linear
+from supmim.evaluators.predictions import Predictions
+
+C_GRID = tuple(10.0**power for power in range(-6, 6))  # inverse strength of the L2 penalty
+MAX_STEPS = 1000  # of L-BFGS
+
+
+def fit(model: LogisticRegression, embedding: np.ndarray, label: np.ndarray) -> None:
+    """Fits [n, D] to [n], as far as MAX_STEPS go: a weak penalty may ask for more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(embedding, label)
+
+
+def choose(embedding: np.ndarray, label: np.ndarray) -> float:
+    """The C, of several the smallest, with most of the held out rows right: [n, D], [n]."""
+    rows, held_out = linear.halves(label)
+    model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)  # along growing C
+    right = []
+    for c in C_GRID:
+        fit(model.set_params(C=c), embedding[rows], label[rows])
+        right.append(model.score(embedding[held_out], label[held_out]))
+    return C_GRID[int(np.argmax(right))]
+
+
+class Evaluator:
+    """logistic/top1: share of evaluation images that are right."""
+
+    def __init__(self, predictions: Predictions, config: Any) -> None:
+        self.predictions = predictions
+        self._said: dict[str, Any] = {}
+
+    def run(self, params: Any) -> dict[str, float]:
+        """See Evaluator protocol."""
+        train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
+        for found, name in ((train, "the training source"), (out, "the evaluation source")):
+            linear.check(found["embedding"], name)
+        c = choose(train["embedding"], train["label"])
+        model = LogisticRegression(C=c, max_iter=MAX_STEPS)
+        fit(model, train["embedding"], train["label"])
+        self._said = {
+            "C": c, "steps": int(model.n_iter_.max()), "trained_on": len(train["label"]),
+            "judged_by": len(out["label"]),
+        }  # fmt: skip
+        return {"logistic/top1": float(model.score(out["embedding"], out["label"]))}
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "logistic regression on embeddings; C chosen on a held out tenth",
+            "feature": "embedding, as it is", "metric": "top-1",
+            "optimizer": f"L-BFGS, at most {MAX_STEPS} steps", **self._said,
+        }  # fmt: skip
+
+    def draw(self, folder: Path) -> None:
+        """Nothing to draw."""
