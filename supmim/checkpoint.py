@@ -28,10 +28,13 @@ SHARED_BYTES = 2**16  # of a replica's share of an array, below which one replic
 
 
 class Restored(NamedTuple):
-    """state: the tree, on the current mesh; fingerprint: of the data it was trained on."""
+    """state: the tree, on the current mesh; fingerprint: of the data it was trained on; digest:
+    see `digest`.
+    """
 
     state: Any
     fingerprint: dict[str, Any]
+    digest: str
 
 
 class Checkpoints:
@@ -158,6 +161,10 @@ class Checkpoints:
         """What digests.json of a step says."""
         return json.loads((self.folder / str(step) / DIGESTS).read_text(encoding="utf-8"))
 
+    def digest(self, step: int) -> str:
+        """One SHA-256 for all files of a step."""
+        return digest(self.note(step))
+
     def restore(self, abstract_state: Any) -> Restored | None:
         """The newest good checkpoint on the shardings of `abstract_state`; None if none was made.
 
@@ -230,13 +237,18 @@ def file_digests(path: Path) -> dict[str, str]:
     """Relative file name -> SHA-256, of every file below `path` but the digests."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / DIGESTS)
 
-    def digest(file: Path) -> str:
+    def of(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
     with ThreadPoolExecutor() as pool:
-        return dict(zip([str(f.relative_to(path)) for f in files], pool.map(digest, files),
+        return dict(zip([str(f.relative_to(path)) for f in files], pool.map(of, files),
                         strict=True))  # fmt: skip
+
+
+def digest(note: dict[str, Any]) -> str:
+    """One SHA-256 for all files of a step, from what its digests.json says."""
+    return hashlib.sha256(json.dumps(note["files"], sort_keys=True).encode()).hexdigest()
 
 
 def damage(path: Path) -> str:
@@ -271,7 +283,7 @@ def load(path: Path, abstract_state: Any) -> Restored:
             "cut silently. Use the config of the run that wrote it"
         )
     note = json.loads((path / DIGESTS).read_text(encoding="utf-8"))
-    return Restored(ocp.load(path, abstract_state), note["fingerprint"])
+    return Restored(ocp.load(path, abstract_state), note["fingerprint"], digest(note))
 
 
 def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[str, jax.Array]:

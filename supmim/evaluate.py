@@ -16,7 +16,7 @@ from supmim.errors import CheckpointError, ConfigError
 from supmim.evaluators.predictions import Predictions
 from supmim.report import page, terminal
 from supmim.runtime import hosts, lock
-from supmim.workdir import read_config, read_results, write_results
+from supmim.workdir import read_config, read_notes, read_results, write_results
 
 
 def run(config: Any, flags: Any) -> None:
@@ -34,28 +34,37 @@ def run(config: Any, flags: Any) -> None:
     mesh = train.mesh_of(config)
     with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh):
         finished = read_results(workdir)
-        state, predictions = restored(config, workdir, flags.step, mesh)
+        state, predictions, digest = restored(config, workdir, flags.step, mesh)
         done = int(state.step)
         at_end = finished.get("step") == done
         pictures = workdir / "pictures" if at_end else workdir / "pictures" / f"step_{done}"
         judges = evaluators.create(config, predictions)
         params = optimizer.evaluated_params(state)
         results = evaluators.run(judges, predictions, params, pictures)
-        hosts.together(lambda: note(workdir, done, results, finished if at_end else None))
+        notes = evaluators.notes(judges, done, digest)
+        hosts.together(lambda: note(workdir, done, results, notes, finished if at_end else None))
     terminal.print_results(results, f"step {done} of {workdir}:")
 
 
 def note(
-    workdir: Path, done: int, results: dict[str, float], finished: dict[str, float] | None
+    workdir: Path,
+    done: int,
+    results: dict[str, float],
+    notes: dict[str, Any],
+    finished: dict[str, float] | None,
 ) -> None:
-    """Writes the results of a step; those of a finished run's last step join the ones it has."""
+    """Writes the results of a step and what they are of; those of a finished run's last step join
+    the ones it has.
+    """
     if finished is None:
-        write_results(workdir, {"step": done, **results}, f"results_step_{done}.json")
+        write_results(workdir, {"step": done, **results}, notes, f"results_step_{done}.json")
         return
+    known = ({"protocols": {}} | read_notes(workdir))["protocols"]  # older runs noted none
+    notes = notes | {"protocols": known | notes["protocols"]}
     kept = {name: v for name, v in finished.items() if not name.startswith("unreadable/")}
     merged = {name: value for name, value in (kept | results).items() if name != "step"}
-    page.write(workdir, merged, config_lib.to_json(read_config(workdir)))
-    write_results(workdir, {"step": done, **merged})
+    page.write(workdir, merged, config_lib.to_json(read_config(workdir)), notes)
+    write_results(workdir, {"step": done, **merged}, notes)
 
 
 def with_evaluators(config: Any, names: str) -> FrozenConfigDict:
@@ -71,8 +80,10 @@ def with_evaluators(config: Any, names: str) -> FrozenConfigDict:
 
 def restored(
     config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh
-) -> tuple[step.State, Predictions]:
-    """The state of one checkpoint, the newest unless a step is asked for, and its predictions."""
+) -> tuple[step.State, Predictions, str]:
+    """The state of one checkpoint, the newest unless a step is asked for, its predictions, and the
+    checkpoint's digest.
+    """
     config, source, eval_source = train.load_sources(config)
     task = train.create_task(config, source, workdir, mesh)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
@@ -93,7 +104,7 @@ def restored(
     )
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     predictions = train.create_predictions(config, task, source, eval_source, mesh, bad_records)
-    return found.state, predictions
+    return found.state, predictions, found.digest
 
 
 def check_evaluated(stored: dict[str, Any], found: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def trained(config: Any, workdir: Path) -> vqgan.VQGAN:
     """What the newest checkpoint of a run holds, averaged parameters where there are any."""
     mesh = train.mesh_of(config)
     with jax.set_mesh(mesh):
-        state, _ = evaluate.restored(config, workdir, "", mesh)
+        state, *_ = evaluate.restored(config, workdir, "", mesh)
         everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
         found = optimizer.evaluated_params(state)
         params = everywhere({name: found[name] for name in NETWORK})

@@ -185,8 +185,11 @@ def train(
             results = evaluate(judges, predictions, state, workdir, writer, total_steps)
         writer.write_scalars(total_steps, clock.shares())
         checkpoints.rank(total_steps, results)
-    hosts.together(lambda: page.write(workdir, results, config_lib.to_json(config)))
-    hosts.together(lambda: write_results(workdir, {"step": total_steps, **results}))
+    notes = evaluators.notes(
+        judges, total_steps, hosts.together(lambda: checkpoints.digest(total_steps))
+    )
+    hosts.together(lambda: page.write(workdir, results, config_lib.to_json(config), notes))
+    hosts.together(lambda: write_results(workdir, {"step": total_steps, **results}, notes))
     terminal.print_results(results, f"report      {workdir / 'report.html'}")
     return results
 

@@ -62,20 +62,36 @@ def begin(workdir: Path, config: Any, origin: dict[str, Any]) -> None:
     (workdir / "results.json").unlink(missing_ok=True)
 
 
+NOTES = ("checkpoint", "init", "protocols")  # of results.json, beside its numbers
+
+
 def read_results(workdir: Path) -> dict[str, float]:
     """The numbers that a run has reached which came to its end; empty if it has not."""
+    return {name: x for name, x in _read_results(workdir).items() if name not in NOTES}
+
+
+def read_notes(workdir: Path) -> dict[str, Any]:
+    """What those numbers are of: `checkpoint`, `protocols`, `init`, as far as they were noted."""
+    return {name: x for name, x in _read_results(workdir).items() if name in NOTES}
+
+
+def _read_results(workdir: Path) -> dict[str, Any]:
     path = workdir / "results.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it to evaluate again"
         ) from error
 
 
-def write_results(workdir: Path, results: dict[str, float], name: str = "results.json") -> None:
-    """Notes results and where the encoder came from; results.json marks the run as finished."""
+def write_results(
+    workdir: Path, results: dict[str, float], notes: dict[str, Any], name: str = "results.json"
+) -> None:
+    """Notes results, what they are of and where the encoder came from.
+
+    results.json marks the run as finished.
+    """
     origin = workdir / "init.json"
     about = {"init": json.loads(origin.read_text(encoding="utf-8"))} if origin.is_file() else {}
-    write_json(workdir / name, results | about)
+    write_json(workdir / name, results | notes | about)

@@ -11,6 +11,7 @@ import pytest
 from supmim import config as config_lib
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
+from supmim.workdir import read_results
 from tests import processes
 from tests.conftest import digits, tiny_config
 
@@ -52,7 +53,7 @@ def test_a_signal_to_one_stops_all_and_the_run_goes_on_bit_for_bit(tmp_path):
     assert [code for code, _, _ in done] == [0, 0], done
     wanted, found = rows(tmp_path / "whole"), rows(tmp_path / "stopped")
     assert found[-1] == wanted[-1]
-    results = [(tmp_path / name / "results.json").read_text() for name in ("whole", "stopped")]
+    results = [read_results(tmp_path / name) for name in ("whole", "stopped")]
     assert results[0] == results[1]
 
 

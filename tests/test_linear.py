@@ -1,5 +1,8 @@
 """The linear probe: all heads at once equal one at a time; no choice looks at the test images."""
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from supmim import sharding
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators import linear, logistic
-from supmim.models import layers, probe
-from supmim.models.probe import Kind
+from supmim.models import layers
+from supmim.tasks import probe
+from supmim.tasks.probe import Kind
 from tests.conftest import tiny_config
 from tests.test_evaluators import predictions_of
 
@@ -77,14 +81,13 @@ def test_every_epoch_takes_each_row_once_and_the_split_is_a_tenth():
 
 
 def test_features_are_the_normed_last_blocks_then_the_patches():
-    config = tiny_config(**{"encoder.pool": "cls", "encoder.depth": 3})
+    config = tiny_config(**{"encoder.pool": "cls", "encoder.depth": 3, "mim_weight": 0.0})
     predictions, params = predictions_of(config)
     out = predictions.of(params, "eval", predictions.task.probe_features)
     assert out["features"].shape == (297, 4 * 16) and out["features"].dtype == np.float16
     image = 2 * jnp.asarray(predictions.sources["eval"].read([7])["image"] / 255, jnp.float32) - 1
-    _, encoded = predictions.task.model.apply(
-        {"params": params}, image, taps=(0, 1), method="classify"
-    )
+    classify = functools.partial(predictions.task.model.apply, taps=(0, 1), method="classify")
+    _, encoded = jax.jit(classify)({"params": params}, image)
     norm = {"params": params["encoder"]["norm"]}
     blocks = [layers.LayerNorm().apply(norm, encoded.taps[i])[0, 0] for i in (0, 1)]
     wanted = np.concatenate([*blocks, encoded.embedding[0], encoded.latent[0].mean(axis=0)])
@@ -96,10 +99,12 @@ def test_features_are_the_normed_last_blocks_then_the_patches():
 
 def evaluated(train, evaluation, evaluator=linear):
     """A run over arrays instead of images: (features, label) each."""
-    predictions, _ = predictions_of(tiny_config())
     arrays = {name: {"features": x, "embedding": x.astype(np.float32), "label": label}
               for name, (x, label) in {"train": train, "eval": evaluation}.items()}  # fmt: skip
-    predictions.of = lambda params, split, view=None: arrays[split]
+    predictions = SimpleNamespace(
+        task=SimpleNamespace(probe_features=None), mesh=mesh_of(1, 1, 1),
+        of=lambda params, split, view=None: arrays[split],
+    )  # fmt: skip
     judge = evaluator.Evaluator(predictions, tiny_config())
     judge.kinds = (Kind(1, False, 0, 8), Kind(2, False, 0, train[0].shape[1]))
     return judge.run(None), judge.protocol()

@@ -57,8 +57,13 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     folder = tmp_path / "<script>alert(1)</script>".replace("/", "_")
     (folder / "pictures").mkdir(parents=True)
     curves.draw(folder / "pictures" / "curves.png", [])
-    page.write(folder, {"knn/recall_at_1": 0.98765, "step": 40}, 'seed = "<b>"')
+    notes = {
+        "checkpoint": {"step": 40, "digest": "ab12"},
+        "protocols": {"knn": {"feature": "<i>", "k": [10, 20], "head": {"rate": 0.1}}},
+    }
+    page.write(folder, {"knn/recall_at_1": 0.98765, "step": 40}, 'seed = "<b>"', notes)
     text = (folder / "report.html").read_text()
+    assert "feature: &lt;i&gt;; k: 10, 20; head: rate: 0.1" in text and "digest: ab12" in text
     assert "98.77 %" in text and "&lt;b&gt;" in text and "<script" not in text
     assert "data:image/png;base64," in text and not re.search(r"(src|href)=.?http", text)
 

@@ -1,6 +1,5 @@
 """Killed at random instants or asked to stop: the run goes on bit for bit."""
 
-import json
 import random
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from supmim import config as config_lib
+from supmim.workdir import read_results
 from tests.conftest import tiny_config
 
 KILLS = 2
@@ -36,7 +36,7 @@ def new_workdir(folder):
 
 
 def end_of(workdir):
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_results(workdir)
     return results, ocp.load(workdir / "checkpoints" / str(results["step"]))
 
 

@@ -20,7 +20,7 @@ from supmim.errors import ConfigError
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import tokenizer as tokenizer_task
 from supmim.tokenizers import quality
-from supmim.workdir import read_config
+from supmim.workdir import read_config, read_results
 from tests.conftest import digit_views, tiny_config
 
 BATCH = 16
@@ -300,9 +300,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_did(finished, tmp_pa
     whole = ocp.load(workdir / "checkpoints/6")
     assert cli.run(["train", f"--workdir={workdir}", "--resume=4"]) == 0
     equal(ocp.load(workdir / "checkpoints/6"), whole)
-    assert json.loads((workdir / "results.json").read_text()) == json.loads(
-        (finished[0] / "results.json").read_text()
-    )
+    assert read_results(workdir) == read_results(finished[0])
 
 
 @pytest.mark.parametrize("verb", ["train", "tokenizer train"])

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from supmim import cli, sharding, tokenizers, train
+from supmim import checkpoint, cli, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.aot import program
 from supmim.checkpoint import Checkpoints
@@ -23,6 +23,7 @@ from supmim.data import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
+from supmim.workdir import read_results
 from supmim.writer import Writer, read_metrics
 from tests.conftest import digits, tiny_config
 
@@ -64,16 +65,40 @@ def test_a_run_leaves_what_the_design_says(finished):
     for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "parameters.txt",
                  "checkpoints/15/digests.json", "tokenizer/tokenizer.safetensors",
                  "pictures/curves.png", "pictures/reconstructions.png",
-                 "pictures/neighbours.png"):  # fmt: skip
+                 "pictures/neighbours.png", "pictures/confusion.png"):  # fmt: skip
         assert (workdir / name).is_file(), name
     assert list(workdir.glob("events.out.tfevents*")) and not list(workdir.rglob("*.part"))
-    stored = json.loads((workdir / "results.json").read_text())
-    assert stored == {"step": 15, **results}
-    assert all(0 <= value <= 1 for value in results.values())
+    assert read_results(workdir) == {"step": 15, **results}
+    shares = {name: x for name, x in results.items() if name != "classification/loss"}
+    assert all(0 <= value <= 1 for value in shares.values())
     for name in ("classification/top1", "classification/top5", "knn/recall_at_1", "knn/dino_k20",
                  "reconstruction/token_accuracy", "floor/token_accuracy", "floor/top1",
                  "floor/knn_pixels_cosine", "floor/knn_pixels_euclidean"):  # fmt: skip
         assert name in results
+
+
+def test_results_say_of_which_checkpoint_and_by_which_protocol(finished, copied):
+    _, workdir, results = copied
+    stored = json.loads((workdir / "results.json").read_text())
+    numbers = {name: x for name, x in stored.items() if name not in ("checkpoint", "protocols")}
+    assert numbers == {"step": 15, **results}
+    digest = checkpoint.Checkpoints(workdir / "checkpoints", print).digest(15)
+    assert stored["checkpoint"] == {"step": 15, "digest": digest} and len(digest) == 64
+    said = stored["protocols"]
+    assert list(said) == ["classification", "knn", "reconstruction"]
+    assert said["knn"]["k"] == [10, 20, 100, 200] and said["knn"]["T"] == 0.07
+    assert (said["knn"]["queries"], said["knn"]["bank"]) == (297, 1500)
+    assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=fewshot"]) == 0
+    joined = json.loads((workdir / "results.json").read_text())
+    fewshot = joined["protocols"].pop("fewshot")
+    assert joined["protocols"] == said and fewshot["judged_by"] == 297
+    assert joined["checkpoint"] == stored["checkpoint"]
+    assert "L2-normalised" in (workdir / "report.html").read_text()
+    of_step = ["evaluate", f"--workdir={workdir}", "--evaluators=knn", "--step=5"]
+    assert cli.run(of_step) == 0
+    earlier = json.loads((workdir / "results_step_5.json").read_text())
+    assert earlier["checkpoint"]["step"] == 5 and earlier["checkpoint"]["digest"] != digest
+    assert list(earlier["protocols"]) == ["knn"]
 
 
 def test_metrics_hold_what_is_asked_of_them(finished):
@@ -231,7 +256,7 @@ def test_evaluate_gives_the_results_of_the_run(copied, capsys):
     assert cli.run([*args, "--evaluators=knn"]) == 0
     out = capsys.readouterr().out
     assert "knn/recall_at_1" in out and "classification/top1" not in out
-    assert json.loads((workdir / "results.json").read_text()) == {"step": 15, **results}
+    assert read_results(workdir) == {"step": 15, **results}
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert cli.run([*args, "--step=5"]) == 0
     assert "step 5 of" in capsys.readouterr().out

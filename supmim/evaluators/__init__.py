@@ -1,4 +1,4 @@
-"""Evaluators: objects with `run(params) -> results` and `draw(folder)`; all by name in one dict."""
+"""Evaluators: objects with `run(params) -> results`, `protocol()` and `draw(folder)`, by name."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,9 @@ class Evaluator(Protocol):
 
     def run(self, params: Any) -> dict[str, float]:
         """Numbers of these parameters; every example of the evaluation source counts once."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What the last run did, as JSON: what was compared, by which metric, k, T, how many."""
 
     def draw(self, folder: Path) -> None:
         """Pictures of the last run, as PNG files in `folder`."""
@@ -64,3 +67,10 @@ def run(
         for evaluator in evaluators:
             evaluator.draw(folder)
     return results
+
+
+def notes(evaluators: list[Evaluator], step: int, digest: str) -> dict[str, Any]:
+    """What the results of a run are of: the checkpoint and each evaluator's protocol, by name."""
+    names = {of: name for name, of in EVALUATORS.items()}
+    protocols = {names[type(evaluator)]: evaluator.protocol() for evaluator in evaluators}
+    return {"checkpoint": {"step": step, "digest": digest}, "protocols": protocols}

@@ -54,10 +54,12 @@ class Evaluator:
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
+        self._said: dict[str, int] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
+        self._said = {"drawn_from": len(train["label"]), "judged_by": len(out["label"])}
         queries = out["embedding"].astype(np.float64)
         results = {}
         for shots in SHOTS:
@@ -69,6 +71,14 @@ class Evaluator:
                 right.append((scores.argmax(axis=1) == out["label"]).mean())
             results[f"fewshot/{shots}_shot"] = float(np.mean(right))
         return results
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "ridge regression on some training images of each class",
+            "feature": "embedding, whitened per dimension by the shots", "metric": "top-1",
+            "l2": L2, "bias": BIAS, "seeds": len(SEEDS), **self._said,
+        }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
         """Nothing to draw."""

@@ -78,7 +78,7 @@ class Evaluator:
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
-        self.pictures, self._last = config.eval.pictures, {}
+        self.pictures, self._last, self._searched = config.eval.pictures, {}, 0
         self.mib, self.seed = config.eval.similarity_mib, config.seed
         self.floors: dict[str, float] | None = None
 
@@ -91,6 +91,7 @@ class Evaluator:
         _, own = among.nearest(queries, 1, exclude_self=True)
         if self.floors is None:
             self.floors = self.measured_floors()
+        self._searched = len(rows)
         self._last = {
             "index": out["index"], "label": out["label"],
             "neighbour": train["index"][ids], "neighbour_label": train["label"][ids],
@@ -120,6 +121,15 @@ class Evaluator:
     def right(self, similarity: np.ndarray, label: np.ndarray, out: dict) -> float:
         """Share of the queries that [Q, k] neighbours of these labels vote right."""
         return float((vote(similarity, label, self.num_classes) == out["label"]).mean())
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "evaluation images in the training source; leave_one_out among themselves",
+            "feature": "embedding, L2-normalised", "metric": "cosine, exact search",
+            "k": [k for k in VOTERS if k <= self._searched], "T": TEMPERATURE,
+            "queries": len(self._last["label"]), "bank": self._searched,
+        }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
         """neighbours.png: some wrong queries first, then others, each evenly taken."""

@@ -21,11 +21,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from supmim import sharding
-from supmim.errors import DataError, NumericsError
+from supmim.errors import DataError
 from supmim.evaluators.classification import top_k
-from supmim.evaluators.predictions import Predictions
-from supmim.models import probe
-from supmim.models.probe import Kind
+from supmim.evaluators.predictions import Predictions, check_finite
+from supmim.tasks import probe
+from supmim.tasks.probe import Kind
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 BATCH_SIZE = 256  # for which these rates are stated; they shrink with smaller training sets
@@ -173,16 +173,6 @@ def best(right: np.ndarray, loss: np.ndarray) -> tuple[int, int]:
     return tuple(int(i) for i in np.unravel_index(order[0], right.shape))
 
 
-def check(features: np.ndarray, name: str) -> None:
-    """NumericsError unless all features of a source are finite in float16."""
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise NumericsError(
-            f"features of {name} are not finite for {len(bad)} images, the first is image "
-            f"{bad[0]}. Look at the losses in metrics.jsonl"
-        )
-
-
 class Evaluator:
     """linear/top1: of the head that does best on a tenth of the training images held out."""
 
@@ -196,7 +186,7 @@ class Evaluator:
         view, mesh = self.predictions.task.probe_features, self.predictions.mesh
         train_on, out = (self.predictions.of(params, part, view) for part in ("train", "eval"))
         for found, name in ((train_on, "the training source"), (out, "the evaluation source")):
-            check(found["features"], name)
+            check_finite(found["features"], f"features of {name}")
         features, label = train_on["features"], train_on["label"]
         rows, held_out = halves(label)
         heads = train(features, label, schedule(rows), self.kinds, self.num_classes, mesh)

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from supmim.evaluators import linear
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.predictions import Predictions, check_finite
 
 C_GRID = tuple(10.0**power for power in range(-6, 6))  # inverse strength of the L2 penalty
 MAX_STEPS = 1000  # of L-BFGS
@@ -49,7 +49,7 @@ class Evaluator:
         """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
         for found, name in ((train, "the training source"), (out, "the evaluation source")):
-            linear.check(found["embedding"], name)
+            check_finite(found["embedding"], f"embeddings of {name}")
         c = choose(train["embedding"], train["label"])
         model = LogisticRegression(C=c, max_iter=MAX_STEPS)
         fit(model, train["embedding"], train["label"])

@@ -10,7 +10,7 @@ from supmim import sharding, step
 from supmim.data import pipeline
 from supmim.data.images import Images
 from supmim.data.landmarks import Landmarks
-from supmim.errors import DataError
+from supmim.errors import DataError, NumericsError
 from supmim.evaluators import ranking
 
 SOURCES = {"train": "the training source", "eval": "the evaluation source",
@@ -97,3 +97,13 @@ class Predictions:
     def unreadable(self) -> dict[str, float]:
         """How many images each source lacked; empty if the results are complete."""
         return {f"unreadable/{split}": float(n) for split, n in self._unreadable.items() if n}
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """NumericsError unless all [n, D] are finite."""
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise NumericsError(
+            f"{name} are not finite for {len(bad)} images, the first is image {bad[0]}. Look at "
+            "the losses in metrics.jsonl"
+        )

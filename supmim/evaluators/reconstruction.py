@@ -20,6 +20,7 @@ class Evaluator:
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.task = predictions, predictions.task
         self.count, self.patch_size = config.eval.pictures, config.encoder.patch_size
+        self.mim, self._images = config.mim, 0
         mesh = predictions.mesh
         self._tokenize = online.Tokenize(
             self.task.tokenize_whole, mesh, config.tokenizer.microbatch
@@ -36,6 +37,7 @@ class Evaluator:
             return self._fill_in(params, self._tokenize(self.task.frozen, batch))
 
         scores = self.predictions.collect(fill_in, "eval")
+        self._images = len(scores["index"])
         self._drawn = self.pictures(params, scores["index"])
         return self.task.target.results(scores)
 
@@ -46,6 +48,14 @@ class Evaluator:
         batch |= {"index": index, "epoch": np.zeros_like(index)}
         shown = jax.device_get(self._pictures(params, self.task.frozen, batch))
         return shown | {"image": np.asarray(augment.to_float(batch["image"]))}
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "targets of hidden patches, one fixed mask per image", "feature": "decoder",
+            "metric": f"{self.mim.target}, as predicted", "masking": self.mim.masking,
+            "mask_ratio": self.mim.mask_ratio, "images": self._images,
+        }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
         """reconstructions.png of evenly taken images."""

@@ -28,10 +28,12 @@ class Evaluator:
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.mib = predictions, config.eval.similarity_mib
+        self._said: dict[str, int] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
+        self._said = {"queries": len(out["label"]), "bank": len(train["label"])}
         _, bank = self.predictions.bank(params, "train", self.mib)
         queries, among = self.predictions.bank(params, "eval", self.mib)
         _, ids = bank.nearest(queries, max(IN_TRAIN))
@@ -61,6 +63,15 @@ class Evaluator:
                 values.setdefault(f"retrieval/{name}", []).append(metric(relevant, some))
         means = {name: metrics.mean(np.concatenate(parts)) for name, parts in values.items()}
         return means | {"retrieval/without_positives": float((positives == 0).mean())}
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "evaluation images among themselves, self excluded; train_: in the training "
+            "source; queries without another image of their class are left out",
+            "feature": "embedding, L2-normalised", "metric": "cosine, exact search",
+            "k": sorted({*IN_TRAIN, *AMONG, MMP}), **self._said,
+        }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
         """Nothing: the neighbours' strip shows them."""

@@ -64,7 +64,7 @@ class Evaluator:
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.codebook_size = predictions, config.tokenizer.codebook_size
-        self.pictures, self._last = config.eval.pictures, {}
+        self.pictures, self._last, self._images = config.eval.pictures, {}, 0
         everywhere = sharding.replicated(predictions.mesh)
         self._reconstruct = jax.jit(predictions.task.reconstruct, out_shardings=everywhere)
         self.simple = fitted(predictions.sources["train"], config)
@@ -77,6 +77,7 @@ class Evaluator:
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         out = self.predictions.of(params, "eval")
+        self._images = len(out["index"])
         index = out["index"][evenly(len(out["index"]), self.pictures)]
         image = augment.to_float(self.predictions.sources["eval"].read(index)["image"])
         self._last = {"image": image}
@@ -86,6 +87,14 @@ class Evaluator:
         self._last["tokenizer"] = self._reconstruct(params, image)
         results = summary(out) | usage(out["ids"], self.codebook_size)
         return {f"tokenizer/{name}": value for name, value in results.items()} | self.floors
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "images against what the tokenizer gives back", "feature": "pixels in [0, 1]",
+            "metric": "PSNR of the mean squared error, mean SSIM, use of codes",
+            "codes": self.codebook_size, "images": self._images,
+        }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
         """decoded.png of evenly taken images."""

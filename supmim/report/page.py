@@ -2,7 +2,9 @@
 
 import base64
 import html
+import json
 from pathlib import Path
+from typing import Any
 
 from supmim.workdir import write_text
 from supmim.writer import read_metrics
@@ -23,15 +25,25 @@ CAPTIONS = {
     "with what the decoder predicts. A tokenizer's own reconstruction is the best it could do.",
     "decoded.png": "Images that were not trained on, what k-means codes of patches make of them, "
     "and what the tokenizer does, at the same number of tokens and codes.",
+    "confusion.png": "True classes by row and what images of them are taken for: blue is right.",
     "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
     "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
 }
 
-UNITS = {"psnr": "{:.2f} dB", "ssim": "{:.4f}", "perplexity": "{:.1f}"}  # of what ends so
+UNQUOTED = str.maketrans("", "", '"{}[]')
+UNITS = {
+    "/loss": "{:.4f}",
+    "psnr": "{:.2f} dB",
+    "ssim": "{:.4f}",
+    "perplexity": "{:.1f}",
+}  # of what ends so
 
 
-def write(workdir: Path, results: dict[str, float], config: str) -> None:
-    """Writes workdir/report.html; every text is escaped, pictures are embedded."""
+def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str, Any]) -> None:
+    """Writes workdir/report.html; every text is escaped, pictures are embedded.
+
+    notes: what the results are of, as evaluators.notes has it.
+    """
     title, pictures = f"supmim: {workdir.name}", workdir / "pictures"
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td class=number>{text}</td></tr>"
@@ -52,8 +64,28 @@ def write(workdir: Path, results: dict[str, float], config: str) -> None:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<table><tr><th>result</th><th>value</th></tr>{rows}</table>"
+        f"<h2>What the results are of</h2>{noted(notes)}"
         f"<h2>Where the time of the last start went</h2><table>{spent}</table>"
         f"{figures}<h2>Config</h2><pre>{html.escape(config)}</pre></html>\n",
+    )
+
+
+def noted(notes: dict[str, Any]) -> str:
+    """A table of the checkpoint and the protocol of every evaluator."""
+    kinds = {"checkpoint": notes["checkpoint"], **notes["protocols"]}
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(said(facts))}</td></tr>"
+        for name, facts in kinds.items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def said(facts: dict[str, Any]) -> str:
+    """`name: value; ...` of JSON, on one line."""
+    return "; ".join(
+        f"{name.replace('_', ' ')}: "
+        + (value if isinstance(value, str) else json.dumps(value).translate(UNQUOTED))
+        for name, value in facts.items()
     )
 
 

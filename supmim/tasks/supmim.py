@@ -13,9 +13,8 @@ from supmim import losses, masking, metrics, models, tokenizers
 from supmim.config import has_tokenizer
 from supmim.data import augment, mixing
 from supmim.data.images import VIEW, Images
-from supmim.models import probe
 from supmim.models import supmim as supmim_model
-from supmim.tasks import prediction
+from supmim.tasks import prediction, probe
 from supmim.tokenizers import cached, views
 from supmim.workdir import holds_run
 
@@ -152,7 +151,7 @@ class SupMIM:
         return {"logits": logits, "embedding": encoded.embedding}
 
     def probe_features(self, params: Any, batch: dict) -> dict:
-        """Raw batch -> `features` [B, F] of whole images, as models.probe has them."""
+        """Raw batch -> `features` [B, F] of whole images, as tasks.probe has them."""
         image, encoder = to_input(augment.to_float(batch["image"])), self.config.encoder
         _, encoded = self.model.apply(
             {"params": params}, image, taps=probe.taps(encoder), method="classify"
