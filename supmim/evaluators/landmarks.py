@@ -52,12 +52,14 @@ class Evaluator:
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.mib = predictions, config.eval.similarity_mib
+        self._searched: dict[str, int] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         gallery, out = (self.predictions.of(params, name) for name in ("gallery", "queries"))
         _, bank = self.predictions.bank(params, "gallery", self.mib)
         queries = ranking.unit(out["embedding"], "the queries")
+        self._searched = {"queries": len(queries), "bank": len(gallery["embedding"])}
         truth = self.predictions.landmarks.truth
         judge = plain if "positives" in truth[0] else graded
         values: dict[str, list[float]] = {}
@@ -66,6 +68,16 @@ class Evaluator:
                 for name, value in judge(gallery["index"][order], truth[out["index"][row]]):
                     values.setdefault(f"landmarks/{name}", []).append(value)
         return summary({name: np.array(of_each) for name, of_each in values.items()})
+
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        revisited = "positives" not in self.predictions.landmarks.truth[0]
+        kind = "revisited Oxford and Paris (arXiv 1803.11285)" if revisited else "positives, junk"
+        return {
+            "what": f"queries, cut to their boxes, in a gallery: {kind}",
+            "feature": "embedding of the evaluation view, one scale, L2-normalised",
+            "metric": "cosine, exact search", **self._searched,
+        }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
         """Nothing to draw."""
