@@ -49,9 +49,12 @@ BROUGHT = {
     5: {
         "init.workdir": "", "optimizer.layer_decay": 1.0, "optimizer.frozen": "none",
         "eval.landmarks": "", "eval.real_labels": "",
+        "data.ignore_label": -1, "data.mask_classes": 0, "segmentation.head": "linear",
+        "segmentation.width": 128, "segmentation.dropout": 0.1, "segmentation.window": 0,
+        "segmentation.stride": 0,
     },
 }  # fmt: skip
-LATER_GROUPS = ("init",)  # that version 1 had not
+LATER_GROUPS = ("init", "segmentation")  # that version 1 had not
 
 MOST_CODES = 2**16  # that a cache of target ids can tell apart
 NORM_GROUPS = 32  # of the norms of published VQGANs
@@ -65,9 +68,11 @@ EVALUATORS = {
         "reconstruction",
     ),
     "tokenizer": ("tokenizer",),
+    "segmentation": ("segmentation",),
 }  # fmt: skip
 ALL = "all"  # of the task's
 ALWAYS = "classification,knn,reconstruction"
+MASKED = ("scenes", "pairs")  # kinds of sources that have masks
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
 # Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
@@ -141,7 +146,7 @@ def _seed(meaning):
 
 OPTIONS = {
     "seed": _seed("seed of parameters, masks, dropout and mixing"),
-    "task": Option("supmim", "what is trained", choices=("supmim", "tokenizer")),
+    "task": Option("supmim", "what is trained", choices=("supmim", "tokenizer", "segmentation")),
     "batch_size": _at_least(1, 1024, "images per step, over all devices"),
     "accumulation_steps": _at_least(1, 1, "parts a batch is taken in, one after the other"),
     "total_epochs": _at_least(1, 90, "length of the training, in passes over the training set"),
@@ -153,7 +158,8 @@ OPTIONS = {
     # Data: images and the views made of them.
     "data.seed": _seed("seed of sample order, crops and augmentation"),
     "data.train": Option(
-        "digits:train", "training source: digits:, folder:, records:, or TFDS_NAME:SPLIT"
+        "digits:train",
+        "training source: digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
     ),
     "data.eval": Option("", "evaluation source; empty: what the training source holds out"),
     "data.holdout": Option(
@@ -163,6 +169,12 @@ OPTIONS = {
     "data.image_size": _at_least(1, 224, "side of the square image, in pixels"),
     "data.channels": Option(3, "channels of an image: 1, grey, or 3", low=1, high=3),
     "data.targets": Option("", "folder of target ids that `supmim data tokens` made; empty: none"),
+    "data.ignore_label": Option(
+        -1, "masks: id of pixels that do not count; -1: none", low=-1, high=2**16 - 1
+    ),
+    "data.mask_classes": Option(
+        0, "masks: number of classes where no classes.txt names them", low=0, high=2**15 - 1
+    ),
     "data.limit": _at_least(0, 0, "images used of each source, evenly taken; 0: all"),
     "data.workers": _at_least(-1, -1, "reader processes per host; 0: a thread; -1: as many as fit"),
     "data.max_pixels": _at_least(
@@ -225,6 +237,20 @@ OPTIONS = {
     "decoder.depth": _at_least(0, 2, "number of blocks"),
     "decoder.num_heads": _at_least(1, 8, "attention heads per block"),
     "decoder.mlp_dim": _at_least(1, 2048, "hidden size of a block's MLP"),
+    # Segmentation: a class for each pixel; read by task=segmentation alone.
+    "segmentation.head": Option(
+        "linear",
+        "one dense layer on the last tokens, or a light pyramid on those of four blocks",
+        choices=("linear", "multiscale"),
+    ),
+    "segmentation.width": _at_least(1, 128, "multiscale: channels of the pyramid"),
+    "segmentation.dropout": _share(0.1, "dropout rate before the last layer", high=0.9),
+    "segmentation.window": _at_least(
+        0, 0, "evaluation: side of the sliding window, in pixels; 0: data.image_size"
+    ),
+    "segmentation.stride": _at_least(
+        0, 0, "evaluation: pixels from one window to the next; 0: two thirds of a window"
+    ),
     # Masked image modelling.
     "mim.passes": Option(
         "two",
@@ -444,6 +470,8 @@ def debug(config: Any) -> FrozenConfigDict:
         small.tokenizer.codebook_size = config.tokenizer.codebook_size
     small.data.targets = small.eval.real_labels = ""  # of other images
     small.init.workdir = ""  # of another size
+    if config.task == "segmentation":
+        small.data.eval_resize = small.segmentation.window = small.segmentation.stride = 0
     if config.tokenizer.image_size:
         grid = small.data.image_size // config.encoder.patch_size
         small.tokenizer.image_size = grid * config.tokenizer.patch_size
@@ -459,6 +487,11 @@ def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigD
     if not has_labels(config):
         return config
     found = len(class_names)
+    if not found:
+        raise DataError(
+            f"nothing says how many classes the masks of {where} have: write their names into "
+            "classes.txt in its folder, a line each, or set --config.data.mask_classes=N"
+        )
     if found < 2:
         raise DataError(f"{where} has images of one class, {class_names[0]}; this takes two")
     if config.classifier.num_classes not in (0, found):
@@ -476,8 +509,13 @@ def settle(config: Any, class_names: Sequence[str], where: str) -> FrozenConfigD
 
 def has_tokenizer(config: Any) -> bool:
     """Whether ids are what is predicted."""
-    predicts = config.task == "supmim" and config.mim_weight
-    return bool(predicts) and config.mim.target == "tokens"
+    return _decodes(config) and config.mim.target == "tokens"
+
+
+def window(config: Any) -> tuple[int, int]:
+    """Side and stride of the sliding window, in pixels."""
+    side = config.segmentation.window or config.data.image_size
+    return side, config.segmentation.stride or max(1, 2 * side // 3)
 
 
 def has_labels(config: Any) -> bool:
@@ -545,14 +583,16 @@ def _size_problems(config: Any) -> Iterator[str]:
             f"config.optimizer.layer_decay={config.optimizer.layer_decay} has nothing to act on "
             "with config.optimizer.frozen=encoder: set it to 1.0, or frozen to none"
         )
-    if config.task == "tokenizer":
-        yield from _training_problems(config, config.tokenizer)
-    else:
-        yield from _supmim_problems(config)
+    problems = {
+        "supmim": _supmim_problems, "tokenizer": _training_problems,
+        "segmentation": _segmentation_problems,
+    }  # fmt: skip
+    yield from problems[config.task](config)
 
 
-def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
+def _training_problems(config: Any) -> Iterator[str]:
     """What no tokenizer can be trained with."""
+    tokenizer = config.tokenizer
     image_size, parts = config.data.image_size, config.accumulation_steps
     if tokenizer.name == "patch_vq":
         yield (
@@ -578,15 +618,10 @@ def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
             f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
             f"more, not config.data.image_size={image_size}; set it to 0"
         )
-    unread = {
-        "tokenizer.path": tokenizer.path, "tokenizer.image_size": tokenizer.image_size,
-        "data.targets": config.data.targets, "init.workdir": config.init.workdir,
-        "optimizer.layer_decay": config.optimizer.layer_decay,
-        "optimizer.frozen": config.optimizer.frozen,
-    }  # fmt: skip
-    for name, value in unread.items():
-        if value != OPTIONS[name].default:
-            yield f"config.{name}={value} is not for config.task=tokenizer: leave it out"
+    yield from _unread(
+        config, "tokenizer.path", "tokenizer.image_size", "data.targets", "init.workdir",
+        "optimizer.layer_decay", "optimizer.frozen",
+    )  # fmt: skip
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
     if grouped and config.batch_size % group:
@@ -597,19 +632,72 @@ def _training_problems(config: Any, tokenizer: Any) -> Iterator[str]:
         )
 
 
+def _unread(config: Any, *names: str) -> Iterator[str]:
+    """Options that were set and that the task has no use for."""
+    flat = flatten(config)
+    for name in names:
+        if flat[name] != OPTIONS[name].default:
+            yield f"config.{name}={flat[name]} is not for config.task={config.task}: leave it out"
+
+
+def _segmentation_problems(config: Any) -> Iterator[str]:
+    """Sources without masks; windows that do not fit; views that would leave the masks behind."""
+    yield from _encoder_problems(config)
+    for name in ("train", "eval"):
+        source = config.data[name]
+        if source and source.partition(":")[0] not in MASKED:
+            yield (
+                f"config.data.{name}={source} has no masks, which config.task=segmentation needs: "
+                f"it takes {' or '.join(f'{kind}:' for kind in MASKED)}"
+            )
+    side, stride = window(config)
+    patch, resize = config.encoder.patch_size, config.data.eval_resize or config.data.image_size
+    if side % patch:
+        yield (
+            f"config.segmentation.window={side} is not divisible by config.encoder.patch_size="
+            f"{patch}; nearest: " + _nearest(side, lambda n: n % patch == 0)
+        )
+    if side > resize:
+        yield (
+            f"config.segmentation.window={side} exceeds the short side of {resize} pixels that "
+            f"evaluation images have: set config.data.eval_resize={side} or a smaller window"
+        )
+    if stride > side:
+        yield (
+            f"config.segmentation.stride={stride} exceeds the window of {side} pixels: some pixels "
+            f"would be in no window; set it to at most {side}"
+        )
+    yield from _unread(config, "data.targets", "data.randaug_num", "data.erase", "data.mixup",
+                       "data.cutmix")  # fmt: skip
+
+
 def _supmim_problems(config: Any) -> Iterator[str]:
-    image_size, encoder, decoder, mim = (
-        config.data.image_size, config.encoder, config.decoder, config.mim
-    )  # fmt: skip
+    yield from _encoder_problems(config)
+    for name in ("train", "eval"):
+        source = config.data[name]
+        if source.partition(":")[0] in MASKED:
+            yield (
+                f"config.data.{name}={source} has classes of pixels, none of images, which "
+                "config.task=supmim needs: set config.task=segmentation or another source"
+            )
+    if not config.class_weight and not config.mim_weight:
+        yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
+    if config.mim_weight:
+        grid = config.data.image_size // config.encoder.patch_size
+        yield from _mim_problems(config, grid, config.mim)
+
+
+def _encoder_problems(config: Any) -> Iterator[str]:
+    """Sizes that no encoder, or decoder if there is one, can have."""
+    image_size, encoder = config.data.image_size, config.encoder
     if image_size % encoder.patch_size:
         yield (
             f"config.data.image_size={image_size} is not divisible by "
             f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
             + _nearest(image_size, lambda n: n % encoder.patch_size == 0)
         )
-    for name, group in (("encoder", encoder), ("decoder", decoder)):
-        if name == "decoder" and not config.mim_weight:
-            continue
+    for name in ("encoder", "decoder") if _decodes(config) else ("encoder",):
+        group = config[name]
         if group.width % group.num_heads:
             yield (
                 f"config.{name}.width={group.width} is not divisible by "
@@ -628,10 +716,11 @@ def _supmim_problems(config: Any) -> Iterator[str]:
             f"config.encoder.attention=cudnn trains on even numbers of tokens, not on {odd}: set "
             "config.encoder.attention=xla, or an even grid, mask_ratio and pool=gap or map"
         )
-    if not config.class_weight and not config.mim_weight:
-        yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
-    if config.mim_weight:
-        yield from _mim_problems(config, image_size // encoder.patch_size, mim)
+
+
+def _decodes(config: Any) -> bool:
+    """Whether there is a decoder."""
+    return config.task == "supmim" and bool(config.mim_weight)
 
 
 def _data_problems(data: Any) -> Iterator[str]:
@@ -652,10 +741,10 @@ def _odd_lengths(config: Any) -> str:
     """The odd ones among the numbers of tokens that encoder and decoder see."""
     mim, num_tokens = config.mim, (config.data.image_size // config.encoder.patch_size) ** 2
     unit = mim.unit**2 if mim.masking == "units" else 1
-    drops = config.mim_weight and mim.hidden == "drop"
+    drops = _decodes(config) and mim.hidden == "drop"
     kept = round(num_tokens // unit * (1 - mim.mask_ratio)) * unit if drops else num_tokens
     cls = config.encoder.pool == "cls"
-    lengths = {num_tokens + cls, kept + cls, num_tokens if config.mim_weight else 0}
+    lengths = {num_tokens + cls, kept + cls, num_tokens if _decodes(config) else 0}
     return " or ".join(str(length) for length in sorted(lengths) if length % 2)
 
 

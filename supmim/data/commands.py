@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from supmim import config as config_lib
-from supmim.data import convert, inspection, pairs, prepare, progress, sources
+from supmim.data import convert, inspection, prepare, progress, sources
 from supmim.data.images import Bad
 from supmim.data.sources import Source, printable
 from supmim.errors import ConfigError, DataError, Interrupted
@@ -195,17 +195,21 @@ def cut(line: str) -> str:
 
 def check_pairs(spec: str, data: Any, flags: Any) -> None:
     """The same for images with masks."""
-    found = pairs.load(spec.removeprefix("pairs:"), data)
-    with progress.bar("decoding", len(found)) as advance:
-        summary = inspection.pairs_summary(found, data.max_pixels, advance)
+    parts = parts_of(spec, data)
+    with progress.bar("decoding", sum(map(len, parts.values()))) as advance:
+        found = {
+            part.name: inspection.pairs_summary(part, data.max_pixels, advance)
+            for part in parts.values()
+        }
     if flags.json:
-        return tell(json.dumps(summary, indent=1))
-    tell(f"{found.name}: {summary['pairs']:,} images with masks")
-    tell(f"  ids of the masks: {summary['ids']}")
-    for line in listed("unreadable", summary["unreadable"]):
-        tell(line)
-    if summary["unreadable"]:
-        raise DataError(f"{len(summary['unreadable'])} pairs of {spec} can't be used")
+        return tell(json.dumps(found, indent=1))
+    for name, summary in found.items():
+        tell(f"{name}: {summary['pairs']:,} images with masks")
+        tell(f"  ids of the masks: {summary['ids']}")
+        for line in listed("unreadable", summary["unreadable"]):
+            tell(line)
+    if bad := sum(len(summary["unreadable"]) for summary in found.values()):
+        raise DataError(f"{bad} pairs of {spec} can't be used")
     return None
 
 
@@ -230,6 +234,8 @@ def convert_to(spec: str, data: Any, flags: Any) -> None:
         raise ConfigError("supmim data convert takes --out=DIR, the folder that gets the store")
     how, out = how_of(flags, data.max_pixels), Path(flags.out)
     parts = parts_of(with_split(spec), data)
+    if any(isinstance(part, sources.Masked) for part in parts.values()):
+        raise DataError(f"{spec} has masks, for which a store has no place; train on it as it is")
     with lock.hold(out, "--out"):
         bad = convert.convert(parts, out, how, tell)
     for name, images in bad.items():

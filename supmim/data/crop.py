@@ -72,15 +72,12 @@ def short_side_box(height: int, width: int, resize: int, size: int) -> Box:
 
     Sides and offsets round as torchvision's Resize and CenterCrop, the protocol of DINO's kNN.
     """
-    short, long = min(height, width), max(height, width)
-    scaled = int(resize * long / short)
-    new_height, new_width = (resize, scaled) if height <= width else (scaled, resize)
-    return _crop_of_resized(height, width, new_height, new_width, size)
+    return _crop_of_resized(height, width, *short_side_size(height, width, resize), size)
 
 
 def stretch_box(height: int, width: int, resize: int, size: int) -> Box:
     """The same after a resize to a square that ignores the aspect: big_vision's few-shot view."""
-    return _crop_of_resized(height, width, resize, resize, size)
+    return _crop_of_resized(height, width, *stretch_size(height, width, resize), size)
 
 
 def _crop_of_resized(height: int, width: int, new_height: int, new_width: int, size: int) -> Box:
@@ -89,6 +86,18 @@ def _crop_of_resized(height: int, width: int, new_height: int, new_width: int, s
     return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
 
 
+def short_side_size(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Height and width once the short side is `resize`."""
+    scaled = int(resize * max(height, width) / min(height, width))
+    return (resize, scaled) if height <= width else (scaled, resize)
+
+
+def stretch_size(height: int, width: int, resize: int) -> tuple[int, int]:
+    """Those of a square."""
+    return resize, resize
+
+
+EVAL_SIZES = {"short_side": short_side_size, "stretch": stretch_size}
 EVAL_BOXES = {"short_side": short_side_box, "stretch": stretch_box}
 
 
@@ -107,21 +116,35 @@ class CentralCrop:
 
 def resize(pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
     """The box of uint8 [H, W, 1 or 3] as [size, size, C], antialiased; Pillow's to a level."""
+    return resize_to(pixels, box, (size, size), method)
+
+
+def resize_to(pixels: np.ndarray, box: Box, size: tuple[int, int], method: str) -> np.ndarray:
+    """The same as [*size, C], for any height and width."""
     height, width, channels = pixels.shape
-    if (height, width) == (size, size) and box == (0, 0, size, size):
+    if (height, width) == size and box == (0, 0, width, height):
         return pixels
     algorithm, radius = FILTERS[method]
     left, top, right, bottom = box
-    x_margin = 1 + math.ceil(radius * max(1, (right - left) / size))
-    y_margin = 1 + math.ceil(radius * max(1, (bottom - top) / size))
+    x_margin = 1 + math.ceil(radius * max(1, (right - left) / size[1]))
+    y_margin = 1 + math.ceil(radius * max(1, (bottom - top) / size[0]))
     x, y = max(0, math.floor(left) - x_margin), max(0, math.floor(top) - y_margin)
     part = pixels[y : math.ceil(bottom) + y_margin, x : math.ceil(right) + x_margin]
     kind = PIXEL_TYPES[channels]
     source = ImageData(part.shape[1], part.shape[0], kind, part.tobytes())
-    square = ImageData(size, size, kind)
+    view = ImageData(size[1], size[0], kind)
     shown = CropBox(left - x, top - y, right - left, bottom - top)
-    RESIZER.resize(source, square, ResizeOptions(algorithm, crop_box=shown))
-    return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, channels)
+    RESIZER.resize(source, view, ResizeOptions(algorithm, crop_box=shown))
+    return np.frombuffer(view.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+def resize_ids(ids: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """The box of ids [H, W] as [size, size]: those at the centres of the new pixels."""
+    left, top, right, bottom = box
+    middle = (np.arange(size) + 0.5) / size
+    y, x = top + middle * (bottom - top), left + middle * (right - left)
+    rows, columns = (v.astype(int).clip(0, n - 1) for v, n in zip((y, x), ids.shape, strict=True))
+    return ids[np.ix_(rows, columns)]
 
 
 def scaled(box: Box, size: tuple[int, int], new: tuple[int, int]) -> Box:

@@ -27,6 +27,7 @@ UPRIGHT = {  # orientation -> what makes it upright
     6: lambda x: np.rot90(x, 3), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90,
 }  # fmt: skip
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+MOST_IDS = 2**16 - 1
 SIMD_FACTORS = (2, 4, 8)  # of scaled decoding: others have no fast kernel
 
 
@@ -168,9 +169,12 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
-    """uint8 [H, W]: the class ids of a mask, its grey values or the indices of its palette."""
+    """uint16 [H, W]: the class ids of a mask, its grey values or the indices of its palette."""
     read_header(data, max_pixels)
     mode = kind(data)[1]
-    if mode not in ("1", "L", "P"):
-        raise BadImage(f"a mask has 8 bits and one channel, this is {mode}")
-    return _quietly(lambda: np.asarray(_open(data)).astype(np.uint8))
+    if mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
+        raise BadImage(f"a mask has 8 or 16 bits and one channel, this is {mode}")
+    ids = _quietly(lambda: np.asarray(_open(data)).astype(np.int64))
+    if ids.max() > MOST_IDS:
+        raise BadImage(f"its mask has the id {ids.max()}; 16 bits hold {MOST_IDS}")
+    return ids.astype(np.uint16)

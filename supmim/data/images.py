@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from supmim import config as config_lib
-from supmim.data import crop, decode
-from supmim.data.sources import Record, Source, check_label
+from supmim.data import crop, decode, masks
+from supmim.data.sources import Masked, MaskedRecord, Record, Source, check_label, innermost
 from supmim.data.targets import Cache
 
 # The options of config.data that a training view depends on.
@@ -71,6 +71,7 @@ class Images:
             self.sizes["tokenizer_image"] = second.size
         self.largest = max(data.image_size, second.size)
         self.method, self.max_pixels = data.interpolation, data.max_pixels
+        self.masked, self.ignore_label = isinstance(innermost(source), Masked), data.ignore_label
 
     def __len__(self) -> int:
         return len(self.source)
@@ -78,7 +79,8 @@ class Images:
     def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
         """`image` uint8 [n, S, S, C], black where unreadable, and `label` int32 [n]; epoch 0.
 
-        With a second size also `tokenizer_image` [n, T, T, C]; with targets `target_ids` [n, N].
+        With a second size also `tokenizer_image` [n, T, T, C]; with targets `target_ids` [n, N];
+        with masks `label_map` int16 [n, S, S], the class of each pixel or masks.IGNORED.
         """
         return self.take(index, np.zeros(len(index), int))[0]
 
@@ -87,12 +89,15 @@ class Images:
     ) -> tuple[dict[str, np.ndarray], dict[int, Bad]]:
         """What `read` gives, each record's view of its epoch; and row -> Bad for those it can't.
 
-        DataError for a label that names no class, or damaged storage.
+        DataError for a label that names no class, a mask that does not fit, or damaged storage.
         """
         views = {
             name: np.zeros((len(index), size, size, self.channels), np.uint8)
             for name, size in self.sizes.items()
         }
+        if self.masked:
+            shape = (len(index), self.sizes["image"], self.sizes["image"])
+            views["label_map"] = np.full(shape, masks.IGNORED, np.int16)
         label = np.zeros(len(index), np.int32)
         bad = {}
         records = self.source.__getitems__([int(i) for i in index])
@@ -113,9 +118,28 @@ class Images:
     def view(self, record: Record, epoch: int, index: int) -> dict[str, np.ndarray]:
         """One part of a record at each size; BadImage if there is no whole image in the record."""
         pixels, box = self.part(record, epoch, index)
-        return {
+        views = {
             name: crop.resize(pixels, box, size, self.method) for name, size in self.sizes.items()
         }
+        if self.masked:
+            label_map = self.label_map(record, pixels)
+            views["label_map"] = crop.resize_ids(label_map, box, self.sizes["image"])
+        return views
+
+    def label_map(self, record: MaskedRecord, pixels: np.ndarray) -> np.ndarray:
+        """int16 [H, W] of pixels [H, W, C]; BadImage, or DataError if the mask does not fit."""
+        ids = masks.read(record, self.max_pixels)
+        masks.check_size(record.name, ids, pixels)
+        return masks.to_classes(record.name, ids, len(self.class_names), self.ignore_label)
+
+    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray] | Bad:
+        """Decoded pixels uint8 [H, W, C] and label map int16 [H, W] of a record with a mask."""
+        record = self.source[index]
+        try:
+            pixels, _ = self.part(record, 0, index)
+            return pixels, self.label_map(record, pixels)
+        except decode.BadImage as error:
+            return Bad(index, record.name, str(error))
 
     def part(self, record: Record, epoch: int, index: int) -> tuple[np.ndarray, crop.Box]:
         """Decoded pixels uint8 [H, W, C], perhaps shrunk, and which of them are shown."""
@@ -126,7 +150,9 @@ class Images:
             raise decode.BadImage(record.image.strerror)
         header = decode.read_header(record.image, self.max_pixels)
         box = self.box_of(header.height, header.width, epoch, index)
-        shrink = 0 if self.exact else min(box[2] - box[0], box[3] - box[1]) / self.largest
+        shrink = (
+            0 if self.exact or self.masked else min(box[2] - box[0], box[3] - box[1]) / self.largest
+        )
         pixels = decode.decode(record.image, header, self.channels, shrink)
         return pixels, crop.scaled(box, (header.height, header.width), pixels.shape[:2])
 

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim.data import decode, folders, images, progress
+from supmim.data import decode, folders, images, masks, progress
 from supmim.data.images import Bad
-from supmim.data.pairs import MaskedRecord, Pairs
-from supmim.data.sources import Record, Source, check_label, evenly
+from supmim.data.sources import MaskedRecord, Record, Source, check_label, evenly
 from supmim.errors import DataError
 
 CHUNK = 32
@@ -145,7 +144,7 @@ def images_per_second(source: Source, data: Any) -> float:
     return len(index) / (time.perf_counter() - begin)
 
 
-def pairs_summary(found: Pairs, max_pixels: int, advance: Callable[[int], None]) -> dict[str, Any]:
+def pairs_summary(found: Source, max_pixels: int, advance: Callable[[int], None]) -> dict[str, Any]:
     """Counts of images with masks; what can't be decoded or does not fit is listed."""
     ids: set[int] = set()
     unreadable = []
@@ -161,15 +160,14 @@ def pairs_summary(found: Pairs, max_pixels: int, advance: Callable[[int], None])
 
 def mask_ids(pair: MaskedRecord, max_pixels: int) -> set[int]:
     """The ids in a mask; BadImage if it or its image is damaged, or they differ in size."""
-    for data in (pair.image, pair.mask):
-        if isinstance(data, OSError):
-            raise decode.BadImage(data.strerror)
+    if isinstance(pair.image, OSError):
+        raise decode.BadImage(pair.image.strerror)
     header = decode.read_header(pair.image, max_pixels)
-    decode.decode(pair.image, header, 3)
-    mask = decode.decode_ids(pair.mask, max_pixels)
-    if mask.shape != (header.height, header.width):
-        sides = f"{mask.shape[1]} x {mask.shape[0]}"
+    pixels = decode.decode(pair.image, header, 3)
+    ids = masks.read(pair, max_pixels)
+    if ids.shape != pixels.shape[:2]:
+        sides = f"{ids.shape[1]} x {ids.shape[0]}"
         raise decode.BadImage(
             f"the mask has {sides} pixels, the image {header.width} x {header.height}"
         )
-    return set(np.unique(mask).tolist())
+    return set(np.unique(ids).tolist())

@@ -1,60 +1,45 @@
-"""`pairs:PATH`: images with a mask of class ids each, to evaluate segmentation on.
+"""`pairs:PATH`: images with a mask of class ids each, for segmentation.
 
 PATH/images/.../x.jpg and PATH/masks/.../x.png (or annotations), alike but for the ending; or
-NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are 8-bit images of one channel.
+NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel, 8 or 16
+bits. PATH/classes.txt has the names of the classes, a line each, without that of ids that are
+ignored; else data.mask_classes says how many there are. What is held out is PATH/val, validation or
+test beside PATH/train, each with images and masks; or images/validation beside images/training
+(ADE20K); else a share of the pairs, by a hash of their names.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from supmim.data import catalogue, folders, sources
+from supmim.data import catalogue, folders, masks, sources
+from supmim.data.sources import MaskedRecord
 from supmim.errors import DataError
 
 IMAGES = "images"
 MASKS = ("masks", "annotations")
 MASK_FEATURES = ("annotation", "segmentation_mask", "mask")
+CLASSES = "classes.txt"
+TRAINED, HELD_OUT = ("train", "training"), ("val", "validation", "test")  # folders in images
 
 
-class MaskedRecord(NamedTuple):
-    """An image and its mask, both encoded, or the error that came instead of one."""
-
-    image: bytes | OSError
-    mask: bytes | OSError
-    name: str
-
-
-class Pairs(Protocol):
-    """Random access to images with masks; must pickle."""
-
-    name: str
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-
-    def __getitem__(self, index: int) -> MaskedRecord:
-        """One pair."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for two results to be of the same data."""
-
-
-class FolderPairs:
+class FolderPairs(sources.Masked):
     """Pairs of files, sorted by name. DataError lists the images that have no mask."""
 
-    def __init__(self, root: Path) -> None:
-        self.name = f"pairs:{root}"
-        masks = next((root / name for name in MASKS if (root / name).is_dir()), None)
-        if masks is None or not (root / IMAGES).is_dir():
+    def __init__(self, root: Path, class_names: Sequence[str]) -> None:
+        self.name, self.class_names = f"pairs:{root}", tuple(class_names)
+        found = next((root / name for name in MASKS if (root / name).is_dir()), None)
+        if found is None or not (root / IMAGES).is_dir():
             raise DataError(f"{root} has no folders {IMAGES} and {' or '.join(MASKS)}")
-        self.images, self.masks = _files(root / IMAGES), _files(masks)
+        self.images, self.masks = _files(root / IMAGES), _files(found)
         missing = [name for name in self.images if name not in self.masks]
         if missing or not self.images:
             listed = ", ".join(sources.printable(name) for name in missing[:20])
             raise DataError(
-                f"{root}: {len(missing)} of {len(self.images)} images have no mask in {masks.name}"
+                f"{root}: {len(missing)} of {len(self.images)} images have no mask in {found.name}"
                 + (f": {listed}" if missing else "")
             )
         self.names = sorted(self.images)
@@ -65,7 +50,10 @@ class FolderPairs:
     def __getitem__(self, index: int) -> MaskedRecord:
         name = self.names[index]
         image = self.images[name][0]
-        return MaskedRecord(_read(image), _read(self.masks[name][0]), image)
+        return MaskedRecord(_read(image), 0, image, _read(self.masks[name][0]))
+
+    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
+        return [self[int(i)] for i in index]
 
     def fingerprint(self) -> dict[str, Any]:
         """Names and sizes, not the place."""
@@ -73,49 +61,107 @@ class FolderPairs:
         digest = hashlib.sha256(json.dumps(sizes).encode())
         return {"name": "pairs", "length": len(self), "sha256": digest.hexdigest()}
 
+    def part(self, part: str, holdout: float) -> "FolderPairs":
+        """The pairs that are held out, or the others, in place."""
+        tops = {name.split("/")[0] for name in self.names}
+        if tops & set(TRAINED) and (out := [top for top in HELD_OUT if top in tops]):
+            chosen = out[:1] if part == sources.HELD_OUT else TRAINED
+            taken = [name for name in self.names if name.split("/")[0] in chosen]
+        elif part == sources.WHOLE:
+            taken = self.names
+        else:
+            wanted = part == sources.HELD_OUT
+            taken = [n for n in self.names if folders.is_held_out(n, holdout) == wanted]
+        if not taken:
+            raise sources.NothingHeldOut(
+                f"{self.name} has {len(self)} pairs, of which config.data.holdout={holdout:g} "
+                f"leaves none {part}; set --config.data.eval=pairs:PATH or another share"
+            )
+        self.names = taken
+        self.name += "" if part == sources.WHOLE else f" ({part})"
+        return self
 
-class SplitPairs:
+
+class SplitPairs(sources.Masked):
     """A split of TFDS with an image and a mask."""
 
-    def __init__(self, split: catalogue.Split, mask: str) -> None:
-        self.split, self.mask, self.name = split, mask, f"pairs:{split.name}"
+    def __init__(self, split: catalogue.Split, mask: str, class_names: Sequence[str]) -> None:
+        self.split, self.mask, self.class_names = split, mask, tuple(class_names)
+        self.name = f"pairs:{split.name}"
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> MaskedRecord:
         example = self.split.example(index)
-        image = example[self.split.fields.image]
-        return MaskedRecord(image, example[self.mask], self.split.name_of(index, example))
+        image, name = example[self.split.fields.image], self.split.name_of(index, example)
+        return MaskedRecord(image, 0, name, example[self.mask])
+
+    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
+        return [self[int(i)] for i in index]
 
     def fingerprint(self) -> dict[str, Any]:
         """Those of the split."""
         return self.split.fingerprint() | {"mask": self.mask}
 
 
-def load(where: str, data: Any) -> Pairs:
-    """A folder if there is one of that name, else a split of TFDS."""
+def load(where: str, part: str, data: Any) -> FolderPairs | SplitPairs:
+    """A folder if there is one of that name, else a split of TFDS.
+
+    Its class_names are empty if nothing says how many classes there are.
+    """
     root = Path(where).expanduser()
     if root.is_dir():
-        return FolderPairs(root)
+        return folder_pairs(root, part, data)
     if catalogue.SPEC.fullmatch(where):
-        return tfds_pairs(where, data)
+        return tfds_pairs(where, part, data)
     raise DataError(f"pairs:{where}: there is no such folder")
 
 
-def tfds_pairs(where: str, data: Any) -> SplitPairs:
+def folder_pairs(root: Path, part: str, data: Any) -> FolderPairs:
+    """One part of a folder."""
+    names = class_names(root / CLASSES, data)
+    trained, held_out = folders.parts(root)
+    if trained == root or held_out is None:
+        return FolderPairs(trained, names).part(part, data.holdout)
+    return FolderPairs(held_out if part == sources.HELD_OUT else trained, names)
+
+
+def class_names(path: Path, data: Any) -> list[str]:
+    """The lines of a file, or the ids of data.mask_classes; DataError if they contradict."""
+    if not path.is_file():
+        return numbered(data)
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [name for name in names if name]
+    if data.mask_classes not in (0, len(names)):
+        raise DataError(
+            f"{path} names {len(names)} classes, config.data.mask_classes is {data.mask_classes}; "
+            "leave it out, or correct the file"
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} names {', '.join(twice[:5])} more than once")
+    return names
+
+
+def numbered(data: Any) -> list[str]:
+    """The ids of data.mask_classes as names."""
+    return [str(i) for i in masks.ids_of(data.mask_classes, data.ignore_label)]
+
+
+def tfds_pairs(where: str, part: str, data: Any) -> SplitPairs:
     """DataError, with the features, if the image and the mask are not clear."""
-    builder, split = catalogue.open_split(where, sources.WHOLE, data.tfds_dir)
+    builder, split = catalogue.open_split(where, part, data.tfds_dir)
     images = catalogue.image_features(builder)
-    masks = [name for name in images if name in MASK_FEATURES]
-    image = catalogue.only("image", [name for name in images if name not in masks])
-    if not image or len(masks) != 1:
+    found = [name for name in images if name in MASK_FEATURES]
+    image = catalogue.only("image", [name for name in images if name not in found])
+    if not image or len(found) != 1:
         raise DataError(
             f"{builder.info.full_name} has no one image and one mask ({', '.join(MASK_FEATURES)}); "
             f"its features are {', '.join(builder.info.features)}"
         )
     fields = catalogue.Fields(image, "", catalogue.name_feature(builder.info.features))
-    return SplitPairs(catalogue.checked(catalogue.Split(builder, split, fields)), masks[0])
+    opened = catalogue.checked(catalogue.Split(builder, split, fields))
+    return SplitPairs(opened, found[0], numbered(data))
 
 
 def _files(root: Path) -> dict[str, tuple[str, int]]:

@@ -19,7 +19,8 @@ from absl import flags
 from supmim import sharding
 from supmim.config import has_labels, has_tokenizer
 from supmim.data.images import VIEW, Bad, Images, second_of
-from supmim.data.sources import InMemory, Sample, Source
+from supmim.data.scenes import Scenes
+from supmim.data.sources import InMemory, Source, innermost
 from supmim.data.stream import Evaluation, HostBatch, Rows, Training
 from supmim.errors import DeviceError
 from supmim.runtime import host_memory
@@ -42,11 +43,11 @@ def local_rows(batch_size: int, mesh: jax.sharding.Mesh) -> np.ndarray:
 def num_workers(source: Source, asked: int) -> int:
     """Reader processes: those asked for or, at -1, as many as processors and memory allow.
 
-    Images that lie decoded in memory need none.
+    Images that lie decoded in memory, or are put together of such, need none.
     """
     if asked >= 0:
         return asked
-    if isinstance(source.source if isinstance(source, Sample) else source, InMemory):
+    if isinstance(innermost(source), InMemory | Scenes):
         return 0
     affordable = int(host_memory.available() / 2 / READER_GIB)
     return max(1, min(len(os.sched_getaffinity(0)), affordable))
@@ -152,6 +153,8 @@ def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
     second = second_of(config)
     if second.size and second.made:
         fields["tokenizer_image"] = ((second.size, second.size, channels), np.uint8)
+    if config.task == "segmentation":
+        fields["label_map"] = ((size, size), np.int16)
     if has_tokenizer(config) and config.data.targets:
         fields["target_ids"] = (((size // config.encoder.patch_size) ** 2,), np.int32)
     placement = sharding.batch_sharding(mesh)
@@ -214,4 +217,5 @@ def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, A
         "batch_size": config.batch_size,
         "transform_version": TRANSFORM_VERSION,
         **({"tokenizer.image_size": second.size} if second.size else {}),
+        **({"data.ignore_label": data["ignore_label"]} if config.task == "segmentation" else {}),
     }

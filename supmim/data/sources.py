@@ -18,6 +18,8 @@ LOADERS = {
     "folder": "supmim.data.folders",
     "records": "supmim.data.records",
     "tfds": "supmim.data.catalogue",
+    "scenes": "supmim.data.scenes",
+    "pairs": "supmim.data.pairs",
 }
 NEAR = 0.75  # a kind that resembles one so much is a slip, not the name of a TFDS dataset
 
@@ -37,6 +39,15 @@ class Record(NamedTuple):
     name: str
 
 
+class MaskedRecord(NamedTuple):
+    """An image with a class id for each pixel: label is 0, mask encoded, [H, W], or an error."""
+
+    image: bytes | np.ndarray | OSError
+    label: int
+    name: str
+    mask: bytes | np.ndarray | OSError
+
+
 class Source(Protocol):
     """Random access to labelled images; must pickle, since reader processes get a copy."""
 
@@ -54,6 +65,10 @@ class Source(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a run to go on: a change of it changes the samples."""
+
+
+class Masked:
+    """What sources of MaskedRecords have in common; their class_names are those of pixels."""
 
 
 class InMemory:
@@ -99,6 +114,11 @@ class Sample:
     def fingerprint(self) -> dict[str, Any]:
         """See Source."""
         return self.source.fingerprint() | {"sample": len(self)}
+
+
+def innermost(source: Source) -> Source:
+    """What a sample is taken of, or the source itself."""
+    return source.source if isinstance(source, Sample) else source
 
 
 def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
