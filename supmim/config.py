@@ -159,7 +159,7 @@ OPTIONS = {
     "data.seed": _seed("seed of sample order, crops and augmentation"),
     "data.train": Option(
         "digits:train",
-        "training source: digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
+        "digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
     ),
     "data.eval": Option("", "evaluation source; empty: what the training source holds out"),
     "data.holdout": Option(
@@ -240,16 +240,16 @@ OPTIONS = {
     # Segmentation: a class for each pixel; read by task=segmentation alone.
     "segmentation.head": Option(
         "linear",
-        "one dense layer on the last tokens, or a light pyramid on those of four blocks",
+        "a dense layer on the last tokens, or a light pyramid on four blocks'",
         choices=("linear", "multiscale"),
     ),
     "segmentation.width": _at_least(1, 128, "multiscale: channels of the pyramid"),
     "segmentation.dropout": _share(0.1, "dropout rate before the last layer", high=0.9),
     "segmentation.window": _at_least(
-        0, 0, "evaluation: side of the sliding window, in pixels; 0: data.image_size"
+        0, 0, "evaluation: side of the sliding window, pixels; 0: data.image_size"
     ),
     "segmentation.stride": _at_least(
-        0, 0, "evaluation: pixels from one window to the next; 0: two thirds of a window"
+        0, 0, "evaluation: pixels from window to window; 0: two thirds of one"
     ),
     # Masked image modelling.
     "mim.passes": Option(

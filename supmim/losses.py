@@ -1,6 +1,7 @@
 """Losses, one value per example; averages over a batch are made by metrics.py.
 
-Shapes: B batch, C classes, M predicted patches, K codes, F values of a patch. All in float32.
+Shapes: B batch, C classes, M predicted patches, K codes, F values of a patch, H, W pixels. All in
+float32.
 """
 
 import jax
@@ -38,6 +39,21 @@ def token_cross_entropy(
 def patch_squared_error(predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over the values of hidden patches: [B, M, F], [B, M, F], [B, M] -> [B]; 0 if none is."""
     return masked_mean(((predicted - target) ** 2).mean(axis=-1), mask)
+
+
+def pixel_cross_entropy(logits: jax.Array, label_map: jax.Array) -> jax.Array:
+    """Mean over an image's pixels that count: [B, H, W, C], [B, H, W] -> [B]; 0 if none does.
+
+    A class below 0 does not count.
+    """
+    counted = (label_map >= 0).astype(jnp.float32)
+    pixel_loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label_map, 0))
+    return masked_mean(flat(pixel_loss), flat(counted))
+
+
+def flat(x: jax.Array) -> jax.Array:
+    """[B, H, W] -> [B, H * W]."""
+    return x.reshape(len(x), -1)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:

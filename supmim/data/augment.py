@@ -40,10 +40,31 @@ def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     if data.flip:
         flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
         image = jnp.where(flips[:, None, None, None], image[:, :, ::-1], image)
-    if data.shift or data.rotate or data.scale or data.shear:
+    if moves(data):
         affine_keys = keys_for("affine", keys)
         image = jax.vmap(lambda key, x: _random_affine(key, x, data))(affine_keys, image)
     return image
+
+
+def label_geometry(keys: jax.Array, label_map: jax.Array, data: Any, outside: int) -> jax.Array:
+    """What `geometry` does to images, done to classes [B, H, W]: the nearest, `outside` beyond."""
+    if data.flip:
+        flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
+        label_map = jnp.where(flips[:, None, None], label_map[:, :, ::-1], label_map)
+    if not moves(data):
+        return label_map
+
+    def move(key: jax.Array, ids: jax.Array) -> jax.Array:
+        places = list(_affine_places(key, ids.shape, data))
+        moved = map_coordinates(ids, places, order=0, mode="constant", cval=outside)
+        return moved.reshape(ids.shape)
+
+    return jax.vmap(move)(keys_for("affine", keys), label_map)
+
+
+def moves(data: Any) -> bool:
+    """Whether images are moved, besides flips."""
+    return bool(data.shift or data.rotate or data.scale or data.shear)
 
 
 def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
@@ -69,7 +90,18 @@ def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
 
 def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     """One image [H, W, C], moved about its centre; what comes from outside is 0."""
-    shift = data.shift * (len(image) / data.image_size)  # pixels of data.image_size
+    places = list(_affine_places(key, image.shape[:2], data))
+    moved = [
+        map_coordinates(image[..., c], places, order=1, mode="constant")
+        for c in range(image.shape[-1])
+    ]
+    return jnp.stack(moved, axis=-1).reshape(image.shape)
+
+
+def _affine_places(key: jax.Array, size: tuple[int, int], data: Any) -> jax.Array:
+    """[2, H * W]: where each pixel of a moved image [H, W] comes from."""
+    height, width = size
+    shift = data.shift * (height / data.image_size)  # pixels of data.image_size
     limits = jnp.array([data.rotate, data.shear, data.scale, data.scale, shift, shift])
     angle, shear, scale_y, scale_x, *shift = jax.random.uniform(
         key, (6,), minval=-limits, maxval=limits
@@ -78,12 +110,6 @@ def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     skew = jnp.array([[1.0, 0.0], [jnp.tan(shear), 1.0]])
     matrix = turn @ skew @ jnp.diag(1 / (1 + jnp.stack([scale_y, scale_x])))
-    height, width, channels = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
     grid = jnp.stack(jnp.mgrid[:height, :width]).reshape(2, -1)
-    source = matrix @ (grid - centre[:, None]) + (centre - jnp.stack(shift))[:, None]
-    moved = [
-        map_coordinates(image[..., c], list(source), order=1, mode="constant")
-        for c in range(channels)
-    ]
-    return jnp.stack(moved, axis=-1).reshape(image.shape)
+    return matrix @ (grid - centre[:, None]) + (centre - jnp.stack(shift))[:, None]

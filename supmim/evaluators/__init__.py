@@ -13,6 +13,7 @@ from supmim.evaluators import (
     logistic,
     reconstruction,
     retrieval,
+    segmentation,
     tokenizer,
 )
 from supmim.evaluators.predictions import Predictions
@@ -42,6 +43,7 @@ EVALUATORS = {
     "logistic": logistic.Evaluator,
     "reconstruction": reconstruction.Evaluator,
     "tokenizer": tokenizer.Evaluator,
+    "segmentation": segmentation.Evaluator,
 }
 
 

@@ -91,8 +91,12 @@ class Predictions:
         kept = whole["valid"] > 0
         if not kept.any():
             raise DataError(f"{images.name}: none of its {len(images)} images can be read")
-        self._unreadable[split] = len(images) - int(kept.sum())
+        self.lacks(split, len(images) - int(kept.sum()))
         return {name: values[kept] for name, values in whole.items()}
+
+    def lacks(self, split: str, count: int) -> None:
+        """So many images of a source could not be read."""
+        self._unreadable[split] = count
 
     def unreadable(self) -> dict[str, float]:
         """How many images each source lacked; empty if the results are complete."""

@@ -8,9 +8,14 @@ from supmim.report import figures
 
 PANELS = (
     ("losses", (("class_loss", figures.BLUE), ("mim_loss", figures.ORANGE))),
+    ("loss of pixels", (("pixel_loss", figures.BLUE),)),
     (
         "training accuracy, %",
-        (("train_top1", figures.BLUE), ("token_accuracy", figures.ORANGE)),
+        (
+            ("train_top1", figures.BLUE),
+            ("token_accuracy", figures.ORANGE),
+            ("pixel_accuracy", figures.GREEN),
+        ),
     ),
     (
         "evaluation, %",
@@ -19,6 +24,8 @@ PANELS = (
             ("knn/recall_at_1", figures.GREEN),
             ("reconstruction/token_accuracy", figures.ORANGE),
             ("reconstruction/pixels_explained", figures.ORANGE),
+            ("segmentation/miou", figures.BLUE),
+            ("segmentation/pixel_accuracy", figures.GREEN),
         ),
     ),
     (

@@ -26,17 +26,17 @@ CAPTIONS = {
     "decoded.png": "Images that were not trained on, what k-means codes of patches make of them, "
     "and what the tokenizer does, at the same number of tokens and codes.",
     "confusion.png": "True classes by row and what images of them are taken for: blue is right.",
+    "segmentation.png": "Images that were not trained on, the classes of their pixels, and what "
+    "the model says of them. Pixels that do not count are white.",
     "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
     "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
 }
 
 UNQUOTED = str.maketrans("", "", '"{}[]')
-UNITS = {
-    "/loss": "{:.4f}",
-    "psnr": "{:.2f} dB",
-    "ssim": "{:.4f}",
-    "perplexity": "{:.1f}",
-}  # of what ends so
+UNITS = {  # of what ends so
+    "/loss": "{:.4f}", "psnr": "{:.2f} dB", "ssim": "{:.4f}", "perplexity": "{:.1f}",
+    "classes_in_masks": "{:.0f}",
+}  # fmt: skip
 
 
 def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str, Any]) -> None:

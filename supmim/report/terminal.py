@@ -17,6 +17,8 @@ SHOWN = (
     ("train_top1", "top1", ".0%"),
     ("token_accuracy", "tokens", ".0%"),
     ("reconstruction_loss", "loss", ".4f"),
+    ("pixel_loss", "loss", ".3f"),
+    ("pixel_accuracy", "pixels", ".0%"),
     ("psnr", "psnr", ".2f"),
     ("images_per_second", "img/s", ".0f"),
     ("data_wait", "wait", ".0%"),
@@ -79,7 +81,14 @@ def plan(
     """What is about to happen, before anything is compiled."""
     parts = ", ".join(
         f"{name} {sum(leaf.size for leaf in jax.tree.leaves(params[name])):,}"
-        for name in ("encoder", "quantizer", "classifier", "decoder", "discriminator")
+        for name in (
+            "encoder",
+            "quantizer",
+            "classifier",
+            "decoder",
+            "discriminator",
+            "segmentation",
+        )  # fmt: skip
         if name in params
     )
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -94,7 +103,8 @@ def plan(
 
 
 def print_results(results: dict[str, float], headline: str) -> None:
-    """The result table, from the first process."""
-    lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(results).items()]
+    """The result table, from the first process; a/b/c, of single classes, is in the report."""
+    shown = {name: value for name, value in results.items() if name.count("/") < 2}
+    lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(shown).items()]
     if jax.process_index() == 0:
         print("\n".join([headline, *lines]))
