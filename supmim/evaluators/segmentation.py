@@ -165,6 +165,16 @@ class Evaluator:
         )
         return jax.device_get(self._predict(params, {"image": placed})["logits"])[self.rows]
 
+    def protocol(self) -> dict[str, Any]:
+        """See Evaluator protocol."""
+        return {
+            "what": "classes of pixels, logits upsampled to the masks' own size; classes that "
+            "neither masks nor answers have do not count, those of answers alone have IoU 0",
+            "feature": "the trained head's logits", "metric": "mean IoU of one confusion matrix",
+            "window": self.side, "stride": self.stride, "resize": self.resize,
+            "images": len(self.images), "classes": len(self.class_names),
+        }  # fmt: skip
+
     def draw(self, folder: Path) -> None:
         """segmentation.png of evenly taken images."""
         segmentation.draw(folder / "segmentation.png", self._drawn, self.class_names)

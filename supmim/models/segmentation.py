@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from supmim.models import layers
 from supmim.models.encoder import Encoded, Encoder
 
-RATES = (4, 2, 1, 0.5)  # sides of the pyramid's levels, in grids; the first is the logits'
+RATES = (4, 2, 1, 0.5)  # sides of the pyramid's levels, in grids; none is finer than pixels
 
 
 class Linear(nn.Module):
@@ -35,6 +35,8 @@ class Linear(nn.Module):
 class Multiscale(nn.Module):
     """Four blocks at 4, 2, 1 and 1/2 times the grid, added up at the finest and mixed once.
 
+    patch_size: with patches of 1, 2 or 3 pixels the finest level is 1, 2 or 2 times the grid.
+
     Where UPerNet (arXiv 1807.10221), on a ViT's blocks as BEiT has them (arXiv 2106.08254), has a
     pyramid of its own, this has a sum and one 3 x 3 convolution; layer norm, no batch norm.
     """
@@ -43,18 +45,20 @@ class Multiscale(nn.Module):
     dropout: float
     blocks: tuple[int, ...]
     width: int
+    patch_size: int
     dtype: Any
 
     @nn.compact
     def __call__(self, encoded: Encoded, train: bool) -> jax.Array:
-        """{block: [B, N (+ cls), D]} -> logits [B, 4 G, 4 G, C], float32."""
+        """{block: [B, N (+ cls), D]} -> logits [B, 4 G, 4 G, C], float32, or less."""
         num_tokens = encoded.latent.shape[1]
+        finest = 1 << (self.patch_size.bit_length() - 1)
         levels = []
         for i, (block, rate) in enumerate(zip(self.blocks, RATES, strict=True)):
             x = layers.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(
                 encoded.taps[block][:, -num_tokens:]
             )
-            levels.append(self.rescaled(squared(x), rate, f"level_{i}"))
+            levels.append(self.rescaled(squared(x), min(rate, finest), f"level_{i}"))
         batch, height, width, _ = levels[0].shape
         shape = (batch, height, width, self.width)
         x = sum(jax.image.resize(level, shape, "bilinear") for level in levels)
@@ -109,6 +113,6 @@ def create(config: Any) -> Segmenter:
     else:
         head = Multiscale(
             num_classes, sizes.dropout, tapped(config.encoder.depth), sizes.width,
-            jnp.dtype(config.encoder.dtype),
+            config.encoder.patch_size, jnp.dtype(config.encoder.dtype),
         )  # fmt: skip
     return Segmenter(Encoder(**config.encoder, grid=grid), head)
