@@ -396,6 +396,7 @@ FREE_ON_RESUME = (
     "data.tfds_dir",
     "data.bad_share",
     "eval.real_labels",
+    "tokenizer.perceptual_weights",  # its SHA-256 is what may not change
     "tokenizer.path",  # moves as data do: the fingerprint of a checkpoint knows the tokenizer
     "eval.landmarks",  # hold no part in training
     "checkpoint.keep",
@@ -612,6 +613,15 @@ def _training_problems(config: Any) -> Iterator[str]:
             f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
             f"whole batch, which config.accumulation_steps={parts} takes in parts; set one of them "
             "to 0 or 1"
+        )
+    named = {name: tokenizer[name] for name in ("perceptual_weights", "perceptual_sha256")}
+    if tokenizer.perceptual_weight and not all(named.values()):
+        flags = " and ".join(f"--config.tokenizer.{name}" for name in named)
+        lacking = ", ".join(f"config.tokenizer.{name}" for name in named if not named[name])
+        yield (
+            f"config.tokenizer.perceptual_weight={tokenizer.perceptual_weight:g} takes VGG16's "
+            f"weights from a file of yours, and {lacking} is empty: set {flags}, or "
+            "config.tokenizer.perceptual_weight=0"
         )
     if tokenizer.perceptual_weight and image_size < SMALLEST_PERCEPTUAL:
         yield (

@@ -78,13 +78,20 @@ def with_evaluators(config: Any, names: str) -> FrozenConfigDict:
     return FrozenConfigDict(changed)
 
 
+def without_files_of_losses(config: Any) -> FrozenConfigDict:
+    """The config as evaluators need it: no loss is taken, so none asks for its weights."""
+    changed = ConfigDict(config.to_dict())
+    changed.tokenizer.perceptual_weight = 0.0
+    return FrozenConfigDict(changed)
+
+
 def restored(
     config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh
 ) -> tuple[step.State, Predictions, str]:
     """The state of one checkpoint, the newest unless a step is asked for, its predictions, and the
     checkpoint's digest.
     """
-    config, source, eval_source = train.load_sources(config)
+    config, source, eval_source = train.load_sources(without_files_of_losses(config))
     task = train.create_task(config, source, workdir, mesh)
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)

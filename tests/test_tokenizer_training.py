@@ -226,6 +226,10 @@ def test_a_codebook_far_from_all_latents_comes_alive():
         ({"eval.evaluators": "tokenizer,knn"}, "With task=tokenizer it takes tokenizer"),
         ({"accumulation_steps": 2}, "counts codes over a whole batch"),
         ({"tokenizer.perceptual_weight": 1.0}, "needs images of 16 pixels or more"),
+        ({"tokenizer.perceptual_weight": 1.0}, "config.tokenizer.perceptual_weights, config.tokeniz"
+         "er.perceptual_sha256 is empty: set --config.tokenizer.perceptual_weights and --config"),
+        ({"tokenizer.perceptual_weight": 1.0, "tokenizer.perceptual_weights": "vgg"},
+         "yours, and config.tokenizer.perceptual_sha256 is empty"),
         ({**ADVERSARY, "accumulation_steps": 8, "tokenizer.entropy_weight": 0.0},
          "groups of 4 images"),
     ],
@@ -279,7 +283,7 @@ def test_training_ends_with_results_pictures_and_a_tokenizer_folder(finished):
     assert f"--config.tokenizer.path={workdir / 'tokenizer'}" in flags
     assert "--config.tokenizer.name=vqgan" in flags
 
-    config = tiny_config(mim_weight=0.0)
+    config = tiny_config(**{"mim_weight": 0.0, "tokenizer.dtype": "float32"})  # as it was trained
     for flag in flags:
         name, _, value = flag.removeprefix("--config.").partition("=")
         config[name.split(".")[0]][name.split(".")[1]] = type(config_lib.OPTIONS[name].default)(
@@ -310,6 +314,26 @@ def test_what_was_interrupted_goes_on_with_the_command_that_began_it(
     monkeypatch.setattr(StopSignal, "after", lambda self, step: True)
     assert cli.run([*verb.split(), *ON_DIGITS, f"--workdir={tmp_path}"]) == 75
     assert f"go on with:\n  supmim {verb} --workdir={tmp_path}\n" in capsys.readouterr().err
+
+
+def test_perceptual_weights_may_move_but_not_change_and_evaluation_does_without(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(config_lib, "SMALLEST_PERCEPTUAL", 1)
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    note = workdir / "config.json"
+    document = json.loads(note.read_text())
+    document["config"]["tokenizer"] |= {
+        "perceptual_weight": 0.1, "perceptual_weights": "gone", "perceptual_sha256": "0" * 64,
+    }  # fmt: skip
+    note.write_text(json.dumps(document))
+    assert cli.run(["evaluate", f"--workdir={workdir}"]) == 0
+    stored = read_config(workdir)
+    for name, lines in (("perceptual_weights", 0), ("perceptual_sha256", 1)):
+        other = config_lib.ConfigDict(stored.to_dict())
+        other.tokenizer[name] = "another"
+        assert len(config_lib.differences(stored, other)) == lines
 
 
 def test_tokenizer_train_wants_a_config_of_its_task(tmp_path, capsys):

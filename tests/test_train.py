@@ -339,7 +339,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
          "tokenizer.revive_below": 0.1, "tokenizer.adversarial_weight": 0.1,
          "tokenizer.discriminator_filters": 4, "tokenizer.discriminator": "patch",
          "tokenizer.r1_weight": 0.0, "tokenizer.lecam_weight": 0.1, "data.image_size": 16,
-         "tokenizer.perceptual_weight": 0.1},
+         "tokenizer.perceptual_weight": 0.1, "tokenizer.perceptual_weights": "vgg16.safetensors",
+         "tokenizer.perceptual_sha256": "0" * 64},
     ]  # fmt: skip
     monkeypatch.setattr(perceptual, "load", lambda path, digest: {})
     monkeypatch.setattr(perceptual, "distance", lambda weights, *two: losses.l2(*two))
