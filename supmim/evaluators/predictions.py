@@ -45,7 +45,6 @@ class Predictions:
 
         view: another method of the task than `predict`, whose arrays come in place of the first.
         """
-        view = view or self.task.predict
         if params is not self._params:
             self._params, self._known, self._banks = params, {}, {}
         if (view, split) not in self._known:
