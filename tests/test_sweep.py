@@ -302,6 +302,15 @@ def test_the_table_has_means_and_spreads_over_seeds_best_first(measured):
     assert "missing: low-s1 (waiting)" in lines
 
 
+def test_members_that_have_begun_share_the_row_of_those_that_have_not(measured):
+    path = measured.members / "high-s0" / "config.json"
+    waiting = json.loads(path.read_text())
+    assert waiting["config"]["classifier"]["num_classes"] == 10
+    waiting["config"]["classifier"]["num_classes"] = 0  # `train` settles it
+    path.write_text(json.dumps(waiting))
+    assert measured("table")[1].splitlines()[1].split()[:2] == ["high", "2/2"]
+
+
 def test_the_csv_has_every_metric_as_it_was_measured(measured):
     measured("table")
     with (measured.members.parent / "table.csv").open() as file:

@@ -8,6 +8,9 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from supmim import config as config_lib
 from supmim.errors import ConfigError
@@ -37,6 +40,13 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else None
 
 
+def arm_of(config: Any) -> str:
+    """What members of one row have in common."""
+    common = ConfigDict(without_seeds(config).to_dict())
+    common.classifier.num_classes = 0  # known to members that have begun, from their source
+    return config_lib.to_json(common)
+
+
 def rows(members: Sequence[Member], metric: str) -> list[Row]:
     """Sorted by the mean of a metric, highest first; rows without any come last.
 
@@ -44,7 +54,7 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
     """
     groups: dict[str, list[Member]] = {}
     for member in members:
-        groups.setdefault(config_lib.to_json(without_seeds(member.config)), []).append(member)
+        groups.setdefault(arm_of(member.config), []).append(member)
     found = [row_of(group) for group in groups.values()]
     known = {name for row in found for results in row.results for name in results}
     if known and metric not in known:
