@@ -1,6 +1,9 @@
 """Evaluators against scikit-learn, NumPy and hand-worked cases; every example once."""
 
+import functools
+import tempfile
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +90,7 @@ def test_the_floor_is_a_random_encoder_with_a_key_of_its_own_taken_once(monkeypa
     task, seen = types.SimpleNamespace(init=jax.random.key_data), []
     predictions = Predictions(task, SPLITS, 8, sharding.make_mesh(8, 1, 1), {})
 
-    def fresh(params, split):
+    def fresh(params, split, view=None):
         seen.append(np.asarray(params).tolist())
         return {"embedding": np.eye(3), "label": np.arange(3), "index": np.arange(3)}
 
@@ -103,21 +106,30 @@ def test_the_floor_is_a_random_encoder_with_a_key_of_its_own_taken_once(monkeypa
     assert not any("random" in n for n in knn.Evaluator(predictions, tiny_config()).run(params))
 
 
-@pytest.mark.parametrize(("batch_size", "shape"), [(8, (8, 1, 1)), (300, (1, 1, 1)),
-                                                   (104, (2, 2, 2))])  # fmt: skip
-def test_results_do_not_depend_on_batches_or_devices(tmp_path, batch_size, shape):
-    """Law 8."""
+@functools.cache
+def results_of_all(*options):
+    config = tiny_config(**{"eval.evaluators": "all"})
+    predictions, params = predictions_of(config, *options)
+    with tempfile.TemporaryDirectory() as folder:
+        judges = evaluators.create(config, predictions)
+        return evaluators.run(judges, predictions, params, Path(folder))
 
-    def results(*options):
-        names = [name for name in config_lib.EVALUATORS["supmim"] if name != "landmarks"]
-        config = tiny_config(**{"eval.evaluators": ",".join(names)})
-        predictions, params = predictions_of(config, *options)
-        return evaluators.run(evaluators.create(config, predictions), predictions, params, tmp_path)
 
-    wanted, ours = results(), results(batch_size, shape)
+@pytest.mark.parametrize(
+    ("batch_size", "shape"),
+    [
+        (300, (1, 1, 1)),
+        (104, (2, 2, 2)),
+        pytest.param(8, (8, 1, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_results_do_not_depend_on_batches_or_devices(batch_size, shape):
+    """Law 8. What is trained may take rounding to one image in 297 more."""
+    wanted, ours = results_of_all(), results_of_all(batch_size, shape)
     assert ours.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert abs(ours[name] - value) < 0.5 / 297, name
+        trained = name.startswith(("linear/", "logistic/"))
+        assert abs(ours[name] - value) < (1.5 if trained else 0.5) / 297, name
 
 
 def test_predictions_are_those_of_each_image_in_order_and_computed_once():

@@ -147,7 +147,7 @@ def results_of(train, queries, train_label, label, mib=256):
     """retrieval/* of embeddings that are given."""
 
     class Given(Predictions):
-        def fresh(self, params, split):
+        def fresh(self, params, split, view=None):
             embedding, labels = {"train": (train, train_label), "eval": (queries, label)}[split]
             return {"embedding": embedding, "label": labels}
 
