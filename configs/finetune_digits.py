@@ -1,9 +1,10 @@
-"""Digits at 16 x 16 pixels, from the encoder of `digits.py`: fine-tuning in a minute.
+"""Digits at 16 x 16 pixels, from the encoder of `digits.py`: fine-tuning in a minute or two.
 
 supmim train --config=configs/finetune_digits.py --workdir=runs/finetuned \
     --config.init.workdir=runs/digits
 
-Two CPU cores: RESULT %.
+72 CPU seconds. From 40 epochs of `digits.py` (top-1 93.60 %, kNN R@1 95.96 %): top-1 96.97 %,
+kNN R@1 97.98 % on 297 test digits, one seed; not tuned.
 """
 
 from supmim import config as base
