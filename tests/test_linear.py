@@ -148,9 +148,8 @@ def test_duplicates_of_all_rows_change_nothing_that_is_learned(monkeypatch):
 def test_logistic_regression_is_scikit_learns_at_the_chosen_c():
     train, evaluation = easy(300), easy(200)
     results, said = evaluated(train, evaluation, logistic)
-    theirs = LogisticRegression(C=said["C"], max_iter=1000).fit(train[0].astype(np.float32),
-                                                                train[1])  # fmt: skip
-    wanted = theirs.score(evaluation[0].astype(np.float32), evaluation[1])
+    theirs = LogisticRegression(C=said["C"], max_iter=1000).fit(train[0].astype(float), train[1])
+    wanted = theirs.score(evaluation[0].astype(float), evaluation[1])
     assert results == {"logistic/top1": pytest.approx(wanted)}
 
 

@@ -24,7 +24,7 @@ def fit(model: LogisticRegression, embedding: np.ndarray, label: np.ndarray) -> 
     """Fits [n, D] to [n], as far as MAX_STEPS go: a weak penalty may ask for more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(embedding, label)
+        model.fit(embedding.astype(np.float64), label)
 
 
 def choose(embedding: np.ndarray, label: np.ndarray) -> float:
@@ -64,7 +64,7 @@ class Evaluator:
         return {
             "what": "logistic regression on embeddings; C chosen on a held out tenth",
             "feature": "embedding, as it is", "metric": "top-1",
-            "optimizer": f"L-BFGS, at most {MAX_STEPS} steps", **self._said,
+            "optimizer": f"L-BFGS in float64, at most {MAX_STEPS} steps", **self._said,
         }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
