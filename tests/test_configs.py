@@ -21,7 +21,8 @@ PRESETS = sorted(path.stem for path in CONFIGS.glob("*.py"))
 TOKENIZERS = [name for name in PRESETS if name.startswith("tokenizer_")]
 FINE_TUNING = {"finetune_digits": "digits", "finetune_cifar10": "cifar10",
                "finetune_imagenet": "imagenet_b14"}  # fmt: skip
-ENCODERS = sorted(set(PRESETS) - set(TOKENIZERS) - set(FINE_TUNING))
+SEGMENTATION = {"segment_scenes": "digits", "segment_ade20k": "imagenet_b14"}
+ENCODERS = sorted(set(PRESETS) - set(TOKENIZERS) - set(FINE_TUNING) - set(SEGMENTATION))
 
 
 def load(name):
@@ -94,6 +95,19 @@ def test_fine_tuning_fits_the_encoder_of_its_source_at_a_higher_resolution(name,
     )
     assert "decoder" not in state.params and "class_loss" in totals
     assert config_lib.debug(config).init.workdir == ""
+
+
+@pytest.mark.parametrize(("name", "source"), SEGMENTATION.items())
+def test_segmentation_fits_the_encoder_of_its_source_and_traces(name, source):
+    config, stored = load(name).get_config(), load(source).get_config()
+    config_lib.validate(config)
+    pretrained.check_kind(stored, config)
+    for one in (config, ConfigDict(config_lib.debug(config))):
+        state, after, totals = traced(one)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
+            lambda a: (a.shape, a.dtype), after
+        )
+        assert state.params.keys() == {"encoder", "segmentation"} and "pixel_loss" in totals
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -341,6 +341,10 @@ def test_every_option_is_read(tmp_path, monkeypatch):
          "tokenizer.r1_weight": 0.0, "tokenizer.lecam_weight": 0.1, "data.image_size": 16,
          "tokenizer.perceptual_weight": 0.1, "tokenizer.perceptual_weights": "vgg16.safetensors",
          "tokenizer.perceptual_sha256": "0" * 64},
+        {"task": "segmentation", "eval.evaluators": "segmentation", "checkpoint.keep_best": 0,
+         "data.train": "scenes:tune", "data.limit": 720, "data.image_size": 32, "encoder.depth": 1,
+         "encoder.patch_size": 8, "segmentation.head": "multiscale", "segmentation.width": 4,
+         "classifier.num_classes": 11},
     ]  # fmt: skip
     monkeypatch.setattr(perceptual, "load", lambda path, digest: {})
     monkeypatch.setattr(perceptual, "distance", lambda weights, *two: losses.l2(*two))
@@ -356,6 +360,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         train.steps_of(recorder, digits("train"))
     with pytest.raises(DataError, match="holds no data set"):
         sources.find("tfds:/nowhere:train", sources.WHOLE, recorder.data)
+    with pytest.raises(DataError, match="has no folders images and masks"):
+        sources.find(f"pairs:{tmp_path}", sources.WHOLE, recorder.data)
     vqgan = {"tokenizer.name": "vqgan", "tokenizer.filters": 32,
              "tokenizer.channel_multipliers": "1,2"}  # fmt: skip
     tokenizers.abstract(Recorder(frozen(**vqgan), seen))

@@ -3,6 +3,7 @@
 Shapes: B batch, N tokens of the grid, G grid side, D width of tokens, W of the pyramid, C classes.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -69,15 +70,18 @@ class Multiscale(nn.Module):
 
     def rescaled(self, x: jax.Array, rate: float, name: str) -> jax.Array:
         """[B, G, G, D] -> [B, rate G, rate G, W]; half of an odd side is rounded up."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
         if rate < 1:
-            x = nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+            batch, height, width, channels = x.shape
+            half = (batch, -(-height // 2), -(-width // 2), channels)
+            x = jax.image.resize(x, half, "bilinear")
         if rate <= 1:
-            return nn.Dense(self.width, dtype=self.dtype, name=name)(x)
-        x = nn.ConvTranspose(self.width, (2, 2), (2, 2), dtype=self.dtype, name=name)(x)
+            return dense(self.width, name=name)(x)
+        x = doubled(dense(4 * self.width, name=name)(x))
         if rate == 2:
             return x
         x = nn.gelu(layers.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(x))
-        return nn.ConvTranspose(self.width, (2, 2), (2, 2), dtype=self.dtype, name=f"{name}_2")(x)
+        return doubled(dense(4 * self.width, name=f"{name}_2")(x))
 
 
 class Segmenter(nn.Module):
@@ -97,6 +101,16 @@ def squared(tokens: jax.Array) -> jax.Array:
     """[B, N, D] -> [B, G, G, D]."""
     grid = round(tokens.shape[1] ** 0.5)
     return tokens.reshape(len(tokens), grid, grid, -1)
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """[B, G, G, 4 W] -> [B, 2 G, 2 G, W]: after a dense layer, a 2 x 2 transposed convolution.
+
+    As such, XLA has no fast program for CPUs.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
 def tapped(depth: int) -> tuple[int, ...]:
