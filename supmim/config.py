@@ -65,7 +65,7 @@ SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 EVALUATORS = {
     "supmim": (
         "classification", "knn", "retrieval", "fewshot", "linear", "logistic", "landmarks",
-        "reconstruction",
+        "maps", "reconstruction",
     ),
     "tokenizer": ("tokenizer",),
     "segmentation": ("segmentation",),

@@ -1,10 +1,18 @@
 """The curves of a run, from its metrics."""
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from supmim.report import figures
+
+Panel = tuple[str, tuple[tuple[str, str], ...]]  # title; name and colour of each curve
+COLOURS = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab10"].colors]
+BESIDE = 3  # curves of which the legend lies within the panel
+NO_RESULTS = ("floor", "goodput", "tokenizer", "unreadable")  # prefixes without a panel of theirs
 
 PANELS = (
     ("losses", (("class_loss", figures.BLUE), ("mim_loss", figures.ORANGE))),
@@ -55,6 +63,7 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
     """rows: the lines of metrics.jsonl. A panel per group of metrics that they have, over steps."""
     known = {name for row in rows for name in row}
     shown = [panel for panel in PANELS if any(name in known for name, _ in panel[1])]
+    shown += of_evaluators(rows)
     lines = max(1, -(-len(shown) // 2))
     figure = Figure(figsize=(10, 3 * lines), layout="constrained")
     grid = figure.subplots(lines, 2).ravel()
@@ -75,5 +84,22 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=8)
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # it would hide curves
+            axes.legend(fontsize=8, **(beside if len(axes.lines) > BESIDE else {}))
     figures.save(figure, path)
+
+
+def of_evaluators(rows: list[dict[str, float]]) -> Iterator[Panel]:
+    """Panels of evaluators of which others show but a part, once there are two of each result."""
+    drawn = {name for _, curves in PANELS for name, _ in curves}
+    count = Counter(name for row in rows for name, value in row.items() if value is not None)
+    names = [
+        name for name, times in count.items() if "/" in name and times > 1 and "without" not in name
+    ]
+    for prefix in dict.fromkeys(name.split("/")[0] for name in names):
+        of_one = [name for name in names if name.split("/")[0] == prefix]
+        if prefix in NO_RESULTS or drawn.issuperset(of_one):
+            continue
+        for first in range(0, len(of_one), len(COLOURS)):
+            some = of_one[first : first + len(COLOURS)]
+            yield f"{prefix}, %", tuple(zip(some, COLOURS, strict=False))

@@ -1,4 +1,4 @@
-"""The strip: a query and its nearest training images, wrong ones framed."""
+"""The strip: a query and its nearest training images, right and wrong ones framed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,9 @@ def draw(
     axes = figure.subplots(
         rows, columns + 2, squeeze=False, gridspec_kw={"width_ratios": [1, 0.3] + [1] * columns}
     )
-    figure.suptitle("query | nearest training images by cosine; wrong class framed", fontsize=10)
+    figure.suptitle(
+        "query | nearest training images by cosine: green right, red wrong class", fontsize=10
+    )
     for row in range(rows):
         axes[row, 1].set_axis_off()
         figures.show(axes[row, 0], query[row], title=class_names[query_label[row]])
@@ -30,6 +32,6 @@ def draw(
             wrong = label != query_label[row]
             figures.show(
                 axes[row, column + 2], neighbours[row, column],
-                frame=figures.RED if wrong else "", title=class_names[label],
+                frame=figures.RED if wrong else figures.GREEN, title=class_names[label],
             )  # fmt: skip
     figures.save(figure, path)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from supmim.report import embedding_map
 from supmim.workdir import write_text
 from supmim.writer import read_metrics
 
@@ -30,6 +31,10 @@ CAPTIONS = {
     "the model says of them. Pixels that do not count are white.",
     "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
     "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
+    "embedding_map.png": "Images that were not trained on, each a point where its embedding lies; "
+    f"the {embedding_map.COLOURED} most frequent classes have colours.",
+    "patches.png": "Images that were not trained on, and the colours of their patches: alike where "
+    "the encoder finds them alike, within an image and from one to another.",
 }
 
 UNQUOTED = str.maketrans("", "", '"{}[]')

@@ -158,6 +158,12 @@ class SupMIM:
         )
         return {"features": probe.features(encoded, params["encoder"]["norm"], encoder)}
 
+    def patch_tokens(self, params: Any, batch: dict) -> jax.Array:
+        """Raw batch -> patch tokens [B, N, D] of whole images, after the last norm."""
+        image = to_input(augment.to_float(batch["image"]))
+        _, encoded = self.model.apply({"params": params}, image, method="classify")
+        return encoded.latent
+
     def tokenize_whole(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
         """Raw batch -> the same with target_ids [B, N] of its images as they are."""
         if frozen is None:

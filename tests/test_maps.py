@@ -1,0 +1,84 @@
+"""Maps of embeddings and patches: what is drawn, of how many, and the same every time."""
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from supmim import evaluators, sharding
+from supmim.evaluators import maps
+from supmim.evaluators.predictions import Predictions
+from supmim.report import curves, embedding_map, figures, page
+from supmim.tasks.supmim import SupMIM
+from tests.conftest import digit_views, plain_readers, tiny_config
+
+rng = np.random.default_rng(0)
+
+
+def test_small_sets_are_placed_by_tsne_and_others_by_components(monkeypatch):
+    rows = np.concatenate([c + 0.05 * rng.normal(size=(20, 8)) for c in np.eye(8)[:3]])
+    points, how = maps.placed(rows)
+    assert points.shape == (60, 2) and "t-SNE" in how
+    centre = points.reshape(3, 20, 2).mean(axis=1)
+    own = np.linalg.norm(points.reshape(3, 20, 2) - centre[:, None], axis=2)
+    others = np.linalg.norm(points.reshape(3, 20, 1, 2) - centre, axis=3)
+    assert (others.argmin(axis=2) == np.arange(3)[:, None]).all() and own.mean() < others.mean()
+    monkeypatch.setattr(maps, "NEIGHBOURHOODS", range(0))
+    points, how = maps.placed(rows)
+    assert "principal" in how and np.abs((points.T @ points)[0, 1]) < 1e-6
+    for few in (rows[:1], rows[:2], rows[:, :1]):
+        assert maps.placed(few)[0].shape == (len(few), 2)
+
+
+def test_patches_alike_in_any_image_are_of_one_colour():
+    kinds = rng.normal(size=(4, 6))
+    which = rng.integers(0, 4, (3, 16))
+    colours = maps.coloured(kinds[which])
+    assert colours.shape == (3, 16, 3) and colours.min() == 0 and colours.max() == 1
+    found = [np.unique(colours[which == kind].round(6), axis=0) for kind in range(4)]
+    assert [len(one) for one in found] == [1] * 4
+    assert len(np.unique(np.concatenate(found), axis=0)) == 4
+    assert maps.coloured(np.ones((1, 1, 2))).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(("classes", "grey"), [(20, False), (21, True)])
+def test_twenty_classes_have_colours_and_the_rest_is_grey(tmp_path, classes, grey):
+    label = np.repeat(np.arange(classes), np.arange(classes) + 3)
+    points, names = rng.normal(size=(len(label), 2)), [f"class {n}" for n in range(classes)]
+    embedding_map.draw(tmp_path / "m.png", points=points, label=label, class_names=names, title="x")
+    picture = matplotlib.image.imread(tmp_path / "m.png")[..., :3]
+    wanted = 0.3 * np.array(matplotlib.colors.to_rgb(figures.GREY)) + 0.7
+    assert ((np.abs(picture - wanted).max(axis=-1) < 0.01).sum() > 60) == grey
+
+
+def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
+    config = tiny_config(**{"mim_weight": 0.0, "encoder.depth": 1, "encoder.pool": "cls"})
+    task, view = SupMIM(config, None), digit_views("test", config)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    predictions = Predictions(task, {"eval": view}, 104, mesh, {"eval": plain_readers()})
+    embedding, index = rng.normal(size=(5, 4)), np.array([3, 50, 100, 200, 290])
+    predictions.fresh = lambda params, split: {
+        "embedding": embedding, "index": index, "label": view.source.label[index]}  # fmt: skip
+    params = jax.jit(task.init)(jax.random.key(0))
+    judge = maps.Evaluator(predictions, config)
+    assert evaluators.run([judge], predictions, params, tmp_path / "pictures") == {}
+    last = judge._last
+    np.testing.assert_array_equal(last["image"], view.source.image[[3, 50, 100, 290]])
+    image = 2 * last["image"].astype(np.float32) / 255 - 1
+    _, encoded = task.model.apply({"params": params}, image, method="classify")
+    np.testing.assert_allclose(last["tokens"], encoded.latent, atol=1e-5)
+    page.write(tmp_path, {}, "")
+    text = (tmp_path / "report.html").read_text()
+    assert all(page.html.escape(page.CAPTIONS[f"{name}.png"]) in text
+               for name in ("embedding_map", "patches"))  # fmt: skip
+
+
+def test_every_evaluator_has_a_panel_once_it_has_two_results():
+    names = ("knn/recall_at_1", "knn/dino_k20", "fewshot/1_shot", "floor/top1",
+             "retrieval/without_positives", "reconstruction/token_accuracy")  # fmt: skip
+    rows = [{"step": n, "loss": 1.0, **dict.fromkeys(names, 0.5)} for n in (1, 2)]
+    assert list(curves.of_evaluators(rows[:1])) == []
+    found = {title: [name for name, _ in panel] for title, panel in curves.of_evaluators(rows)}
+    assert found == {"knn, %": list(names[:2]), "fewshot, %": ["fewshot/1_shot"]}
+    many = [{"step": n, **{f"linear/{i}": 0.5 for i in range(12)}} for n in (1, 2)]
+    assert [len(panel) for _, panel in curves.of_evaluators(many)] == [10, 2]
