@@ -1,12 +1,12 @@
-"""`supmim benchmark`: how fast step, input and tokenizer are, against references in one run."""
+"""`supmim benchmark`: how fast step, input, tokenizer and search are, against references."""
 
 import json
 from typing import Any
 
-from supmim.benchmarks import input, step, tokenizer
+from supmim.benchmarks import input, knn, step, tokenizer
 from supmim.errors import ConfigError
 
-BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer}
+BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer, "knn": knn}
 
 
 def run(config: Any, flags: Any) -> None:
@@ -14,5 +14,5 @@ def run(config: Any, flags: Any) -> None:
     if not flags.rounds.isdigit() or not int(flags.rounds):
         raise ConfigError(f"--rounds={flags.rounds} is not a number of rounds, e.g. --rounds=10")
     what = BENCHMARKS[flags.action]
-    result = what.run(config, int(flags.rounds))
+    result = what.run(config, flags if what is knn else int(flags.rounds))
     print(json.dumps(result, indent=1) if flags.json else what.table(result))

@@ -146,10 +146,13 @@ VERBS = {
         module="tokenizer:train_one",
     ),
     "benchmark": Verb(
-        "time step, input or tokenizer against references",
+        "time step, input, tokenizer or knn against references",
         "supmim benchmark step --config=configs/digits.py",
         {
             "rounds": ("10", "turns that every step has; the median counts"),
+            "queries": ("", "knn: images that are searched for; default: what fits"),
+            "bank": ("", "knn: images that are searched; default: what fits"),
+            "neighbours": ("20", "knn: how many of each query"),
             "json": (False, "print JSON instead of a table"),
         },
         required=("config",),
@@ -158,6 +161,7 @@ VERBS = {
             "step": "the train step, whole and in parts",
             "input": "reading, decoding and augmenting",
             "tokenizer": "ids, and the step with and without them",
+            "knn": "exact search, beside scikit-learn and NumPy",
         },
     ),
     "plan": Verb(

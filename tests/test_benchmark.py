@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.benchmarks import input, naive, step, tokenizer, turns
+from supmim.benchmarks import input, knn, naive, step, tokenizer, turns
 from supmim.data import crop
 from supmim.errors import ConfigError
 from supmim.models import layers
@@ -185,3 +185,34 @@ def test_what_predicts_no_ids_has_no_cost_of_them():
     for changes in ({"mim_weight": 0.0}, {"mim.target": "pixels"}):
         with pytest.raises(ConfigError, match="config.mim.target=tokens"):
             tokenizer.run(tiny_config(**changes), 1)
+
+
+def test_the_verb_times_search_against_references_that_find_the_same(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+    monkeypatch.setattr(knn, "REFERENCE", 3000)
+    monkeypatch.setitem(knn.SIDE, "cpu", 16)
+    preset = tmp_path / "tiny.py"
+    preset.write_text("from tests.conftest import tiny_config as get_config\n")
+    command = ["benchmark", "knn", f"--config={preset}", "--rounds=1", "--queries=30", "--bank=200"]
+    assert cli.run([*command, "--neighbours=7", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["agreement"] == 1 and result["share_of_imagenet"] == 6000 / 50_000 / 1_281_167
+    rows = {row["search"]: row for row in result["searches"]}
+    assert [row["queries"] for row in rows.values()] == [30, 15, 15, 30]
+    assert rows["ours"]["time_to_ours"] == 1
+    theirs = rows["scikit-learn brute force"]
+    assert theirs["time_to_ours"] == pytest.approx(2 * theirs["seconds"] / rows["ours"]["seconds"])
+    assert max(map(len, knn.table(result).splitlines())) <= 80
+    assert cli.run([*command, "--neighbours=201"]) == 2
+    assert "--neighbours=201 are more than --bank=200 holds" in capsys.readouterr().err
+    assert cli.run([*command, "--neighbours=-1"]) == 2
+
+
+def test_neighbours_that_differ_are_no_agreement():
+    queries, rows = knn.noise(5, 300, 8)
+    bank = knn.ranking.Bank(rows[::-1], sharding.make_mesh(8, 1, 1), 1)
+    assert knn.agreement(bank, queries, rows[::-1], 4) == 1
+    assert knn.agreement(bank, queries, np.roll(rows, 1, axis=1), 4) < 0.5
+    product = knn.product(knn.ranking.Bank(rows, bank.mesh, 1), queries)
+    assert product.shape == (8, knn.ranking.QUERIES, 64)
+    np.testing.assert_allclose(product[0, :5, :64], queries @ rows[:64].T, atol=1e-6)
