@@ -57,7 +57,7 @@ def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     predictions = Predictions(task, {"eval": view}, 104, mesh, {"eval": plain_readers()})
     embedding, index = rng.normal(size=(5, 4)), np.array([3, 50, 100, 200, 290])
-    predictions.fresh = lambda params, split: {
+    predictions.fresh = lambda params, split, method=None: {
         "embedding": embedding, "index": index, "label": view.source.label[index]}  # fmt: skip
     params = jax.jit(task.init)(jax.random.key(0))
     judge = maps.Evaluator(predictions, config)
@@ -67,7 +67,7 @@ def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
     image = 2 * last["image"].astype(np.float32) / 255 - 1
     _, encoded = task.model.apply({"params": params}, image, method="classify")
     np.testing.assert_allclose(last["tokens"], encoded.latent, atol=1e-5)
-    page.write(tmp_path, {}, "")
+    page.write(tmp_path, {}, "", {})
     text = (tmp_path / "report.html").read_text()
     assert all(page.html.escape(page.CAPTIONS[f"{name}.png"]) in text
                for name in ("embedding_map", "patches"))  # fmt: skip
