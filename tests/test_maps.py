@@ -67,7 +67,7 @@ def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
     image = 2 * last["image"].astype(np.float32) / 255 - 1
     _, encoded = task.model.apply({"params": params}, image, method="classify")
     np.testing.assert_allclose(last["tokens"], encoded.latent, atol=1e-5)
-    page.write(tmp_path, {}, "", {})
+    page.write(tmp_path, {}, "", {"checkpoint": {}, "protocols": {}})
     text = (tmp_path / "report.html").read_text()
     assert all(page.html.escape(page.CAPTIONS[f"{name}.png"]) in text
                for name in ("embedding_map", "patches"))  # fmt: skip
