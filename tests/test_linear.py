@@ -117,12 +117,13 @@ def easy(count, noise=0.5):
 
 @pytest.mark.parametrize("evaluator", [linear, logistic])
 def test_the_choice_is_by_the_split_and_never_by_the_evaluation_images(evaluator):
-    train, evaluation = easy(400), easy(90)
+    train, evaluation = easy(400), easy(300)
     results, said = evaluated(train, evaluation, evaluator)
-    adverse, said_then = evaluated(train, (evaluation[0], (evaluation[1] + 1) % 10), evaluator)
+    shuffled = evaluation[0], rng.permutation(evaluation[1])
+    adverse, said_then = evaluated(train, shuffled, evaluator)
     assert said_then == said
     (found,), (turned,) = results.values(), adverse.values()
-    assert found > 0.6 and turned < 0.1
+    assert found > 0.6 and turned < 0.3
 
 
 def test_the_head_chosen_is_the_best_on_what_was_held_out():
