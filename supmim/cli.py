@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from supmim import config as config_lib
-from supmim import pyfile, workdir
+from supmim import config_options, pyfile, workdir
 from supmim.errors import ConfigError, SupmimError
 
 
@@ -293,7 +293,7 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
             config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
         if verb.takes_config and values.config is not None:
-            config_lib.flatten(values.config)  # a preset that failed to load raises here
+            config_options.flatten(values.config)  # a preset that failed to load raises here
     except SupmimError:
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import config as config_lib
-from supmim import evaluators, optimizer, step, train
+from supmim import config_options, evaluators, optimizer, step, train
 from supmim.checkpoint import Checkpoints
 from supmim.data import pipeline
 from supmim.data.bad_records import BadRecords
@@ -73,7 +73,7 @@ def with_evaluators(config: Any, names: str) -> FrozenConfigDict:
     changed.eval.evaluators = names
     changed.checkpoint.keep_best = 0
     config_lib.validate(changed)
-    if not config_lib.evaluator_names(changed):
+    if not config_options.evaluator_names(changed):
         raise ConfigError(f"--evaluators={names} asks nothing of a run without a decoder")
     return FrozenConfigDict(changed)
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from supmim import config as config_lib
-from supmim import sharding, train
+from supmim import config_options, sharding, train
 from supmim.aot import hlo, program, roofline, table, topology
 from supmim.aot.advice import advice
 from supmim.data import sources
@@ -51,7 +50,7 @@ def training_images(config: Any, asked: str) -> int:
     if found := re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", config.data.train):
         return IMAGENET_TRAIN * int(found[1] or 100) // 100
     try:
-        return len(sources.load(config.data, config_lib.has_labels(config))[0])
+        return len(sources.load(config.data, config_options.has_labels(config))[0])
     except DataError:
         return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import config as config_lib
-from supmim import sharding, train
+from supmim import config_options, sharding, train
 from supmim.data import images, pipeline, progress
 from supmim.data.bad_records import BadRecords
 from supmim.data.stream import Rows
@@ -71,7 +71,7 @@ def write(config: Any, out: Path, stop: StopSignal) -> None:
 
 def checked(config: Any, out: Path) -> FrozenConfigDict:
     """The config as a run would have it that reads from `out`, once there is anything to read."""
-    if not config_lib.has_tokenizer(config):
+    if not config_options.has_tokenizer(config):
         raise ConfigError("this config predicts no ids: set config.mim.target=tokens, mim_weight>0")
     begun = hosts.together(lambda: check_ours(out))
     made = ConfigDict(config.to_dict())

@@ -11,7 +11,7 @@ import optax
 from clu import parameter_overview
 
 from supmim import config as config_lib
-from supmim import evaluators, metrics, optimizer, pretrained, sharding, step
+from supmim import config_options, evaluators, metrics, optimizer, pretrained, sharding, step
 from supmim.checkpoint import Checkpoints
 from supmim.data import images, landmarks, pipeline, sources
 from supmim.data.bad_records import BadRecords
@@ -108,7 +108,7 @@ def train(
     tokenize, prepare, train_step = programs(config, task, tx, mesh, placement)
     if targets is not None:
         cached.tell_agreement(config, source, targets, task.frozen, tokenize, mesh)
-        if "reconstruction" not in config_lib.evaluator_names(config):
+        if "reconstruction" not in config_options.evaluator_names(config):
             task.frozen = None  # nothing will ask for it: its memory is free
     predictions = create_predictions(config, task, source, eval_source, mesh, bad_records)
     judges = evaluators.create(config, predictions)
@@ -211,13 +211,13 @@ def mesh_of(config: Any) -> jax.sharding.Mesh:
 
 def load_sources(config: Any) -> tuple[Any, sources.Source, sources.Source]:
     """The config, settled to the classes of its training source; training and evaluation source."""
-    source, eval_source = sources.load(config.data, config_lib.has_labels(config))
+    source, eval_source = sources.load(config.data, config_options.has_labels(config))
     return config_lib.settle(config, source.class_names, source.name), source, eval_source
 
 
 def settled(config: Any) -> Any:
     """The config with its number of classes, for which a source is opened if need be."""
-    known = config.classifier.num_classes or not config_lib.has_labels(config)
+    known = config.classifier.num_classes or not config_options.has_labels(config)
     return config if known else load_sources(config)[0]
 
 
@@ -239,8 +239,8 @@ def create_predictions(
     bad_records: BadRecords,
 ) -> Predictions:
     """What evaluators ask of both sources; bad records are missing from it and counted."""
-    names = config_lib.evaluator_names(config)
-    tokenized = "reconstruction" in names and config_lib.has_tokenizer(config)
+    names = config_options.evaluator_names(config)
+    tokenized = "reconstruction" in names and config_options.has_tokenizer(config)
     second = images.second_of(config)._replace(made=tokenized)
     seen = {
         "train": images.evaluation(source, config.data),

@@ -12,8 +12,7 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from supmim import config as config_lib
-from supmim import evaluators, sharding
+from supmim import config_options, evaluators, sharding
 from supmim.errors import NumericsError
 from supmim.evaluators import classification, knn, ranking, reconstruction
 from supmim.evaluators.predictions import Predictions
@@ -39,11 +38,15 @@ def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
 
 
 def test_names_are_those_of_the_config():
-    assert list(evaluators.EVALUATORS) == [n for of in config_lib.EVALUATORS.values() for n in of]
-    assert tuple(TASKS) == config_lib.OPTIONS["task"].choices
-    assert config_lib.evaluator_names(tiny_config(mim_weight=0.0)) == ["classification", "knn"]
-    every = config_lib.evaluator_names(tiny_config(**{"eval.evaluators": "all"}))
-    assert every == [n for n in config_lib.EVALUATORS["supmim"] if n != "landmarks"]  # no images
+    assert list(evaluators.EVALUATORS) == [
+        n for of in config_options.EVALUATORS.values() for n in of
+    ]
+    assert tuple(TASKS) == config_options.OPTIONS["task"].choices
+    assert config_options.evaluator_names(tiny_config(mim_weight=0.0)) == ["classification", "knn"]
+    every = config_options.evaluator_names(tiny_config(**{"eval.evaluators": "all"}))
+    assert every == [
+        n for n in config_options.EVALUATORS["supmim"] if n != "landmarks"
+    ]  # no images
 
 
 def test_top_k_agrees_with_scikit_learn_and_ties_count_against_us():
@@ -111,7 +114,7 @@ def test_the_floor_is_a_random_encoder_with_a_key_of_its_own_taken_once(monkeypa
 @functools.cache
 def results_of_all(*options):
     """But for landmarks, of other images, and logistic regression, which stops by rounding."""
-    names = [n for n in config_lib.EVALUATORS["supmim"] if n not in ("landmarks", "logistic")]
+    names = [n for n in config_options.EVALUATORS["supmim"] if n not in ("landmarks", "logistic")]
     config = tiny_config(**{"eval.evaluators": ",".join(names)})
     predictions, params = predictions_of(config, *options)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from supmim import config as config_lib
-from supmim import metrics, train
+from supmim import config_options, metrics, train
 from supmim.errors import ConfigError
 from supmim.tasks import prediction
 from supmim.tasks import supmim as task_lib
@@ -26,7 +26,7 @@ def task_of(target, **changes):
 
 
 def test_names_are_those_of_the_config():
-    assert tuple(prediction.TARGETS) == config_lib.OPTIONS["mim.target"].choices
+    assert tuple(prediction.TARGETS) == config_options.OPTIONS["mim.target"].choices
 
 
 def test_normalized_pixels_are_those_of_mae():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from supmim import config as config_lib
-from supmim import doctor, metrics
+from supmim import config_options, doctor, metrics
 from supmim.errors import ConfigError, DeviceError, NumericsError
 from supmim.runtime import devices, lock, memory, numerics, profile
 from supmim.runtime.clock import Clock
@@ -177,9 +177,9 @@ def test_every_setting_that_saves_memory_is_a_valid_override_that_changes_someth
     config = config_lib.get_config()
     for line in memory.settings(config):
         path, _, value = line.split()[0].partition("=")
-        option = config_lib.OPTIONS[path]
+        option = config_options.OPTIONS[path]
         assert not option.problem(type(option.default)(value))
-        assert str(config_lib.flatten(config)[path]) != value
+        assert str(config_options.flatten(config)[path]) != value
     with_all = config_lib.get_config()
     with_all.encoder.update(dtype="bfloat16", remat="full")
     with_all.optimizer.moment_dtype = "bfloat16"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from supmim import cli, metrics, optimizer, sharding, step, tokenizers
+from supmim import cli, config_options, metrics, optimizer, sharding, step, tokenizers
 from supmim import config as config_lib
 from supmim.data import augment, images, sources, stream
 from supmim.errors import ConfigError
@@ -286,7 +286,7 @@ def test_training_ends_with_results_pictures_and_a_tokenizer_folder(finished):
     config = tiny_config(**{"mim_weight": 0.0, "tokenizer.dtype": "float32"})  # as it was trained
     for flag in flags:
         name, _, value = flag.removeprefix("--config.").partition("=")
-        config[name.split(".")[0]][name.split(".")[1]] = type(config_lib.OPTIONS[name].default)(
+        config[name.split(".")[0]][name.split(".")[1]] = type(config_options.OPTIONS[name].default)(
             value
         )
     tokenizer = tokenizers.load(config)

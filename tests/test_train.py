@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from supmim import checkpoint, cli, sharding, tokenizers, train
+from supmim import checkpoint, cli, config_options, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.aot import program
 from supmim.checkpoint import Checkpoints
@@ -365,7 +365,7 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     vqgan = {"tokenizer.name": "vqgan", "tokenizer.filters": 32,
              "tokenizer.channel_multipliers": "1,2"}  # fmt: skip
     tokenizers.abstract(Recorder(frozen(**vqgan), seen))
-    assert set(config_lib.OPTIONS) - seen == set()
+    assert set(config_options.OPTIONS) - seen == set()
 
 
 # What the command line asks for reaches the programs.

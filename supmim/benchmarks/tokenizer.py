@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from supmim import config as config_lib
-from supmim import sharding, step, tokenizers, train
+from supmim import config_options, sharding, step, tokenizers, train
 from supmim.aot import flops
 from supmim.aot.program import changed
 from supmim.benchmarks.step import Step, first_state, made_up, matmul, settings
@@ -30,7 +29,7 @@ WITHOUT = "no MIM"
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
     """Everything that is printed."""
-    if not config_lib.has_tokenizer(config):
+    if not config_options.has_tokenizer(config):
         raise ConfigError(
             "supmim benchmark tokenizer times target ids: it takes a config of task=supmim with "
             "config.mim_weight above 0 and config.mim.target=tokens"
@@ -134,8 +133,8 @@ def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
 
 def one_view(passes: str) -> dict[str, Any]:
     """What a single pass must do without: a class view of its own."""
-    names = [f"data.{name}" for name in config_lib.CLASS_VIEW] if passes == "one" else []
-    return {name: config_lib.OPTIONS[name].default for name in names}
+    names = [f"data.{name}" for name in config_options.CLASS_VIEW] if passes == "one" else []
+    return {name: config_options.OPTIONS[name].default for name in names}
 
 
 def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
@@ -164,7 +163,7 @@ def agree(config: Any) -> float:
 
     Of evaluation images where there is a trained tokenizer, else of noise.
     """
-    size, count = config_lib.tokenizer_size(config), config.tokenizer.microbatch
+    size, count = config_options.tokenizer_size(config), config.tokenizer.microbatch
     if config.tokenizer.path:
         view = ConfigDict(config.data.to_dict())
         view.image_size = size

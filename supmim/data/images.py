@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim import config as config_lib
+from supmim import config_options
 from supmim.data import crop, decode, masks
 from supmim.data.sources import Masked, MaskedRecord, Record, Source, check_label, innermost
 from supmim.data.targets import Cache
@@ -50,8 +50,8 @@ def second_of(config: Any) -> Second:
     A run without a tokenizer decodes for the size that is set all the same: arms that are compared
     see the same pixels.
     """
-    size = config_lib.tokenizer_size(config)
-    made = config_lib.has_tokenizer(config) and not config.data.targets
+    size = config_options.tokenizer_size(config)
+    made = config_options.has_tokenizer(config) and not config.data.targets
     return Second(size if size != config.data.image_size else 0, made)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
-from supmim.config import has_labels, has_tokenizer
+from supmim.config_options import has_labels, has_tokenizer
 from supmim.data.images import VIEW, Bad, Images, second_of
 from supmim.data.scenes import Scenes
 from supmim.data.sources import InMemory, Source, innermost

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from supmim import config as config_lib
+from supmim import config_options
 from supmim.evaluators import (
     classification,
     fewshot,
@@ -51,7 +51,7 @@ EVALUATORS = {
 
 def create(config: Any, predictions: Predictions) -> list[Evaluator]:
     """The evaluators that the config asks for."""
-    names = config_lib.evaluator_names(config)
+    names = config_options.evaluator_names(config)
     return [EVALUATORS[name](predictions, config) for name in names]
 
 

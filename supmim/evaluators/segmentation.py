@@ -17,8 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from supmim import config as config_lib
-from supmim import sharding
+from supmim import config_options, sharding
 from supmim.data import crop, masks, pipeline
 from supmim.data.images import Bad
 from supmim.data.sources import evenly
@@ -91,7 +90,7 @@ class Evaluator:
         self.class_names, self.channels = self.images.class_names, config.data.channels
         self.resize = config.data.eval_resize or config.data.image_size
         self.size_of = crop.EVAL_SIZES[config.data.eval_view]
-        self.side, self.stride = config_lib.window(config)
+        self.side, self.stride = config_options.window(config)
         self.method, self.pictures = config.data.interpolation, config.eval.pictures
         mesh = predictions.mesh
         self.rows = pipeline.local_rows(predictions.batch_size, mesh)

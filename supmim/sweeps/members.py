@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import config as config_lib
-from supmim import pyfile, workdir
+from supmim import config_options, pyfile, workdir
 from supmim.errors import ConfigError, Interrupted
 from supmim.runtime import lock
 
@@ -123,7 +123,7 @@ def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> FrozenC
             f"a name has up to {LONGEST_NAME} letters, digits and any of _ . , = + -, "
             "since it names a folder"
         )
-    flat = config_lib.flatten(preset) | config_lib.flatten(overrides)
+    flat = config_options.flatten(preset) | config_options.flatten(overrides)
     config_lib.validate(flat)
     config = config_lib.get_config()
     config.update_from_flattened_dict(flat)

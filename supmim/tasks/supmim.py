@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from supmim import losses, masking, metrics, models, tokenizers
-from supmim.config import has_tokenizer
+from supmim.config_options import has_tokenizer
 from supmim.data import augment, mixing
 from supmim.data.images import VIEW, Images
 from supmim.models import supmim as supmim_model

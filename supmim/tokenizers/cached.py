@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from supmim import config as config_lib
+from supmim import config_options
 from supmim.data import augment, pipeline
 from supmim.data.images import VIEW, Images, second_of, training
 from supmim.data.sources import Source
@@ -29,9 +29,9 @@ def identity(config: Any, source: Source, tokenizer: dict[str, str]) -> dict[str
         **{f"images: {name}": value for name, value in source.fingerprint().items()},
         **{f"data.{name}": data[name] for name in ("seed", *VIEW, *augment.GEOMETRY)},
         "data.max_pixels": data["max_pixels"],
-        "tokenizer.image_size": config_lib.tokenizer_size(config),
+        "tokenizer.image_size": config_options.tokenizer_size(config),
         "tokenizer.codebook_size": config.tokenizer.codebook_size,
-        "tokenizer.dtype": config_lib.tokenizer_dtype(config),
+        "tokenizer.dtype": config_options.tokenizer_dtype(config),
         "tokenizer.microbatch": config.tokenizer.microbatch,
         "tokens of an image": grid**2,
         **tokenizer,
@@ -90,7 +90,7 @@ def flags_of(folder: Path, found: dict[str, Any], names: list[str]) -> list[str]
     """Flags that give a run what a cache has of these; none if no flag gives some of them."""
     options = found | {"tokenizer.path": folder / TOKENIZER}
     asked = ["tokenizer.path" if name == "tokenizer" else name for name in names]
-    known = all(name in config_lib.OPTIONS and name in options for name in asked)
+    known = all(name in config_options.OPTIONS and name in options for name in asked)
     return [f"--config.{name}={options[name]}" for name in asked] if known else []
 
 
@@ -128,7 +128,7 @@ def open_for(config: Any, source: Source, tokenizer: dict[str, str]) -> Cache | 
 
     DataError if config.data.targets holds other ids, or not all that the run needs.
     """
-    if not (config.data.targets and config_lib.has_tokenizer(config)):
+    if not (config.data.targets and config_options.has_tokenizer(config)):
         return None
     folder = Path(config.data.targets)
     metadata = read_metadata(folder)
