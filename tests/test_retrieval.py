@@ -187,6 +187,18 @@ def test_what_no_query_has_a_value_of_is_no_result():
     assert found == {"retrieval/train_without_positives": 1, "retrieval/without_positives": 1}
 
 
+def test_banks_are_made_once_and_anew_for_other_parameters():
+    class Given(Predictions):
+        def fresh(self, params, split):
+            return {"embedding": np.full((2, 2), params) + np.eye(2)}
+
+    predictions = Given(None, {}, 8, mesh_of(2, 1, 1), {})
+    rows, bank = predictions.bank(1, "eval", 1)
+    assert predictions.bank(1, "eval", 1)[1] is bank
+    other, anew = predictions.bank(5, "eval", 1)
+    assert anew is not bank and (other != rows).any()
+
+
 def test_embeddings_that_mean_nothing_are_an_error():
     good, label = rng.normal(size=(5, 3)), np.zeros(5, int)
     for harm, told in ((np.nan, "the first is image 2"), (0.0, "the first is image 2")):
