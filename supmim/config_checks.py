@@ -348,8 +348,8 @@ def _list_problems(config: Any) -> Iterator[str]:
             hint = f"did you mean {close[0]}? " if close else ""
             yield (
                 f"config.eval.evaluators names {name!r}; {hint}"
-                f"With task={config.task} it takes {ALL}, or of these, separated by commas: "
-                f"{', '.join(known)}"
+                f"With task={config.task} it takes {', '.join(known)}, separated by commas, or "
+                f"{ALL}"
             )
     if "landmarks" in evaluator_names(config) and not config.eval.landmarks:
         yield (
