@@ -309,8 +309,9 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 def _writing() -> ocp.Context:
     """How arrays are written: replicas share a large one; to cut a small one up costs more."""
-    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=SHARED_BYTES)
-    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
+    return context
 
 
 def _first_line(error: Exception) -> str:

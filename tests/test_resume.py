@@ -28,7 +28,15 @@ def start(workdir):
 def new_workdir(folder):
     """A workdir that only has its config: what `--workdir` alone continues."""
     config = tiny_config(
-        log_every=1, save_every=3, batch_size=48, **{"optimizer.ema_decay": 0.9, "data.mixup": 0.2}
+        log_every=1,
+        save_every=3,
+        batch_size=48,
+        **{
+            "optimizer.ema_decay": 0.9,
+            "data.mixup": 0.2,
+            "eval.evaluators": "classification,reconstruction",
+            "checkpoint.keep_best": 0,
+        },
     )
     folder.mkdir()
     (folder / "config.json").write_text(config_lib.to_json(config))
