@@ -60,7 +60,7 @@ def overlaid(plain: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def colours() -> np.ndarray:
-    """[60, 3]: those of classes, the first dark; they repeat."""
-    found = [colormaps[name].colors for name in ("tab10", "tab20b", "tab20c")]
-    first = np.array([(0.12, 0.12, 0.16)])
-    return np.concatenate([first, *map(np.array, found)]).astype(np.float32)
+    """[46, 3]: those of classes, the first dark, none grey as images may be; they repeat."""
+    found = np.concatenate([colormaps[name].colors for name in ("tab10", "tab20b", "tab20c")])
+    coloured = found[np.ptp(found, axis=1) > 0.1]
+    return np.concatenate([[(0.12, 0.12, 0.16)], coloured]).astype(np.float32)
