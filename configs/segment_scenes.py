@@ -15,20 +15,23 @@ def get_config(arm="linear"):
     """arm: linear (frozen) or finetune (all of it, with the multi-scale head)."""
     config = base.get_config()
     config.task = "segmentation"
-    config.batch_size = 32
+    config.batch_size = 64
     config.total_epochs = 20
-    # Quarters of the canvas, pixel for pixel; evaluation slides over all of it.
-    config.data.update(train="scenes:train", image_size=16, channels=1, eval_resize=32)
-    config.data.update(
-        crop="inception", area_min=0.25, area_max=0.25, aspect_min=1.0, aspect_max=1.0
-    )
+    # Crops pixel for pixel, as large as what the encoder knows; evaluation slides over all.
+    config.data.update(train="scenes:train", image_size=8, channels=1, eval_resize=32)
+    config.data.update(crop="inception", aspect_min=1.0, aspect_max=1.0)
+    config.data.update(area_min=1 / 16, area_max=1 / 16)
     config.encoder.update(patch_size=2, width=64, depth=3, num_heads=4, mlp_dim=256)
-    config.segmentation.update(width=32, stride=8)
+    config.segmentation.stride = 2
     config.optimizer.update(learning_rate=2e-3, b2=0.98, warmup_steps=100, frozen="encoder")
     config.update(log_every=100, save_every=500)
-    config.eval.update(evaluators="segmentation", batch_size=300)
+    config.eval.update(evaluators="segmentation", batch_size=1000)
     config.checkpoint.keep_best_metric = "segmentation/miou"
     if arm == "finetune":
-        config.segmentation.head = "multiscale"
-        config.optimizer.frozen = "none"
+        config.batch_size = 32
+        config.total_epochs = 36
+        config.data.update(image_size=16, area_min=1 / 4, area_max=1 / 4)
+        config.segmentation.update(head="multiscale", width=32, stride=8)
+        config.optimizer.update(frozen="none", learning_rate=3e-3, ema_decay=0.995)
+        config.eval.batch_size = 300
     return config

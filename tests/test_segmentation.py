@@ -92,6 +92,7 @@ def test_a_scene_is_a_function_of_its_index_alone_and_no_digit_covers_another():
         for y, x in places:
             seen[y : y + 8, x : x + 8] += 1
         assert seen.max() == 1 and seen.sum() == 64 * len(places) and len(places) >= 3
+        assert not np.any(np.array(places) % 2)
 
 
 def test_what_scenes_hold_out_is_made_of_the_digits_held_out():

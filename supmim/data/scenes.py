@@ -1,8 +1,9 @@
 """`scenes:train`: the digits of scikit-learn strewn over a canvas, with the class of each pixel.
 
 Real pixels, no download. A scene is a function of its index alone: 3 to 8 digits of 8 x 8 pixels on
-32 x 32, none over another. A pixel is its digit's if it has a quarter of the full ink, else it is
-background. Scenes of the digits for training have none of those for evaluation.
+32 x 32, none over another, at even places, so that patches of 2 pixels cut them as in `digits:`. A
+pixel is its digit's if it has a quarter of the full ink, else it is background. Scenes of the digits
+for training have none of those for evaluation.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from supmim.data.sources import MaskedRecord
 
 SIDE = 32
 FEWEST, MOST = 3, 8  # digits of a scene
-PLACES = 64  # tried for them
+PLACES, STEP = 64, 2  # tried for them; pixels from one to the next
 INK = 60  # of 240
 SEED = 0
 LENGTHS = {"train": 3000, "test": 500, "tune": 2400, "validation": 500}
@@ -52,16 +53,17 @@ class Scenes(sources.Masked):
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the digits, and of how they are strewn."""
-        how = repr((self.digits.fingerprint(), SIDE, FEWEST, MOST, PLACES, INK, SEED))
+        how = repr((self.digits.fingerprint(), SIDE, FEWEST, MOST, PLACES, STEP, INK, SEED))
         digest = hashlib.sha256(how.encode()).hexdigest()
         return {"name": self.name, "length": len(self), "sha256": digest}
 
 
 def free_places(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
-    """Corners (y, x) of squares that do not overlap, as many as were drawn or as fit."""
+    """Even corners (y, x) of squares that do not overlap, as many as were drawn or as fit."""
     wanted = rng.integers(FEWEST, MOST, endpoint=True)
     kept: list[tuple[int, int]] = []
-    for y, x in rng.integers(SIDE - side, size=(PLACES, 2), endpoint=True).tolist():
+    halves = rng.integers((SIDE - side) // STEP, size=(PLACES, 2), endpoint=True)
+    for y, x in (STEP * halves).tolist():
         free = all(abs(y - other[0]) >= side or abs(x - other[1]) >= side for other in kept)
         if free and len(kept) < wanted:
             kept.append((y, x))
