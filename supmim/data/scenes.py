@@ -2,8 +2,8 @@
 
 Real pixels, no download. A scene is a function of its index alone: 3 to 8 digits of 8 x 8 pixels on
 32 x 32, none over another, at even places, so that patches of 2 pixels cut them as in `digits:`. A
-pixel is its digit's if it has a quarter of the full ink, else it is background. Scenes of the digits
-for training have none of those for evaluation.
+pixel is its digit's if it has a quarter of the full ink, else it is background. Scenes of the
+digits for training have none of those for evaluation.
 """
 
 import hashlib
