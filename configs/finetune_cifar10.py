@@ -21,7 +21,7 @@ def get_config():
     config.data.update(image_size=48, channels=3, flip=True, mixup=0.8, cutmix=1.0)
     config.data.update(crop="inception", area_min=0.3)
     config.encoder.update(patch_size=4, width=192, depth=9, num_heads=3, mlp_dim=768)
-    config.encoder.stochastic_depth = 0.1
+    config.encoder.update(stochastic_depth=0.1, position_grid=8)  # the grid of cifar10.py
     config.classifier.label_smoothing = 0.1
     config.optimizer.update(learning_rate=5e-4, weight_decay=0.05, warmup_steps=900)  # 5 epochs
     config.optimizer.update(layer_decay=0.65, clip_norm=0.0)

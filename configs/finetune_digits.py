@@ -20,6 +20,7 @@ def get_config():
     config.data.update(image_size=16, channels=1, mixup=0.2)
     config.data.update(shift=2.0, rotate=10.0, scale=0.1, shear=5.0)
     config.encoder.update(patch_size=2, width=64, depth=3, num_heads=4, mlp_dim=256)
+    config.encoder.position_grid = 4  # of digits.py
     config.encoder.stochastic_depth = 0.1
     config.classifier.update(label_smoothing=0.1)
     config.optimizer.update(learning_rate=2e-3, b2=0.98, warmup_steps=60, ema_decay=0.99)

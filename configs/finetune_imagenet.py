@@ -25,6 +25,7 @@ def get_config():
     config.data.update(area_min=0.08, interpolation="bicubic")
     config.data.update(randaug_num=2, randaug_magnitude=9.0, erase=0.25, mixup=0.8, cutmix=1.0)
     config.encoder.update(**base.variant("B/14"), dtype="bfloat16", stochastic_depth=0.1)
+    config.encoder.position_grid = 16  # of imagenet_b14.py
     config.classifier.update(num_classes=1000, label_smoothing=0.1)
     config.optimizer.update(learning_rate=2e-3, weight_decay=0.05, warmup_steps=6_200)
     config.optimizer.update(layer_decay=0.65, clip_norm=0.0)

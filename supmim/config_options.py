@@ -43,6 +43,7 @@ BROUGHT = {
     },
     5: {
         "init.workdir": "", "optimizer.layer_decay": 1.0, "optimizer.frozen": "none",
+        "encoder.position_grid": 0,
         "eval.landmarks": "", "eval.real_labels": "",
         "data.ignore_label": -1, "data.mask_classes": 0, "segmentation.head": "linear",
         "segmentation.width": 128, "segmentation.dropout": 0.1, "segmentation.window": 0,
@@ -177,6 +178,9 @@ OPTIONS = {
     "encoder.num_heads": _at_least(1, 12, "attention heads per block"),
     "encoder.mlp_dim": _at_least(1, 3072, "hidden size of a block's MLP"),
     "encoder.positions": Option("sincos2d", "position embedding", choices=("sincos2d", "learned")),
+    "encoder.position_grid": _at_least(
+        0, 0, "side of the grid, in patches, that positions are made for; 0: the image's"
+    ),
     "encoder.pool": Option("gap", "how tokens become an embedding", choices=("gap", "cls", "map")),
     "encoder.dropout": _share(0.0, "dropout rate in every block", high=0.9),
     "encoder.stochastic_depth": _share(

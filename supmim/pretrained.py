@@ -19,7 +19,7 @@ from supmim.runtime import hosts
 from supmim.workdir import read_config
 
 # What may differ: it changes neither the names nor the meaning of parameters.
-FREE = {"dropout", "stochastic_depth", "attention", "dtype", "scan", "remat"}
+FREE = {"position_grid", "dropout", "stochastic_depth", "attention", "dtype", "scan", "remat"}
 
 
 def find(config: Any) -> dict[str, Any]:

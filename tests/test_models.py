@@ -192,6 +192,21 @@ def test_positions_are_resampled_to_another_grid():
     np.testing.assert_allclose(resampled.mean(), 7.5, atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["sincos2d", "learned"])
+def test_positions_made_for_another_grid_are_those_of_its_images_resampled(positions):
+    encoder, params, image = encoder_and_input(positions=positions)
+    larger, resized = encoder.clone(grid=8, position_grid=4), jnp.zeros((1, 32, 32, 3))
+    shapes = [
+        jax.eval_shape(e.init, jax.random.key(0), x)
+        for e, x in ((encoder, image), (larger, resized))
+    ]
+    assert shapes[0] == shapes[1]
+    found = [e.apply({"params": params}, resized).latent for e in (encoder, larger)]
+    np.testing.assert_array_equal(*found)
+    made_new = encoder.clone(grid=8, positions="sincos2d")
+    assert np.abs(made_new.apply({"params": params}, resized).latent - found[0]).max() > 0.1
+
+
 def test_patches_go_back_together():
     image = jnp.arange(2 * 8 * 8 * 3.0).reshape(2, 8, 8, 3)
     patches = layers.patchify(image, 2)

@@ -44,8 +44,9 @@ class MapPool(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A ViT (arXiv 2010.11929). grid: side of the token grid that positions are made for.
+    """A ViT (arXiv 2010.11929). grid: side of the token grid of the images it is trained on.
 
+    position_grid: side of the grid that positions are made for, and resampled from; 0: grid.
     mask_token: whether patches that enter may be hidden behind a learned token.
     """
 
@@ -56,6 +57,7 @@ class Encoder(nn.Module):
     num_heads: int
     mlp_dim: int
     positions: str = "sincos2d"
+    position_grid: int = 0
     pool: str = "gap"
     dropout: float = 0.0
     stochastic_depth: float = 0.0
@@ -109,11 +111,12 @@ class Encoder(nn.Module):
 
     def position_table(self, grid: int) -> jax.Array:
         """[grid * grid, D], float32."""
+        made_for = self.position_grid or self.grid
         if self.positions == "learned":
             init = nn.initializers.normal(1 / self.width**0.5)
-            table = self.param("positions", init, (self.grid**2, self.width))
+            table = self.param("positions", init, (made_for**2, self.width))
         else:
-            table = jnp.asarray(layers.sincos_positions(self.grid, self.width))
+            table = jnp.asarray(layers.sincos_positions(made_for, self.width))
         return layers.resample_positions(table, grid)
 
     def pooled(self, x: jax.Array, train: bool) -> jax.Array:
