@@ -441,7 +441,6 @@ from tests.test_segmentation import small_config
 def get_config():
     config = small_config(total_epochs=1)
     config.optimizer.warmup_steps = config.classifier.num_classes = 0
-    config.segmentation.head = "multiscale"
     config.eval.batch_size = 16
     return config
 """
@@ -451,10 +450,10 @@ def get_config():
 def preset(tmp_path):
     path = tmp_path / "preset.py"
     path.write_text(PRESET)
-    return [f"--config={path}", "--config.mesh.data=1", "--config.mesh.fsdp=8"]
+    return [f"--config={path}"]
 
 
-def test_a_run_trains_scores_draws_goes_on_and_is_evaluated_again(tmp_path, preset, capsys):
+def test_a_run_trains_scores_draws_and_scores_again_what_it_missed(tmp_path, preset, capsys):
     workdir = tmp_path / "run"
     args = [*preset, f"--workdir={workdir}", "--config.data.limit=16"]
     assert cli.run(["train", *args]) == 0
@@ -466,7 +465,6 @@ def test_a_run_trains_scores_draws_goes_on_and_is_evaluated_again(tmp_path, pres
     (workdir / "results.json").unlink()
     assert cli.run(["train", f"--workdir={workdir}"]) == 0
     assert json.loads((workdir / "results.json").read_text()) == results
-    assert cli.run(["evaluate", f"--workdir={workdir}"]) == 0
 
 
 def test_bad_pairs_exit_3_and_name_what_is_wrong(tmp_path, preset, capsys):
