@@ -5,7 +5,9 @@ supmim train --config=configs/segment_scenes.py --workdir=runs/frozen \
 supmim train --config=configs/segment_scenes.py:finetune --workdir=runs/finetuned \
     --config.init.workdir=runs/digits                               (everything, multi-scale head)
 
-Not run yet.
+Mean IoU on 500 scenes of digits held out: frozen, 21.40 % (SupMIM encoder), 18.21 % (labels alone),
+13.34 % (random encoder), 7.81 % (always background); 55 CPU seconds each. Everything: 69.54 %, 470
+CPU seconds, on two busy cores. One seed; encoders of `digits.py` at 60 epochs.
 """
 
 from supmim import config as base
