@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -96,6 +97,31 @@ def batch_shards(mesh: Mesh) -> int:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+class Group(NamedTuple):
+    """Processes that hold the same rows of a batch, or some of them; and these rows, in order."""
+
+    processes: list[int]
+    rows: np.ndarray
+
+
+def batch_groups(batch_size: int, mesh: Mesh) -> list[Group]:
+    """All processes of a run, in order; no two groups share a row."""
+    placement = batch_sharding(mesh).devices_indices_map((batch_size,))
+    return grouped((at.process_index, range(batch_size)[rows]) for at, (rows,) in placement.items())
+
+
+def grouped(held: Iterable[tuple[int, Iterable[int]]]) -> list[Group]:
+    """Groups of processes from (process, rows of one of its devices)."""
+    groups: list[tuple[set[int], set[int]]] = []
+    for process, own in held:
+        processes, rows = {process}, set(own)
+        for group in [g for g in groups if g[0] & processes or g[1] & rows]:
+            processes, rows = processes | group[0], rows | group[1]
+            groups.remove(group)
+        groups.append((processes, rows))
+    return sorted((Group(sorted(p), np.array(sorted(r))) for p, r in groups), key=lambda g: g[0])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

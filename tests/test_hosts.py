@@ -12,7 +12,7 @@ from supmim import config as config_lib
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
 from supmim.workdir import read_results
-from tests import processes
+from tests import processes, test_segmentation
 from tests.conftest import digits, tiny_config
 
 
@@ -97,6 +97,26 @@ def test_two_processes_write_the_target_ids_of_one(tmp_path):
     assert len(found[0]) == 2 * count and found[0] == found[1]
     metadata = [(tmp_path / name / "metadata.json").read_text() for name in ("one", "two")]
     assert metadata[0] == metadata[1]
+
+
+@pytest.mark.slow
+def test_processes_that_share_rows_of_a_batch_count_every_pixel_once(tmp_path):
+    runs = []
+    for name, count in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        config = test_segmentation.small_config(
+            **{"mesh.tensor": 2, "data.limit": 21, "optimizer.warmup_steps": 0}
+        )
+        (tmp_path / name / "config.json").write_text(config_lib.to_json(config))
+        command = ["supmim", "train", f"--workdir={tmp_path / name}"]
+        env = {"JAX_NUM_CPU_DEVICES": str(2 // count)}
+        done = processes.finished(processes.start(*[command] * count, env=env))
+        assert [code for code, _, _ in done] == [0] * count, done
+        runs.append(read_results(tmp_path / name))
+    one, two = runs
+    assert one.keys() == two.keys() and len(one) > 5
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=1e-3), name
 
 
 def test_an_error_of_the_first_process_is_everyones(tmp_path):

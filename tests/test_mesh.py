@@ -235,6 +235,24 @@ def test_only_the_data_axis_crosses_slices():
         sharding.arrange({"data": 1, "fsdp": 16, "tensor": 1}, devices)
 
 
+@pytest.mark.parametrize(
+    ("held", "groups"),
+    [
+        ([(0, [0, 1]), (0, [2, 3]), (1, [4, 5]), (1, [6, 7])], [([0], 4), ([1], 4)]),
+        ([(0, range(4)), (1, range(4))], [([0, 1], 4)]),
+        ([(0, [0]), (2, [1]), (1, [0]), (3, [1])], [([0, 1], 1), ([2, 3], 1)]),
+        # tensor=3 on hosts of two devices: the second has rows of both others.
+        ([(0, [0]), (0, [0]), (1, [0]), (1, [1]), (2, [1]), (2, [1])], [([0, 1, 2], 2)]),
+        ([(0, [0]), (2, [1]), (1, [0]), (1, [1])], [([0, 1, 2], 2)]),
+    ],
+)
+def test_processes_that_share_rows_are_one_group_and_no_row_is_in_two(held, groups):
+    found = sharding.grouped(held)
+    assert [(group.processes, len(group.rows)) for group in found] == groups
+    rows = np.concatenate([group.rows for group in found])
+    assert sorted(rows) == sorted({row for _, own in held for row in own})
+
+
 def test_stacked_blocks_are_split_like_unrolled_ones():
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
     spec = sharding.partition_spec("blocks/stack/mlp/up/kernel", (3, 16, 32), mesh)

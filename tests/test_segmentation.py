@@ -365,6 +365,16 @@ def test_every_pixel_that_counts_is_counted_once(monkeypatch, batch_size, device
     assert results["segmentation/miou"] > 0.9 and predictions.unreadable() == {}
 
 
+def test_processes_that_see_the_same_windows_are_counted_once_if_they_read_alike():
+    evaluator, _ = evaluator_of(Halves([(32, 32)]))
+    evaluator.groups = [sharding.Group([0, 2], np.arange(2)), sharding.Group([1], np.arange(2))]
+    told = [[[[1]], [7]], [[[2]], []], [[[1]], [7]]]
+    assert evaluator.of_groups(told) == told[:2]
+    told[2][1] = [8]
+    with pytest.raises(DataError, match="not every process could read the same images"):
+        evaluator.of_groups(told)
+
+
 def test_scores_agree_with_scikit_learn_and_a_confusion_matrix_by_hand():
     truth, answer = rng.integers(-1, 5, (2, 40, 30))
     answer = np.maximum(answer, 0)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from supmim import config_options, sharding
-from supmim.data import crop, masks, pipeline
+from supmim.data import crop, masks
 from supmim.data.images import Bad
 from supmim.data.sources import evenly
 from supmim.errors import DataError
@@ -93,13 +93,15 @@ class Evaluator:
         self.side, self.stride = config_options.window(config)
         self.method, self.pictures = config.data.interpolation, config.eval.pictures
         mesh = predictions.mesh
-        self.rows = pipeline.local_rows(predictions.batch_size, mesh)
+        self.groups = sharding.batch_groups(predictions.batch_size, mesh)
+        self.own = [jax.process_index() in group.processes for group in self.groups].index(True)
+        self.rows = self.groups[self.own].rows
         self._predict = jax.jit(predictions.task.predict, out_shardings=sharding.replicated(mesh))
         self._drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol. DataError if no image can be read, or no pixel counts."""
-        own = range(jax.process_index(), len(self.images), jax.process_count())
+        own = range(self.own, len(self.images), len(self.groups))
         shown = set(evenly(len(own), self.pictures).tolist())
         num_classes, self._drawn, bad = len(self.class_names), [], []
         confusion = np.zeros((num_classes, num_classes), np.int64)
@@ -108,9 +110,9 @@ class Evaluator:
             confusion += confusion_of(image.truth, answer, num_classes)
             if place in shown:
                 self._drawn.append((image.pixels, image.truth, answer))
-        told = hosts.gather(json.dumps([confusion.tolist(), len(bad)]))
-        found = [json.loads(text) for text in told]
-        self.predictions.lacks("eval", sum(count for _, count in found))
+        told = hosts.gather(json.dumps([confusion.tolist(), [image.index for image in bad]]))
+        found = self.of_groups([json.loads(text) for text in told])
+        self.predictions.lacks("eval", sum(len(lacking) for _, lacking in found))
         confusion = np.sum([counts for counts, _ in found], axis=0)
         if not confusion.sum():
             raise DataError(
@@ -118,6 +120,20 @@ class Evaluator:
                 f"{self.images.ignore_label} leaves none"
             )
         return summary(confusion, self.class_names)
+
+    def of_groups(self, told: list[list]) -> list[list]:
+        """What each group found, once; DataError if its processes could not read the same images.
+
+        Processes that hold the same rows see the same windows: each would count them.
+        """
+        for group in self.groups:
+            if any(told[process][1] != told[group.processes[0]][1] for process in group.processes):
+                raise DataError(
+                    f"{self.images.name}: not every process could read the same images, so the "
+                    "windows of some are wrong; bring the same files to every host, then evaluate "
+                    "again"
+                )
+        return [told[group.processes[0]] for group in self.groups]
 
     def opened(self, index: Iterable[int], bad: list[Bad]) -> Iterator[Image]:
         """The readable ones of these images, in order, decoded ahead; others are noted in `bad`."""
@@ -139,7 +155,8 @@ class Evaluator:
     def answered(self, params: Any, images: Iterator[Image]) -> Iterator[Image]:
         """The same with the logits of all windows, in order.
 
-        Every host runs as many batches, of one shape, as the one with the most windows.
+        Hosts that hold the same rows of a batch see the same windows. All run as many batches, of
+        one shape, as those with the most windows.
         """
         cut = ((image, window) for image in images for window in image.grid.cut(image.pixels))
         while any(hosts.gather("some" if (some := self.taken(cut)) else "")):
@@ -153,14 +170,16 @@ class Evaluator:
                     yield image
 
     def taken(self, cut: Iterator[tuple[Image, np.ndarray]]) -> list[tuple[Image, np.ndarray]]:
-        """The windows of this host's share of the next batch."""
+        """The windows of this group's rows of the next batch."""
         return list(itertools.islice(cut, len(self.rows)))
 
     def logits(self, params: Any, batch: np.ndarray) -> np.ndarray:
-        """This host's rows of a batch of windows -> their logits [rows, G, G, C]."""
+        """The group's rows of a batch of windows -> their logits [rows, G, G, C]."""
         size = self.predictions.batch_size
-        placed = jax.make_array_from_process_local_data(
-            sharding.batch_sharding(self.predictions.mesh), batch, (size, *batch.shape[1:])
+        placed = jax.make_array_from_callback(
+            (size, *batch.shape[1:]),
+            sharding.batch_sharding(self.predictions.mesh),
+            lambda of: batch[np.searchsorted(self.rows, np.arange(size)[of[0]])],
         )
         return jax.device_get(self._predict(params, {"image": placed})["logits"])[self.rows]
 
