@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from supmim import cli, metrics, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.data import augment, crop, decode, images, masks, scenes, sources, stream
-from supmim.errors import ConfigError, DataError
+from supmim.errors import ConfigError, DataError, NumericsError
 from supmim.evaluators import segmentation, windows
 from supmim.evaluators.predictions import Predictions
 from supmim.models import segmentation as heads
@@ -373,6 +373,21 @@ def test_processes_that_see_the_same_windows_are_counted_once_if_they_read_alike
     told[2][1] = [8]
     with pytest.raises(DataError, match="not every process could read the same images"):
         evaluator.of_groups(told)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error_and_no_class(monkeypatch, wrong):
+    right = Bright.predict
+
+    def predict(self, params, batch):
+        return jax.tree.map(
+            lambda logits: logits.at[0, 2, 3, 1].set(wrong), right(self, params, batch)
+        )
+
+    monkeypatch.setattr(Bright, "predict", predict)
+    evaluator, _ = evaluator_of(Halves([(32, 32)] * 3))
+    with pytest.raises(NumericsError, match="halves: the logits of 1 of 3 windows are not finite"):
+        evaluator.run({})
 
 
 def test_scores_agree_with_scikit_learn_and_a_confusion_matrix_by_hand():

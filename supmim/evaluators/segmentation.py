@@ -21,7 +21,7 @@ from supmim import config_options, sharding
 from supmim.data import crop, masks
 from supmim.data.images import Bad
 from supmim.data.sources import evenly
-from supmim.errors import DataError
+from supmim.errors import DataError, NumericsError
 from supmim.evaluators import windows
 from supmim.evaluators.predictions import Predictions
 from supmim.report import segmentation
@@ -100,7 +100,10 @@ class Evaluator:
         self._drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def run(self, params: Any) -> dict[str, float]:
-        """See Evaluator protocol. DataError if no image can be read, or no pixel counts."""
+        """See Evaluator protocol. DataError if no image can be read, or no pixel counts.
+
+        NumericsError for logits that are not finite.
+        """
         own = range(self.own, len(self.images), len(self.groups))
         shown = set(evenly(len(own), self.pictures).tolist())
         num_classes, self._drawn, bad = len(self.class_names), [], []
@@ -164,6 +167,7 @@ class Evaluator:
             for row, (_, window) in enumerate(some):
                 batch[row] = window
             logits = self.logits(params, batch)
+            self.check_finite(logits[: len(some)])
             for (image, _), own in zip(some, logits, strict=False):
                 image.logits.append(own)
                 if image.complete:
@@ -182,6 +186,16 @@ class Evaluator:
             lambda of: batch[np.searchsorted(self.rows, np.arange(size)[of[0]])],
         )
         return jax.device_get(self._predict(params, {"image": placed})["logits"])[self.rows]
+
+    def check_finite(self, logits: np.ndarray) -> None:
+        """NumericsError unless all are: the largest of NaN is class 0, and floors have scores."""
+        bad = int((~np.isfinite(logits)).any(axis=(1, 2, 3)).sum())
+        if bad:
+            raise NumericsError(
+                f"{self.images.name}: the logits of {bad} of {len(logits)} windows are not finite, "
+                "so their pixels have no class. Look at the losses in metrics.jsonl, and evaluate "
+                "an earlier checkpoint with --step=N"
+            )
 
     def protocol(self) -> dict[str, Any]:
         """See Evaluator protocol."""
