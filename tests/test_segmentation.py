@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 from supmim import cli, metrics, optimizer, sharding, step
 from supmim import config as config_lib
-from supmim.data import augment, crop, decode, images, masks, scenes, sources, stream
+from supmim.data import augment, crop, decode, images, masks, pairs, scenes, sources, stream
 from supmim.errors import ConfigError, DataError, NumericsError
 from supmim.evaluators import segmentation, windows
 from supmim.evaluators.predictions import Predictions
@@ -136,6 +136,16 @@ def test_pairs_in_train_and_val_are_found_and_classes_have_names(tmp_path):
     data.mask_classes = 4
     with pytest.raises(DataError, match="names 3 classes, config.data.mask_classes is 4"):
         sources.load(data)
+
+
+def test_names_of_classes_are_utf_8_with_or_without_a_mark_or_the_line_is_told(tmp_path):
+    data = small_config().data
+    path = tmp_path / "classes.txt"
+    path.write_bytes("sky\nstraße\n".encode("utf-8-sig"))
+    assert pairs.class_names(path, data) == ["sky", "straße"]
+    path.write_bytes("sky\nstraße\n".encode("latin-1"))
+    with pytest.raises(DataError, match="classes.txt, line 2: this is not UTF-8"):
+        pairs.class_names(path, data)
 
 
 def test_classes_without_names_are_called_by_their_ids():

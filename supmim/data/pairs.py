@@ -128,10 +128,15 @@ def folder_pairs(root: Path, part: str, data: Any) -> FolderPairs:
 
 
 def class_names(path: Path, data: Any) -> list[str]:
-    """The lines of a file, or the ids of data.mask_classes; DataError if they contradict."""
+    """The lines of a file, or the ids of data.mask_classes; DataError if they contradict or are no text."""
     if not path.is_file():
         return numbered(data)
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: this is not UTF-8; store it as UTF-8") from error
+    names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name]
     if data.mask_classes not in (0, len(names)):
         raise DataError(
