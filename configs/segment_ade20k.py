@@ -23,6 +23,7 @@ def get_config():
     config.data.update(image_size=518, channels=3, mask_classes=150, ignore_label=0)
     config.data.update(crop="inception", area_min=0.1, aspect_min=1.0, aspect_max=1.0, flip=True)
     config.encoder.update(**base.variant("B/14"), dtype="bfloat16")
+    config.encoder.position_grid = 16  # of imagenet_b14.py
     config.optimizer.update(learning_rate=1e-3, weight_decay=1e-3, warmup_steps=1_500)
     config.optimizer.frozen = "encoder"
     config.update(log_every=50, eval_every=10_000, save_every=1_000)
