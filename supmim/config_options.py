@@ -138,7 +138,9 @@ OPTIONS = {
         0, "masks: number of classes where no classes.txt names them", low=0, high=2**15 - 1
     ),
     "data.limit": _at_least(0, 0, "images used of each source, evenly taken; 0: all"),
-    "data.workers": _at_least(-1, -1, "reader processes per host; 0: a thread; -1: as many as fit"),
+    "data.workers": Option(
+        -1, "reader processes per host; 0: a thread; -1: as many as fit", low=-1, high=512
+    ),
     "data.max_pixels": _at_least(
         1, 178_956_970, "largest image, in pixels; a larger one counts as unreadable"
     ),
