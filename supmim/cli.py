@@ -104,6 +104,8 @@ VERBS = {
             "holdout": ("", "share of a folder held out for evaluation; default: config's"),
             "tfds_dir": ("", "folder of TFDS's datasets; default: TFDS's own"),
             "json": (False, "check: print JSON"),
+            "mask_classes": ("", "check pairs: as config.data.mask_classes; default: classes.txt"),
+            "ignore_label": ("", "check pairs: as config.data.ignore_label; default: none"),
         },
         actions={
             "check": "decode all images, say what is there and what training would refuse",

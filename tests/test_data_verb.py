@@ -150,7 +150,7 @@ def test_sources_that_are_not_there_exit_3(capsys, source, told):
 
 
 def test_a_slip_is_told_and_not_looked_up_as_a_data_set():
-    with pytest.raises(DataError, match="it takes digits, folder, records, tfds; did you mean"):
+    with pytest.raises(DataError, match="it takes digits, .*, pairs; did you mean"):
         sources.find("recods:/x", sources.WHOLE, tiny_config().data)
 
 

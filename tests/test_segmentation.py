@@ -13,7 +13,18 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 from supmim import cli, metrics, optimizer, sharding, step
 from supmim import config as config_lib
-from supmim.data import augment, crop, decode, images, masks, pairs, scenes, sources, stream
+from supmim.data import (
+    augment,
+    crop,
+    decode,
+    images,
+    inspection,
+    masks,
+    pairs,
+    scenes,
+    sources,
+    stream,
+)
 from supmim.errors import ConfigError, DataError, NumericsError
 from supmim.evaluators import segmentation, windows
 from supmim.evaluators.predictions import Predictions
@@ -212,6 +223,49 @@ def test_a_pair_that_does_not_fit_is_an_error_and_an_unreadable_one_a_bad_record
         batch, bad = read(broken)
         assert set(bad) == {0, 1} and "its mask: " in bad[0].why and bad[0].name == "pair 0"
         assert (batch["label_map"] == masks.IGNORED).all()
+
+
+def check(capsys, spec, *flags):
+    code = cli.run(["data", "check", spec, *flags])
+    return code, *capsys.readouterr()
+
+
+def test_a_check_of_pairs_finds_what_a_training_refuses_and_tells_it_whole(tmp_path, capsys):
+    spec = folder_of(tmp_path, *map(str, range(20)))
+    code, out, _ = check(capsys, spec)
+    assert code == 0 and "ids of the masks: 0 to 2" in out and "held out    nothing" not in out
+    assert "nothing says which of them are classes" in out
+    code, out, err = check(capsys, spec, "--mask-classes=2")
+    assert code == 3 and "masks with ids that are no class" in out and ".jpg: 2\n" in out
+    assert "have ids that are none of 2 classes" in err
+    assert check(capsys, spec, "--mask-classes=2", "--ignore-label=1")[0] == 0
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\nhole\n")
+    code, out, _ = check(capsys, spec)
+    assert code == 0 and "of 4 classes without a pixel: 1\n    hole" in out
+    first = tmp_path / "masks/0.png"
+    Image.open(first).save(first.with_suffix(".jpg"))
+    first.unlink()
+    code, out, err = check(capsys, spec)
+    assert code == 3 and "1 pairs of" in err and max(map(len, out.splitlines())) <= 80
+    whole = " ".join(out.split())
+    assert "JPEG changes the ids of a mask near its edges; store masks as PNG" in whole
+    assert len(json.loads(check(capsys, spec, "--json")[1])) == 2
+
+
+def test_a_check_of_pairs_tells_masks_of_which_no_pixel_counts(tmp_path, capsys):
+    ignored = np.full((12, 16), 255)
+    spec = folder_of(tmp_path, "1", mask=ignored)
+    code, out, err = check(capsys, spec, "--mask-classes=2", "--ignore-label=255")
+    assert code == 3 and "masks of which no pixel counts: 1" in out
+    assert "no pixel of the masks" in err and "held out    nothing" in out
+    folder_of(tmp_path, "2")
+    code, out, err = check(capsys, spec, "--mask-classes=3", "--ignore-label=255")
+    assert code == 0 and "masks of which no pixel counts: 1" in out
+
+
+def test_ids_are_told_as_ranges():
+    assert inspection.ranges([]) == "" and inspection.ranges([3]) == "3"
+    assert inspection.ranges({0, 1, 2, 4, 5, 255}) == "0 to 2, 4, 5, 255"
 
 
 # The task.

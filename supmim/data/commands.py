@@ -2,6 +2,7 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from supmim.runtime import host_memory, lock
 LISTED = 20  # lines of a list that are printed; --json has all
 WIDTH = 80
 QUALITY = "90"
-OWN_FLAGS = {"convert": ("out", "size", "quality", "raw"), "check": ("json",)}
+OWN_FLAGS = {
+    "convert": ("out", "size", "quality", "raw"),
+    "check": ("json", "mask_classes", "ignore_label"),
+}
 GIB = 2**30
 
 
@@ -45,6 +49,9 @@ def data_options(flags: Any) -> Any:
     config.data.tfds_dir = flags.tfds_dir
     if flags.holdout:
         config.data.holdout = number("holdout", flags.holdout, float, 0, 0.9)
+    for name in ("mask_classes", "ignore_label"):
+        if flags[name].value:
+            config.data[name] = number(name.replace("_", "-"), flags[name].value, int, -1)
     config_lib.validate(config)
     return config.data
 
@@ -122,10 +129,15 @@ def check_lines(found: dict[str, Any], data: Any) -> Iterator[str]:
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
-    if len(found["parts"]) == 1:
-        yield "held out    nothing: a training on this alone asks for --config.data.eval=SOURCE"
+    yield from nothing_held_out(found["parts"])
     if speed := found.get("images_per_second_and_core"):
         yield from needs_lines(next(iter(found["parts"].values())), speed, data.image_size)
+
+
+def nothing_held_out(parts: dict[str, Any]) -> list[str]:
+    """A line, if there is but one part."""
+    told = "held out    nothing: a training on this alone asks for --config.data.eval=SOURCE"
+    return [told] if len(parts) == 1 else []
 
 
 def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
@@ -157,7 +169,8 @@ def listed(title: str, items: Sequence[str]) -> Iterator[str]:
     """The first of them, and how many there are."""
     if items:
         yield f"  {title}: {len(items):,}"
-        yield from (cut(f"    {printable(item)}") for item in items[:LISTED])
+        for item in items[:LISTED]:
+            yield from wrapped(f"    {printable(item)}")
     if len(items) > LISTED:
         yield f"    and {len(items) - LISTED:,} more: --json lists all"
 
@@ -193,24 +206,54 @@ def cut(line: str) -> str:
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
+def wrapped(line: str) -> list[str]:
+    """Lines that fit, of one that is told whole."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def check_pairs(spec: str, data: Any, flags: Any) -> None:
     """The same for images with masks."""
     parts = parts_of(spec, data)
     with progress.bar("decoding", sum(map(len, parts.values()))) as advance:
         found = {
-            part.name: inspection.pairs_summary(part, data.max_pixels, advance)
-            for part in parts.values()
+            part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }
     if flags.json:
-        return tell(json.dumps(found, indent=1))
-    for name, summary in found.items():
-        tell(f"{name}: {summary['pairs']:,} images with masks")
-        tell(f"  ids of the masks: {summary['ids']}")
-        for line in listed("unreadable", summary["unreadable"]):
-            tell(line)
-    if bad := sum(len(summary["unreadable"]) for summary in found.values()):
-        raise DataError(f"{bad} pairs of {spec} can't be used")
-    return None
+        tell(json.dumps(found, indent=1))
+    else:
+        lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
+        tell("\n".join([*lines, *nothing_held_out(found)]))
+    if faults := [fault for name, part in found.items() for fault in pairs_faults(name, part)]:
+        raise DataError(f"{spec} should not be trained on: " + "; ".join(faults))
+
+
+def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
+    """What the masks of one part hold."""
+    yield from wrapped(f"{printable(name)}: {part['pairs']:,} images with masks")
+    yield from wrapped(f"  ids of the masks: {inspection.ranges(part['ids'])}")
+    if not part["classes"]:
+        yield from wrapped(
+            "  nothing says which of them are classes: write classes.txt, or give --mask-classes=N "
+            "and --ignore-label=ID as the training will"
+        )
+    yield from listed(f"of {part['classes']} classes without a pixel", part["without_pixels"])
+    yield from listed("masks of which no pixel counts", part["all_ignored"])
+    yield from listed("unreadable", part["unreadable"])
+    yield from listed("masks with ids that are no class", part["wrong_ids"])
+
+
+def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
+    """What a training would stop at."""
+    if unreadable := len(part["unreadable"]):
+        yield f"{unreadable} pairs of {name} can't be used"
+    if wrong := len(part["wrong_ids"]):
+        yield (
+            f"{wrong} masks of {name} have ids that are none of {part['classes']} classes (classes."
+            "txt, --mask-classes, --ignore-label)"
+        )
+    if len(part["all_ignored"]) == part["pairs"]:
+        yield f"no pixel of the masks of {name} counts"
 
 
 # prepare

@@ -171,7 +171,9 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
     """uint16 [H, W]: the class ids of a mask, its grey values or the indices of its palette."""
     read_header(data, max_pixels)
-    mode = kind(data)[1]
+    of, mode = kind(data)
+    if of == "JPEG":
+        raise BadImage("JPEG changes the ids of a mask near its edges; store masks as PNG")
     if mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
         raise BadImage(f"a mask has 8 or 16 bits and one channel, this is {mode}")
     ids = _quietly(lambda: np.asarray(_open(data)).astype(np.int64))

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,18 +144,46 @@ def images_per_second(source: Source, data: Any) -> float:
     return len(index) / (time.perf_counter() - begin)
 
 
-def pairs_summary(found: Source, max_pixels: int, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Counts of images with masks; what can't be decoded or does not fit is listed."""
+def pairs_summary(found: Source, data: Any, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Counts of images with masks; what can't be decoded or does not fit is listed.
+
+    Where nothing says which classes there are, no id is wrong.
+    """
+    of_classes = masks.ids_of(len(found.class_names), data.ignore_label)
+    known = {*of_classes, data.ignore_label} if of_classes else set(range(decode.MOST_IDS + 1))
     ids: set[int] = set()
-    unreadable = []
+    unreadable, wrong, ignored = [], [], []
     for index in range(len(found)):
         pair = found[index]
         try:
-            ids |= mask_ids(pair, max_pixels)
+            here = mask_ids(pair, data.max_pixels)
         except decode.BadImage as error:
             unreadable.append(f"{pair.name}: {error}")
+        else:
+            ids |= here
+            if here - known:
+                wrong.append(f"{pair.name}: {ranges(here - known)}")
+            if here == {data.ignore_label}:
+                ignored.append(pair.name)
         advance(1)
-    return {"pairs": len(found), "ids": sorted(ids), "unreadable": unreadable}
+    without = [n for i, n in zip(of_classes, found.class_names, strict=True) if i not in ids]
+    return {
+        "pairs": len(found), "classes": len(of_classes), "ids": sorted(ids),
+        "without_pixels": without, "all_ignored": ignored, "unreadable": unreadable,
+        "wrong_ids": wrong,
+    }  # fmt: skip
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """0 to 5, 7, 255."""
+    runs: list[list[int]] = []
+    for i in sorted(ids):
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run))
+                     for run in runs)  # fmt: skip
 
 
 def mask_ids(pair: MaskedRecord, max_pixels: int) -> set[int]:
