@@ -1,6 +1,7 @@
 """A class for each pixel: masks on their way, heads, windows, scores against NumPy and others."""
 
 import functools
+import itertools
 import json
 import pickle
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
@@ -109,6 +112,13 @@ def test_a_scene_is_a_function_of_its_index_alone_and_no_digit_covers_another():
 def test_what_scenes_hold_out_is_made_of_the_digits_held_out():
     train, held_out = sources.load(small_config(**{"data.train": "scenes:tune"}).data)
     assert (train.name, held_out.name) == ("scenes:tune", "scenes:validation")
+
+
+def test_what_scenes_do_not_have_is_told_of_scenes():
+    with pytest.raises(DataError, match=r"scenes:foo is not .*: it takes train, test, tune"):
+        sources.find("scenes:foo", sources.WHOLE, small_config().data)
+    with pytest.raises(sources.NothingHeldOut, match="scenes:test holds nothing out"):
+        sources.find("scenes:test", sources.HELD_OUT, small_config().data)
 
 
 def folder_of(root, *names, mask=None):
@@ -505,6 +515,30 @@ def test_the_picture_shows_ignored_pixels_white_and_classes_in_their_colours(tmp
     assert (shown[0, 0] == 1).all() and not np.allclose(shown[7, 0], shown[7, 7])
     picture.draw(tmp_path / "x.png", [(image, truth, np.abs(truth))] * 3, ("a", "b"))
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_colours_of_classes_are_apart_from_each_other_from_grey_and_from_white():
+    found = picture.colours()
+    assert len(found) > 30
+
+    def nearest(colours):
+        all_of = np.concatenate([colours, [picture.GREY, picture.IGNORED]])
+        distance = np.linalg.norm(all_of[:, None] - all_of, axis=-1)
+        return distance[~np.eye(len(all_of), dtype=bool)].min()
+
+    assert nearest(found[:11]) > 0.3 and nearest(found) > 0.15
+
+
+@pytest.mark.parametrize("count", [3, 8, 11, 21])
+def test_the_legend_is_read_row_by_row(count):
+    patches = [Patch(label=str(i)) for i in range(count)]
+    legend = Figure().legend(handles=picture.by_row(patches), ncols=picture.IN_A_ROW)
+    columns = [
+        [area.get_children()[1].get_text() for area in column.get_children()]
+        for column in legend._legend_handle_box.get_children()
+    ]
+    rows = [name for row in itertools.zip_longest(*columns) for name in row if name is not None]
+    assert rows == [str(i) for i in range(count)]
 
 
 # Runs and their configs.

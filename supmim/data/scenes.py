@@ -72,6 +72,9 @@ def free_places(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
 
 def load(split: str, part: str, data: Any = None) -> Scenes:
     """The splits of `digits:`; what is held out, too."""
+    sources.known(split, LENGTHS, "scenes:{} is not a split of the scenes")
+    if part == sources.HELD_OUT and split not in digits.HOLDS_OUT:
+        raise sources.NothingHeldOut(f"scenes:{split} holds nothing out; set --config.data.eval")
     of = digits.load(split, part)
     found = of.name.partition(":")[2]
     return Scenes(f"scenes:{found}", of, LENGTHS[found])

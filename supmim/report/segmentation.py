@@ -1,5 +1,6 @@
 """The rows: image | truth | answer, classes as colours over the image."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ COLUMNS = ("image", "truth", "answer")
 STRENGTH = 0.65  # of a class's colour over the image
 LEGEND = 40  # classes at most
 IGNORED = (1.0, 1.0, 1.0)
+DARK, GREY = (0.12, 0.12, 0.16), (0.5, 0.5, 0.5)  # of the first class; of images, and no class
+PALETTES = ("tab10", "Set1", "Dark2", "tab20b", "tab20c")
+TOO_NEAR = 0.15  # between two of them, of a cube of side 1
+IN_A_ROW = 8  # names of the legend
 LARGEST = 256  # side of a picture, in pixels
 
 
@@ -24,7 +29,7 @@ def draw(
     half = (len(rows) + 1) // 2  # two blocks of columns side by side
     shown = sorted(set().union(*(np.unique(np.stack(row[1:])).tolist() for row in rows)) - {-1})
     legend = [Patch(color=colours()[i % len(colours())], label=class_names[i]) for i in shown]
-    lines = -(-min(len(legend), LEGEND) // 8)
+    lines = -(-min(len(legend), LEGEND) // IN_A_ROW)
     figure = Figure(figsize=(10, 1.65 * half + 0.3 + 0.25 * lines), layout="constrained")
     ratios = [1, 1, 1, 0.15, 1, 1, 1]
     axes = figure.subplots(half, len(ratios), gridspec_kw={"width_ratios": ratios}, squeeze=False)
@@ -36,8 +41,9 @@ def draw(
             axis.set_axis_on()
             figures.show(axis, picture, title=COLUMNS[column] if i % half == 0 else "")
     figure.legend(
-        handles=legend[:LEGEND], loc="outside lower center", ncols=8, fontsize=8, frameon=False
-    )
+        handles=by_row(legend[:LEGEND]), loc="outside lower center", ncols=IN_A_ROW, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
     figures.save(figure, path)
 
 
@@ -59,8 +65,20 @@ def overlaid(plain: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(small[..., None] < 0, np.array(IGNORED, np.float32), mixed)
 
 
+@functools.cache
 def colours() -> np.ndarray:
-    """[46, 3]: those of classes, the first dark, none grey as images may be; they repeat."""
-    found = np.concatenate([colormaps[name].colors for name in ("tab10", "tab20b", "tab20c")])
-    coloured = found[np.ptp(found, axis=1) > 0.1]
-    return np.concatenate([[(0.12, 0.12, 0.16)], coloured]).astype(np.float32)
+    """[n, 3]: those of classes, each as far from all before it as can be; they repeat."""
+    left = np.concatenate([colormaps[name].colors for name in PALETTES])
+    left = left[np.ptp(left, axis=1) > 0.2]
+    taken = [np.array(IGNORED), np.array(GREY), np.array(DARK)]
+    while len(left):
+        nearest = np.min([np.linalg.norm(left - other, axis=1) for other in taken], axis=0)
+        left = left[nearest > TOO_NEAR]
+        if len(left):
+            taken.append(left[nearest[nearest > TOO_NEAR].argmax()])
+    return np.array(taken[2:], np.float32)
+
+
+def by_row(legend: list[Patch]) -> list[Patch]:
+    """In the order in which a legend, which fills its columns, shows them row by row."""
+    return [patch for column in range(IN_A_ROW) for patch in legend[column::IN_A_ROW]]
