@@ -4,6 +4,7 @@ import functools
 import tempfile
 import types
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from supmim import config_options, evaluators, sharding
 from supmim.errors import NumericsError
-from supmim.evaluators import classification, knn, ranking, reconstruction
+from supmim.evaluators import classification, knn, linear, ranking, reconstruction
 from supmim.evaluators.predictions import Predictions
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
@@ -117,7 +118,8 @@ def results_of_all(*options):
     names = [n for n in config_options.EVALUATORS["supmim"] if n not in ("landmarks", "logistic")]
     config = tiny_config(**{"eval.evaluators": ",".join(names)})
     predictions, params = predictions_of(config, *options)
-    with tempfile.TemporaryDirectory() as folder:
+    few = mock.patch.object(linear, "STEPS", 50)
+    with few, tempfile.TemporaryDirectory() as folder:
         judges = evaluators.create(config, predictions)
         return evaluators.run(judges, predictions, params, Path(folder))
 

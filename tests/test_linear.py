@@ -45,7 +45,7 @@ def one_head(features, label, rows, rate):
 def test_heads_trained_together_are_those_of_one_at_a_time_on_any_mesh(shape, monkeypatch):
     monkeypatch.setattr(linear, "BATCH_SIZE", 9)  # does not divide over the devices
     monkeypatch.setattr(linear, "CHUNK", 16)  # nor the steps over the chunks
-    rows = linear.schedule(np.arange(3, 70))
+    rows = linear.schedule(np.arange(3, 70))[:75]
     assert len(rows) % 16
     heads = linear.train(FEATURES, LABEL, rows, KINDS, 3, mesh_of(*shape), rates=(0.01, 3.0))
     for kind, found in zip(KINDS, heads, strict=True):
@@ -70,14 +70,29 @@ def test_the_grid_is_that_of_dinov2():
     assert heads(depth=5) == 26 and heads(depth=1, pool="cls") == 26
 
 
-def test_every_epoch_takes_each_row_once_and_the_split_is_a_tenth():
+def test_every_pass_takes_each_row_once_and_the_split_is_a_tenth():
     rows, held_out = linear.split(1005)
     assert len(held_out) == 101 and set(rows) | set(held_out) == set(range(1005))
     np.testing.assert_array_equal(linear.split(1005)[1], held_out)
     order = linear.schedule(rows).ravel()
     assert set(order[: len(rows)]) == set(order[len(rows) : 2 * len(rows)]) == set(rows)
-    assert len(order) == 10 * len(rows) // 256 * 256
-    assert linear.schedule(np.arange(5)).shape == (10, 5)
+
+
+@pytest.mark.parametrize(
+    ("count", "steps"), [(5, 1250), (1250, 1250), (3000, 3000), (13_000, 12_500)]
+)
+def test_heads_take_a_step_per_image_between_bounds_that_no_set_moves(count, steps):
+    """A tenth as many passes over a few images would leave heads of any rate where they began."""
+    assert linear.schedule(np.arange(count)).shape == (steps, min(256, count))
+
+
+@pytest.mark.parametrize(("place", "told"), [(0, "smallest"), (6, ""), (12, "largest")])
+def test_a_rate_at_an_end_of_the_grid_is_told(place, told, monkeypatch):
+    monkeypatch.setattr(linear, "FEWEST", 1)
+    monkeypatch.setattr(linear, "best", lambda right, loss: (0, place))
+    _, said = evaluated(easy(100), easy(40))
+    assert said["steps"] == 90
+    assert said["head"].get("learning_rate_is", "") == (f"the {told} of the grid" if told else "")
 
 
 def test_features_are_the_normed_last_blocks_then_the_patches():
@@ -123,7 +138,7 @@ def test_the_choice_is_by_the_split_and_never_by_the_evaluation_images(evaluator
     adverse, said_then = evaluated(train, shuffled, evaluator)
     assert said_then == said
     (found,), (turned,) = results.values(), adverse.values()
-    assert found > 0.6 and turned < 0.3
+    assert found > 0.5 and turned < 0.3
 
 
 def test_the_head_chosen_is_the_best_on_what_was_held_out():
@@ -138,7 +153,7 @@ def test_duplicates_of_all_rows_change_nothing_that_is_learned(monkeypatch):
     twice, mesh = np.concatenate([FEATURES, FEATURES]), mesh_of(2, 1, 1)
     rates = (0.1 * 256 / 70,), (0.1 * 256 / 140,)
     heads = [
-        linear.train(x, np.resize(LABEL, len(x)), linear.schedule(np.arange(len(x))), KINDS, 3,
+        linear.train(x, np.resize(LABEL, len(x)), linear.schedule(np.arange(len(x)))[:10], KINDS, 3,
                      mesh, rates=rate)
         for x, rate in zip((FEATURES, twice), rates, strict=True)
     ]  # fmt: skip

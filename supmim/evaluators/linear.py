@@ -1,7 +1,8 @@
 """Linear probe: DINOv2's grid of heads on frozen features, all trained at once.
 
-Facts from facebookresearch/dinov2, dinov2/eval/linear.py; besides, heads start at zero, training
-images are seen as evaluation sees them, and the head is not chosen on the images it is judged by.
+Facts from facebookresearch/dinov2, dinov2/eval/linear.py; besides, heads start at zero, small sets
+take fewer steps, training images are seen as evaluation sees them, and the head is not chosen on
+the images it is judged by.
 Shapes: n images, S steps, B images of a step, F feature values, f those of a kind, R learning
 rates, C classes. Heads of a kind: [f + 1, R, C], the last row is the bias's.
 
@@ -29,7 +30,8 @@ from supmim.tasks.probe import Kind
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 BATCH_SIZE = 256  # for which these rates are stated; they shrink with smaller training sets
-EPOCHS = 10
+STEPS = 12_500  # whatever the set: its "epochs" have 1,250
+FEWEST = 1_250  # of a small one, which takes a step per image: forward passes cost as little
 MOMENTUM = 0.9
 SEED = 0  # of the split and of the order
 CHUNK = 64  # steps whose features are sent to the devices at once
@@ -44,12 +46,13 @@ def split(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def schedule(rows: np.ndarray) -> np.ndarray:
-    """Rows [n] -> [S, B] of reshuffled passes over them, no batch partial."""
+    """Rows [n] -> [S, B] of reshuffled passes over them; S is between FEWEST and STEPS, else n."""
     batch_size = min(BATCH_SIZE, len(rows))
+    steps = min(max(FEWEST, len(rows)), STEPS)
     passes = [
-        rows[np.random.default_rng((SEED, epoch)).permutation(len(rows))] for epoch in range(EPOCHS)
+        rows[np.random.default_rng((SEED, epoch)).permutation(len(rows))]
+        for epoch in range(-(-steps * batch_size // len(rows)))
     ]
-    steps = EPOCHS * len(rows) // batch_size
     return np.concatenate(passes)[: steps * batch_size].reshape(steps, batch_size)
 
 
@@ -173,6 +176,12 @@ def best(right: np.ndarray, loss: np.ndarray) -> tuple[int, int]:
     return tuple(int(i) for i in np.unravel_index(order[0], right.shape))
 
 
+def end_of_grid(rate: int) -> dict[str, str]:
+    """What is to be said of a head of the smallest or the largest rate: another might do better."""
+    ends = {0: "smallest", len(LEARNING_RATES) - 1: "largest"}
+    return {"learning_rate_is": f"the {ends[rate]} of the grid"} if rate in ends else {}
+
+
 class Evaluator:
     """linear/top1: of the head that does best on a tenth of the training images held out."""
 
@@ -189,15 +198,17 @@ class Evaluator:
             check_finite(found["features"], f"features of {name}")
         features, label = train_on["features"], train_on["label"]
         rows, held_out = halves(label)
-        heads = train(features, label, schedule(rows), self.kinds, self.num_classes, mesh)
+        steps = schedule(rows)
+        heads = train(features, label, steps, self.kinds, self.num_classes, mesh)
         right, loss = score(heads, features, label, held_out, self.kinds, mesh)
         place, rate = best(right, loss)
         kind, head = self.kinds[place], np.asarray(heads[place])[:, rate]
         seen = out["features"][:, kind.first : kind.last].astype(np.float32)
         self._said = {
             "head": {"blocks": kind.blocks, "patches": kind.patches,
-                     "learning_rate": LEARNING_RATES[rate]},
-            "trained_on": len(rows), "chosen_on": len(held_out), "judged_by": len(seen),
+                     "learning_rate": LEARNING_RATES[rate], **end_of_grid(rate)},
+            "steps": len(steps), "trained_on": len(rows), "chosen_on": len(held_out),
+            "judged_by": len(seen),
         }  # fmt: skip
         return {"linear/top1": top_k(seen @ head[:-1] + head[-1], out["label"], 1)}
 
@@ -207,7 +218,7 @@ class Evaluator:
             "what": "linear heads on frozen features, the one chosen on held out training images",
             "feature": "normed summaries of the last 1 or 4 blocks, with or without mean patches",
             "metric": "top-1", "heads": len(self.kinds) * len(LEARNING_RATES),
-            "optimizer": f"SGD, momentum {MOMENTUM}, cosine, {EPOCHS} epochs, batch {BATCH_SIZE}",
+            "optimizer": f"SGD, momentum {MOMENTUM}, cosine, batch {BATCH_SIZE}",
             "augmentation": "none", **self._said,
         }  # fmt: skip
 
