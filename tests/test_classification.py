@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn.metrics import confusion_matrix, log_loss
 
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators import classification
+from supmim.evaluators.predictions import Predictions
 from supmim.report import confusion
 from tests.conftest import tiny_config
 from tests.test_evaluators import SPLITS
@@ -21,7 +21,8 @@ rng = np.random.default_rng(0)
 
 def judge_of(out, **changes):
     """An evaluator of predictions that are given."""
-    predictions = SimpleNamespace(sources=SPLITS, of=lambda params, split: out)
+    predictions = Predictions(None, SPLITS, 8, None, {})
+    predictions.fresh = lambda params, split, view: out
     return classification.Evaluator(predictions, tiny_config(**changes))
 
 
@@ -126,8 +127,14 @@ def test_logits_that_are_not_finite_are_told():
     logits = np.zeros((4, 10))
     logits[2, 5] = np.nan
     out = {"logits": logits, "label": np.arange(4), "index": np.arange(4)}
-    with pytest.raises(NumericsError, match="the first is image 2"):
+    with pytest.raises(NumericsError, match="logits of the evaluation source .* is image 2"):
         judge_of(out).run(None)
+
+
+def test_logits_that_are_not_a_number_are_never_right():
+    logits = np.array([[np.nan, np.nan, np.nan], [1, np.nan, 0], [np.nan, 1, 2], [1, 0, 2]])
+    assert classification.top_k(logits, np.zeros(4, int), 1) == 0
+    assert classification.top_k(logits, np.zeros(4, int), 3) == 0.5
 
 
 def test_ties_count_against_the_classifier_in_every_number():

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 from supmim import sharding
 from supmim.errors import DataError, NumericsError
-from supmim.evaluators import linear, logistic
+from supmim.evaluators import fewshot, linear, logistic
+from supmim.evaluators.predictions import Predictions
 from supmim.models import layers
 from supmim.tasks import probe
 from supmim.tasks.probe import Kind
@@ -116,10 +117,9 @@ def evaluated(train, evaluation, evaluator=linear):
     """A run over arrays instead of images: (features, label) each."""
     arrays = {name: {"features": x, "embedding": x.astype(np.float32), "label": label}
               for name, (x, label) in {"train": train, "eval": evaluation}.items()}  # fmt: skip
-    predictions = SimpleNamespace(
-        task=SimpleNamespace(probe_features=None), mesh=mesh_of(1, 1, 1),
-        of=lambda params, split, view=None: arrays[split],
-    )  # fmt: skip
+    task = SimpleNamespace(predict=None, probe_features=None)
+    predictions = Predictions(task, {}, 8, mesh_of(1, 1, 1), {})
+    predictions.fresh = lambda params, split, view: arrays[split]
     judge = evaluator.Evaluator(predictions, tiny_config())
     judge.kinds = (Kind(1, False, 0, 8), Kind(2, False, 0, train[0].shape[1]))
     return judge.run(None), judge.protocol()
@@ -167,6 +167,16 @@ def test_logistic_regression_is_scikit_learns_at_the_chosen_c():
     theirs = LogisticRegression(C=said["C"], max_iter=1000).fit(train[0].astype(float), train[1])
     wanted = theirs.score(evaluation[0].astype(float), evaluation[1])
     assert results == {"logistic/top1": pytest.approx(wanted)}
+
+
+@pytest.mark.parametrize("evaluator", [linear, logistic, fewshot])
+@pytest.mark.parametrize("place", ["training", "evaluation"])
+@pytest.mark.parametrize("harm", [np.nan, 0.0, 1.0])
+def test_features_that_mean_nothing_are_an_error_and_no_number(evaluator, place, harm):
+    sources = {"training": easy(40), "evaluation": easy(20)}
+    sources[place] = np.full_like(sources[place][0], harm), sources[place][1]
+    with pytest.raises(NumericsError, match=f"of the {place} source"):
+        evaluated(*sources.values(), evaluator)
 
 
 @pytest.mark.parametrize("evaluator", [linear, logistic])

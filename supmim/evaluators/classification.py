@@ -13,7 +13,7 @@ import numpy as np
 
 from supmim import losses
 from supmim.errors import DataError
-from supmim.evaluators.predictions import Predictions, check_finite
+from supmim.evaluators.predictions import Predictions
 from supmim.report import confusion
 from supmim.runtime import hosts
 
@@ -23,10 +23,12 @@ PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}  # of eac
 
 
 def top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:
-    """Share of labels [n] among the k largest of their logits [n, C]; ties count against us."""
+    """Share of labels [n] among the k largest of their logits [n, C]; ties and NaN count against
+    us.
+    """
     own = np.take_along_axis(logits, label[:, None], axis=1)
-    rank = (logits >= own).sum(axis=1) - 1
-    return float((rank < k).mean())
+    rank = (~(logits < own)).sum(axis=1) - 1
+    return float(((rank < k) & ~np.isnan(own[:, 0])).mean())
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
@@ -103,7 +105,6 @@ class Evaluator:
         """See Evaluator protocol."""
         out = self.predictions.of(params, "eval")
         logits, label = out["logits"], out["label"]
-        check_finite(logits, "logits of the evaluation source")
         predicted = logits.argmax(axis=1)
         self._confusions = confusions(predicted, label, self.num_classes)
         self._said = {"images": len(label)}

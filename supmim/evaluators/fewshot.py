@@ -58,7 +58,7 @@ class Evaluator:
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
-        train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
+        train, out = (self.predictions.embedded(params, split) for split in ("train", "eval"))
         self._said = {"drawn_from": len(train["label"]), "judged_by": len(out["label"])}
         queries = out["embedding"].astype(np.float64)
         results = {}

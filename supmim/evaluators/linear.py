@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from supmim import sharding
 from supmim.errors import DataError
 from supmim.evaluators.classification import top_k
-from supmim.evaluators.predictions import Predictions, check_finite
+from supmim.evaluators.predictions import Predictions
 from supmim.tasks import probe
 from supmim.tasks.probe import Kind
 
@@ -193,9 +193,9 @@ class Evaluator:
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         view, mesh = self.predictions.task.probe_features, self.predictions.mesh
-        train_on, out = (self.predictions.of(params, part, view) for part in ("train", "eval"))
-        for found, name in ((train_on, "the training source"), (out, "the evaluation source")):
-            check_finite(found["features"], f"features of {name}")
+        train_on, out = (
+            self.predictions.embedded(params, part, view) for part in ("train", "eval")
+        )
         features, label = train_on["features"], train_on["label"]
         rows, held_out = halves(label)
         steps = schedule(rows)

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from supmim.evaluators import linear
-from supmim.evaluators.predictions import Predictions, check_finite
+from supmim.evaluators.predictions import Predictions
 
 C_GRID = tuple(10.0**power for power in range(-6, 6))  # inverse strength of the L2 penalty
 MAX_STEPS = 1000  # of L-BFGS
@@ -47,9 +47,7 @@ class Evaluator:
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
-        train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
-        for found, name in ((train, "the training source"), (out, "the evaluation source")):
-            check_finite(found["embedding"], f"embeddings of {name}")
+        train, out = (self.predictions.embedded(params, split) for split in ("train", "eval"))
         c = choose(train["embedding"], train["label"])
         model = LogisticRegression(C=c, max_iter=MAX_STEPS)
         fit(model, train["embedding"], train["label"])

@@ -14,7 +14,8 @@ from supmim.errors import DataError, NumericsError
 from supmim.evaluators import ranking
 
 SOURCES = {"train": "the training source", "eval": "the evaluation source",
-           "gallery": "the gallery"}  # fmt: skip
+           "gallery": "the gallery", "queries": "the queries"}  # fmt: skip
+EMBEDDINGS = ("embedding", "features")  # arrays by which images are told apart
 
 
 class Predictions:
@@ -44,12 +45,25 @@ class Predictions:
         """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order.
 
         view: another method of the task than `predict`, whose arrays come in place of the first.
+        NumericsError if any is not finite.
         """
         if params is not self._params:
             self._params, self._known, self._banks = params, {}, {}
         if (view, split) not in self._known:
-            self._known[view, split] = self.fresh(params, split, view)
+            out = self.fresh(params, split, view)
+            for name in out:
+                check_finite(out[name], f"{name} of {SOURCES[split]}")
+            self._known[view, split] = out
         return self._known[view, split]
+
+    def embedded(
+        self, params: Any, split: str, view: step.View | None = None
+    ) -> dict[str, np.ndarray]:
+        """`of`, for those who learn from it: NumericsError for embeddings that mean nothing."""
+        out = self.of(params, split, view)
+        for name in out.keys() & set(EMBEDDINGS):
+            ranking.norms(out[name], SOURCES[split])
+        return out
 
     def fresh(
         self, params: Any, split: str, view: step.View | None = None
@@ -103,8 +117,8 @@ class Predictions:
 
 
 def check_finite(values: np.ndarray, name: str) -> None:
-    """NumericsError unless all [n, D] are finite."""
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    """NumericsError unless all [n, ...] are finite."""
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(bad):
         raise NumericsError(
             f"{name} are not finite for {len(bad)} images, the first is image {bad[0]}. Look at "

@@ -20,18 +20,24 @@ GROUP = 64  # similarities of a row that stand or fall by their largest
 FEW = 8  # a row is searched by groups if those that stay are at most this part of it: 1 / FEW
 
 
-def unit(embedding: np.ndarray, name: str) -> np.ndarray:
-    """[n, D] -> unit rows. NumericsError if any is not finite or zero, or all are the same."""
-    norm = np.linalg.norm(embedding, axis=1, keepdims=True)
-    if not np.isfinite(norm).all() or (norm == 0).any():
-        bad = np.flatnonzero(~np.isfinite(norm[:, 0]) | (norm[:, 0] == 0))
+def norms(embedding: np.ndarray, name: str) -> np.ndarray:
+    """[n, D] -> lengths [n]. NumericsError if any is not finite or zero, or all rows are equal."""
+    squared = np.einsum("nd,nd->n", embedding, embedding, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(squared) | (squared == 0))
+    if len(bad):
         raise NumericsError(
             f"embeddings of {name} cannot be compared: {len(bad)} are zero or not finite, the "
             f"first is image {bad[0]}. Look at the losses in metrics.jsonl"
         )
     if len(embedding) > 1 and (embedding == embedding[0]).all():
-        raise NumericsError(f"all embeddings of {name} are equal: neighbours mean nothing")
-    return (embedding / norm).astype(np.float32)
+        raise NumericsError(f"all embeddings of {name} are equal: they tell no image from another")
+    return np.sqrt(squared)
+
+
+def unit(embedding: np.ndarray, name: str) -> np.ndarray:
+    """[n, D] -> unit rows, float32. NumericsError as `norms` has it."""
+    length = norms(embedding, name)[:, None].astype(embedding.dtype)
+    return (embedding / length).astype(np.float32)
 
 
 class Bank:
