@@ -140,6 +140,20 @@ def test_the_gradient_of_all_else_is_what_it_is_with_a_moving_encoder():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["dropout", "stochastic_depth"])
+@pytest.mark.parametrize("frozen", ["encoder", "none"])
+def test_a_frozen_encoder_drops_nothing(kind, frozen):
+    """The head would learn of a noisier encoder than the one it is evaluated with."""
+    task, _ = task_of(**{"mim_weight": 0.0, "optimizer.frozen": frozen, f"encoder.{kind}": 0.5})
+    params = task.init(jax.random.key(0))
+    head = params["classifier"]["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    batch = task.draw(prepared(task), jax.random.key(0))
+    loss = jax.jit(task.loss_fn)
+    losses = [loss(params, batch, jax.random.key(i))[0] for i in (0, 1)]
+    assert (losses[0] == losses[1]) == (frozen == "encoder")
+
+
 def test_a_frozen_encoder_is_not_differentiated():
     """Its step costs a forward pass where the usual one costs three."""
 

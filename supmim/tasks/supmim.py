@@ -117,11 +117,14 @@ class SupMIM:
         return loss, totals | {"loss": metrics.scalar(loss)}
 
     def apply(self, method: str, params: Any, image: jax.Array, *args, rng: jax.Array) -> Any:
-        """One training pass over images in [0, 1]."""
+        """One training pass over images in [0, 1]; a fixed encoder, which alone drops anything, works
+        as in inference.
+        """
         rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
         return self.model.apply(
-            {"params": params}, to_input(image), *args, train=True, rngs=rngs, method=method
-        )
+            {"params": params}, to_input(image), *args, train=not self.fixed, rngs=rngs,
+            method=method,
+        )  # fmt: skip
 
     def class_terms(self, logits: jax.Array, target: jax.Array, batch: dict):
         """[B, C], [B, C] -> weighted class loss () and its metrics."""
