@@ -70,6 +70,7 @@ VERBS = {
             "workdir": WORKDIR,
             "step": ("", "checkpoint to evaluate; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
+            "fake_devices": ("", "evaluate on so many pretend CPU devices"),
             **HOSTS,
         },
         required=("workdir",),
@@ -350,13 +351,16 @@ def _told(error: Exception, preset: str, next_command: str) -> str:
     return f"{error}\n{next_command}"
 
 
-def config_of(values: flags.FlagValues) -> FrozenConfigDict:
-    """The validated config that was parsed."""
+def config_of(verb: Verb, values: flags.FlagValues) -> FrozenConfigDict:
+    """The validated config that was parsed; that of an evaluation where a verb takes no other."""
     if not isinstance(values.config, ConfigDict):
         raise ConfigError(
             f"get_config() of the preset returned {type(values.config).__name__}; it must return "
             "the config that supmim.config.get_config() gave it"
         )
+    if not verb.takes_config:
+        stored = workdir.read_config(Path(values.workdir))
+        return config_lib.evaluated(stored, values.config, values.evaluators)
     config_lib.validate(values.config)
     return FrozenConfigDict(values.config)
 
@@ -384,7 +388,7 @@ def run(args: Sequence[str]) -> int:
             return 0
         values = parse(name, rest)
         given = "config" in values and (values.config is not None or values["config"].present)
-        config = config_of(values) if given else None
+        config = config_of(VERBS[name], values) if given else None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         module, _, function = (VERBS[name].module or name).partition(":")
         verb = vars(importlib.import_module(f"supmim.{module}"))[function or "run"]

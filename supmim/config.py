@@ -17,8 +17,10 @@ from supmim.config_options import (
     CLASS_VIEW,
     FREE_ON_RESUME,
     LATER_GROUPS,
+    OF_EVALUATION,
     OPTIONS,
     SCHEMA_VERSION,
+    evaluator_names,
     flatten,
     has_labels,
     tokenizer_dtype,
@@ -211,6 +213,36 @@ def differences(stored: Any, wanted: Any) -> list[str]:
         and not path.startswith(FREE_ON_RESUME)
         and (path, wanted[path]) != ("classifier.num_classes", 0)  # not settled yet
     ]
+
+
+def evaluated(stored: Any, asked: Any, names: str) -> FrozenConfigDict:
+    """The config of an evaluation of a run whose config is `stored`, checked.
+
+    names: evaluators in place of the config's; empty: those. ConfigError, naming all of them, for
+    options that are of the run and not of an evaluation.
+    """
+    was, wanted = flatten(stored), flatten(asked)
+    lines = [
+        f"config.{path}: the run has {was[path]!r}, you ask for {wanted[path]!r}"
+        for path in OPTIONS
+        if was[path] != wanted[path] and not path.startswith(OF_EVALUATION)
+    ]
+    if lines:
+        raise ConfigError(
+            "an evaluation takes the run as it is:\n  " + "\n  ".join(lines) + "\nLeave that out; "
+            "what it may set is in eval and mesh, or of data: train, eval, eval_view, eval_resize, "
+            "image_size, limit and the like"
+        )
+    changed = ConfigDict(asked.to_dict())
+    changed.eval.evaluators = names or changed.eval.evaluators
+    changed.checkpoint.keep_best = 0
+    sizes = ConfigDict(changed.to_dict())
+    if changed.data.image_size != stored.data.image_size:  # which the encoder alone can see
+        sizes.mim_weight, sizes.class_weight = 0.0, 1.0
+    validate(sizes)
+    if not evaluator_names(changed):
+        raise ConfigError(f"--evaluators={names} asks nothing of a run without a decoder")
+    return FrozenConfigDict(changed)
 
 
 def describe() -> str:

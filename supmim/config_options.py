@@ -371,6 +371,30 @@ FREE_ON_RESUME = (
     "save_every",
 )
 
+# May differ between a workdir's config.json and the config of its evaluation: what is read, how it
+# is seen, where it runs. All else is the run.
+OF_EVALUATION = (
+    "eval.",
+    "mesh.",
+    "data.train",
+    "data.eval",  # the source, and what of an image is shown
+    "data.image_size",
+    "data.interpolation",
+    "data.holdout",
+    "data.limit",
+    "data.ignore_label",
+    "data.mask_classes",
+    "data.max_pixels",
+    "data.tfds_dir",
+    "data.workers",
+    "data.targets",  # a cache, for the tokenizer in it
+    "segmentation.window",
+    "segmentation.stride",
+    "tokenizer.path",
+    "encoder.attention",  # a kernel that this device may not have
+    "checkpoint.keep_best",  # nothing is kept
+)
+
 
 def has_tokenizer(config: Any) -> bool:
     """Whether ids are what is predicted."""

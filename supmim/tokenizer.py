@@ -37,7 +37,7 @@ def trained(config: Any, workdir: Path) -> vqgan.VQGAN:
     """What the newest checkpoint of a run holds, averaged parameters where there are any."""
     mesh = train.mesh_of(config)
     with jax.set_mesh(mesh):
-        state, *_ = evaluate.restored(config, workdir, "", mesh)
+        state = evaluate.restored(evaluate.of_run(config, config), workdir, "", mesh).state
         everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
         found = optimizer.evaluated_params(state)
         params = everywhere({name: found[name] for name in NETWORK})

@@ -24,7 +24,7 @@ from supmim.runtime.numerics import NumericsWatch
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import TASKS
 from supmim.tokenizers import cached, online
-from supmim.workdir import begin, check_config, read_results, write_results
+from supmim.workdir import begin, check_config, read_origin, read_results, write_results
 from supmim.writer import NoWriter, Writer, open_writer, read_metrics
 
 
@@ -185,9 +185,9 @@ def train(
             results = evaluate(judges, predictions, state, workdir, writer, total_steps)
         writer.write_scalars(total_steps, clock.shares())
         checkpoints.rank(total_steps, results)
-    notes = evaluators.notes(
-        judges, total_steps, hosts.together(lambda: checkpoints.digest(total_steps))
-    )
+    digest = hosts.together(lambda: checkpoints.digest(total_steps))
+    notes = evaluators.notes(judges, predictions, total_steps, digest)
+    notes |= hosts.together(lambda: read_origin(workdir))
     hosts.together(lambda: page.write(workdir, results, config_lib.to_json(config), notes))
     hosts.together(lambda: write_results(workdir, {"step": total_steps, **results}, notes))
     terminal.print_results(results, f"report      {workdir / 'report.html'}")

@@ -62,21 +62,27 @@ def begin(workdir: Path, config: Any, origin: dict[str, Any]) -> None:
     (workdir / "results.json").unlink(missing_ok=True)
 
 
-NOTES = ("checkpoint", "init", "protocols")  # of results.json, beside its numbers
+RESULTS = "results.json"
+NOTES = ("checkpoint", "data", "init", "protocols")  # of results, beside the numbers
 
 
-def read_results(workdir: Path) -> dict[str, float]:
+def read_results(workdir: Path, file: str = RESULTS) -> dict[str, float]:
     """The numbers that a run has reached which came to its end; empty if it has not."""
-    return {name: x for name, x in _read_results(workdir).items() if name not in NOTES}
+    return {name: x for name, x in _read_results(workdir / file).items() if name not in NOTES}
 
 
-def read_notes(workdir: Path) -> dict[str, Any]:
-    """What those numbers are of: `checkpoint`, `protocols`, `init`, as far as they were noted."""
-    return {name: x for name, x in _read_results(workdir).items() if name in NOTES}
+def read_notes(workdir: Path, file: str = RESULTS) -> dict[str, Any]:
+    """What those numbers are of: NOTES, as far as they were noted."""
+    return {name: x for name, x in _read_results(workdir / file).items() if name in NOTES}
 
 
-def _read_results(workdir: Path) -> dict[str, Any]:
-    path = workdir / "results.json"
+def read_origin(workdir: Path) -> dict[str, Any]:
+    """Where the encoder came from, as `init`; empty: it was a new one."""
+    origin = workdir / "init.json"
+    return {"init": json.loads(origin.read_text(encoding="utf-8"))} if origin.is_file() else {}
+
+
+def _read_results(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
@@ -86,12 +92,7 @@ def _read_results(workdir: Path) -> dict[str, Any]:
 
 
 def write_results(
-    workdir: Path, results: dict[str, float], notes: dict[str, Any], name: str = "results.json"
+    workdir: Path, results: dict[str, float], notes: dict[str, Any], file: str = RESULTS
 ) -> None:
-    """Notes results, what they are of and where the encoder came from.
-
-    results.json marks the run as finished.
-    """
-    origin = workdir / "init.json"
-    about = {"init": json.loads(origin.read_text(encoding="utf-8"))} if origin.is_file() else {}
-    write_json(workdir / name, results | notes | about)
+    """Notes results and what they are of; results.json marks the run as finished."""
+    write_json(workdir / file, results | notes)

@@ -111,7 +111,10 @@ def test_a_preset_that_returns_no_config_is_told(capsys, tmp_path, code):
 def test_the_workdirs_own_config_takes_overrides(capsys, tmp_path):
     (tmp_path / "config.json").write_text(config_lib.to_json(tiny_config()))
     values = cli.parse("evaluate", [f"--workdir={tmp_path}", "--config.mesh.fsdp=2"])
-    assert cli.config_of(values).mesh.fsdp == 2 and values.config.encoder.width == 16
+    assert (
+        cli.config_of(cli.VERBS["evaluate"], values).mesh.fsdp == 2
+        and values.config.encoder.width == 16
+    )
     told = fails(capsys, "train", f"--workdir={tmp_path}", "--config.mesh.fdsp=2")
     assert 'Did you mean "fsdp" instead of "fdsp"?' in told
     (tmp_path / "config.json").write_bytes(b"\xff\xfe{")

@@ -23,7 +23,7 @@ from supmim.data import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
-from supmim.workdir import read_results
+from supmim.workdir import NOTES, read_results
 from supmim.writer import Writer, read_metrics
 from tests.conftest import digits, tiny_config
 
@@ -80,10 +80,13 @@ def test_a_run_leaves_what_the_design_says(finished):
 def test_results_say_of_which_checkpoint_and_by_which_protocol(finished, copied):
     _, workdir, results = copied
     stored = json.loads((workdir / "results.json").read_text())
-    numbers = {name: x for name, x in stored.items() if name not in ("checkpoint", "protocols")}
+    numbers = {name: x for name, x in stored.items() if name not in NOTES}
     assert numbers == {"step": 15, **results}
     digest = checkpoint.Checkpoints(workdir / "checkpoints", print).digest(15)
     assert stored["checkpoint"] == {"step": 15, "digest": digest} and len(digest) == 64
+    seen = stored["data"]
+    assert (seen["train"]["name"], seen["eval"]["name"]) == ("digits:train", "digits:test")
+    assert seen["eval"]["images"] == 297 and seen["view"]["view"] == "short_side"
     said = stored["protocols"]
     assert list(said) == ["classification", "knn", "reconstruction"]
     assert said["knn"]["k"] == [10, 20, 100, 200] and said["knn"]["T"] == 0.07

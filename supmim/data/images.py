@@ -3,6 +3,8 @@
 Shapes: n records, S = data.image_size, T the tokenizer's size, C = data.channels.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,6 +157,13 @@ class Images:
         )
         pixels = decode.decode(record.image, header, self.channels, shrink)
         return pixels, crop.scaled(box, (header.height, header.width), pixels.shape[:2])
+
+
+def told(source: Source) -> dict[str, Any]:
+    """Name, number of images and digest of a source, for notes."""
+    text = json.dumps(source.fingerprint(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"name": source.name, "images": len(source), "digest": digest}
 
 
 def training(

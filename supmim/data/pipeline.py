@@ -206,16 +206,20 @@ def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, A
     Stored with a checkpoint, compared on resume.
     """
     data = config.data.to_dict()
-    classes = hashlib.sha256("\0".join(source.class_names).encode()).hexdigest()
     second = second_of(config)
     return {
         **source.fingerprint(),
         **{EVALUATED + name: value for name, value in eval_source.fingerprint().items()},
         **{f"data.{name}": data[name] for name in VIEW},
-        **({"classes": classes} if has_labels(config) else {}),
+        **({"classes": classes_of(source)} if has_labels(config) else {}),
         "data_seed": config.data.seed,
         "batch_size": config.batch_size,
         "transform_version": TRANSFORM_VERSION,
         **({"tokenizer.image_size": second.size} if second.size else {}),
         **({"data.ignore_label": data["ignore_label"]} if config.task == "segmentation" else {}),
     }
+
+
+def classes_of(source: Source) -> str:
+    """SHA-256 of the names of its classes, in order."""
+    return hashlib.sha256("\0".join(source.class_names).encode()).hexdigest()

@@ -116,9 +116,37 @@ class Sample:
         return self.source.fingerprint() | {"sample": len(self)}
 
 
+class Renumbered:
+    """Another source whose classes are some of `class_names`, by which its labels count."""
+
+    def __init__(self, source: Source, class_names: Sequence[str]) -> None:
+        self.source, self.name, self.class_names = source, source.name, tuple(class_names)
+        place = {name: number for number, name in enumerate(class_names)}
+        self.number = [place[name] for name in source.class_names]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.renumbered(self.source[index])
+
+    def __getitems__(self, index: Sequence[int]) -> list[Record]:
+        return [self.renumbered(record) for record in self.source.__getitems__(index)]
+
+    def renumbered(self, record: Record) -> Record:
+        """A record of the source with the label that it has here."""
+        return record._replace(label=self.number[check_label(record, len(self.number))])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See Source."""
+        return self.source.fingerprint()
+
+
 def innermost(source: Source) -> Source:
-    """What a sample is taken of, or the source itself."""
-    return source.source if isinstance(source, Sample) else source
+    """What a sample is taken of or labels are renumbered of, or the source itself."""
+    while isinstance(source, Sample | Renumbered):
+        source = source.source
+    return source
 
 
 def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -186,8 +214,9 @@ def find(spec: str, part: str, data: Any, labelled: bool = True) -> Source:
     return importlib.import_module(LOADERS[kind]).load(where, part, data, **options)
 
 
-def load(data: Any, labelled: bool = True) -> tuple[Source, Source]:
-    """Training and evaluation source of config.data; labelled: with the same classes.
+def load(data: Any, labelled: bool = True, joined: bool = False) -> tuple[Source, Source]:
+    """Training and evaluation source of config.data; labelled: with the same classes, or if joined
+    with those of both.
 
     Without data.eval, or with the same as data.train, evaluation gets what that holds out.
     """
@@ -196,9 +225,24 @@ def load(data: Any, labelled: bool = True) -> tuple[Source, Source]:
     else:
         asked = (data.train, KEPT), (data.train, HELD_OUT)
     train, evaluation = (find(spec, part, data, labelled) for spec, part in asked)
-    if labelled:
+    if labelled and joined:
+        train, evaluation = with_all_classes(train, evaluation)
+    elif labelled:
         check_classes(train, evaluation)
     return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
+
+
+def with_all_classes(train: Source, evaluation: Source) -> tuple[Source, Source]:
+    """Both, by the classes of the first and then those that only the other has."""
+    known = set(train.class_names)
+    names = (*train.class_names, *(n for n in evaluation.class_names if n not in known))
+    return tuple(s if s.class_names == names else Renumbered(s, names) for s in (train, evaluation))
+
+
+def share_classes(train: Source, evaluation: Source) -> bool:
+    """Whether any class is of both."""
+    one, other = (set(innermost(source).class_names) for source in (train, evaluation))
+    return bool(one & other)
 
 
 def check_classes(train: Source, evaluation: Source) -> None:

@@ -73,8 +73,16 @@ def run(
     return results
 
 
-def notes(evaluators: list[Evaluator], step: int, digest: str) -> dict[str, Any]:
-    """What the results of a run are of: the checkpoint and each evaluator's protocol, by name."""
+def notes(
+    evaluators: list[Evaluator], predictions: Predictions, step: int, digest: str
+) -> dict[str, Any]:
+    """What the results of a run are of: the checkpoint, the images and how they are seen, and each
+    evaluator's protocol, by name.
+    """
     names = {of: name for name, of in EVALUATORS.items()}
     protocols = {names[type(evaluator)]: evaluator.protocol() for evaluator in evaluators}
-    return {"checkpoint": {"step": step, "digest": digest}, "protocols": protocols}
+    return {
+        "checkpoint": {"step": step, "digest": digest},
+        "data": predictions.data(),
+        "protocols": protocols,
+    }

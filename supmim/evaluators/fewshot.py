@@ -1,7 +1,9 @@
 """Few-shot classification by ridge regression on frozen embeddings: big_vision's protocol.
 
-Facts from google-research/big_vision, evaluators/fewshot_lsr.py. Shapes: n shots in all, Q queries,
-D width, C classes.
+Facts from google-research/big_vision, evaluators/fewshot_lsr.py. It stretches images to 256 x 256
+and sees the central 224 x 224. Ours are seen as the config says, for that with
+data.eval_view=stretch, data.eval_resize=256 and data.image_size=224; results say how it was.
+Shapes: n shots in all, Q queries, D width, C classes.
 """
 
 from pathlib import Path

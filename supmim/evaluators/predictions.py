@@ -1,5 +1,6 @@
 """What the model says of a source: computed once for the same parameters, shared by evaluators."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from supmim import sharding, step
 from supmim.data import pipeline
-from supmim.data.images import Images
+from supmim.data.images import Images, told
 from supmim.data.landmarks import Landmarks
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators import ranking
@@ -110,6 +111,19 @@ class Predictions:
     def lacks(self, split: str, count: int) -> None:
         """So many images of a source could not be read."""
         self._unreadable[split] = count
+
+    def read(self) -> tuple[str, ...]:
+        """The sources that were read, whatever they lacked."""
+        return tuple(self._unreadable)
+
+    def data(self) -> dict[str, Any]:
+        """Name, number of images and digest of each source, and the `view` of their images."""
+        view = self.sources["eval"]
+        return {
+            **{split: told(images.source) for split, images in self.sources.items()},
+            **(self.landmarks.fingerprint() if self.landmarks else {}),
+            "view": dataclasses.asdict(view.box_of) | {"interpolation": view.method},
+        }
 
     def unreadable(self) -> dict[str, float]:
         """How many images each source lacked; empty if the results are complete."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from supmim.report import embedding_map
-from supmim.workdir import write_text
+from supmim.workdir import NOTES, write_text
 from supmim.writer import read_metrics
 
 STYLE = """
@@ -76,8 +76,9 @@ def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str
 
 
 def noted(notes: dict[str, Any]) -> str:
-    """A table of the checkpoint and the protocol of every evaluator."""
-    kinds = {"checkpoint": notes["checkpoint"], **notes["protocols"]}
+    """A table of checkpoint, images, where the encoder is from, and every evaluator's protocol."""
+    about = {name: notes[name] for name in NOTES if name in notes and name != "protocols"}
+    kinds = about | notes["protocols"]
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(said(facts))}</td></tr>"
         for name, facts in kinds.items()

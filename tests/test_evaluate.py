@@ -1,0 +1,221 @@
+"""The verb evaluate: what it may be told, whose results join, and images that a run never saw."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from PIL import Image
+
+from supmim import cli, evaluate, step, train
+from supmim import config as config_lib
+from supmim.checkpoint import Checkpoints
+from supmim.data import pipeline, sources
+from supmim.runtime import devices
+from supmim.workdir import read_notes, read_results, write_results
+from tests.conftest import digits, tiny_config
+
+STEP = 15
+
+
+def stored_run(workdir, **changes):
+    """A workdir as a finished run leaves it, whose parameters were never trained."""
+    config = FrozenConfigDict(tiny_config(**{"encoder.depth": 1, **changes}))
+    workdir.mkdir()
+    (workdir / "config.json").write_text(config_lib.to_json(config))
+    source, eval_source = sources.load(config.data)
+    own = evaluate.of_run(config, config)
+    tx = train.optimizer.create(own.optimizer, lambda _: 0.0)
+    mesh = train.mesh_of(own)
+    with jax.set_mesh(mesh):
+        make = functools.partial(step.create_state, jax.random.key(0), evaluate.abstract(own), tx)
+        state = jax.jit(make, out_shardings=train.place(make, mesh, "state")[1])()
+        state = state.replace(step=state.step + STEP)
+        checkpoints = Checkpoints(workdir / "checkpoints", print)
+        checkpoints.save_now(STEP, state, pipeline.fingerprint(source, eval_source, config))
+    notes = {"checkpoint": {"step": STEP, "digest": checkpoints.digest(STEP)}, "protocols": {}}
+    numbers = {"step": STEP, "classification/top1": 0.5, "retrieval/old": 0.1, "unreadable/x": 2.0}
+    write_results(workdir, numbers, notes)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return stored_run(tmp_path_factory.mktemp("runs") / "run", **{"encoder.positions": "learned"})
+
+
+@pytest.fixture
+def workdir(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def evaluated(workdir, *args):
+    """Exit code, and the files of results that are there then."""
+    code = cli.run(["evaluate", f"--workdir={workdir}", "--config.data.workers=0", *args])
+    return code, sorted(path.name for path in workdir.glob("results*.json"))
+
+
+def folder(root, classes, count=60):
+    """Digits in colour, twice as wide as high, in folders of these names."""
+    source = digits("train")
+    for index in range(count):
+        image = source[index].image.repeat(2, axis=1).repeat(3, axis=2)
+        path = root / classes[source[index].label % len(classes)]
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path / f"{index}.png")
+    return f"folder:{root}"
+
+
+def test_options_of_the_run_are_refused_by_name(run, capsys):
+    wrong = ["--config.encoder.gelu=exact", "--config.encoder.dtype=bfloat16", "--config.seed=3"]
+    code, files = evaluated(run, "--evaluators=retrieval", *wrong)
+    told = capsys.readouterr().err
+    assert code == 2 and files == ["results.json"]
+    for name in ("config.encoder.gelu: the run has 'tanh'", "config.encoder.dtype", "config.seed"):
+        assert name in told
+
+
+def test_results_of_the_runs_own_images_join_and_replace_their_own(workdir):
+    assert evaluated(workdir, "--evaluators=retrieval") == (0, ["results.json"])
+    results, notes = read_results(workdir), read_notes(workdir)
+    assert results["classification/top1"] == 0.5 and results["retrieval/map"] > 0
+    assert "retrieval/old" not in results and results["unreadable/x"] == 2.0
+    assert notes["data"]["eval"]["name"] == "digits:test"
+    assert (workdir / "pictures").is_dir() and "digits:test" in (
+        workdir / "report.html"
+    ).read_text()
+
+
+def test_results_of_other_images_have_a_file_of_their_own(workdir, capsys):
+    before = {name: (workdir / name).read_bytes() for name in ("results.json", "config.json")}
+    few = ["--config.data.limit=40", "--config.data.eval=digits:validation"]
+    code, files = evaluated(workdir, "--evaluators=retrieval", *few)
+    assert code == 0 and len(files) == 2 and files[1].startswith("results_step_15_on_digits-valid")
+    out = capsys.readouterr().out
+    assert files[1] in out and "evaluated sample: was None, is 40" in out
+    assert "images      digits:validation: 40; training source digits:train: 40" in out
+    assert evaluated(workdir, "--evaluators=fewshot", *few) == (0, files)
+    both = read_notes(workdir, files[1])
+    assert (
+        list(both["protocols"]) == ["retrieval", "fewshot"] and both["data"]["eval"]["images"] == 40
+    )
+    assert {"retrieval/map", "fewshot/1_shot"} <= read_results(workdir, files[1]).keys()
+    assert before == {name: (workdir / name).read_bytes() for name in before}
+    assert not (workdir / "report.html").exists()
+
+
+def test_a_sample_of_either_source_is_other_data():
+    stored = {"name": "a", "evaluated name": "b", "tokenizer": "t"}
+    assert evaluate.differences(stored, {"name": "a", "evaluated name": "b"}) == []
+    for one, other in ((stored, stored | {"sample": 4}), (stored | {"sample": 4}, stored)):
+        assert len(evaluate.differences(one, other)) == 1
+
+
+def test_counts_of_unreadable_images_stay_with_the_numbers_they_qualify(tmp_path):
+    of_step = {"checkpoint": {"step": 5, "digest": "a"}, "data": {}}
+    first = {"knn/recall_at_1": 0.5, "unreadable/train": 3.0, "unreadable/eval": 1.0}
+    file = "results_step_5.json"
+    evaluate.note(tmp_path, file, first, of_step | {"protocols": {"knn": {}}}, ("train", "eval"))
+    other = {"classification/top1": 0.4}
+    notes = of_step | {"protocols": {"classification": {}}}
+    evaluate.note(tmp_path, file, other, notes, ("eval",))
+    joined = {"step": 5, "knn/recall_at_1": 0.5, "unreadable/train": 3.0, **other}
+    assert read_results(tmp_path, file) == joined
+    assert list(read_notes(tmp_path, file)["protocols"]) == ["knn", "classification"]
+    notes = notes | {"checkpoint": {"step": 5, "digest": "b"}}
+    evaluate.note(tmp_path, file, other, notes, ("eval",))  # of another checkpoint
+    assert read_results(tmp_path, file) == {"step": 5, **other}
+
+
+def test_another_checkpoint_of_the_last_step_does_not_join(run):
+    found = evaluate.results_of(run, STEP, "another digest", [], "x", {})
+    assert found == "results_step_15.json"
+
+
+def test_frozen_embeddings_of_other_classes_are_judged(workdir, tmp_path, capsys):
+    train_on = folder(tmp_path / "gallery", "abc")
+    other = folder(tmp_path / "queries", "bcd", 40)
+    source = [f"--config.data.train={train_on}", f"--config.data.eval={other}"]
+    names = "knn,retrieval,fewshot,linear,logistic,maps"
+    code, files = evaluated(workdir, f"--evaluators={names}", *source)
+    assert code == 0 and files[1].startswith("results_step_15_on_queries_")
+    results = read_results(workdir, files[1])
+    for name in (
+        "knn/recall_at_1",
+        "retrieval/map",
+        "fewshot/5_shot",
+        "linear/top1",
+        "logistic/top1",
+    ):
+        assert 0 <= results[name] <= 1
+    assert results["retrieval/train_without_positives"] > 0  # class d
+    code, _ = evaluated(workdir, "--evaluators=classification,knn", *source)
+    assert code == 2
+    told = capsys.readouterr().err
+    assert "classification: the run's classes are not those" in told and "knn:" not in told
+
+
+def test_disjoint_classes_are_searched_among_themselves_alone(workdir, tmp_path, capsys):
+    source = [f"--config.data.train={folder(tmp_path / 'gallery', 'ab')}",
+              f"--config.data.eval={folder(tmp_path / 'queries', 'cd')}"]  # fmt: skip
+    code, files = evaluated(workdir, "--config.eval.evaluators=retrieval", *source)
+    results = read_results(workdir, files[1])
+    assert code == 0 and results["retrieval/map"] > 0
+    assert "retrieval/train_recall_at_1" not in results
+    assert evaluated(workdir, "--evaluators=knn,retrieval", *source)[0] == 2
+    assert "knn: the training source has no class of the images" in capsys.readouterr().err
+
+
+def test_what_means_nothing_is_left_out_of_all_and_refused_by_name(run, capsys):
+    config = FrozenConfigDict(tiny_config(**{"eval.evaluators": "all", "data.image_size": 12}))
+    run_config = FrozenConfigDict(tiny_config())
+    left = evaluate.judged(
+        config, run_config, {"classes": "others"}, digits("train"), digits("test")
+    )
+    assert left.eval.evaluators == "knn,retrieval,fewshot,linear,logistic,maps"
+    out = capsys.readouterr().out
+    assert "left out    classification: " in out and "left out    reconstruction: " in out
+
+
+def test_images_may_be_seen_at_another_size_and_stretched(workdir, tmp_path, capsys):
+    views = ["--config.data.eval_view=stretch", "--config.data.eval_resize=16",
+             "--config.data.image_size=12"]  # fmt: skip
+    code, files = evaluated(workdir, "--evaluators=retrieval,classification", *views)
+    notes = read_notes(workdir, files[1])
+    assert code == 0 and "data.image_size: was 8, is 12" in capsys.readouterr().out
+    view = {"view": "stretch", "resize": 16, "size": 12, "interpolation": "bilinear"}
+    assert notes["data"]["view"] == view
+    assert evaluated(workdir, "--evaluators=reconstruction", *views)[0] == 2
+    assert "knows images of 8 pixels alone" in capsys.readouterr().err
+
+
+def test_the_held_out_part_is_named_where_both_sources_are_one(workdir, tmp_path):
+    whole = folder(tmp_path / "pictures", "0123456789", 80)
+    both = [f"--config.data.{name}={whole}" for name in ("train", "eval")]
+    code, files = evaluated(workdir, "--evaluators=maps", "--config.data.holdout=0.3", *both)
+    seen = read_notes(workdir, files[1])["data"]
+    assert code == 0 and seen["eval"]["name"].endswith("pictures (held out)")
+    assert seen["train"]["images"] + seen["eval"]["images"] == 80
+
+
+def test_labels_count_by_the_classes_of_both_sources():
+    image = np.zeros((3, 1, 1, 1), np.uint8)
+    two = (
+        sources.InMemory("a", image, np.array([0, 1, 1]), "xy"),
+        sources.InMemory("b", image, np.array([0, 1, 0]), "zx"),
+    )
+    train_on, other = sources.with_all_classes(*two)
+    assert train_on.class_names == ("x", "y", "z") and train_on[1].label == 1
+    assert other.class_names == ("x", "y", "z") and other[0].label == 2
+    assert [record.label for record in other.__getitems__([0, 1, 2])] == [2, 0, 2]
+    assert sources.innermost(sources.Sample(other, 2)) is two[1]
+    assert other.fingerprint() == two[1].fingerprint() and sources.share_classes(train_on, other)
+
+
+def test_it_takes_pretend_devices(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "prepare", lambda *args: asked.append(args))
+    assert evaluated(run, "--fake-devices=4", "--step=3")[0] == 4  # no such checkpoint
+    assert asked == [("4", False)]
