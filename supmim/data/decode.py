@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Image.MAX_IMAGE_PIXELS = None  # read() has a limit of its own, told as a bad record
 
@@ -100,6 +100,8 @@ def _quietly(read):
             return read()
     except BadImage:
         raise
+    except UnidentifiedImageError as error:  # whose own words show the object that was read
+        raise BadImage(f"no image in a format that is known: {', '.join(FORMATS)}") from error
     except Exception as error:
         raise BadImage(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
 
