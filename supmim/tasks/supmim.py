@@ -117,8 +117,8 @@ class SupMIM:
         return loss, totals | {"loss": metrics.scalar(loss)}
 
     def apply(self, method: str, params: Any, image: jax.Array, *args, rng: jax.Array) -> Any:
-        """One training pass over images in [0, 1]; a fixed encoder, which alone drops anything, works
-        as in inference.
+        """One training pass over images in [0, 1]; a fixed encoder works as in inference: it alone
+        drops anything.
         """
         rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
         return self.model.apply(
