@@ -128,7 +128,7 @@ def folder_pairs(root: Path, part: str, data: Any) -> FolderPairs:
 
 
 def class_names(path: Path, data: Any) -> list[str]:
-    """The lines of a file, or the ids of data.mask_classes; DataError if they are no text or differ."""
+    """The lines of a file, or the ids of data.mask_classes; DataError if they differ."""
     if not path.is_file():
         return numbered(data)
     try:
