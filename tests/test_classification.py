@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, log_loss
 
+from supmim.data.folders import Folder
+from supmim.data.sources import Record, Sample
 from supmim.errors import DataError, NumericsError
-from supmim.evaluators import classification
+from supmim.evaluators import classification, real_labels
 from supmim.evaluators.predictions import Predictions
 from supmim.report import confusion
 from tests.conftest import tiny_config
@@ -88,17 +90,51 @@ def test_what_is_right_is_blue_what_is_wrong_orange_and_nothing_white():
     assert red[1, 0] == green[1, 0] == blue[1, 0] == 1
 
 
-def real(tmp_path, document, out=None):
+class Images(list):
+    """Records, in an order that is not that of their numbers."""
+
+    name, class_names = "records:val", tuple("0123456789")
+
+
+def val(number):
+    return f"val/n01/ILSVRC2012_val_{number:08}.JPEG"
+
+
+def real_of(tmp_path, document, records):
     path = tmp_path / "real.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
-    return judge_of(out, **{"eval.real_labels": str(path)})
+    return real_labels.read(path, Images(Record(b"", label, name) for label, name in records))
 
 
-def test_real_labels_count_any_that_fits_and_skip_images_without(tmp_path):
+def test_real_labels_are_matched_by_number_and_never_by_place(tmp_path):
+    """real.json runs by number; folders are sorted by class, TFDS shuffles."""
+    records = [(1, val(3)), (4, val(1)), (2, val(2))]
+    assert real_of(tmp_path, [[4], [2, 5], [1]], records) == [[1], [4], [2, 5]]
+    with pytest.raises(DataError, match="own labels of only 0 of 2 images"):
+        real_of(tmp_path, [[1], [], [2]], records)
+    sample = Sample(Images(Record(b"", n, val(9 - n)) for n in range(9)), 3)
+    path = tmp_path / "nine.json"
+    path.write_text(json.dumps([[9 - n] for n in range(1, 10)]))
+    assert real_labels.read(path, sample) == [[int(i)] for i in sample.index]
+
+
+def test_real_labels_of_a_folder_are_found_without_reading_it(tmp_path):
+    paths = [f"{c}/ILSVRC2012_val_{n:08}.JPEG" for c, n in (("a", 2), ("b", 1))]
+    folder = Folder(tmp_path / "gone", "folder:gone", ["a", "b"], paths, [1, 1])
+    (tmp_path / "real.json").write_text("[[1, 0], [0]]")
+    assert real_labels.read(tmp_path / "real.json", folder) == [[0], [1, 0]]
+
+
+def test_real_labels_by_file_name_are_of_any_images(tmp_path):
+    document = {"x.png": [7], "y.png": [], "z.png": [0]}
+    assert real_of(tmp_path, document, [(3, "a/y.png"), (7, "b/x.png")]) == [[], [7]]
+
+
+def test_real_labels_count_any_that_fits_and_skip_images_without():
     logits = np.eye(10)[[7, 3, 1, 9, 0]]
     shown = np.array([0, 1, 2, 3, 296])  # the others could not be read
-    out = {"logits": logits, "label": np.full(5, 7), "index": shown}
-    judge = real(tmp_path, [[], [1, 3], [2], []] + [[0]] * 293, out)
+    judge = judge_of({"logits": logits, "label": np.full(5, 7), "index": shown})
+    judge.real = [[], [1, 3], [2], []] + [[0]] * 293
     assert judge.run(None)["classification/real_top1"] == pytest.approx(2 / 3)
     assert judge.protocol()["images_with_real_labels"] == 3
     shown[:] = 0
@@ -107,20 +143,27 @@ def test_real_labels_count_any_that_fits_and_skip_images_without(tmp_path):
 
 @pytest.mark.parametrize(
     ("document", "told"),
-    [("[[1], [2", "cannot be read"), ({"a": 1}, "no list"),
-     ([[0]] * 296, "296 entries, the evaluation source 297"),
-     ([[0]] * 5 + [[3, 10]] + [[0]] * 291, r"entry 5 is \[3, 10\], not a list of classes from 0"),
-     ([[-1]] * 297, "entry 0"), ([[True]] * 297, "entry 0"), ([4] * 297, "entry 0 is 4")],
+    [("[[1], [2", "cannot be read"), (7, "no list and no object"),
+     ([[0]], "nothing of 1 of 2 images .* ILSVRC2012_val_00000002"), ({"a": [1]}, "nothing of 2"),
+     ([[0], [3, 10]], r"image 1 has \[3, 10\], not a list of classes from 0"),
+     ([[-1], [0]], "image 0"), ([[True], [0]], "image 0"), ([4, [0]], "image 0 has 4")],
 )  # fmt: skip
 def test_real_labels_that_do_not_fit_are_told(tmp_path, document, told):
     with pytest.raises(DataError, match=told) as error:
-        real(tmp_path, document)
+        real_of(tmp_path, document, [(0, val(1)), (0, val(2))])
     assert error.value.exit_code == 3 and "real.json" in str(error.value)
+
+
+def test_images_without_a_number_are_told_what_they_need(tmp_path):
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps([[0]] * 297))
+    with pytest.raises(DataError, match="digits:test.*need an object, file name -> labels"):
+        judge_of(None, **{"eval.real_labels": str(path)})
 
 
 def test_real_labels_that_are_not_there_are_told():
     with pytest.raises(DataError, match="cannot be read.*No such file"):
-        classification.read_real_labels(Path("nowhere.json"), 1, 2)
+        real_labels.read(Path("nowhere.json"), Images())
 
 
 def test_logits_that_are_not_finite_are_told():

@@ -189,7 +189,7 @@ def test_what_no_query_has_a_value_of_is_no_result():
 
 def test_banks_are_made_once_and_anew_for_other_parameters():
     class Given(Predictions):
-        def fresh(self, params, split):
+        def fresh(self, params, split, view=None):
             return {"embedding": np.full((2, 2), params) + np.eye(2)}
 
     predictions = Given(None, {}, 8, mesh_of(2, 1, 1), {})

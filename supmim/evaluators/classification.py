@@ -3,7 +3,6 @@
 Shapes: n images, C classes.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import losses
-from supmim.errors import DataError
+from supmim.evaluators import real_labels
 from supmim.evaluators.predictions import Predictions
 from supmim.report import confusion
 from supmim.runtime import hosts
@@ -47,35 +46,6 @@ def confusions(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np
     return pairs.reshape(num_classes, num_classes)
 
 
-def read_real_labels(path: Path, count: int, num_classes: int) -> list[list[int]]:
-    """One list of labels per evaluation image, in order; an empty one where none was agreed on.
-
-    The format of real.json of google-research/reassessed-imagenet. DataError if it is damaged, or
-    of other images or classes.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"config.eval.real_labels={path} cannot be read: {error}") from error
-    if not isinstance(found, list) or len(found) != count:
-        what = f"{len(found)} entries" if isinstance(found, list) else "no list"
-        raise DataError(
-            f"config.eval.real_labels={path} has {what}, the evaluation source {count} images: it "
-            "takes one list of labels for each, in their order"
-        )
-    for place, labels in enumerate(found):
-        if not isinstance(labels, list) or not all(_names(c, num_classes) for c in labels):
-            raise DataError(
-                f"config.eval.real_labels={path}: entry {place} is {labels!r}, not a list of "
-                f"classes from 0 to {num_classes - 1}"
-            )
-    return found
-
-
-def _names(value: Any, num_classes: int) -> bool:
-    return type(value) is int and 0 <= value < num_classes
-
-
 def real_right(predicted: np.ndarray, real: list[list[int]]) -> list[bool]:
     """Whether the class predicted [n] is one of the labels, of images that have any.
 
@@ -96,9 +66,7 @@ class Evaluator:
         self.class_names, path = source.class_names, config.eval.real_labels
         self.real: list[list[int]] = []
         if path:
-            self.real = hosts.together(
-                lambda: read_real_labels(Path(path), len(source), self.num_classes)
-            )
+            self.real = hosts.together(lambda: real_labels.read(Path(path), source.source))
         self._confusions, self._said = np.zeros((0, 0)), {}
 
     def run(self, params: Any) -> dict[str, float]:

@@ -117,9 +117,7 @@ class SupMIM:
         return loss, totals | {"loss": metrics.scalar(loss)}
 
     def apply(self, method: str, params: Any, image: jax.Array, *args, rng: jax.Array) -> Any:
-        """One training pass over images in [0, 1]; a fixed encoder works as in inference: it alone
-        drops anything.
-        """
+        """One training pass over images in [0, 1]; a fixed encoder works as in inference."""
         rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
         return self.model.apply(
             {"params": params}, to_input(image), *args, train=not self.fixed, rngs=rngs,
