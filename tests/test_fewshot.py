@@ -1,10 +1,14 @@
 """Few-shot ridge against scikit-learn; draws that nest."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
 from supmim.evaluators import fewshot
+from supmim.evaluators.predictions import Predictions
+from tests.conftest import tiny_config
 
 rng = np.random.default_rng(0)
 
@@ -28,3 +32,16 @@ def test_draws_have_each_class_nest_and_differ_by_seed():
     assert np.bincount(label[more]).tolist() == [2, 10, 0, 10]
     assert set(few) < set(more) and len(set(more)) == len(more)
     assert set(few) != set(fewshot.draw(label, 5, 1))
+
+
+def test_shots_that_no_class_has_are_no_result_and_classes_with_fewer_are_told():
+    labels = {"train": np.repeat([0, 1], [7, 3]), "eval": np.arange(20) % 2}
+    predictions = Predictions(SimpleNamespace(predict=None), {}, 8, None, {})
+    predictions.fresh = lambda params, split, view: {
+        "embedding": rng.normal(size=(len(labels[split]), 4)), "label": labels[split],
+    }  # fmt: skip
+    judge = fewshot.Evaluator(predictions, tiny_config(**{"classifier.num_classes": 2}))
+    assert set(judge.run(None)) == {"fewshot/1_shot", "fewshot/5_shot"}
+    assert judge.protocol()["classes_with_fewer"] == {"5": 1}
+    labels["train"] = np.repeat([0, 1], 25)
+    assert len(judge.run("others")) == 4 and "classes_with_fewer" not in judge.protocol()

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from supmim import sharding
 from supmim.errors import NumericsError
-from supmim.evaluators import ranking, retrieval
+from supmim.evaluators import knn, ranking, retrieval
 from supmim.evaluators import retrieval_metrics as metrics
 from supmim.evaluators.predictions import Predictions
 from tests.conftest import tiny_config
@@ -185,6 +185,22 @@ def test_queries_without_positives_are_left_out_and_counted():
 def test_what_no_query_has_a_value_of_is_no_result():
     found = results_of(np.eye(3), np.eye(3), np.array([0, 0, 0]), np.array([1, 2, 3]))
     assert found == {"retrieval/train_without_positives": 1, "retrieval/without_positives": 1}
+
+
+def test_a_k_beyond_the_bank_is_no_result():
+    train, queries = rng.normal(size=(6, 5)), rng.normal(size=(3, 5))
+    found = results_of(train, queries, np.arange(6) % 2, np.arange(3) % 2)
+    assert {name for name in found if "recall" in name} == {
+        "retrieval/train_recall_at_1", "retrieval/train_recall_at_5", "retrieval/recall_at_1",
+    }  # fmt: skip
+
+
+def test_one_image_has_none_among_the_others():
+    train, query, label = rng.normal(size=(6, 5)), rng.normal(size=(1, 5)), np.arange(6) % 2
+    found = results_of(train, query, label, label[:1])
+    assert found["retrieval/without_positives"] == 1 and "retrieval/recall_at_1" not in found
+    bank = ranking.Bank(query, mesh_of(1, 1, 1), 1)
+    assert knn.leave_one_out(bank, query, label[:1]) == {}
 
 
 def test_banks_are_made_once_and_anew_for_other_parameters():

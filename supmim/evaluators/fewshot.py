@@ -51,20 +51,34 @@ def draw(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return by_class[rank < shots]
 
 
+def scarce(of_class: np.ndarray) -> dict[str, dict[str, int]]:
+    """Of images per class [C]: by shots, how many classes have fewer and are taken whole."""
+    fewer = {
+        str(shots): int((of_class < shots).sum()) for shots in SHOTS if shots <= of_class.max()
+    }
+    fewer = {shots: count for shots, count in fewer.items() if count}
+    return {"classes_with_fewer": fewer} if fewer else {}
+
+
 class Evaluator:
-    """fewshot/SHOTS_shot: share of evaluation images that are right, the mean of three draws."""
+    """fewshot/SHOTS_shot: share of evaluation images that are right, the mean of three draws.
+
+    More shots than any class has are no result; the protocol says how many classes have fewer.
+    """
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
-        self._said: dict[str, int] = {}
+        self._said: dict[str, Any] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         train, out = (self.predictions.embedded(params, split) for split in ("train", "eval"))
+        of_class = np.bincount(train["label"], minlength=self.num_classes)
         self._said = {"drawn_from": len(train["label"]), "judged_by": len(out["label"])}
+        self._said |= scarce(of_class)
         queries = out["embedding"].astype(np.float64)
         results = {}
-        for shots in SHOTS:
+        for shots in (n for n in SHOTS if n <= of_class.max()):
             right = []
             for seed in SEEDS:
                 places = draw(train["label"], shots, seed)

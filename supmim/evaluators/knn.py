@@ -69,6 +69,14 @@ def random_floor(predictions: Predictions, seed: int, mib: float) -> dict[str, f
     return {"floor/random_encoder_recall_at_1": float(recall)}
 
 
+def leave_one_out(bank: ranking.Bank, rows: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Recall at 1 of each row [n, D] of a bank among the others; nothing of one alone."""
+    if len(rows) < 2:
+        return {}
+    _, ids = bank.nearest(rows, 1, exclude_self=True)
+    return {"knn/leave_one_out_recall_at_1": float((label[ids[:, 0]] == label).mean())}
+
+
 class Evaluator:
     """knn/*: neighbours in the training source, and among the evaluation images, self excluded.
 
@@ -88,7 +96,6 @@ class Evaluator:
         rows, bank = self.predictions.bank(params, "train", self.mib)
         queries, among = self.predictions.bank(params, "eval", self.mib)
         similarity, ids = bank.nearest(queries, max(VOTERS))
-        _, own = among.nearest(queries, 1, exclude_self=True)
         if self.floors is None:
             self.floors = self.measured_floors()
         self._searched = len(rows)
@@ -103,9 +110,7 @@ class Evaluator:
                 for k in VOTERS
                 if k <= len(rows)
             },
-            "knn/leave_one_out_recall_at_1": float(
-                (out["label"][own[:, 0]] == out["label"]).mean()
-            ),
+            **leave_one_out(among, queries, out["label"]),
             **self.floors,
         }
 

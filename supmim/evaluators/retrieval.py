@@ -28,12 +28,18 @@ class Evaluator:
 
     def __init__(self, predictions: Predictions, config: Any) -> None:
         self.predictions, self.mib = predictions, config.eval.similarity_mib
-        self._said: dict[str, int] = {}
+        self._said: dict[str, Any] = {}
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
-        self._said = {"queries": len(out["label"]), "bank": len(train["label"])}
+        self._said = {
+            "k": sorted(
+                {k for k in IN_TRAIN if k <= len(train["label"])}
+                | {k for k in AMONG if k < len(out["label"])} | {MMP}
+            ),
+            "queries": len(out["label"]), "bank": len(train["label"]),
+        }  # fmt: skip
         _, bank = self.predictions.bank(params, "train", self.mib)
         queries, among = self.predictions.bank(params, "eval", self.mib)
         _, ids = bank.nearest(queries, max(IN_TRAIN))
@@ -44,6 +50,7 @@ class Evaluator:
                 metrics.recall_at(relevant, positives, k)
             )
             for k in IN_TRAIN
+            if k <= len(train["label"])
         }
         absent = {"retrieval/train_without_positives": float((positives == 0).mean())}
         return metrics.known(found | absent | self.among(among, queries, out["label"]))
@@ -70,7 +77,7 @@ class Evaluator:
             "what": "evaluation images among themselves, self excluded; train_: in the training "
             "source; queries without another image of their class are left out",
             "feature": "embedding, L2-normalised", "metric": "cosine, exact search",
-            "k": sorted({*IN_TRAIN, *AMONG, MMP}), **self._said,
+            **self._said,
         }  # fmt: skip
 
     def draw(self, folder: Path) -> None:
