@@ -87,3 +87,18 @@ def test_every_evaluator_has_a_panel_once_it_has_two_results():
     assert found == {"knn, %": list(names[:2]), "fewshot, %": ["fewshot/1_shot"]}
     many = [{"step": n, **{f"linear/{i}": 0.5 for i in range(12)}} for n in (1, 2)]
     assert [len(panel) for _, panel in curves.of_evaluators(many)] == [10, 2]
+
+
+def test_curves_have_the_units_of_the_report_and_no_panel_for_each_of_many_classes():
+    names = ["classification/top1", "classification/loss", "segmentation/miou",
+             "segmentation/classes_in_masks"]  # fmt: skip
+    few = [f"segmentation/iou/{name}" for name in ("sky", "a/b")]
+    rows = [{"step": n, **dict.fromkeys(names + few, 1.5)} for n in (1, 2)]
+    found = {title: [name for name, _ in panel] for title, panel in curves.of_evaluators(rows)}
+    assert found == {
+        "classification, %": names[:1], "segmentation, %": names[2:3],
+        "classification/loss": names[1:2], "segmentation/classes_in_masks": names[3:],
+        "segmentation/iou, %": few,
+    }  # fmt: skip
+    many = [{"step": n, **{f"segmentation/iou/{i}": 0.5 for i in range(150)}} for n in (1, 2)]
+    assert list(curves.of_evaluators(many)) == []

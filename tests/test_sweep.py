@@ -18,7 +18,7 @@ from supmim import cli, grid
 from supmim.errors import ConfigError
 from supmim.report import sweep as picture
 from supmim.runtime import lock
-from supmim.sweeps import cost, local, members
+from supmim.sweeps import cost, local, members, table
 from supmim.workdir import write_json
 from tests.conftest import tiny_config
 
@@ -300,6 +300,14 @@ def test_the_table_has_means_and_spreads_over_seeds_best_first(measured):
     assert lines[3].split() == ["low", "1/2", "50.00"]
     assert lines[4].split() == ["none", "0/2", "missing"]
     assert "missing: low-s1 (waiting)" in lines
+
+
+def test_the_table_has_the_units_of_the_report():
+    row = table.Row(("a",), ({"knn/recall_at_1": 0.5, "classification/loss": 0.5},), 1)
+    assert "knn/recall_at_1, %" in table.text([row], "knn/recall_at_1")
+    assert table.shown(row, "knn/recall_at_1") == " 50.00"
+    assert "%" not in table.text([row], "classification/loss")
+    assert table.shown(row, "classification/loss") == "0.5"
 
 
 def test_members_that_have_begun_share_the_row_of_those_that_have_not(measured):

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from supmim.report import figures
+from supmim.report import figures, page
 
 Panel = tuple[str, tuple[tuple[str, str], ...]]  # title; name and colour of each curve
 COLOURS = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab10"].colors]
@@ -90,16 +90,32 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def of_evaluators(rows: list[dict[str, float]]) -> Iterator[Panel]:
-    """Panels of evaluators of which others show but a part, once there are two of each result."""
+    """Panels of evaluators of which others show but a part, once there are two of each result.
+
+    Shares stand together, what has another unit has a panel of its own. Of more classes than there
+    are colours, the picture of a mean tells more.
+    """
     drawn = {name for _, curves in PANELS for name, _ in curves}
     count = Counter(name for row in rows for name, value in row.items() if value is not None)
     names = [
         name for name, times in count.items() if "/" in name and times > 1 and "without" not in name
     ]
-    for prefix in dict.fromkeys(name.split("/")[0] for name in names):
-        of_one = [name for name in names if name.split("/")[0] == prefix]
-        if prefix in NO_RESULTS or drawn.issuperset(of_one):
+    for group in dict.fromkeys(map(group_of, names)):
+        of_one = [name for name in names if group_of(name) == group]
+        if group.split("/")[0] in NO_RESULTS or drawn.issuperset(of_one):
             continue
-        for first in range(0, len(of_one), len(COLOURS)):
-            some = of_one[first : first + len(COLOURS)]
-            yield f"{prefix}, %", tuple(zip(some, COLOURS, strict=False))
+        shares = [name for name in of_one if page.is_share(name)]
+        if "/" in group and len(shares) > len(COLOURS):
+            continue
+        for first in range(0, len(shares), len(COLOURS)):
+            some = shares[first : first + len(COLOURS)]
+            yield f"{group}, %", tuple(zip(some, COLOURS, strict=False))
+        for name in of_one:
+            if name not in shares and name not in drawn:
+                yield name, ((name, figures.BLUE),)
+
+
+def group_of(name: str) -> str:
+    """EVALUATOR of EVALUATOR/RESULT, EVALUATOR/RESULT of one that there is for every class."""
+    evaluator, result, *of_class = name.split("/")
+    return f"{evaluator}/{result}" if of_class else evaluator

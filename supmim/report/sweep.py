@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from supmim.report import figures
+from supmim.report import figures, page
 
 
 def draw(path: Path, rows: Sequence[tuple[str, Sequence[float], str]], metric: str) -> None:
     """rows: label, one value per seed, what stands at the right; fractions become percents."""
-    scale = 100 if "/" in metric else 1
+    scale = 100 if page.is_share(metric) else 1
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, (_, values, text) in enumerate(rows):

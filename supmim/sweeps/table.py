@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from supmim import config as config_lib
 from supmim.errors import ConfigError
+from supmim.report import page
 from supmim.sweeps.members import Member, without_seeds
 
 
@@ -79,7 +80,7 @@ def row_of(group: Sequence[Member]) -> Row:
 def text(found: Sequence[Row], metric: str) -> str:
     """The table, of at most 80 columns; fractions in percent."""
     width = max(len(label) for row in found for label in row.labels)
-    heading = metric + (", %" if "/" in metric else "")
+    heading = metric + (", %" if page.is_share(metric) else "")
     lines = [f"{'member':<{width}}    n  {heading}"]
     for row in found:
         share = f"{len(row.results)}/{row.planned}"
@@ -92,10 +93,11 @@ def text(found: Sequence[Row], metric: str) -> str:
 def shown(row: Row, metric: str) -> str:
     """`mean +- spread` of a row, as far as there is one."""
     mean, spread = row.mean(metric), row.spread(metric)
-    scale, form = (100, "6.2f") if "/" in metric else (1, ".4g")
+    scale, form = (100, "6.2f") if page.is_share(metric) else (1, ".4g")
     if mean is None:
         return "missing"
-    return f"{scale * mean:{form}}" + ("" if spread is None else f" +- {scale * spread:.2f}")
+    around = ".2f" if scale == 100 else ".2g"
+    return f"{scale * mean:{form}}" + ("" if spread is None else f" +- {scale * spread:{around}}")
 
 
 def csv_text(found: Sequence[Row]) -> str:
