@@ -1,8 +1,6 @@
 """The encoder of another run, for a new one to begin with."""
 
 import functools
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from supmim import sharding
-from supmim.checkpoint import Checkpoints, damage, load_some
+from supmim.checkpoint import DIGESTS, Checkpoints, damage, load_some
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
 from supmim.runtime import hosts
@@ -49,12 +47,11 @@ def find(config: Any) -> dict[str, Any]:
             f"the newest checkpoint of config.init.workdir={workdir}, step {steps[-1]}, is "
             f"damaged: {problem}. supmim evaluate --workdir={workdir} sets it aside"
         )
-    files = json.dumps(checkpoints.note(steps[-1])["files"], sort_keys=True)
     return {
         "workdir": str(workdir),
         "step": steps[-1],
         "averaged": stored.optimizer.ema_decay > 0 and stored.optimizer.frozen != "encoder",
-        "sha256": hashlib.sha256(files.encode()).hexdigest(),
+        "sha256": checkpoints.digest(steps[-1]),
     }
 
 
@@ -91,7 +88,10 @@ def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
 
 
 def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """The encoder's parameters as they are stored, on the mesh."""
+    """The encoder's parameters as they are stored, on the mesh.
+
+    CheckpointError if they are gone since `find`: a run that still trains deletes its older steps.
+    """
     prefix = r"^.*/average/encoder/" if origin["averaged"] else "^params/encoder/"
 
     def place(name: str, shape: tuple[int, ...]) -> NamedSharding | None:
@@ -100,7 +100,15 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
         return NamedSharding(mesh, sharding.partition_spec(name, shape, mesh))
 
     path = Path(origin["workdir"]).absolute() / "checkpoints" / str(origin["step"])
-    leaves = load_some(path, place)
+    try:
+        leaves = load_some(path, place)
+    except Exception as error:  # Orbax raises what the missing file makes of its reader
+        if (path / DIGESTS).is_file():
+            raise
+        raise CheckpointError(
+            f"checkpoint {path} is no longer there: the run that wrote it goes on and keeps "
+            "its newest alone. Start again, which takes the newest, or let that run end before"
+        ) from error
     named = {re.sub(prefix, "", name): leaf for name, leaf in leaves.items()}
     return nested(named)
 

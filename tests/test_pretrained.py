@@ -139,6 +139,21 @@ def test_an_encoder_of_another_kind_is_refused_by_all_its_options(runs, tmp_path
     assert not (tmp_path / "run/config.json").exists() and not (tmp_path / "run/tokenizer").exists()
 
 
+def test_a_checkpoint_that_its_run_deletes_meanwhile_exits_4(tmp_path):
+    """Between `find` and `load`; what is wrong with one that is there is no matter of deletion."""
+    origin, mesh = (
+        {"workdir": str(tmp_path), "step": 7, "averaged": False},
+        sharding.make_mesh(8, 1, 1),
+    )
+    with pytest.raises(CheckpointError, match="checkpoints/7 is no longer there.*Start again"):
+        pretrained.read(origin, mesh)
+    (tmp_path / "checkpoints/7").mkdir(parents=True)
+    (tmp_path / "checkpoints/7/digests.json").write_text("{}")
+    with pytest.raises(Exception, match="") as caught:
+        pretrained.read(origin, mesh)
+    assert not isinstance(caught.value, CheckpointError)
+
+
 def test_what_cannot_be_begun_with_exits_4_and_harms_nothing(runs, tmp_path):
     def told(workdir):
         with pytest.raises(CheckpointError) as caught:
