@@ -197,7 +197,7 @@ class Evaluator:
             self.predictions.embedded(params, part, view) for part in ("train", "eval")
         )
         features, label = train_on["features"], train_on["label"]
-        rows, held_out = halves(label)
+        rows, held_out = learnable_split(label)
         steps = schedule(rows)
         heads = train(features, label, steps, self.kinds, self.num_classes, mesh)
         right, loss = score(heads, features, label, held_out, self.kinds, mesh)
@@ -226,7 +226,7 @@ class Evaluator:
         """Nothing to draw."""
 
 
-def halves(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def learnable_split(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`split`, of labels [n] that leave something to learn; DataError if they don't."""
     rows, held_out = split(len(label))
     if len(np.unique(label[rows])) < 2:

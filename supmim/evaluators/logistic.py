@@ -29,7 +29,7 @@ def fit(model: LogisticRegression, embedding: np.ndarray, label: np.ndarray) -> 
 
 def choose(embedding: np.ndarray, label: np.ndarray) -> float:
     """The C, of several the smallest, with most of the held out rows right: [n, D], [n]."""
-    rows, held_out = linear.halves(label)
+    rows, held_out = linear.learnable_split(label)
     model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)  # along growing C
     right = []
     for c in C_GRID:
