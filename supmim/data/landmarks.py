@@ -47,6 +47,11 @@ class Files:
         return {"name": "files", "length": len(self), "sha256": hashed([self.paths, self.sizes])}
 
 
+def clipped(box: crop.Box, height: int, width: int) -> crop.Box:
+    """What of a box is in its image; right may be left of left."""
+    return max(0.0, box[0]), max(0.0, box[1]), min(box[2], width), min(box[3], height)
+
+
 @dataclasses.dataclass(frozen=True)
 class InBoxes:
     """A view of part of each image; of all of it where there is no box.
@@ -61,8 +66,7 @@ class InBoxes:
         """See images.BoxOf."""
         if (box := self.boxes[index]) is None:
             return self.view(height, width, epoch, index)
-        left, top = max(0.0, box[0]), max(0.0, box[1])
-        right, bottom = min(box[2], width), min(box[3], height)
+        left, top, right, bottom = clipped(box, height, width)
         inner = self.view(bottom - top, right - left, epoch, index)
         return inner[0] + left, inner[1] + top, inner[2] + left, inner[3] + top
 
@@ -192,7 +196,10 @@ def _box(entry: dict[str, Any], where: str) -> crop.Box | None:
 def _check_boxes(
     queries: Files, boxes: Sequence[crop.Box | None], max_pixels: int, where: str
 ) -> None:
-    """DataError for a box outside of its image; one that cannot be read is told when it is met."""
+    """DataError for a box that reaches outside of its image or has less than a pixel of it.
+
+    An image that cannot be read is told when it is met.
+    """
     for number, box in enumerate(boxes):
         image = queries[number].image
         if box is None or isinstance(image, OSError):
@@ -202,8 +209,11 @@ def _check_boxes(
         except decode.BadImage:
             continue
         beyond = max(-box[0], -box[1], box[2] - header.width, box[3] - header.height)
-        if beyond > OUTSIDE:
+        left, top, right, bottom = clipped(box, header.height, header.width)
+        seen = min(right - left, bottom - top)
+        if beyond > OUTSIDE or seen < 1:
+            what = "reaches outside" if beyond > OUTSIDE else "holds less than a pixel"
             raise DataError(
-                f"{where}, queries[{number}], {queries.paths[number]!r}: box {list(box)} reaches "
-                f"outside of the image, which has {header.width} x {header.height} pixels"
+                f"{where}, queries[{number}], {queries.paths[number]!r}: box {list(box)} {what} "
+                f"of the image, which has {header.width} x {header.height} pixels"
             )
