@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from supmim import cli, config_options, metrics, optimizer, sharding, step, tokenizers
+from supmim import (
+    cli,
+    config_checks,
+    config_options,
+    metrics,
+    optimizer,
+    sharding,
+    step,
+    tokenizers,
+)
 from supmim import config as config_lib
 from supmim.data import augment, images, sources, stream
 from supmim.errors import ConfigError
@@ -319,7 +328,7 @@ def test_what_was_interrupted_goes_on_with_the_command_that_began_it(
 def test_perceptual_weights_may_move_but_not_change_and_evaluation_does_without(
     finished, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(config_lib, "SMALLEST_PERCEPTUAL", 1)
+    monkeypatch.setattr(config_checks, "SMALLEST_PERCEPTUAL", 1)
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     note = workdir / "config.json"
