@@ -1,7 +1,8 @@
 """Logistic regression on frozen embeddings by scikit-learn's L-BFGS: for some 100,000 images.
 
 Facts from facebookresearch/dinov2, dinov2/eval/log_regression.py: C is chosen on a tenth of the
-training images, then all of them are fitted. Ours tries every power of ten, not every quarter.
+training images, then all of them are fitted. Ours tries every power of ten, not every quarter, and
+takes fewer steps than its 1,000.
 Shapes: n images, D width.
 """
 
@@ -17,7 +18,7 @@ from supmim.evaluators import linear
 from supmim.evaluators.predictions import Predictions
 
 C_GRID = tuple(10.0**power for power in range(-6, 6))  # inverse strength of the L2 penalty
-MAX_STEPS = 1000  # of L-BFGS
+MAX_STEPS = 200  # of L-BFGS, for each C: weak penalties would take thousands
 
 
 def fit(model: LogisticRegression, embedding: np.ndarray, label: np.ndarray) -> None:
