@@ -342,7 +342,7 @@ OPTIONS = {
     "eval.similarity_mib": _at_least(1, 256, "similarities that a device holds at once, MiB"),
     "eval.landmarks": Option("", "landmarks: JSON file of gallery, queries and what they find"),
     "eval.real_labels": Option(
-        "", "JSON file of all labels that fit each evaluation image, as real.json; empty: none"
+        "", "JSON file of all labels that fit each image, as real.json; empty: none"
     ),
     "eval.pictures": _at_least(1, 8, "fixed images in each picture"),
     # Checkpoints.
