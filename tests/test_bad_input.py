@@ -273,11 +273,11 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 0
     assert "going on with other data" in capsys.readouterr().out
     (folder / "a" / "new.png").unlink()
-    held_out = folders.share(folder, sources.HELD_OUT, 0.2)
+    held_out = folders.share(folder, sources.HELD_OUT, 0.2, labelled=True)
     (folder / held_out.path(0)).unlink()
     assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=classification"]) == 0
     told = capsys.readouterr().out
-    assert "the evaluation images are not those of the training run" in told
+    assert "not what the run was trained and evaluated on" in told
     assert f"evaluated length: was {len(held_out)}, is {len(held_out) - 1}" in told
 
 
