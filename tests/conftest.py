@@ -8,8 +8,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 USERS_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 # Most of the time goes into compiling programs that run for milliseconds.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
+if metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flags
     QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_max_isa=AVX"  # unfused, a multiply-add is rounded as its neighbours are
 os.environ["XLA_FLAGS"] = f"{USERS_XLA_FLAGS} {QUICK}"
 
 import jax

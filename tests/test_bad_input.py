@@ -88,7 +88,7 @@ def test_the_same_batches_come_from_processes_and_after_a_start_in_the_middle():
         return [jax.tree.map(np.asarray, batch) for batch in batches], met
 
     plain, met = read(0, 0)
-    for start, workers in ((3, 0), (3, 2), (5, 1)):
+    for start, workers in ((3, 0), (5, 1)):
         others, met_there = read(start, workers)
         jax.tree.map(np.testing.assert_array_equal, plain[start:], others)
         assert set(met_there) <= set(met)
@@ -165,8 +165,9 @@ def test_a_killed_reader_is_named_and_restarted_once(tmp_path):
     assert len(told) == 1 and "most likely because memory ran out" in told[0]
     assert "--config.data.workers=1" in told[0]
     flag.with_name("always").touch()
+    alone = pipeline.Readers(1, lambda met: None, told.append)
     with pytest.raises(DeviceError, match="exit code -9.*restarted once before"):
-        list(pipeline.read(Deadly(flag, **parts), 0, 6, readers))
+        list(pipeline.read(Deadly(flag, **parts), 0, 6, alone))
     assert len(told) == 2
 
 

@@ -56,8 +56,8 @@ def test_the_expected_presets_are_there():
 
 @pytest.mark.parametrize(
     ("name", "arm"),
-    [(name, arm) for name in ENCODERS for arm in ("supmim", "baseline")
-     if arm == "baseline" or "imagenet" not in name],  # test_recipes traces those, with data
+    [pytest.param(name, arm, marks=pytest.mark.slow if "imagenet" in name else [])
+     for name in ENCODERS for arm in ("supmim", "baseline")],
 )  # fmt: skip
 def test_every_preset_is_valid_and_traces(name, arm):
     config = load(name).get_config(arm)
@@ -124,8 +124,9 @@ def test_every_preset_has_a_debug_size(name):
      ("imagenet_h14", 630.4), ("imagenet_g14", 1010.8)],
 )  # fmt: skip
 def test_encoders_have_the_sizes_of_their_names(name, millions):
-    state, *_ = traced(load(name).get_config("baseline"))
-    assert abs(count(state.params["encoder"]) - millions) < 0.3
+    task = TASKS["supmim"].abstract(load(name).get_config("baseline"))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    assert abs(count(params["encoder"]) - millions) < 0.3
 
 
 @pytest.mark.parametrize("name", PRESETS)

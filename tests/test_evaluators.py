@@ -127,8 +127,7 @@ def results_of_all(*options):
 @pytest.mark.parametrize(
     ("batch_size", "shape"),
     [
-        (300, (1, 1, 1)),
-        (104, (2, 2, 2)),
+        (300, (2, 2, 2)),
         pytest.param(8, (8, 1, 1), marks=pytest.mark.slow),
     ],
 )

@@ -32,16 +32,20 @@ def rows(workdir):
     return [{name: row[name] for name in kept} for row in lines if "class_loss" in row]
 
 
-def test_a_signal_to_one_stops_all_and_the_run_goes_on_bit_for_bit(tmp_path):
-    whole = freeze(tmp_path / "whole")
-    done = processes.finished(processes.start(whole, whole))
+def finish(workdir):
+    """Two processes, from where the run is to its end."""
+    command = ["supmim", "train", f"--workdir={workdir}"]
+    done = processes.finished(processes.start(command, command))
     assert [code for code, _, _ in done] == [0, 0], done
     assert "compiled" in done[0][1] and "compiled" not in done[1][1]  # the first one writes
-    assert (tmp_path / "whole/report.html").is_file()
+    assert (workdir / "report.html").is_file()
 
-    stopped = freeze(tmp_path / "stopped")
-    running = processes.start(stopped, stopped)
-    metrics = tmp_path / "stopped/metrics.jsonl"
+
+def test_a_signal_to_one_stops_all_and_the_run_goes_on(tmp_path):
+    workdir = tmp_path / "stopped"
+    command = freeze(workdir)
+    running = processes.start(command, command)
+    metrics = workdir / "metrics.jsonl"
     while not (metrics.is_file() and metrics.read_text()):
         assert all(process.poll() is None for process in running)
         time.sleep(0.05)
@@ -49,8 +53,14 @@ def test_a_signal_to_one_stops_all_and_the_run_goes_on_bit_for_bit(tmp_path):
     done = processes.finished(running)
     assert [code for code, _, _ in done] == [75, 75], done
     assert "stopped at step" in done[0][2]
-    done = processes.finished(processes.start(stopped, stopped))
-    assert [code for code, _, _ in done] == [0, 0], done
+    finish(workdir)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_of_several_processes_goes_on_bit_for_bit(tmp_path):
+    test_a_signal_to_one_stops_all_and_the_run_goes_on(tmp_path)
+    freeze(tmp_path / "whole")
+    finish(tmp_path / "whole")
     wanted, found = rows(tmp_path / "whole"), rows(tmp_path / "stopped")
     assert found[-1] == wanted[-1]
     results = [read_results(tmp_path / name) for name in ("whole", "stopped")]

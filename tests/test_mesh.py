@@ -21,7 +21,6 @@ from supmim.tokenizers.patch_vq import PatchVQ
 from tests import processes
 from tests.conftest import digit_views, plain_readers, tiny_config
 
-SHAPES = [(1, 4, 1), (2, 2, 2), (8, 1, 1)]
 ALL_SHAPES = [
     (data, fsdp, tensor)
     for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) for tensor in (1, 2)
@@ -87,13 +86,13 @@ def first_gradients_and_losses(shape, **changes):
 
 
 @functools.cache
-def in_one_process(shape):
-    return first_gradients_and_losses(shape)
+def on_one_device():
+    return first_gradients_and_losses((1, 1, 1))
 
 
-def check(found, reference):
+def check(found):
     grads, losses = found
-    wanted_grads, wanted_losses = in_one_process(reference)
+    wanted_grads, wanted_losses = on_one_device()
 
     def compare(path, ours, wanted):
         name = sharding.path_name(path)
@@ -104,20 +103,18 @@ def check(found, reference):
     np.testing.assert_allclose(losses, wanted_losses, rtol=LOSS_TOLERANCE)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def of_shapes(usual, *shapes):
+    """The usual one; with -m slow the others."""
+    others = [pytest.param(shape, marks=pytest.mark.slow) for shape in shapes if shape != usual]
+    return pytest.mark.parametrize("shape", [usual, *others], ids=str)
+
+
+@of_shapes((2, 2, 2), *ALL_SHAPES)
 def test_mesh_does_not_change_the_training(shape):
-    check(in_one_process(shape), (1, 1, 1))
+    check(first_gradients_and_losses(shape))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", sorted(set(ALL_SHAPES) - set(SHAPES)), ids=str)
-def test_no_mesh_changes_the_training(shape):
-    check(in_one_process(shape), (1, 1, 1))
-
-
-@pytest.mark.parametrize(
-    "shape", [(1, 4, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str
-)
+@of_shapes((1, 4, 1), (2, 2, 2))
 def test_several_processes_train_as_one(shape, tmp_path):
     out, count = tmp_path / "found.npz", np.prod(shape) // processes.DEVICES_EACH
     command = ["tests.processes", ",".join(map(str, shape)), str(out)]
@@ -126,8 +123,8 @@ def test_several_processes_train_as_one(shape, tmp_path):
     with np.load(out) as stored:
         leaves = [stored[name] for name in stored.files if name != "losses"]
         losses = stored["losses"]
-    tree = jax.tree.structure(in_one_process(shape)[0])
-    check((jax.tree.unflatten(tree, leaves), losses), shape)
+    tree = jax.tree.structure(on_one_device()[0])
+    check((jax.tree.unflatten(tree, leaves), losses))
 
 
 def test_a_frozen_tokenizer_is_whole_on_every_device(tmp_path):
@@ -201,7 +198,7 @@ def test_zero_1_splits_the_optimizer_alone():
 
 
 def test_zero_1_does_not_change_the_training():
-    check(first_gradients_and_losses((2, 4, 1), **{"mesh.fsdp_splits": "optimizer"}), (1, 1, 1))
+    check(first_gradients_and_losses((2, 4, 1), **{"mesh.fsdp_splits": "optimizer"}))
 
 
 class Tpu:

@@ -16,6 +16,7 @@ from tests.test_configs import PRESETS, load
 
 COUNT = 1000
 RECIPES = [name for name in PRESETS if name.startswith("imagenet")]
+USUAL = ("imagenet_s16", "imagenet_b16_deit3", "imagenet21k_b14")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,9 @@ def store(tmp_path_factory):
     return root / "store"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in USUAL else pytest.mark.slow) for n in RECIPES]
+)
 def test_a_recipe_goes_from_the_store_to_a_step(name, store):
     config = load(name).get_config()
     config.batch_size = 8

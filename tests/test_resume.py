@@ -15,8 +15,6 @@ from supmim import config as config_lib
 from supmim.workdir import read_results
 from tests.conftest import tiny_config
 
-KILLS = 2
-
 
 def start(workdir):
     return subprocess.Popen(
@@ -71,18 +69,22 @@ def wait_for_steps(child, count):
         count -= "class" in line and "/31" in line
 
 
+def kill(workdir, chance):
+    """One start, ended within a step, a save, its digests or its clean-up."""
+    child = start(workdir)
+    wait_for_steps(child, chance.randint(1, 7))
+    time.sleep(chance.uniform(0, 0.15))
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+
+
+@pytest.mark.slow
 def test_killed_at_random_instants(tmp_path, undisturbed):
     workdir, chance = new_workdir(tmp_path / "run"), random.Random(0)
-    for _ in range(KILLS):
-        child = start(workdir)
-        wait_for_steps(child, chance.randint(1, 7))
-        time.sleep(chance.uniform(0, 0.15))  # into a step, a save, its digests, its clean-up
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        if (workdir / "results.json").exists():
-            break
+    for _ in range(3):
+        kill(workdir, chance)
     child = start(workdir)
-    out, err = child.communicate()
+    _, err = child.communicate()
     assert child.returncode == 0, err
     assert_same_end(workdir, undisturbed)
 
@@ -90,8 +92,9 @@ def test_killed_at_random_instants(tmp_path, undisturbed):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_asked_to_stop_saves_exits_75_and_goes_on(tmp_path, undisturbed, number):
+def test_killed_then_asked_to_stop_saves_exits_75_and_goes_on(tmp_path, undisturbed, number):
     workdir = new_workdir(tmp_path / "run")
+    kill(workdir, random.Random(0))
     child = start(workdir)
     wait_for_steps(child, 4)
     child.send_signal(number)

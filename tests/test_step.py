@@ -37,17 +37,22 @@ def loss_of(task):
     return lambda params, batch, rng: task.loss_fn(params, task.draw(batch, rng), rng)
 
 
-def trained(task, config, steps=3, seed=0):
-    """State and metrics after so many steps from a fresh state."""
+def programs(task, config):
+    """What makes a state, and the step."""
     tx = optimizer.create(config.optimizer, lambda _: 3e-3)
+    return [
+        jax.jit(functools.partial(function, task=task, tx=tx))
+        for function in (step.create_state, step.train_step)
+    ]
+
+
+def trained(task, create, train, steps=3, seed=0):
+    """The state after so many steps from a fresh one."""
     rng = jax.random.key(seed)
-    state = jax.jit(functools.partial(step.create_state, task=task, tx=tx))(rng)
-    program = jax.jit(functools.partial(step.train_step, task=task, tx=tx))
-    history = []
+    state = create(rng)
     for number in range(steps):
-        state, totals = program(state, prepared(task, number), rng)
-        history.append(totals)
-    return state, history
+        state, _ = train(state, prepared(task, number), rng)
+    return state
 
 
 def assert_equal(a, b):
@@ -62,10 +67,11 @@ STOCHASTIC = {
 
 def test_same_seed_gives_the_same_parameters_bit_for_bit():
     """Law 1."""
-    first, _ = trained(*task_of(**STOCHASTIC))
-    again, _ = trained(*task_of(**STOCHASTIC))
-    assert_equal(first, again)
-    other, _ = trained(*task_of(**STOCHASTIC), seed=1)
+    task, config = task_of(**STOCHASTIC)
+    compiled = programs(task, config)
+    first = trained(task, *compiled)
+    assert_equal(first, trained(task, *programs(*task_of(**STOCHASTIC))))  # traced anew
+    other = trained(task, *compiled, seed=1)
     assert not (other.params["encoder"]["embedding"]["kernel"]
                 == first.params["encoder"]["embedding"]["kernel"]).all()  # fmt: skip
 
@@ -73,15 +79,16 @@ def test_same_seed_gives_the_same_parameters_bit_for_bit():
 def test_mim_weight_zero_is_the_baseline_bit_for_bit():
     """Law 6: no decoder, no masked pass; the same as building both and multiplying by 0."""
     task, config = task_of(mim_weight=0.0, **STOCHASTIC)
-    baseline, _ = trained(task, config)
+    baseline = trained(task, *programs(task, config))
     assert set(baseline.params) == {"encoder", "classifier"} and task.frozen is None
     jaxpr = str(jax.make_jaxpr(loss_of(task))(baseline.params, prepared(task), jax.random.key(0)))
     assert "argsort" not in jaxpr and "sort[" not in jaxpr
 
     both, config = task_of(**STOCHASTIC)
+    create, _ = programs(both, config)
     tx = optimizer.create(config.optimizer, lambda _: 3e-3)
     rng = jax.random.key(0)
-    state = jax.jit(functools.partial(step.create_state, task=both, tx=tx))(rng)
+    state = create(rng)
 
     @jax.jit
     def traced(state, batch, weight):
@@ -121,21 +128,22 @@ def test_means_over_a_padded_batch_are_those_of_the_valid_half():
     np.testing.assert_allclose(padded, cut, rtol=1e-6)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_batch_in_parts_has_the_gradients_and_metrics_of_the_whole(parts):
     task, _ = task_of(**{"data.mixup": 0.2})
     params = task.init(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
     rng = jax.random.key(0)
+    gradients, whole_gradients = (
+        jax.jit(functools.partial(step.gradients, task.loss_fn, parts=count))
+        for count in (parts, 1)
+    )
     for padding in (0, 5):  # padded rows fall unevenly on the parts
         batch = prepared(task) | {"valid": (jnp.arange(BATCH) >= padding).astype(jnp.float32)}
         drawn = task.draw(batch, rng)
-        gradients = jax.jit(functools.partial(step.gradients, task.loss_fn, parts=parts))
         grads, totals = gradients(params, drawn, rng)
-        whole, whole_totals = jax.jit(
-            functools.partial(step.gradients, task.loss_fn, parts=1)
-        )(params, drawn, rng)  # fmt: skip
+        whole, whole_totals = whole_gradients(params, drawn, rng)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), grads, whole
         )
@@ -170,9 +178,19 @@ def test_masked_pass_costs_less_than_a_full_one():
     assert cost() < cost(**{"mim.hidden": "mask_token"})
 
 
-@pytest.mark.parametrize("passes", ["two", "one"])
-@pytest.mark.parametrize("masking", ["random", "block", "units", "variable"])
-@pytest.mark.parametrize("hidden", ["drop", "mask_token"])
+def kinds_of_masking():
+    """All; those that leave out no pair of choices run without -m slow."""
+    maskings = ["random", "block", "units", "variable"]
+    for number, masking in enumerate(maskings):
+        for hidden in (0, 1):
+            for passes in (0, 1):
+                marks = [] if (number + hidden + passes) % 2 else [pytest.mark.slow]
+                yield pytest.param(
+                    ["two", "one"][passes], masking, ["drop", "mask_token"][hidden], marks=marks
+                )
+
+
+@pytest.mark.parametrize(("passes", "masking", "hidden"), [*kinds_of_masking()])
 def test_every_kind_of_masking_has_finite_losses_and_reaches_every_parameter(
     passes, masking, hidden
 ):
@@ -300,7 +318,7 @@ def test_lamb_moves_each_kernel_in_proportion_to_its_norm():
 
 def test_the_first_moment_is_kept_in_its_dtype():
     task, config = task_of(mim_weight=0.0, **{"optimizer.moment_dtype": "bfloat16"})
-    state, _ = trained(task, config, steps=1)
+    state = trained(task, *programs(task, config), steps=1)
     mu, nu = (optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu"))
     assert {leaf.dtype for leaf in jax.tree.leaves(mu)} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves((nu, state.params))} == {jnp.dtype("float32")}
@@ -341,10 +359,9 @@ def test_average_follows_the_parameters_with_its_decay():
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     task, config = task_of(**{"optimizer.ema_decay": 0.9})
-    tx = optimizer.create(config.optimizer, lambda _: 3e-3)
+    create, program = programs(task, config)
     rng = jax.random.key(0)
-    state = jax.jit(functools.partial(step.create_state, task=task, tx=tx))(rng)
-    program = jax.jit(functools.partial(step.train_step, task=task, tx=tx))
+    state = create(rng)
     good = prepared(task)
     state, _ = program(state, good, rng)
     bad = good | {"image": good["image"].at[0, 0, 0, 0].set(jnp.nan)}
