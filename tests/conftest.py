@@ -24,6 +24,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+LONGEST = ("test_train.py", "test_quickstart.py", "test_tokenizer_training.py", "test_hosts.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: none is left to one of two workers at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_tensorflow():
     """The whole suite runs without; to block the import would make TFDS believe it is loaded."""

@@ -13,7 +13,7 @@ from supmim import layer_decay, optimizer, step
 from supmim.errors import ConfigError
 from supmim.models import layers
 from tests.conftest import tiny_config
-from tests.test_step import prepared, task_of, trained
+from tests.test_step import prepared, programs, task_of, trained
 
 
 def assert_equal(a, b):
@@ -102,7 +102,8 @@ def both():
             "optimizer.frozen": frozen, "optimizer.weight_decay": 0.5, "optimizer.ema_decay": 0.5,
             "optimizer.clip_norm": 0.0,
         })  # fmt: skip
-        states[frozen] = [trained(task, config, steps=steps)[0] for steps in (0, 2)]
+        compiled = programs(task, config)
+        states[frozen] = [trained(task, *compiled, steps=steps) for steps in (0, 2)]
     return states
 
 

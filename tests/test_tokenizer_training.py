@@ -103,8 +103,13 @@ def test_same_seed_gives_the_same_parameters_bit_for_bit_and_they_move():
     assert first.params["statistics"]["updates"] == 3
 
 
-@pytest.mark.parametrize("changes", [ALIVE | ADVERSARY, {"tokenizer.entropy_weight": 0.0}],
-                         ids=["ema, adversary", "gradient"])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(ALIVE | ADVERSARY, id="ema, adversary"),
+        pytest.param({"tokenizer.entropy_weight": 0.0}, id="gradient", marks=pytest.mark.slow),
+    ],
+)
 def test_parts_give_the_step_of_the_whole_batch(changes):
     """Law: 1 part or 4, statistics too."""
     task, config = task_of(**changes)
@@ -141,7 +146,8 @@ def test_the_mesh_does_not_change_gradients_or_statistics():
 
             found.append(jax.device_get(one(params, batch)))
     for ours, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
-        assert np.abs(ours - wanted).max() <= 1e-5 * max(np.linalg.norm(wanted), 1e-3)
+        zero = 1e-2  # below it a leaf is rounding: a bias that a norm takes away
+        assert np.abs(ours - wanted).max() <= 1e-5 * max(np.linalg.norm(wanted), zero)
 
 
 def test_padding_changes_no_loss_gradient_or_statistic():
