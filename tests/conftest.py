@@ -1,5 +1,6 @@
 """Eight pretend devices, strict ranks, and a tiny config that every test shrinks from."""
 
+import gc
 import os
 import sys
 from importlib import metadata
@@ -20,6 +21,7 @@ from supmim import config as config_lib
 from supmim.data import digits as digits_source
 from supmim.data import images, pipeline, sources
 
+gc.set_threshold(200_000, 20, 100)  # a third of the tracing was collecting
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
