@@ -261,7 +261,8 @@ def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, ca
 
 def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     folder, workdir = folder_of(tmp_path / "pictures"), tmp_path / "run"
-    quick = "--config.mim_weight=0", "--config.eval.evaluators=classification"
+    quick = ["--config.mim_weight=0", "--config.eval.evaluators=classification",
+             "--config.checkpoint.keep_best=0"]  # fmt: skip
     assert run(folder, workdir, *quick) == 0
     (workdir / "results.json").unlink()
     (folder / "a" / "new.png").write_bytes(encoded(photo(16, 16), "PNG"))

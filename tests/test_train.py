@@ -215,7 +215,8 @@ def test_an_attempt_that_failed_before_it_began_blocks_nothing(tmp_path):
     assert cli.run([*args, "--config.optimizer.warmup_steps=400"]) == 2
     assert cli.run([*args, "--config.eval.batch_size=20"]) == 2
     stale = (tmp_path / "tokenizer").exists(), (tmp_path / "config.json").exists()
-    quick = {"optimizer.warmup_steps": 0, "eval.evaluators": "classification"}
+    quick = {"optimizer.warmup_steps": 0, "eval.evaluators": "classification",
+             "checkpoint.keep_best": 0}  # fmt: skip
     train.train_and_evaluate(frozen(batch_size=744, mim_weight=0.0, **quick), tmp_path)
     assert stale == (False, False)
 
