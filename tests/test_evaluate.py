@@ -113,6 +113,18 @@ def test_a_sample_of_either_source_is_other_data():
         assert len(evaluate.differences(one, other)) == 1
 
 
+def test_windows_at_another_stride_are_another_view():
+    near, far = (
+        tiny_config(**{"task": "segmentation", "eval.evaluators": "segmentation",
+                       "checkpoint.keep_best": 0, "data.train": "scenes:tune",
+                       "segmentation.stride": stride})
+        for stride in (2, 4)
+    )  # fmt: skip
+    source, eval_source = sources.load(near.data)
+    stored, seen = (evaluate.fingerprint(source, eval_source, c) for c in (near, far))
+    assert evaluate.differences(stored, seen) == ["stride: was 2, is 4"]
+
+
 def test_counts_of_unreadable_images_stay_with_the_numbers_they_qualify(tmp_path):
     of_step = {"checkpoint": {"step": 5, "digest": "a"}, "data": {}}
     first = {"knn/recall_at_1": 0.5, "unreadable/train": 3.0, "unreadable/eval": 1.0}

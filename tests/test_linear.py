@@ -169,6 +169,12 @@ def test_logistic_regression_is_scikit_learns_at_the_chosen_c():
     assert results == {"logistic/top1": pytest.approx(wanted)}
 
 
+def test_no_fit_of_logistic_regression_goes_on_for_long(monkeypatch):
+    monkeypatch.setattr(logistic, "MAX_STEPS", 2)
+    _, said = evaluated(easy(300, noise=2.0), easy(20), logistic)
+    assert said["steps"] == 2
+
+
 @pytest.mark.parametrize("evaluator", [linear, logistic, fewshot])
 @pytest.mark.parametrize("place", ["training", "evaluation"])
 @pytest.mark.parametrize("harm", [np.nan, 0.0, 1.0])
