@@ -3,8 +3,8 @@
 supmim train --config=configs/finetune_digits.py --workdir=runs/finetuned \
     --config.init.workdir=runs/digits
 
-72 CPU seconds. From 40 epochs of `digits.py` (top-1 93.60 %, kNN R@1 95.96 %): top-1 96.97 %,
-kNN R@1 97.98 % on 297 test digits, one seed; not tuned.
+59 s on two CPU cores: top-1 99.33 %, kNN R@1 99.33 % on 297 test digits. The same from scratch,
+`--config.init.workdir=`: 95.29 %, 96.63 %. One seed, not tuned.
 """
 
 from supmim import config as base
