@@ -103,18 +103,17 @@ def check(found):
     np.testing.assert_allclose(losses, wanted_losses, rtol=LOSS_TOLERANCE)
 
 
-def of_shapes(usual, *shapes):
-    """The usual one; with -m slow the others."""
-    others = [pytest.param(shape, marks=pytest.mark.slow) for shape in shapes if shape != usual]
-    return pytest.mark.parametrize("shape", [usual, *others], ids=str)
-
-
-@of_shapes((2, 2, 2), *ALL_SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(s, marks=[] if s == (2, 2, 2) else pytest.mark.slow) for s in ALL_SHAPES],
+    ids=str,
+)
 def test_mesh_does_not_change_the_training(shape):
     check(first_gradients_and_losses(shape))
 
 
-@of_shapes((1, 4, 1), (2, 2, 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 2)], ids=str)
 def test_several_processes_train_as_one(shape, tmp_path):
     out, count = tmp_path / "found.npz", np.prod(shape) // processes.DEVICES_EACH
     command = ["tests.processes", ",".join(map(str, shape)), str(out)]

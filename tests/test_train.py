@@ -168,15 +168,22 @@ def killed_in(monkeypatch, config, workdir, module, name, at):
         train.train_and_evaluate(config, workdir)
 
 
-def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(finished, tmp_path, monkeypatch):
-    """Killed in an evaluation, and when it was made: none is missing, none twice."""
+IN_IT = (Writer, "write_images", 5)  # its numbers are written down, and are written again
+AFTER_IT = (Checkpoints, "save", 10)
+BEFORE_IT = (train, "evaluate", 15)
+
+
+@pytest.mark.parametrize(
+    "kills", [[IN_IT], pytest.param([IN_IT, AFTER_IT, BEFORE_IT], marks=pytest.mark.slow)]
+)
+def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(
+    finished, tmp_path, monkeypatch, kills
+):
+    """None is missing, none twice."""
     config, workdir, results = finished
     harmed = tmp_path / "harmed"
-    for module, name, at in (
-        (Writer, "write_images", 5),  # its numbers are written down, and are written again
-        (Checkpoints, "save", 10),
-    ):
-        killed_in(monkeypatch, config, harmed, module, name, at)
+    for kill in kills:
+        killed_in(monkeypatch, config, harmed, *kill)
     assert train.train_and_evaluate(config, harmed) == results
     evaluated, wanted = (
         [row for row in read_metrics(folder / "metrics.jsonl") if "knn/recall_at_1" in row]

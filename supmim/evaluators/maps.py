@@ -85,7 +85,7 @@ class Evaluator:
         embedding_map.draw(
             folder / "embedding_map.png", points=points, label=label,
             class_names=self.predictions.sources["eval"].class_names,
-            title=f"{len(points)} evaluation images by class: {how}",
+            title=f"{len(points):,} evaluation images by class: {how}",
         )  # fmt: skip
         grid = int(tokens.shape[1] ** 0.5)
         colours = coloured(tokens).reshape(len(image), grid, grid, 3)
