@@ -145,7 +145,9 @@ def test_the_gradient_of_all_else_is_what_it_is_with_a_moving_encoder():
 @pytest.mark.parametrize("frozen", ["encoder", "none"])
 def test_a_frozen_encoder_drops_nothing(kind, frozen):
     """The head would learn of a noisier encoder than the one it is evaluated with."""
-    task, _ = task_of(**{"mim_weight": 0.0, "optimizer.frozen": frozen, f"encoder.{kind}": 0.5})
+    task, _ = task_of(**{
+        "mim_weight": 0.0, "optimizer.frozen": frozen, "encoder.depth": 2, f"encoder.{kind}": 0.5,
+    })  # fmt: skip
     params = task.init(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)

@@ -30,6 +30,7 @@ def new_workdir(folder):
         save_every=3,
         batch_size=48,
         **{
+            "encoder.depth": 1,
             "optimizer.ema_decay": 0.9,
             "data.mixup": 0.2,
             "eval.evaluators": "classification,reconstruction",

@@ -18,7 +18,7 @@ BATCH = 24
 
 
 def task_of(**changes):
-    config = tiny_config(batch_size=BATCH, **changes)
+    config = tiny_config(batch_size=BATCH, **{"encoder.depth": 1} | changes)
     codes = jax.random.uniform(jax.random.key(9), (16, 4))
     return SupMIM(config, PatchVQ(codes, 2, 1) if config.mim_weight else None), config
 
@@ -60,7 +60,7 @@ def assert_equal(a, b):
 
 
 STOCHASTIC = {
-    "encoder.dropout": 0.1, "encoder.stochastic_depth": 0.1, "data.mixup": 0.2,
+    "encoder.dropout": 0.1, "encoder.stochastic_depth": 0.1, "encoder.depth": 2, "data.mixup": 0.2,
     "optimizer.ema_decay": 0.9,
 }  # fmt: skip
 

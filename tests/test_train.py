@@ -31,7 +31,8 @@ DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
 
 
 def frozen(**changes):
-    return FrozenConfigDict(tiny_config(save_every=5, eval_every=5, **changes))
+    small = {"save_every": 5, "eval_every": 5, "encoder.depth": 1}
+    return FrozenConfigDict(tiny_config(**small | changes))
 
 
 def state_in(workdir, step):
@@ -210,7 +211,7 @@ def test_another_config_in_the_workdir_is_refused_by_name(finished):
     with pytest.raises(ConfigError) as caught:
         train.train_and_evaluate(FrozenConfigDict(other), workdir)
     message = str(caught.value)
-    assert "config.encoder.depth: the workdir has 2, you ask for 3" in message
+    assert "config.encoder.depth: the workdir has 1, you ask for 3" in message
     assert "log_every" not in message and "Choose another --workdir" in message
 
 
@@ -339,9 +340,9 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     seen: set[str] = set()
     arms = [
         {"data.flip": True, "data.mixup": 0.1, "data.randaug_num": 1, "optimizer.ema_decay": 0.9,
-         "encoder.depth": 1},
+         },
         {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "mim.passes": "one",
-         "mim.masking": "variable", "encoder.scan": True, "mesh.fsdp": 2,
+         "mim.masking": "variable", "encoder.scan": True, "encoder.depth": 2, "mesh.fsdp": 2,
          "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception",
          "data.workers": 0},
         {"task": "tokenizer", "eval.evaluators": "tokenizer", "checkpoint.keep_best": 0,
@@ -353,7 +354,7 @@ def test_every_option_is_read(tmp_path, monkeypatch):
          "tokenizer.perceptual_weight": 0.1, "tokenizer.perceptual_weights": "vgg16.safetensors",
          "tokenizer.perceptual_sha256": "0" * 64},
         {"task": "segmentation", "eval.evaluators": "segmentation", "checkpoint.keep_best": 0,
-         "data.train": "scenes:tune", "data.limit": 720, "data.image_size": 32, "encoder.depth": 1,
+         "data.train": "scenes:tune", "data.limit": 720, "data.image_size": 32,
          "encoder.patch_size": 8, "segmentation.head": "multiscale", "segmentation.width": 4,
          "classifier.num_classes": 11},
     ]  # fmt: skip
