@@ -17,13 +17,13 @@ COMMAND = "supmim train --config=configs/digits.py --workdir=runs/digits"
 
 
 @pytest.mark.parametrize(
-    ("shorter", "least", "class_share", "mim_share"),
+    ("shorter", "least", "mim_share"),
     [
-        (["--config.total_epochs=10", "--config.log_every=60"], 0.5, 0.9, 0.99),
-        pytest.param([], 0.97, 0.5, 0.8, marks=pytest.mark.slow),
+        (["--config.total_epochs=30"], 0.85, 0.9),
+        pytest.param([], 0.97, 0.8, marks=pytest.mark.slow),
     ],
 )
-def test_first_command(tmp_path, shorter, least, class_share, mim_share):
+def test_first_command(tmp_path, shorter, least, mim_share):
     assert f"pip install -e . && {COMMAND}" in (ROOT / "README.md").read_text()
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     bin_folder = Path(sys.executable).parent
@@ -37,13 +37,11 @@ def test_first_command(tmp_path, shorter, least, class_share, mim_share):
     assert max(map(len, done.stdout.splitlines())) <= 80
     workdir = tmp_path / "runs/digits"
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "class_loss" in row]
-    for name, share in (("class_loss", class_share), ("mim_loss", mim_share)):
+    for name, share in (("class_loss", 0.5), ("mim_loss", mim_share)):
         assert rows[-1][name] < share * rows[0][name], name
     results = json.loads((workdir / "results.json").read_text())
     assert results["classification/top1"] > least and results["knn/recall_at_1"] > least
-    least_tokens = 0.95 if shorter else 1.0  # 10 epochs come as far as the floor
-    tokens, floor = (results[f"{of}/token_accuracy"] for of in ("reconstruction", "floor"))
-    assert tokens > least_tokens * floor
+    assert results["reconstruction/token_accuracy"] > results["floor/token_accuracy"]
     for name in ("curves", "reconstructions", "neighbours"):
         assert (workdir / "pictures" / f"{name}.png").stat().st_size > 10_000
     assert (workdir / "report.html").stat().st_size > 100_000

@@ -145,9 +145,14 @@ def test_the_mesh_does_not_change_gradients_or_statistics():
                 return grads, task.after_update(params, totals)[0]
 
             found.append(jax.device_get(one(params, batch)))
-    for ours, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
-        zero = 1e-2  # below it a leaf is rounding: a bias that a norm takes away
-        assert np.abs(ours - wanted).max() <= 1e-5 * max(np.linalg.norm(wanted), zero)
+
+    def compare(path, ours, wanted):
+        name = sharding.path_name(path)
+        nothing = name.endswith("decoder/Conv_1/bias")  # in exact numbers: the next norm removes it
+        least = 1e-2 if nothing else 1e-3
+        assert np.abs(ours - wanted).max() <= 1e-5 * max(np.linalg.norm(wanted), least), name
+
+    jax.tree_util.tree_map_with_path(compare, *reversed(found))
 
 
 def test_padding_changes_no_loss_gradient_or_statistic():

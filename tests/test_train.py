@@ -339,8 +339,7 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(config_lib, "to_json", lambda config: "")
     seen: set[str] = set()
     arms = [
-        {"data.flip": True, "data.mixup": 0.1, "data.randaug_num": 1, "optimizer.ema_decay": 0.9,
-         },
+        {"data.flip": True, "data.mixup": 0.1, "data.randaug_num": 1, "optimizer.ema_decay": 0.9},
         {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "mim.passes": "one",
          "mim.masking": "variable", "encoder.scan": True, "encoder.depth": 2, "mesh.fsdp": 2,
          "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception",
