@@ -88,6 +88,19 @@ def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
+def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):
+    """A first command that has more than 99 s left is told in 80 columns too."""
+    with terminal.Terminal(5250, 0) as screen:
+        monkeypatch.setattr(screen, "_began", screen._began - 123.0)
+        screen.show_step(2625, {"class_loss": 1.003, "mim_loss": 2.757, "train_top1": 0.87,
+                                "token_accuracy": 0.27, "images_per_second": 2183.0,
+                                "data_wait": 0.15})  # fmt: skip
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(" left 2m") and len(line) <= 80
+    seconds = (0.0, 99.9, 100.0, 5999.0, 6000.0, 359_999.0, 360_000.0)
+    assert [terminal.brief(s) for s in seconds] == ["0s", "99s", "1m", "99m", "1h", "99h", "4d"]
+
+
 def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
     with terminal.Terminal(2400, 0) as screen:
         screen.show_step(1200, {"class_loss": 1.234, "mim_loss": 2.5, "train_top1": 0.5,

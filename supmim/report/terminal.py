@@ -71,7 +71,15 @@ class Terminal:
         if not self.console.is_terminal:
             seconds = (time.monotonic() - self._began) / max(step - self.start, 1)
             left = seconds * (self.total_steps - step)
-            self.tell(f"{step}/{self.total_steps} {line} left {left:.0f}s")
+            self.tell(f"{step}/{self.total_steps} {line} left {brief(left)}")
+
+
+def brief(seconds: float) -> str:
+    """At most two digits and a unit: 99s, 3m, 99h, 4d."""
+    for size, unit in ((1, "s"), (60, "m"), (3600, "h")):
+        if seconds < 100 * size:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds // 86400:.0f}d"
 
 
 def plan(
