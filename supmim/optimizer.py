@@ -1,5 +1,6 @@
 """Adam's family with decay on kernels only, warm-up and cosine, clipping, averaged parameters."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from supmim import layer_decay, sharding
+from supmim import sharding
+
+FIRST = re.compile(r"encoder/(embedding/|positions$|cls$|mask_token$)")
+BLOCK = re.compile(r"encoder/blocks/block_(\d+)/")
+STACK = "encoder/blocks/stack/"
 
 
 def schedule(config: Any, total_steps: int) -> optax.Schedule:
@@ -49,6 +54,46 @@ def trust_ratio() -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(scale, updates, params)
 
     return optax.stateless(rescale)
+
+
+def layer_decay(decay: float) -> optax.GradientTransformation:
+    """Multiplies updates, decay of weights included, by the factors of their layers.
+
+    Numbered as in BEiT (optim_factory.py) and MAE (util/lr_decay.py): with L blocks, embedding,
+    positions and learned tokens are layer 0, block l from 0 is layer l + 1, and all else, from the
+    last norm to head and decoder, is layer L + 1. A layer's factor is decay ** (L + 1 - layer).
+    """
+
+    def rescale(updates, params):
+        return jax.tree.map(
+            lambda update, factor: update * factor, updates, layer_factors(params, decay)
+        )
+
+    return optax.stateless(rescale)
+
+
+def layer_factors(params: Any, decay: float) -> Any:
+    """A tree of factors: numbers or, for a stack of L blocks, arrays [L, 1, ...]."""
+    depth = depth_of(params["encoder"])
+
+    def factor(path, param):
+        name = sharding.path_name(path)
+        if FIRST.match(name):
+            return decay ** (depth + 1)
+        if block := BLOCK.match(name):
+            return decay ** (depth - int(block[1]))
+        if name.startswith(STACK):
+            rows = [decay ** (depth - block) for block in range(depth)]
+            return np.asarray(rows, param.dtype).reshape(-1, *[1] * (param.ndim - 1))
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def depth_of(encoder: Any) -> int:
+    """Number of blocks, unrolled or scanned."""
+    blocks = encoder["blocks"]
+    return len(jax.tree.leaves(blocks)[0]) if "stack" in blocks else len(blocks)
 
 
 class AverageState(NamedTuple):
@@ -99,7 +144,7 @@ def create(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransfor
             optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype),
             optax.add_decayed_weights(decay, decay_mask),
             *([trust_ratio()] if config.name == "lamb" else []),
-            *([layer_decay.scale(config.layer_decay)] if config.layer_decay != 1 else []),
+            *([layer_decay(config.layer_decay)] if config.layer_decay != 1 else []),
             optax.scale_by_learning_rate(learning_rate),
         )
     )

@@ -18,8 +18,9 @@ import jax
 import pytest
 
 from supmim import config as config_lib
-from supmim.data import digits as digits_source
-from supmim.data import images, pipeline, sources
+from supmim.data import images, pipeline
+from supmim.data.sources import base
+from supmim.data.sources import digits as digits_source
 
 gc.set_threshold(200_000, 20, 100)  # a third of the tracing was collecting
 jax.config.update("jax_num_cpu_devices", 8)
@@ -55,7 +56,7 @@ def compilation_cache(tmp_path_factory):
 
 def digits(split):
     """One split of the bundled digits."""
-    return digits_source.load(split, sources.WHOLE)
+    return digits_source.load(split, base.WHOLE)
 
 
 def digit_views(split, config):

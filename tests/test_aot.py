@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from supmim import sharding
-from supmim.aot import h200, hlo
 from supmim.errors import ConfigError, DeviceError
+from supmim.planning import h200, hlo
 
 
 def compiled(fn, mesh, *arguments, out=None):

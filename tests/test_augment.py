@@ -14,8 +14,8 @@ from sklearn.datasets import load_sample_images
 
 from supmim import config as config_lib
 from supmim import sharding
-from supmim.aot import program
-from supmim.data import augment, boxes, colour, mixing, operations, randaugment
+from supmim.data.augment import boxes, colour, mixing, operations, randaugment, views
+from supmim.planning import program
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digits, prepare, tiny_config
@@ -34,7 +34,7 @@ jitters = jax.jit(jax.vmap(lambda key: colour._draw_jitter(key, 0.3)))
 
 
 def keys_of(count, epoch=0, seed=0):
-    return augment.example_keys(seed, jnp.full(count, epoch), jnp.arange(count))
+    return views.example_keys(seed, jnp.full(count, epoch), jnp.arange(count))
 
 
 @functools.cache
@@ -70,8 +70,8 @@ def applied(name, level, pictures=None, sign=0, centre=(0, 0)):
 
 
 def test_augmentation_is_keyed_by_seed_epoch_and_index_alone():
-    image = augment.to_float(jnp.asarray(digits("train").image[:6]))
-    move = jax.jit(functools.partial(augment.geometry, data=DATA))
+    image = views.to_float(jnp.asarray(digits("train").image[:6]))
+    move = jax.jit(functools.partial(views.geometry, data=DATA))
     whole = move(keys_of(6), image)
     np.testing.assert_array_equal(whole[3:], move(keys_of(6)[3:], image[3:]))
     assert not (whole == move(keys_of(6, epoch=1), image)).all()
@@ -81,7 +81,7 @@ def test_augmentation_is_keyed_by_seed_epoch_and_index_alone():
 def test_no_augmentation_is_the_identity():
     still = tiny_config(**{"data.shift": 0.0, "data.rotate": 0.0}).data
     image = jax.random.uniform(jax.random.key(0), (3, 8, 8, 1))
-    np.testing.assert_array_equal(augment.geometry(keys_of(3), image, still), image)
+    np.testing.assert_array_equal(views.geometry(keys_of(3), image, still), image)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_affine_stays_within_its_limits_and_agrees_with_scipy(change):
     picture = digits("train").image[5].astype(np.float32) / 255
     count = 40
     both = np.concatenate([tracer, picture], axis=-1)
-    moved = np.asarray(augment.geometry(keys_of(count), jnp.asarray(both)[None].repeat(count, 0),
+    moved = np.asarray(views.geometry(keys_of(count), jnp.asarray(both)[None].repeat(count, 0),
                                         data))  # fmt: skip
     grid = np.stack(np.mgrid[:8, :8], axis=-1).reshape(-1, 2) - centre
     for out in moved:
@@ -128,7 +128,7 @@ def test_affine_stays_within_its_limits_and_agrees_with_scipy(change):
 def test_flip_mirrors_half_of_the_images():
     data = tiny_config(**{"data.shift": 0.0, "data.rotate": 0.0, "data.flip": True}).data
     image = jnp.broadcast_to(jnp.arange(8.0)[None, None, :, None], (400, 8, 8, 1))
-    move = jax.jit(functools.partial(augment.geometry, data=data))
+    move = jax.jit(functools.partial(views.geometry, data=data))
     out = np.asarray(move(keys_of(400), image))
     flipped = out[:, 0, 0, 0] == 7
     assert 0.4 < flipped.mean() < 0.6
@@ -360,8 +360,8 @@ RGB = OFF | {"data.image_size": 16, "data.channels": 3, "tokenizer.codebook_size
 
 
 def test_class_views_are_keyed_by_seed_epoch_and_index_alone():
-    image = augment.to_float(jnp.asarray(photographs()))
-    view = jax.jit(functools.partial(augment.class_view, data=tiny_config(**COLOURS).data))
+    image = views.to_float(jnp.asarray(photographs()))
+    view = jax.jit(functools.partial(views.class_view, data=tiny_config(**COLOURS).data))
     whole = view(keys_of(6), image)
     rows = np.array([4, 3, 5, 5, 0, 4])  # of the same number, so that one program makes both
     np.testing.assert_array_equal(whole[rows], view(keys_of(6)[rows], image[rows]))
@@ -371,14 +371,14 @@ def test_class_views_are_keyed_by_seed_epoch_and_index_alone():
 
 def test_a_class_view_without_colours_is_the_very_mim_view():
     image = jnp.zeros((2, 8, 8, 1))
-    assert augment.class_view(keys_of(2), image, DATA) is image
+    assert views.class_view(keys_of(2), image, DATA) is image
 
 
 @pytest.mark.parametrize("name", [name for name in COLOURS if "magnitude" not in name])
 def test_each_option_alone_makes_another_class_view(name):
     data = tiny_config(**{"data.randaug_magnitude": 10.0, name: COLOURS[name]}).data
-    image = augment.to_float(jnp.asarray(photographs()))
-    view = jax.jit(functools.partial(augment.class_view, data=data))
+    image = views.to_float(jnp.asarray(photographs()))
+    view = jax.jit(functools.partial(views.class_view, data=data))
     assert not (view(keys_of(6), image) == image).all()
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.data import folders, images, pipeline, sources, stream
+from supmim.data import images, pipeline, stream
 from supmim.data.bad_records import BadRecords
-from supmim.data.sources import Record
+from supmim.data.sources import base, folders
+from supmim.data.sources.base import Record
 from supmim.errors import DataError, DeviceError
 from tests.conftest import plain_readers, tiny_config
 from tests.pictures import damaged, encoded, photo
@@ -216,7 +217,7 @@ def test_readers_are_as_many_as_processors_and_memory_allow(monkeypatch):
     monkeypatch.setattr(pipeline.host_memory, "available", lambda: 8.0)
     assert pipeline.num_workers(source, -1) == 4
     assert pipeline.num_workers(source, 9) == 9 and pipeline.num_workers(source, 0) == 0
-    held = sources.InMemory("x", np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, int), "ab")
+    held = base.InMemory("x", np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, int), "ab")
     assert pipeline.num_workers(held, -1) == 0
 
 
@@ -276,7 +277,7 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 0
     assert "going on with other data" in capsys.readouterr().out
     (folder / "a" / "new.png").unlink()
-    held_out = folders.share(folder, sources.HELD_OUT, 0.2, labelled=True)
+    held_out = folders.share(folder, base.HELD_OUT, 0.2, labelled=True)
     (folder / held_out.path(0)).unlink()
     assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=classification"]) == 0
     told = capsys.readouterr().out

@@ -10,10 +10,10 @@ import jax
 import pytest
 from ml_collections import FrozenConfigDict
 
-from supmim import cli, optimizer, sharding, step, train
-from supmim.aot import h200, hlo
+from supmim import assemble, cli, optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import DeviceError
+from supmim.planning import h200, hlo
 from supmim.tasks import TASKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -62,10 +62,10 @@ def compiled_step(preset, devices, *overrides):
     with jax.set_mesh(mesh):
         task = TASKS[config.task].abstract(config)
         tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
-        state, placement = train.place(
+        state, placement = assemble.place(
             lambda: step.create_state(jax.random.key(0), task, tx), mesh, config.mesh.fsdp_splits
         )
-        _, prepare, train_step = train.programs(config, task, tx, mesh, placement)
+        _, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
         raw = pipeline.abstract_batch(config, mesh)
         tokenized = jax.eval_shape(task.tokenize, task.frozen, raw)
         batch = {

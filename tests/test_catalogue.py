@@ -16,8 +16,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from supmim import cli, sharding
-from supmim.data import catalogue, images, pairs, pipeline, prepare, sources
+from supmim.data import images, pipeline, prepare, sources
 from supmim.data import tensorflow_stand_in as stand_in
+from supmim.data.sources import base, catalogue, pairs
 from supmim.errors import DataError
 from tests.conftest import plain_readers, tiny_config
 from tests.pictures import encoded, photo
@@ -115,7 +116,7 @@ def data_of(tfds_dir, **changes):
     return tiny_config(**VIEW, **{"data.tfds_dir": str(tfds_dir)}, **changes).data
 
 
-def find(tfds_dir, spec, part=sources.WHOLE):
+def find(tfds_dir, spec, part=base.WHOLE):
     return sources.find(spec, part, data_of(tfds_dir))
 
 
@@ -148,12 +149,12 @@ def test_a_data_set_is_found_by_kind_name_version_and_folder(tfds_dir, spec):
 
 
 def test_what_is_held_out_is_validation_or_else_test(tfds_dir):
-    assert len(find(tfds_dir, "tiny_birds:train", sources.HELD_OUT)) == 6
-    assert len(find(tfds_dir, "tiny_birds:train[:50%]", sources.KEPT)) == 6
-    assert len(find(tfds_dir, "tiny_birds:train+test", sources.KEPT)) == 15
+    assert len(find(tfds_dir, "tiny_birds:train", base.HELD_OUT)) == 6
+    assert len(find(tfds_dir, "tiny_birds:train[:50%]", base.KEPT)) == 6
+    assert len(find(tfds_dir, "tiny_birds:train+test", base.KEPT)) == 15
     for spec in ("tiny_birds:test", "tiny_digits:train", "tiny_birds:train[:9]+validation"):
-        with pytest.raises(sources.NothingHeldOut, match="data.eval=tfds:NAME:SPLIT"):
-            find(tfds_dir, spec, sources.HELD_OUT)
+        with pytest.raises(base.NothingHeldOut, match="data.eval=tfds:NAME:SPLIT"):
+            find(tfds_dir, spec, base.HELD_OUT)
 
 
 def test_parts_of_a_split_are_its_records(tfds_dir):
@@ -413,7 +414,7 @@ def test_masks_are_found_by_name_and_the_ids_are_those_of_the_palette(tmp_path):
     index.putpalette(list(range(256)) * 3)
     fill(tmp_path, "images/a/x.jpg", "images/y.JPG", data=encoded(photo()))
     fill(tmp_path, "masks/a/x.png", "masks/y.png", "masks/z.png", data=encoded(index, "PNG"))
-    found = pairs.load(str(tmp_path), sources.WHOLE, data_of(tmp_path))
+    found = pairs.load(str(tmp_path), base.WHOLE, data_of(tmp_path))
     assert len(found) == 2 and found.names == ["a/x", "y"]
     name = str(tmp_path / "images/a/x.jpg")
     assert found[0] == (encoded(photo()), 0, name, encoded(index, "PNG"))
@@ -434,14 +435,14 @@ def test_missing_wrong_and_damaged_masks_are_listed(tmp_path, capsys):
     told = capsys.readouterr()
     assert "unreadable: " in told.out and f"3 pairs of pairs:{tmp_path} can't be used" in told.err
     with pytest.raises(DataError, match="there is no such folder"):
-        pairs.load(str(tmp_path / "none"), sources.WHOLE, data_of(tmp_path))
+        pairs.load(str(tmp_path / "none"), base.WHOLE, data_of(tmp_path))
 
 
 def test_a_tfds_set_with_masks_gives_pairs(tfds_dir, capsys):
-    found = pairs.load("tiny_scenes:train", sources.WHOLE, data_of(tfds_dir))
+    found = pairs.load("tiny_scenes:train", base.WHOLE, data_of(tfds_dir))
     masks = {int(np.asarray(Image.open(io.BytesIO(found[i].mask))).max()) for i in range(4)}
     assert len(found) == 4 and masks == {0, 1, 2}
     assert run("check", "pairs:tiny_scenes:train", f"--tfds-dir={tfds_dir}") == 0
     assert "ids of the masks: 0 to 2" in capsys.readouterr().out
     with pytest.raises(DataError, match="has no one image and one mask"):
-        pairs.load("tiny_birds:train", sources.WHOLE, data_of(tfds_dir))
+        pairs.load("tiny_birds:train", base.WHOLE, data_of(tfds_dir))

@@ -10,9 +10,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from supmim import checkpoint, sharding
-from supmim.checkpoint import Checkpoints
+from supmim import sharding
 from supmim.errors import CheckpointError
+from supmim.workdir import checkpoint
+from supmim.workdir.checkpoint import Checkpoints
 
 NOTE = {"length": 3}
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, log_loss
 
-from supmim.data.folders import Folder
-from supmim.data.sources import Record, Sample
+from supmim.data.sources.base import Record, Sample
+from supmim.data.sources.folders import Folder
 from supmim.errors import DataError, NumericsError
-from supmim.evaluators import classification, real_labels
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators import classification
+from supmim.evaluators.lib import real_labels
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import confusion
 from tests.conftest import tiny_config
 from tests.test_evaluators import SPLITS

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from supmim import config as config_lib
-from supmim import config_options
+from supmim.config import options
 from supmim.errors import ConfigError
 from tests.conftest import tiny_config
 
@@ -18,8 +18,8 @@ def problems_of(config) -> str:
 
 def test_defaults_are_valid_and_documented():
     config_lib.validate(config_lib.get_config())
-    assert all(option.meaning for option in config_options.OPTIONS.values())
-    assert not any(option.default is None for option in config_options.OPTIONS.values())
+    assert all(option.meaning for option in options.OPTIONS.values())
+    assert not any(option.default is None for option in options.OPTIONS.values())
 
 
 def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
@@ -158,7 +158,7 @@ def test_variants_name_sizes_and_any_patch():
 
 def test_augmentations_name_their_options():
     assert config_lib.augmentation("none") == {
-        name: config_options.OPTIONS[f"data.{name}"].default for name in config_lib.AUGMENTED
+        name: options.OPTIONS[f"data.{name}"].default for name in config_lib.AUGMENTED
     }
     light = config_lib.augmentation("light2")
     assert light["crop"] == "inception" and light["flip"] is True
@@ -169,32 +169,32 @@ def test_augmentations_name_their_options():
 
 def test_help_lists_every_option_in_80_columns():
     text = config_lib.describe()
-    assert all(f"--config.{path}=" in text for path in config_options.OPTIONS)
+    assert all(f"--config.{path}=" in text for path in options.OPTIONS)
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_config_of_an_older_version_means_what_it_meant():
     document = json.loads(config_lib.to_json(config_lib.get_config()))
-    for version in range(config_options.SCHEMA_VERSION, 1, -1):
-        for path in config_options.BROUGHT[version]:
+    for version in range(options.SCHEMA_VERSION, 1, -1):
+        for path in options.BROUGHT[version]:
             group, _, name = path.rpartition(".")
             del (document["config"][group] if group else document["config"])[name]
     document["schema_version"] = 1
     old = config_lib.from_json(json.dumps(document), "config.json")
-    assert config_options.flatten(old) == config_options.flatten(config_lib.get_config()) | {
+    assert options.flatten(old) == options.flatten(config_lib.get_config()) | {
         "tokenizer.dtype": "float32"
     }
-    document["schema_version"] = config_options.SCHEMA_VERSION
+    document["schema_version"] = options.SCHEMA_VERSION
     with pytest.raises(ConfigError, match="is missing"):
         config_lib.from_json(json.dumps(document), "config.json")
 
 
 def test_every_option_since_version_2_is_brought_by_a_version():
     """It had 79; what version 3 brings means no crop, no changed colours, no mixing but mixup."""
-    later = [path for version, brought in config_options.BROUGHT.items() if version > 2
+    later = [path for version, brought in options.BROUGHT.items() if version > 2
              for path in brought]  # fmt: skip
-    assert len(config_options.OPTIONS) == 79 + len(set(later))
+    assert len(options.OPTIONS) == 79 + len(set(later))
     none = {f"data.{name}": value for name, value in config_lib.augmentation("none").items()}
     assert not [
-        path for path, value in config_options.BROUGHT[3].items() if none.get(path, value) != value
+        path for path, value in options.BROUGHT[3].items() if none.get(path, value) != value
     ]

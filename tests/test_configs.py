@@ -10,10 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from supmim import config as config_lib
-from supmim import optimizer, pretrained, sharding, step
+from supmim import optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.tasks import TASKS
+from supmim.workdir import pretrained
 from tests.conftest import prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supmim.data import crop, decode, images, sources
+from supmim.data import crop, decode, images
+from supmim.data.sources import base
 from tests.conftest import tiny_config
 from tests.pictures import encoded, photo
 
@@ -102,8 +103,8 @@ def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
     """Below 2 levels on average: the price of scaled decoding and fast kernels."""
     pixels = photo(640, 800)
     data = encoded(pixels, quality=90)
-    source = sources.Record(data, 0, "photo")
-    seen = images.training(sources.InMemory("x", pixels[None], np.zeros(1, int), "ab"), DATA)
+    source = base.Record(data, 0, "photo")
+    seen = images.training(base.InMemory("x", pixels[None], np.zeros(1, int), "ab"), DATA)
     exact = decode.decode(data, decode.read_header(data, 10**9), 3)
     differences = []
     for index in range(20):
@@ -119,7 +120,7 @@ def test_the_options_reach_the_crops():
         "data.aspect_min": 0.5, "data.aspect_max": 1.5, "data.eval_view": "stretch",
         "data.eval_resize": 10,
     }).data  # fmt: skip
-    source = sources.InMemory("x", photo(8, 8)[None], np.zeros(1, int), "ab")
+    source = base.InMemory("x", photo(8, 8)[None], np.zeros(1, int), "ab")
     assert images.training(source, data).box_of == crop.RandomCrop(7, (0.3, 0.9), (0.5, 1.5))
     assert images.evaluation(source, data).box_of == crop.CentralCrop("stretch", 10, 8)
     still = tiny_config().data

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from supmim import sharding, train
+from supmim import assemble, sharding
 from supmim.data import images, pipeline, sources, stream
+from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
 from tests.conftest import digits, plain_readers, tiny_config
 from tests.test_tokenizer_training import small_config
@@ -17,7 +18,7 @@ DATA = tiny_config().data
 
 def small(length=10, num_classes=3):
     image = np.arange(length, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
-    return sources.InMemory("small", image, np.arange(length) % num_classes, "abc"[:num_classes])
+    return base.InMemory("small", image, np.arange(length) % num_classes, "abc"[:num_classes])
 
 
 def batches_of(source, batch_size, mesh, start, stop, data=DATA):
@@ -50,11 +51,11 @@ def test_unknown_sources_and_wrong_sizes_are_told():
     with pytest.raises(DataError, match="it takes train, test"):
         sources.load(tiny_config(**{"data.train": "digits:val"}).data)
     with pytest.raises(ConfigError, match="--config.classifier.num_classes=10"):
-        train.load_sources(tiny_config(**{"classifier.num_classes": 7}))
+        assemble.load_sources(tiny_config(**{"classifier.num_classes": 7}))
 
 
 def test_the_number_of_classes_is_the_sources_unless_it_is_given():
-    config, source, _ = train.load_sources(tiny_config(**{"classifier.num_classes": 0}))
+    config, source, _ = assemble.load_sources(tiny_config(**{"classifier.num_classes": 0}))
     assert config.classifier.num_classes == len(source.class_names) == 10
 
 
@@ -65,7 +66,7 @@ def test_the_number_of_classes_is_the_sources_unless_it_is_given():
 )  # fmt: skip
 def test_labels_that_name_no_class_are_refused(label, told):
     with pytest.raises(DataError, match=told):
-        sources.InMemory("bad", np.zeros((3, 4, 4, 1), np.uint8), np.array(label), "abc")
+        base.InMemory("bad", np.zeros((3, 4, 4, 1), np.uint8), np.array(label), "abc")
 
 
 def test_sample_n_is_fixed_by_the_seed_alone():
@@ -172,9 +173,9 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
     of_tokenizer = small_config()
     base, other = fingerprint(config=of_tokenizer), fingerprint(renamed, config=of_tokenizer)
     assert base == other and "classes" not in base  # other names are no other tokenizer
-    train.check_data(base | {"classes": "of an older checkpoint"}, base)
+    assemble.check_data(base | {"classes": "of an older checkpoint"}, base)
     with pytest.raises(DataError, match="classes: was"):
-        train.check_data(fingerprint(), fingerprint(renamed))
+        assemble.check_data(fingerprint(), fingerprint(renamed))
 
 
 def test_a_limit_takes_images_evenly_and_is_part_of_the_fingerprint():
@@ -198,7 +199,7 @@ def test_classes_in_another_order_are_refused():
 
 def test_a_sample_of_what_lies_in_memory_needs_no_reader():
     train, _ = sources.load(tiny_config(**{"data.limit": 5}).data)
-    assert isinstance(train, sources.Sample) and pipeline.num_workers(train, -1) == 0
+    assert isinstance(train, base.Sample) and pipeline.num_workers(train, -1) == 0
 
 
 def test_the_training_source_as_evaluation_source_means_what_it_holds_out():

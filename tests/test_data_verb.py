@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from supmim import cli
-from supmim.data import commands, inspection, sources
+from supmim.commands import data
+from supmim.data import inspection, sources
+from supmim.data.sources import base
 from supmim.errors import DataError
 from tests.conftest import digits, tiny_config
 from tests.pictures import damaged, encoded, photo
@@ -63,8 +65,8 @@ def test_the_report_is_readable_at_80_columns(folder, capsys):
 
 
 def test_unreadable_images_are_listed_and_too_many_exit_3(folder, capsys):
-    for name, data in damaged().items():
-        fill(folder, f"train/a/{name}\n.jpg", data=data)
+    for name, content in damaged().items():
+        fill(folder, f"train/a/{name}\n.jpg", data=content)
     os.symlink("/nowhere", folder / "train/a/gone.jpg")
     code, out, err = run(capsys, "check", f"folder:{folder}")
     count = len(damaged()) + 1
@@ -86,8 +88,8 @@ def test_a_long_list_ends_with_how_many_more_there_are(folder, capsys):
 def test_one_bad_image_in_a_thousand_is_no_fault():
     part = {"images": 1000, "unreadable": [{}], "wrong_labels": []}
     found = {"parts": {"train": part}, "class_differences": []}
-    assert not list(commands.check_faults(found, 0.001))
-    assert list(commands.check_faults({**found, "parts": {"x": part | {"images": 999}}}, 0.001))
+    assert not list(data.check_faults(found, 0.001))
+    assert list(data.check_faults({**found, "parts": {"x": part | {"images": 999}}}, 0.001))
 
 
 def test_different_classes_exit_3(folder, capsys):
@@ -104,7 +106,7 @@ def test_labels_that_name_no_class_are_listed():
     (told,) = found["wrong_labels"]
     assert "record 7: label 12 is outside 0..9" in told and found["formats"] == {"raw": 297}
     found = {"parts": {"all": found}, "class_differences": []}
-    assert list(commands.check_faults(found, 0.001)) == ["1 labels of all name no class"]
+    assert list(data.check_faults(found, 0.001)) == ["1 labels of all name no class"]
 
 
 def test_any_source_can_be_checked(folder, tmp_path, capsys):
@@ -151,7 +153,7 @@ def test_sources_that_are_not_there_exit_3(capsys, source, told):
 
 def test_a_slip_is_told_and_not_looked_up_as_a_data_set():
     with pytest.raises(DataError, match="it takes digits, .*, pairs; did you mean"):
-        sources.find("recods:/x", sources.WHOLE, tiny_config().data)
+        sources.find("recods:/x", base.WHOLE, tiny_config().data)
 
 
 def test_a_flag_of_another_action_and_a_bare_path_are_told(tmp_path, capsys):

@@ -9,12 +9,14 @@ import pytest
 from ml_collections import FrozenConfigDict
 from PIL import Image
 
-from supmim import cli, evaluate, step, train
+from supmim import assemble, cli, step, train
 from supmim import config as config_lib
-from supmim.checkpoint import Checkpoints
+from supmim.commands import evaluate
 from supmim.data import pipeline, sources
+from supmim.data.sources import base
 from supmim.runtime import devices
-from supmim.workdir import read_notes, read_results, write_results
+from supmim.workdir.checkpoint import Checkpoints
+from supmim.workdir.files import read_notes, read_results, write_results
 from tests.conftest import digits, tiny_config
 
 STEP = 15
@@ -28,10 +30,10 @@ def stored_run(workdir, **changes):
     source, eval_source = sources.load(config.data)
     own = evaluate.of_run(config, config)
     tx = train.optimizer.create(own.optimizer, lambda _: 0.0)
-    mesh = train.mesh_of(own)
+    mesh = assemble.mesh_of(own)
     with jax.set_mesh(mesh):
         make = functools.partial(step.create_state, jax.random.key(0), evaluate.abstract(own), tx)
-        state = jax.jit(make, out_shardings=train.place(make, mesh, "state")[1])()
+        state = jax.jit(make, out_shardings=assemble.place(make, mesh, "state")[1])()
         state = state.replace(step=state.step + STEP)
         checkpoints = Checkpoints(workdir / "checkpoints", print)
         checkpoints.save_now(STEP, state, pipeline.fingerprint(source, eval_source, config))
@@ -215,14 +217,14 @@ def test_the_held_out_part_is_named_where_both_sources_are_one(workdir, tmp_path
 def test_labels_count_by_the_classes_of_both_sources():
     image = np.zeros((3, 1, 1, 1), np.uint8)
     two = (
-        sources.InMemory("a", image, np.array([0, 1, 1]), "xy"),
-        sources.InMemory("b", image, np.array([0, 1, 0]), "zx"),
+        base.InMemory("a", image, np.array([0, 1, 1]), "xy"),
+        base.InMemory("b", image, np.array([0, 1, 0]), "zx"),
     )
     train_on, other = sources.with_all_classes(*two)
     assert train_on.class_names == ("x", "y", "z") and train_on[1].label == 1
     assert other.class_names == ("x", "y", "z") and other[0].label == 2
     assert [record.label for record in other.__getitems__([0, 1, 2])] == [2, 0, 2]
-    assert sources.innermost(sources.Sample(other, 2)) is two[1]
+    assert base.innermost(base.Sample(other, 2)) is two[1]
     assert other.fingerprint() == two[1].fingerprint() and sources.share_classes(train_on, other)
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from supmim.evaluators import fewshot
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from tests.conftest import tiny_config
 
 rng = np.random.default_rng(0)

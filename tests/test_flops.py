@@ -8,8 +8,8 @@ import pytest
 
 from supmim import config as config_lib
 from supmim import optimizer, sharding, step
-from supmim.aot import flops
 from supmim.data import pipeline
+from supmim.planning import flops
 from supmim.tasks import TASKS
 from tests.conftest import prepare, tiny_config
 from tests.test_configs import load

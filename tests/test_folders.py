@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from supmim import assemble
 from supmim import config as config_lib
-from supmim import train
-from supmim.data import folders, images, sources
+from supmim.data import images, sources
+from supmim.data.sources import base, folders
 from supmim.errors import DataError
 from tests.conftest import tiny_config
 from tests.pictures import encoded, photo
@@ -34,7 +35,7 @@ def names_of(folder):
     return [folder.path(i) for i in range(len(folder))]
 
 
-def load(root, part=sources.WHOLE, data=DATA):
+def load(root, part=base.WHOLE, data=DATA):
     return folders.load(str(root), part, data)
 
 
@@ -54,8 +55,8 @@ def test_odd_names_are_read_and_shown_on_one_line(tmp_path):
     found = load(tmp_path)
     seen = images.evaluation(found, DATA)
     assert len(found) == 4 and not seen.take(range(4), [0] * 4)[1]
-    assert sources.printable("two\nlines\x1b[31m") == "two\\nlines\\x1b[31m"
-    assert sources.printable("新しい") == "新しい"
+    assert base.printable("two\nlines\x1b[31m") == "two\\nlines\\x1b[31m"
+    assert base.printable("新しい") == "新しい"
 
 
 def test_loops_are_cut_and_listed_and_links_followed(tmp_path):
@@ -101,13 +102,13 @@ def test_what_makes_no_classes_is_told_with_the_layout_it_takes(tmp_path):
 def test_a_tokenizer_takes_images_without_classes_and_nothing_else_does(tmp_path):
     fill(tmp_path, *(f"{n}.png" for n in range(40)), ".hidden.png", "notes.txt")
     changes = {"data.train": f"folder:{tmp_path}", "data.image_size": 8, "data.channels": 3}
-    _, kept, held_out = train.load_sources(small_config(**changes))
+    _, kept, held_out = assemble.load_sources(small_config(**changes))
     assert sorted(names_of(kept) + names_of(held_out)) == sorted(f"{n}.png" for n in range(40))
     assert kept[0].label == 0 and images.training(kept, DATA).read([0])["label"] == [0]
     with pytest.raises(DataError, match="40 images without one.*CLASS/IMAGE.jpg"):
-        train.load_sources(tiny_config(**changes))
+        assemble.load_sources(tiny_config(**changes))
     many(tmp_path)
-    assert train.load_sources(small_config(**changes))[1].class_names == ("a", "b")
+    assert assemble.load_sources(small_config(**changes))[1].class_names == ("a", "b")
 
 
 def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):
@@ -131,23 +132,23 @@ def test_train_and_a_validation_folder_are_found(tmp_path):
 
 def test_a_train_folder_alone_is_shared_as_if_it_were_the_whole(tmp_path):
     many(tmp_path / "x" / "train")
-    for part in (sources.KEPT, sources.HELD_OUT):
+    for part in (base.KEPT, base.HELD_OUT):
         ours = names_of(load(tmp_path / "x", part))
         assert ours == names_of(load(tmp_path / "x" / "train", part)) and ours
 
 
 def test_the_held_out_share_is_fixed_by_names_alone(tmp_path):
     root = many(tmp_path / "x", 200)
-    kept, held_out = (load(root, part) for part in (sources.KEPT, sources.HELD_OUT))
+    kept, held_out = (load(root, part) for part in (base.KEPT, base.HELD_OUT))
     assert sorted(names_of(kept) + names_of(held_out)) == sorted(names_of(load(root)))
     assert 20 <= len(held_out) <= 60
     shutil.move(root, tmp_path / "elsewhere")
     fill(tmp_path / "elsewhere", "a/new.png")
-    moved = load(tmp_path / "elsewhere", sources.HELD_OUT)
+    moved = load(tmp_path / "elsewhere", base.HELD_OUT)
     assert set(names_of(moved)) - {"a/new.png"} == set(names_of(held_out))
     none = tiny_config(**{"data.holdout": 0.0}).data
     with pytest.raises(DataError, match="leaves none held out"):
-        load(tmp_path / "elsewhere", sources.HELD_OUT, none)
+        load(tmp_path / "elsewhere", base.HELD_OUT, none)
 
 
 def test_different_classes_are_refused_by_name(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from supmim import config as config_lib
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
-from supmim.workdir import read_results
+from supmim.workdir.files import read_results
 from tests import processes, test_segmentation
 from tests.conftest import digits, tiny_config
 
@@ -131,7 +131,7 @@ def test_processes_that_share_rows_of_a_batch_count_every_pixel_once(tmp_path):
 
 def test_an_error_of_the_first_process_is_everyones(tmp_path):
     command = freeze(tmp_path / "run")
-    from supmim.runtime import lock
+    from supmim.workdir import lock
 
     with lock.hold(tmp_path / "run"):
         done = processes.finished(processes.start(command, command))

@@ -13,7 +13,7 @@ from supmim import sharding
 from supmim.data import landmarks
 from supmim.errors import ConfigError, DataError
 from supmim.evaluators import landmarks as evaluator
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import hosts
 from tests.conftest import plain_readers, tiny_config
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from supmim import sharding
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators import fewshot, linear, logistic
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.models import layers
 from supmim.tasks import probe
 from supmim.tasks.probe import Kind

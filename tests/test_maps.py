@@ -6,7 +6,7 @@ import pytest
 
 from supmim import evaluators, sharding
 from supmim.evaluators import maps
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import curves, embedding_map, figures, page
 from supmim.tasks.supmim import SupMIM
 from tests.conftest import digit_views, plain_readers, tiny_config

@@ -10,11 +10,11 @@ import optax
 import pytest
 from jax.experimental import multihost_utils
 
-from supmim import metrics, optimizer, sharding, step, train
-from supmim.aot import program
+from supmim import assemble, metrics, optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.models import layers
+from supmim.planning import program
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
@@ -67,7 +67,7 @@ def first_gradients_and_losses(shape, **changes):
         head["kernel"] = jax.device_put(
             jax.random.normal(jax.random.key(3), head["kernel"].shape), head["kernel"].sharding
         )
-        tokenize, prepare, _ = train.programs(config, task, tx, mesh, placement)
+        tokenize, prepare, _ = assemble.programs(config, task, tx, mesh, placement)
 
         program = jax.jit(
             functools.partial(step.train_step, task=task, tx=tx, rng=rng),
@@ -131,7 +131,7 @@ def test_a_frozen_tokenizer_is_whole_on_every_device(tmp_path):
     config = tiny_config(**{"mesh.fsdp": 4, "data.limit": 64})
     mesh = sharding.make_mesh(2, 4, 1)
     source = digit_views("train", config).source
-    task = train.create_task(config, source, tmp_path, mesh)
+    task = assemble.create_task(config, source, tmp_path, mesh)
     with jax.set_mesh(mesh):
         planned = program.build(config, mesh).frozen
     for codes in (task.frozen.codes, planned.codes):

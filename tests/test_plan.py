@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from supmim import cli, plan, sharding
+from supmim import cli, sharding
 from supmim import config as config_lib
-from supmim.aot import program, roofline, table, topology
-from supmim.aot.hlo import Collective
+from supmim.commands import plan
 from supmim.errors import ConfigError, DeviceError
+from supmim.planning import program, roofline, table, topology
+from supmim.planning.hlo import Collective
 from supmim.report import forecast
 from tests.conftest import tiny_config
 

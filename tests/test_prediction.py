@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from supmim import config as config_lib
-from supmim import config_options, metrics, train
+from supmim import metrics, train
+from supmim.config import options
 from supmim.errors import ConfigError
-from supmim.tasks import prediction
 from supmim.tasks import supmim as task_lib
+from supmim.tasks import targets
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import prepare, tiny_config
 from tests.test_step import raw_batch
@@ -26,21 +27,19 @@ def task_of(target, **changes):
 
 
 def test_names_are_those_of_the_config():
-    assert tuple(prediction.TARGETS) == config_options.OPTIONS["mim.target"].choices
+    assert tuple(targets.TARGETS) == options.OPTIONS["mim.target"].choices
 
 
 def test_normalized_pixels_are_those_of_mae():
     """(x - mean) / sqrt(unbiased variance + 1e-6) of each patch."""
-    found = prediction.create(tiny_config(**{"mim.target": "normalized_pixels"})).of(
-        {"image": IMAGE}
-    )
+    found = targets.create(tiny_config(**{"mim.target": "normalized_pixels"})).of({"image": IMAGE})
     patch = 2 * IMAGE[1, 2:4, 6:8].reshape(-1) - 1  # row 1, column 3 of 4 x 4
     wanted = (patch - patch.mean()) / np.sqrt(((patch - patch.mean()) ** 2).sum() / 3 + 1e-6)
     np.testing.assert_allclose(found[1, 7], wanted, rtol=1e-5)
 
 
 def test_the_loss_on_pixels_is_the_squared_error_of_hidden_patches_alone():
-    target = prediction.create(tiny_config(**{"mim.target": "pixels"}))
+    target = targets.create(tiny_config(**{"mim.target": "pixels"}))
     wanted, found = rng.normal(size=(2, 2, 5, 4))
     mask = np.array([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]], np.float32)
     by_hand = [((wanted[0, [0, 2]] - found[0, [0, 2]]) ** 2).mean(), 0]
@@ -49,7 +48,7 @@ def test_the_loss_on_pixels_is_the_squared_error_of_hidden_patches_alone():
 
 @pytest.mark.parametrize("name", PIXELS)
 def test_a_right_answer_is_the_image_and_explains_everything(name):
-    target = prediction.create(tiny_config(**{"mim.target": name}))
+    target = targets.create(tiny_config(**{"mim.target": name}))
     wanted, mask = target.of({"image": IMAGE}), jnp.ones((3, 16)).at[:, ::2].set(0)
     np.testing.assert_allclose(
         target.pictures(None, IMAGE, wanted, wanted)[0], IMAGE, rtol=1e-4, atol=1e-6

@@ -1,5 +1,6 @@
 """Starting from another run: its encoder and no more, at any size, mesh and layout, by name."""
 
+import functools
 import json
 import shutil
 
@@ -9,11 +10,13 @@ import pytest
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from supmim import cli, pretrained, sharding, train
+from supmim import assemble, cli, optimizer, sharding, step, train
 from supmim import config as config_lib
-from supmim.checkpoint import Checkpoints
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
+from supmim.tasks import TASKS
+from supmim.workdir import pretrained
+from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
 
 SHORT = {
@@ -44,10 +47,10 @@ def begun(config, mesh_shape=(8, 1, 1)):
     """The encoder that a run of this config begins with, unrolled."""
     mesh = sharding.make_mesh(*mesh_shape)
     with jax.set_mesh(mesh):
-        task = train.TASKS["supmim"].abstract(config)
-        tx = train.optimizer.create(config.optimizer, lambda _: 0.0)
-        make_state = train.functools.partial(train.step.create_state, jax.random.key(0), task, tx)
-        shapes, placement = train.place(make_state, mesh, "state")
+        task = TASKS["supmim"].abstract(config)
+        tx = optimizer.create(config.optimizer, lambda _: 0.0)
+        make_state = functools.partial(step.create_state, jax.random.key(0), task, tx)
+        shapes, placement = assemble.place(make_state, mesh, "state")
         loaded = pretrained.load(pretrained.find(config), shapes.params, mesh)
         return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
 
@@ -81,7 +84,7 @@ def test_a_run_begins_with_the_averages_of_another_and_all_else_new(runs):
     state, wanted = begun(config), encoder_in(runs / "first", averaged=True)
     wanted.pop("mask_token")
     assert_equal(state.params["encoder"], wanted)
-    averages = train.optimizer.evaluated_params(state)
+    averages = optimizer.evaluated_params(state)
     assert_equal(averages, state.params)
     assert differ(wanted["norm"], encoder_in(runs / "first")["norm"])
     assert int(state.step) == 0 and not np.any(state.params["classifier"]["head"]["kernel"])

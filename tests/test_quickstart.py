@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supmim.writer import read_metrics
+from supmim.workdir.writer import read_metrics
 from tests.conftest import USERS_XLA_FLAGS
 
 ROOT = Path(__file__).parents[1]

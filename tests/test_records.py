@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from supmim import cli, sharding
-from supmim.data import convert, decode, images, pipeline, records, sources
-from supmim.data.sources import Record
+from supmim.data import convert, decode, images, pipeline, sources
+from supmim.data.sources import base, records
+from supmim.data.sources.base import Record
 from supmim.errors import DataError
 from tests.conftest import digits, plain_readers, tiny_config
 from tests.pictures import damaged, encoded, oriented, photo
@@ -49,7 +50,7 @@ def converted(source, out, how=ALONE):
     """A store of one source."""
     out.mkdir(parents=True, exist_ok=True)
     convert.convert({"": source}, out, how, lambda line: None)
-    return records.load(str(out), sources.WHOLE)
+    return records.load(str(out), base.WHOLE)
 
 
 def run(*args):
@@ -90,7 +91,7 @@ def test_a_record_comes_back_as_it_was(image):
 
 
 def test_without_flags_the_bytes_are_those_of_the_files(folder, tmp_path):
-    source = sources.find(f"folder:{folder}", sources.KEPT, DATA)
+    source = sources.find(f"folder:{folder}", base.KEPT, DATA)
     store = converted(source, tmp_path / "store")
     assert store.class_names == source.class_names and len(store) == len(source) == 36
     assert [store[i][:2] for i in range(36)] == [source[i][:2] for i in range(36)]
@@ -122,7 +123,7 @@ def test_a_folder_and_its_store_give_the_same_batches(folder, tmp_path):
 
     ours, theirs = batches(f"records:{tmp_path}"), batches(f"folder:{folder}")
     assert len(ours) == len(theirs) == 9 + 5
-    held_out, kept = (records.load(str(tmp_path), p)[0] for p in (sources.HELD_OUT, sources.KEPT))
+    held_out, kept = (records.load(str(tmp_path), p)[0] for p in (base.HELD_OUT, base.KEPT))
     assert held_out.image != kept.image
     for a, b in zip(ours, theirs, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -132,7 +133,7 @@ def test_a_hash_split_is_kept(tmp_path):
     root = cifar(tmp_path / "whole", parts=("",))
     assert run("convert", f"folder:{root}", f"--out={tmp_path / 'out'}", "--holdout=0.3") == 0
     data = tiny_config(**{"data.holdout": 0.3}).data
-    for part in (sources.KEPT, sources.HELD_OUT):
+    for part in (base.KEPT, base.HELD_OUT):
         mine = records.load(str(tmp_path / "out"), part, DATA)
         theirs = sources.find(f"folder:{root}", part, data)
         assert 0 < len(mine) == len(theirs) < 36
@@ -140,7 +141,7 @@ def test_a_hash_split_is_kept(tmp_path):
 
 
 def test_processes_give_the_same_stream_from_any_step(folder, tmp_path):
-    store = converted(sources.find(f"folder:{folder}", sources.KEPT, DATA), tmp_path / "store")
+    store = converted(sources.find(f"folder:{folder}", base.KEPT, DATA), tmp_path / "store")
     assert store[0].label == 0 and not pickle.loads(pickle.dumps(store))._readers
     seen = images.training(store, DATA)
 
@@ -153,12 +154,12 @@ def test_processes_give_the_same_stream_from_any_step(folder, tmp_path):
 
 
 def test_the_fingerprint_sees_how_and_what_was_converted_but_not_where(folder, tmp_path):
-    source = sources.find(f"folder:{folder}", sources.KEPT, DATA)
+    source = sources.find(f"folder:{folder}", base.KEPT, DATA)
     here = converted(source, tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
-    there = records.load(str(tmp_path / "there"), sources.WHOLE)
+    there = records.load(str(tmp_path / "there"), base.WHOLE)
     assert there.fingerprint() == here.fingerprint()
-    held_out = sources.find(f"folder:{folder}", sources.HELD_OUT, DATA)
+    held_out = sources.find(f"folder:{folder}", base.HELD_OUT, DATA)
     for name, other in {
         "small": converted(source, tmp_path / "small", SMALL),
         "coarse": converted(source, tmp_path / "coarse", SMALL._replace(quality=50)),
@@ -209,7 +210,7 @@ def test_bad_images_keep_their_place_and_are_listed(tmp_path, capsys):
         bad = convert.convert({"": Few(good, data, good)}, out, SMALL, lambda line: None)
         (found,) = bad[""]
         assert (found.index, found.name) == (1, "image 1") and found.why
-        store = records.load(str(out), sources.WHOLE)
+        store = records.load(str(out), base.WHOLE)
         assert (store[1].image, store[1].name) == (b"", "image 1") and len(store) == 3
         assert images.evaluation(store, DATA).take([1], [0])[1][0].why == "empty file"
 
@@ -223,7 +224,7 @@ def test_too_many_bad_images_exit_3_with_a_whole_store(tmp_path, capsys):
         assert run(*args) == 3
         told = capsys.readouterr()
         assert "can't be read" in told.err and "4.png" in told.out
-    assert sum(len(records.load(str(out / part), sources.WHOLE)) for part in ("train", "val")) == 4
+    assert sum(len(records.load(str(out / part), base.WHOLE)) for part in ("train", "val")) == 4
 
 
 # A conversion that does not come to its end, or meets something else.
@@ -235,7 +236,7 @@ def tiny_shards(monkeypatch):
 
 
 def test_shards_end_at_so_many_records_or_bytes(folder, tmp_path, monkeypatch, tiny_shards):
-    source = sources.find(f"folder:{folder}", sources.KEPT, DATA)
+    source = sources.find(f"folder:{folder}", base.KEPT, DATA)
     store = converted(source, tmp_path / "a")
     assert [shard.count for shard in store.metadata.shards] == [5] * 7 + [1]
     names = [f"images-0000{n}-of-00008.array_record" for n in range(8)]
@@ -248,7 +249,7 @@ def test_shards_end_at_so_many_records_or_bytes(folder, tmp_path, monkeypatch, t
 def test_a_conversion_that_dies_goes_on_and_ends_the_same(
     folder, tmp_path, monkeypatch, tiny_shards, shard
 ):
-    source = sources.find(f"folder:{folder}", sources.KEPT, DATA)
+    source = sources.find(f"folder:{folder}", base.KEPT, DATA)
     whole = converted(source, tmp_path / "whole")
     written, replace = [], os.replace
 
@@ -264,7 +265,7 @@ def test_a_conversion_that_dies_goes_on_and_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             converted(source, tmp_path / "part")
     with pytest.raises(DataError, match="is not finished; the same `supmim data convert` goes on"):
-        records.load(str(tmp_path / "part"), sources.WHOLE)
+        records.load(str(tmp_path / "part"), base.WHOLE)
     before = {path: os.stat(path).st_mtime_ns for path in written}
     store = converted(source, tmp_path / "part")
     assert {path: os.stat(path).st_mtime_ns for path in written} == before, "written again"
@@ -297,8 +298,8 @@ sys.exit(cli.run(["data", "convert", "folder:{root}", "--out={out}"]))
     assert (out / "train" / "conversion.json").is_file()
     done = subprocess.run([sys.executable, "-c", slow, "fast"], capture_output=True, text=True)
     assert done.returncode == 0 and "00002-of" not in done.stdout.split("\n")[0]
-    assert len(records.load(str(out), sources.KEPT)) + len(
-        records.load(str(out), sources.HELD_OUT)) == 90  # fmt: skip
+    assert len(records.load(str(out), base.KEPT)) + len(
+        records.load(str(out), base.HELD_OUT)) == 90  # fmt: skip
 
 
 def test_the_same_again_does_nothing_and_another_way_is_refused(folder, tmp_path, capsys):
@@ -352,7 +353,7 @@ def test_a_disk_that_gives_back_something_else_is_noticed(folder, tmp_path, monk
     convert_writer = convert.ArrayRecordWriter
     monkeypatch.setattr(convert, "ArrayRecordWriter", Lying)
     with pytest.raises(DataError, match="reads back differently"):
-        converted(sources.find(f"folder:{folder}", sources.KEPT, DATA), tmp_path / "out")
+        converted(sources.find(f"folder:{folder}", base.KEPT, DATA), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.array_record"))
 
 
@@ -361,7 +362,7 @@ def test_a_disk_that_gives_back_something_else_is_noticed(folder, tmp_path, monk
 
 @pytest.fixture
 def store(folder, tmp_path, tiny_shards):
-    return converted(sources.find(f"folder:{folder}", sources.KEPT, DATA), tmp_path / "store")
+    return converted(sources.find(f"folder:{folder}", base.KEPT, DATA), tmp_path / "store")
 
 
 def shard_of(store, number):
@@ -371,7 +372,7 @@ def shard_of(store, number):
 def refused(store, told):
     """Opening or reading it says so."""
     with pytest.raises(DataError, match=told) as error:
-        found = records.load(store.root, sources.WHOLE)
+        found = records.load(store.root, base.WHOLE)
         found.__getitems__(range(len(found)))
     return str(error.value)
 
@@ -397,7 +398,7 @@ def test_a_flipped_bit_names_shard_and_record_and_never_gives_wrong_bytes(store)
         flipped[spot] ^= 1 << int(rng.integers(8))
         Path(path).write_bytes(flipped)
         try:
-            found = records.load(store.root, sources.WHOLE)
+            found = records.load(store.root, base.WHOLE)
             assert [r.image for r in found.__getitems__(range(36))] == wanted
         except DataError as error:
             noticed += 1
@@ -407,7 +408,7 @@ def test_a_flipped_bit_names_shard_and_record_and_never_gives_wrong_bytes(store)
 
 
 def test_a_shard_of_another_store_is_noticed(store, folder, tmp_path):
-    other = sources.find(f"folder:{folder}", sources.HELD_OUT, DATA)
+    other = sources.find(f"folder:{folder}", base.HELD_OUT, DATA)
     other = converted(Few(*(other[i].image for i in range(3))), tmp_path / "other")
     shutil.copy(shard_of(other, 0), shard_of(store, 7))
     assert shard_of(store, 7) in refused(store, "3 records can be found")
@@ -418,7 +419,7 @@ def test_damage_met_by_a_reader_process_ends_the_run_with_the_same_words(store):
     whole = Path(path).read_bytes()
     spot = whole.index(store[1].image[-40:])
     Path(path).write_bytes(whole[:spot] + bytes([whole[spot] ^ 1]) + whole[spot + 1 :])
-    seen = images.training(records.load(store.root, sources.WHOLE), DATA)
+    seen = images.training(records.load(store.root, base.WHOLE), DATA)
     for workers in (0, 1):
         with pytest.raises(DataError, match="record 1: damaged"):
             list(pipeline.train_batches(seen, 0, 36, MESH, 0, 1, plain_readers(workers=workers)))
@@ -436,12 +437,12 @@ def test_metadata_that_is_damaged_or_newer_is_told(store, change, told):
 
 def test_what_is_no_store_is_told(store, tmp_path):
     with pytest.raises(DataError, match="there is no such folder"):
-        records.load("/nowhere", sources.WHOLE)
+        records.load("/nowhere", base.WHOLE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is no store: it has no metadata.json"):
-        records.load(str(tmp_path / "empty"), sources.WHOLE)
-    with pytest.raises(sources.NothingHeldOut, match="--config.data.eval=records:PATH"):
-        records.load(store.root, sources.HELD_OUT)
+        records.load(str(tmp_path / "empty"), base.WHOLE)
+    with pytest.raises(base.NothingHeldOut, match="--config.data.eval=records:PATH"):
+        records.load(store.root, base.HELD_OUT)
 
 
 def test_sizes_and_formats_that_do_not_go_together_are_refused(folder, tmp_path, capsys):
@@ -466,4 +467,4 @@ def test_a_foreign_or_damaged_note_in_out_is_told(tmp_path, capsys, text, file):
 def test_a_store_of_a_newer_supmim_says_so(tmp_path):
     (tmp_path / "metadata.json").write_text('{"format": 2, "news": 1}')
     with pytest.raises(DataError, match="has format 2; this supmim reads 1"):
-        records.load(str(tmp_path), sources.WHOLE)
+        records.load(str(tmp_path), base.WHOLE)

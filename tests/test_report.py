@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 
 from supmim.report import curves, neighbours, page, reconstructions, terminal
-from supmim.writer import Writer, read_metrics
+from supmim.workdir.writer import Writer, read_metrics
 
 RED = np.array([0xD6, 0x28, 0x39]) / 255
 rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from supmim import config as config_lib
-from supmim.workdir import read_results
+from supmim.workdir.files import read_results
 from tests.conftest import tiny_config
 
 

@@ -8,9 +8,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from supmim import sharding
 from supmim.errors import NumericsError
-from supmim.evaluators import knn, ranking, retrieval
-from supmim.evaluators import retrieval_metrics as metrics
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators import knn, retrieval
+from supmim.evaluators.lib import ranking
+from supmim.evaluators.lib import retrieval_metrics as metrics
+from supmim.evaluators.lib.predictions import Predictions
 from tests.conftest import tiny_config
 
 rng = np.random.default_rng(0)

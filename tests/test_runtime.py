@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import pytest
 
 from supmim import config as config_lib
-from supmim import config_options, doctor, metrics
+from supmim import metrics
+from supmim.commands import doctor
+from supmim.config import options
 from supmim.errors import ConfigError, DeviceError, NumericsError
-from supmim.runtime import devices, lock, memory, numerics, profile
+from supmim.runtime import devices, memory, numerics, profile
 from supmim.runtime.clock import Clock
+from supmim.workdir import lock
 from tests.conftest import tiny_config
 
 
@@ -63,7 +66,7 @@ def test_a_second_run_on_a_workdir_is_refused_and_a_stale_lock_is_not(tmp_path):
     script = f"""
 import time
 from pathlib import Path
-from supmim.runtime import lock
+from supmim.workdir import lock
 with lock.hold(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
@@ -177,9 +180,9 @@ def test_every_setting_that_saves_memory_is_a_valid_override_that_changes_someth
     config = config_lib.get_config()
     for line in memory.settings(config):
         path, _, value = line.split()[0].partition("=")
-        option = config_options.OPTIONS[path]
+        option = options.OPTIONS[path]
         assert not option.problem(type(option.default)(value))
-        assert str(config_options.flatten(config)[path]) != value
+        assert str(options.flatten(config)[path]) != value
     with_all = config_lib.get_config()
     with_all.encoder.update(dtype="bfloat16", remat="full")
     with_all.optimizer.moment_dtype = "bfloat16"

@@ -7,7 +7,9 @@ from PIL import Image
 
 from supmim import config as config_lib
 from supmim import sharding, train
-from supmim.data import augment, crop, decode, images, pipeline, sources
+from supmim.data import crop, decode, images, pipeline
+from supmim.data.augment import views
+from supmim.data.sources import base
 from supmim.errors import ConfigError
 from supmim.tokenizers import patch_vq
 from tests.conftest import digits, plain_readers, tiny_config
@@ -17,7 +19,7 @@ CROPPED = {"data.crop": "inception", "data.channels": 3, "data.image_size": 16}
 OWN_SIZE = {"tokenizer.image_size": 16, "tokenizer.patch_size": 4}
 
 
-class Files(sources.InMemory):
+class Files(base.InMemory):
     def __init__(self):
         self.name, self.class_names = "files", ("a", "b")
         self.pixels = photo(480, 640)
@@ -27,12 +29,12 @@ class Files(sources.InMemory):
         return 4
 
     def __getitem__(self, index):
-        return sources.Record(self.data, index % 2, f"file {index}")
+        return base.Record(self.data, index % 2, f"file {index}")
 
 
 def test_both_views_show_the_same_box_each_resized_once():
     source, data = Files(), tiny_config(**CROPPED).data
-    whole = sources.InMemory("x", source.pixels[None].repeat(4, 0), np.arange(4) % 2, "ab")
+    whole = base.InMemory("x", source.pixels[None].repeat(4, 0), np.arange(4) % 2, "ab")
     found, _ = images.training(whole, data, images.Second(24)).take(range(4), [1] * 4)
     assert found["image"].shape == (4, 16, 16, 3)
     assert found["tokenizer_image"].shape == (4, 24, 24, 3)
@@ -91,8 +93,8 @@ def test_both_sizes_are_moved_alike(option):
     y, x = np.mgrid[:48, :48] / 48
     large = np.exp(-((x - 0.45) ** 2 + (y - 0.55) ** 2) / 0.07)[None, ..., None].repeat(8, 0)
     small = large.reshape(8, 16, 3, 16, 3, 1).mean(axis=(2, 4))
-    keys = augment.example_keys(0, np.zeros(8, int), np.arange(8))
-    moved_large, moved_small = (np.asarray(augment.geometry(keys, x, data)) for x in (large, small))
+    keys = views.example_keys(0, np.zeros(8, int), np.arange(8))
+    moved_large, moved_small = (np.asarray(views.geometry(keys, x, data)) for x in (large, small))
     shrunk = moved_large.reshape(8, 16, 3, 16, 3, 1).mean(axis=(2, 4))
     assert np.abs(moved_small - small).max() > 0.1
     np.testing.assert_allclose(moved_small, shrunk, atol=0.03)

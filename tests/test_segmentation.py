@@ -16,21 +16,13 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 from supmim import cli, metrics, optimizer, sharding, step
 from supmim import config as config_lib
-from supmim.data import (
-    augment,
-    crop,
-    decode,
-    images,
-    inspection,
-    masks,
-    pairs,
-    scenes,
-    sources,
-    stream,
-)
+from supmim.data import crop, decode, images, inspection, masks, sources, stream
+from supmim.data.augment import views
+from supmim.data.sources import base, pairs, scenes
 from supmim.errors import ConfigError, DataError, NumericsError
-from supmim.evaluators import segmentation, windows
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators import segmentation
+from supmim.evaluators.lib import windows
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.models import segmentation as heads
 from supmim.report import segmentation as picture
 from supmim.tasks import TASKS
@@ -59,7 +51,7 @@ def problems_of(**changes):
     return str(caught.value)
 
 
-class Halves(sources.Masked):
+class Halves(base.Masked):
     """Left half 0 and class 0, right half white and class 1, of any size, with a mask as asked."""
 
     name, class_names = "halves", ("left", "right")
@@ -74,7 +66,7 @@ class Halves(sources.Masked):
         height, width = self.sizes[index]
         mask = np.broadcast_to(np.arange(width) >= width // 2, (height, width)).astype(np.uint8)
         image = encoded(255 * mask, "PNG")
-        return sources.MaskedRecord(image, 0, f"pair {index}", self.change(mask))
+        return base.MaskedRecord(image, 0, f"pair {index}", self.change(mask))
 
     def __getitems__(self, index):
         return [self[int(i)] for i in index]
@@ -88,7 +80,7 @@ def png(mask):
 
 
 def test_a_scene_is_a_function_of_its_index_alone_and_no_digit_covers_another():
-    train, test = (scenes.load(split, sources.WHOLE) for split in ("train", "test"))
+    train, test = (scenes.load(split, base.WHOLE) for split in ("train", "test"))
     again = pickle.loads(pickle.dumps(train))
     for index in (2999, 7, 0):
         record = train[index]
@@ -116,9 +108,9 @@ def test_what_scenes_hold_out_is_made_of_the_digits_held_out():
 
 def test_what_scenes_do_not_have_is_told_of_scenes():
     with pytest.raises(DataError, match=r"scenes:foo is not .*: it takes train, test, tune"):
-        sources.find("scenes:foo", sources.WHOLE, small_config().data)
-    with pytest.raises(sources.NothingHeldOut, match="scenes:test holds nothing out"):
-        sources.find("scenes:test", sources.HELD_OUT, small_config().data)
+        sources.find("scenes:foo", base.WHOLE, small_config().data)
+    with pytest.raises(base.NothingHeldOut, match="scenes:test holds nothing out"):
+        sources.find("scenes:test", base.HELD_OUT, small_config().data)
 
 
 def folder_of(root, *names, mask=None):
@@ -143,7 +135,7 @@ def test_pairs_hold_out_validation_or_a_share_and_lose_none(tmp_path, names):
     assert sorted(train.names + held_out.names) == sorted(names) and len(held_out)
     if len(names) == 3:
         assert held_out.names == ["validation/3"]
-        assert sources.find(spec, sources.WHOLE, data).names == train.names
+        assert sources.find(spec, base.WHOLE, data).names == train.names
 
 
 def test_pairs_in_train_and_val_are_found_and_classes_have_names(tmp_path):
@@ -283,7 +275,7 @@ def test_ids_are_told_as_ranges():
 
 @functools.cache
 def raw_batch():
-    source = scenes.load("train", sources.WHOLE)
+    source = scenes.load("train", base.WHOLE)
     read = stream.Training(images.training(source, small_config().data), 0, 8, np.arange(8))
     return read(0)[0]
 
@@ -611,9 +603,9 @@ def test_a_store_takes_no_masks(tmp_path, capsys):
 
 def test_labels_move_as_images_do_without_interpolation():
     data = small_config(**{"data.rotate": 25.0, "data.shift": 2.0}).data
-    keys = augment.example_keys(0, jnp.zeros(2, int), jnp.arange(2))
+    keys = views.example_keys(0, jnp.zeros(2, int), jnp.arange(2))
     ids = jnp.asarray(rng.integers(0, 5, (2, 32, 32)), jnp.int32)
-    moved = jax.jit(lambda *args: augment.label_geometry(*args, data, -1))(keys, ids)
+    moved = jax.jit(lambda *args: views.label_geometry(*args, data, -1))(keys, ids)
     assert set(np.unique(moved)) <= set(range(-1, 5)) and (moved == -1).any()
     still = small_config().data
-    np.testing.assert_array_equal(augment.label_geometry(keys, ids, still, -1), ids)
+    np.testing.assert_array_equal(views.label_geometry(keys, ids, still, -1), ids)

@@ -8,41 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from supmim import config_options
+from supmim.config import options
 
 PACKAGE = Path(__file__).parents[1] / "supmim"
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-GROUND = {"supmim", "supmim.errors", "supmim.workdir", "supmim.pyfile"}
-LEAVES = ["masking", "losses", "metrics", "sharding", "config_options", "grid"]
+GROUND = {"supmim", "supmim.errors"}
+LEAVES = ["masking", "losses", "metrics", "sharding", "grid"]
 # Each floor may use itself, those named after it, and the ground.
 FLOORS = [
     ("cli", "__main__"),
-    ("benchmark",),
-    ("benchmarks",),
-    ("train", "tokens", "evaluate", "doctor", "plan", "sweep", "sweeps", "aot", "tokenizer"),
+    ("commands",),
+    ("benchmarks", "sweeps"),
+    ("planning",),
+    ("train",),
+    ("assemble",),
     ("tasks", "evaluators"),
     ("step",),
-    (
-        "models",
-        "data",
-        "tokenizers",
-        "interop",
-        "optimizer",
-        "layer_decay",
-        "checkpoint",
-        "pretrained",
-        "writer",
-        "report",
-        "runtime",
-    ),
-    ("config", "config_checks"),
+    ("report",),
+    ("models", "data", "target_ids", "tokenizers", "interop", "optimizer", "workdir", "runtime"),
+    ("config",),
     tuple(LEAVES),
 ]
-CORE = ["config", "train", "step", "tasks/supmim", "losses", "optimizer", "sharding", "checkpoint",
-        "masking"]  # fmt: skip
+CORE = ["train", "assemble", "step", "tasks/supmim", "losses", "optimizer", "sharding",
+        "workdir/checkpoint", "masking"]  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:
@@ -85,14 +76,14 @@ def test_the_step_knows_no_model_and_the_ground_no_jax():
 
 def test_one_module_knows_orbax_and_one_jaxs_inside():
     users = [m for m, path in MODULES.items() if any("orbax" in i for i in imports_of(path))]
-    assert users == ["supmim.checkpoint"]
+    assert users == ["supmim.workdir.checkpoint"]
     inside = [m for m, path in MODULES.items() if "jax._src" in path.read_text()]
-    assert inside == ["supmim.aot.h200"]  # cuDNN for a GPU that is not there
+    assert inside == ["supmim.planning.h200"]  # cuDNN for a GPU that is not there
 
 
 def test_no_option_is_read_with_a_hidden_default():
     for module, path in MODULES.items():
-        groups = {path.split(".")[0] for path in config_options.OPTIONS if "." in path}
+        groups = {path.split(".")[0] for path in options.OPTIONS if "." in path}
         hidden = re.findall(rf"(?:config|{'|'.join(groups)})\.get\(|getattr\(", path.read_text())
         assert not hidden, module
     assert "supmim.utils" not in MODULES

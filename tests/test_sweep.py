@@ -17,9 +17,9 @@ from ml_collections import FrozenConfigDict
 from supmim import cli, grid
 from supmim.errors import ConfigError
 from supmim.report import sweep as picture
-from supmim.runtime import lock
 from supmim.sweeps import cost, local, members, table
-from supmim.workdir import write_json
+from supmim.workdir import lock
+from supmim.workdir.files import write_json
 from tests.conftest import tiny_config
 
 SHIPPED = Path(__file__).parents[1] / "configs/sweeps"

@@ -11,14 +11,16 @@ import pytest
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from supmim import cli, sharding, tokens, train
-from supmim.aot import program
-from supmim.data import images, pipeline, stream, targets
+from supmim import assemble, cli, sharding, train
+from supmim.commands import data_tokens
+from supmim.data import images, pipeline, stream
 from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
+from supmim.planning import program
 from supmim.runtime.preemption import StopSignal
+from supmim.target_ids import files, identity
 from supmim.tasks import TASKS
 from supmim.tasks.supmim import SupMIM
-from supmim.tokenizers import cached, online
+from supmim.tokenizers import online
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import plain_readers, tiny_config
 from tests.test_bad_input import DAMAGED, Files
@@ -38,24 +40,24 @@ def config_of(**changes):
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(targets, "FILE_BYTES", 12 * 25)  # 25 rows of 16 ids of 4 bits and a CRC
+    monkeypatch.setattr(files, "FILE_BYTES", 12 * 25)  # 25 rows of 16 ids of 4 bits and a CRC
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "FILE_BYTES", 12 * 25)
-        tokens.write(config_of(), out, ON)
+        patch.setattr(files, "FILE_BYTES", 12 * 25)
+        data_tokens.write(config_of(), out, ON)
     return out
 
 
 def opened(folder, **changes):
     """The cache as a run opens it; its source, task and config."""
     config = config_of(**{"data.targets": str(folder)} | changes)
-    _, source, _ = train.load_sources(config)
+    _, source, _ = assemble.load_sources(config)
     task = TASKS[config.task].create(config, images.training(source, config.data), folder)
-    return cached.open_for(config, source, task.fingerprint()), source, task, config
+    return identity.open_for(config, source, task.fingerprint()), source, task, config
 
 
 def files_of(folder):
@@ -69,21 +71,21 @@ def files_of(folder):
 def test_ids_come_back_from_as_few_bits_as_they_need(codes):
     ids = np.random.default_rng(codes).integers(0, codes, (7, 49))
     ids[0] = codes - 1
-    layout = targets.layout(7, 49, codes)
-    packed = targets.pack(ids, layout.bits)
-    assert packed.shape[1] + targets.CRC_BYTES == layout.row_bytes
+    layout = files.layout(7, 49, codes)
+    packed = files.pack(ids, layout.bits)
+    assert packed.shape[1] + files.CRC_BYTES == layout.row_bytes
     assert packed.shape[1] == -(-49 * int(np.ceil(np.log2(codes))) // 8)
-    found = targets.unpack(packed, layout.bits, 49)
+    found = files.unpack(packed, layout.bits, 49)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, ids)
 
 
 def test_files_hold_the_stated_size():
-    layout = targets.Layout(1_281_167, 256, 1024, 1)
+    layout = files.Layout(1_281_167, 256, 1024, 1)
     assert layout.row_bytes == 324
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "FILE_BYTES", 2**26)
-        layout = targets.layout(1_281_167, 256, 1024)
+        patch.setattr(files, "FILE_BYTES", 2**26)
+        layout = files.layout(1_281_167, 256, 1024)
     parts = list(layout.parts(7))
     assert layout.rows_per_file * layout.row_bytes <= 2**26 and len(parts) == 7
     assert [(p.epoch, p.start) for p in parts[:2]] == [(7, 0), (7, layout.rows_per_file)]
@@ -151,7 +153,7 @@ def test_the_step_is_one_program_wherever_ids_come_from(folder):
     _, _, _, config = opened(folder)
     texts = []
     for made in (config, config_of()):
-        mesh = train.mesh_of(made)
+        mesh = assemble.mesh_of(made)
         with jax.set_mesh(mesh):
             real = program.build(made, mesh)
             texts.append(real.train_step.lower(real.state, real.prepared, real.key).as_text())
@@ -169,7 +171,7 @@ def test_cached_ids_cost_no_tokenizer(folder):
     costs = []
     for changes in ({}, {"data.targets": str(folder)}):
         config = config_of(**changes)
-        mesh = train.mesh_of(config)
+        mesh = assemble.mesh_of(config)
         with jax.set_mesh(mesh):
             costs.append(program.count_flops(program.build(config, mesh)))
     assert costs[0]["tokenize"] > 0 == costs[1]["tokenize"]
@@ -181,13 +183,13 @@ def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute
     config = config_of(**view, **{"data.bad_share": 0.05})
     codes = jax.random.uniform(jax.random.key(9), (16, 12))
     task, source = SupMIM(config, PatchVQ(codes, 2, 3)), Files(at3=DAMAGED["truncated"])
-    cache = targets.Cache(tmp_path, targets.layout(20, 16, 16), 0, "")
+    cache = files.Cache(tmp_path, files.layout(20, 16, 16), 0, "")
     parts = cache.missing(range(2))
     seen = images.training(source, config.data)
     with pytest.raises(DataError, match=r"1 of the 20 images of .* config.data.bad_share=0.001 al"):
-        tokens.fill(config_of(**view), cache, seen, task, parts, ON)
+        data_tokens.fill(config_of(**view), cache, seen, task, parts, ON)
     assert '"index": 3,' in (tmp_path / "bad_records.jsonl").read_text()
-    assert tokens.fill(config, cache, seen, task, parts, ON) == 2  # once in each epoch
+    assert data_tokens.fill(config, cache, seen, task, parts, ON) == 2  # once in each epoch
     read = images.training(source, config.data, images.NO_SECOND, cache)
     batches = (stream.Training(x, 0, 20, np.arange(20)) for x in (seen, read))
     for ours, theirs in zip(*(map(batch, range(2)) for batch in batches), strict=True):
@@ -213,48 +215,48 @@ def test_a_cache_written_in_two_goes_is_that_of_one(folder, tmp_path):
 
     for count in (1, 3, 4):
         with pytest.raises(Interrupted, match="to go on:\n  supmim data tokens"):
-            tokens.write(config_of(), tmp_path, After(count))
+            data_tokens.write(config_of(), tmp_path, After(count))
     assert 0 < len(files_of(tmp_path)) < len(files_of(folder)) and list(tmp_path.glob("*.part"))
-    tokens.write(config_of(), tmp_path, ON)
+    data_tokens.write(config_of(), tmp_path, ON)
     assert files_of(tmp_path) == files_of(folder) and not list(tmp_path.glob("*.part"))
 
 
 def test_a_disk_that_is_full_is_told(tmp_path):
     os.symlink("/dev/full", tmp_path / "epoch-00000-00000-of-00003.ids.part")
     with pytest.raises(DataError, match="part cannot be written: No space left on device"):
-        tokens.write(config_of(), tmp_path, ON)
+        data_tokens.write(config_of(), tmp_path, ON)
 
 
 def test_the_shares_of_two_hosts_are_the_cache_of_one(folder, tmp_path):
     whole, source, task, config = opened(folder)
     parts = [part for epoch in range(EPOCHS) for part in whole.layout.parts(epoch)]
-    cache = targets.Cache(tmp_path, whole.layout, whole.seed, "")
+    cache = files.Cache(tmp_path, whole.layout, whole.seed, "")
     seen = images.training(source, config.data)
-    shares = [tokens.share(parts, host, 2) for host in range(2)]
+    shares = [data_tokens.share(parts, host, 2) for host in range(2)]
     assert sorted(itertools.chain(*shares)) == parts and not set(shares[0]) & set(shares[1])
     for share in shares:
-        tokens.fill(config, cache, seen, task, share, ON)
+        data_tokens.fill(config, cache, seen, task, share, ON)
     assert files_of(tmp_path) == files_of(folder)
 
 
 def test_more_epochs_extend_a_cache(folder, tmp_path):
-    tokens.write(config_of(total_epochs=1), tmp_path, ON)
+    data_tokens.write(config_of(total_epochs=1), tmp_path, ON)
     before = files_of(tmp_path)
     with pytest.raises(DataError, match="3 files are missing") as error:
         opened(tmp_path)
     assert f"supmim data tokens --config=FILE.py --out={tmp_path} --config.total_epochs=2" in str(
         error.value
     )
-    tokens.write(config_of(), tmp_path, ON)
+    data_tokens.write(config_of(), tmp_path, ON)
     assert files_of(tmp_path) == files_of(folder) and before.items() <= files_of(tmp_path).items()
 
 
 def test_a_tokenizer_that_is_there_is_taken_and_not_fitted_again(folder, tmp_path):
-    before = json.loads((folder / targets.METADATA).read_text())["same"]["tokenizer"]
-    tokens.write(config_of(**{"tokenizer.fit_steps": 1}), folder, ON)
-    assert json.loads((folder / targets.METADATA).read_text())["same"]["tokenizer"] == before
+    before = json.loads((folder / files.METADATA).read_text())["same"]["tokenizer"]
+    data_tokens.write(config_of(**{"tokenizer.fit_steps": 1}), folder, ON)
+    assert json.loads((folder / files.METADATA).read_text())["same"]["tokenizer"] == before
     with pytest.raises(DataError, match="data.rotate: the cache has 20.0, the run 5.0"):
-        tokens.write(config_of(**{"data.rotate": 5.0}), folder, ON)
+        data_tokens.write(config_of(**{"data.rotate": 5.0}), folder, ON)
 
 
 # What does not belong together.
@@ -296,7 +298,7 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
 def test_a_folder_without_a_cache_is_told(tmp_path, content):
     if content:
-        (tmp_path / targets.METADATA).write_text(content)
+        (tmp_path / files.METADATA).write_text(content)
     with pytest.raises(DataError, match="made by\n  supmim data tokens"):
         opened(tmp_path)
 
@@ -327,7 +329,7 @@ def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm
     file.write_bytes(data[:-1] if harm == "truncate" else data)
     if harm == "delete":
         file.unlink()
-    copy = targets.Cache(tmp_path, cache.layout, cache.seed, cache.again)
+    copy = files.Cache(tmp_path, cache.layout, cache.seed, cache.again)
     np.testing.assert_array_equal(copy.read([0, 0], [29, 3]), cache.read([0, 0], [29, 3]))
     with pytest.raises(DataError) as error:
         copy.read([0, 1], [29, 29])
@@ -339,7 +341,7 @@ def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm
 
 
 def test_a_file_of_another_cache_of_the_same_layout_is_refused_by_row(folder, tmp_path):
-    tokens.write(config_of(**{"tokenizer.fit_steps": 2, "total_epochs": 1}), tmp_path, ON)
+    data_tokens.write(config_of(**{"tokenizer.fit_steps": 2, "total_epochs": 1}), tmp_path, ON)
     own, whole = opened(tmp_path, total_epochs=1)[0], opened(folder)[0]
     assert own.layout == whole.layout
     name = "epoch-00000-00001-of-00003.ids"
@@ -355,11 +357,11 @@ def test_ids_from_elsewhere_are_told_with_how_many_are_the_same(folder, tmp_path
     tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
 
     def told():
-        cached.tell_agreement(config, source, cache, task.frozen, tokenize, mesh)
+        identity.tell_agreement(config, source, cache, task.frozen, tokenize, mesh)
         return capsys.readouterr().out
 
     assert told() == ""
-    path = folder / targets.METADATA
+    path = folder / files.METADATA
     before = path.read_text()
     metadata = json.loads(before)
     metadata["made_on"] = [{"device": "TPU v9", "jaxlib": "9.9"}]

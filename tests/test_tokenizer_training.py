@@ -13,23 +13,16 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from supmim import (
-    cli,
-    config_checks,
-    config_options,
-    metrics,
-    optimizer,
-    sharding,
-    step,
-    tokenizers,
-)
+from supmim import cli, metrics, optimizer, sharding, step, tokenizers
 from supmim import config as config_lib
-from supmim.data import augment, images, sources, stream
+from supmim.config import checks, options
+from supmim.data import images, sources, stream
+from supmim.data.augment import views
 from supmim.errors import ConfigError
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks import tokenizer as tokenizer_task
 from supmim.tokenizers import quality
-from supmim.workdir import read_config, read_results
+from supmim.workdir.files import read_config, read_results
 from tests.conftest import digit_views, tiny_config
 
 BATCH = 16
@@ -306,13 +299,11 @@ def test_training_ends_with_results_pictures_and_a_tokenizer_folder(finished):
     config = tiny_config(**{"mim_weight": 0.0, "tokenizer.dtype": "float32"})  # as it was trained
     for flag in flags:
         name, _, value = flag.removeprefix("--config.").partition("=")
-        config[name.split(".")[0]][name.split(".")[1]] = type(config_options.OPTIONS[name].default)(
-            value
-        )
+        config[name.split(".")[0]][name.split(".")[1]] = type(options.OPTIONS[name].default)(value)
     tokenizer = tokenizers.load(config)
     data = read_config(workdir).data
     source = images.evaluation(sources.load(data)[1], data)
-    image = augment.to_float(source.read(np.arange(len(source)))["image"])
+    image = views.to_float(source.read(np.arange(len(source)))["image"])
     error = quality.squared_error(image, tokenizer.decode(tokenizer.encode(image)))
     assert quality.psnr(float(error.mean())) == pytest.approx(results["tokenizer/psnr"], abs=1e-3)
 
@@ -339,7 +330,7 @@ def test_what_was_interrupted_goes_on_with_the_command_that_began_it(
 def test_perceptual_weights_may_move_but_not_change_and_evaluation_does_without(
     finished, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(config_checks, "SMALLEST_PERCEPTUAL", 1)
+    monkeypatch.setattr(checks, "SMALLEST_PERCEPTUAL", 1)
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     note = workdir / "config.json"

@@ -14,17 +14,21 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from supmim import checkpoint, cli, config_options, sharding, tokenizers, train
+from supmim import assemble, cli, sharding, tokenizers, train
 from supmim import config as config_lib
-from supmim.aot import program
-from supmim.checkpoint import Checkpoints
-from supmim.data import augment, sources
-from supmim.data import digits as digits_source
+from supmim.config import options
+from supmim.data import sources
+from supmim.data.augment import views
+from supmim.data.sources import base
+from supmim.data.sources import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
+from supmim.planning import program
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
-from supmim.workdir import NOTES, read_results
-from supmim.writer import Writer, read_metrics
+from supmim.workdir import checkpoint
+from supmim.workdir.checkpoint import Checkpoints
+from supmim.workdir.files import NOTES, read_results
+from supmim.workdir.writer import Writer, read_metrics
 from tests.conftest import digits, tiny_config
 
 DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
@@ -131,7 +135,7 @@ def test_a_finished_run_prints_its_result_and_writes_nothing(finished, capsys):
 def test_resumed_at_a_checkpoint_is_as_never_stopped(copied, finished):
     """Law 2; saves fall on log steps here, so the metrics are equal too."""
     config, workdir, results = copied
-    again = train.train_and_evaluate(config, workdir, train.Start(resume="5"))
+    again = train.train_and_evaluate(config, workdir, assemble.Start(resume="5"))
     assert again == results
     assert_equal(state_in(workdir, 15), state_in(finished[1], 15))
     drop = ("images_per_second", "data_wait", "compile_seconds")
@@ -283,8 +287,8 @@ def test_evaluate_without_a_checkpoint_exits_4(finished, tmp_path, capsys):
 
 
 def test_gradients_that_stay_nan_end_with_a_post_mortem(tmp_path, monkeypatch):
-    to_float = augment.to_float
-    monkeypatch.setattr(augment, "to_float", lambda image: jnp.nan * to_float(image))
+    to_float = views.to_float
+    monkeypatch.setattr(views, "to_float", lambda image: jnp.nan * to_float(image))
     with pytest.raises(NumericsError, match="5 steps in a row, the last is step 5"):
         train.train_and_evaluate(frozen(mim_weight=0.0), tmp_path)
     steps = json.loads((tmp_path / "postmortem.json").read_text())["steps"]
@@ -367,16 +371,16 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         with jax.set_mesh(mesh):
             recorder = Recorder(config, seen)
             train.train(recorder, tmp_path / str(number), train.PLAIN, mesh, StopSignal())
-        train.mesh_of(recorder)
-        train.steps_of(recorder, digits("train"))
+        assemble.mesh_of(recorder)
+        assemble.steps_of(recorder, digits("train"))
     with pytest.raises(DataError, match="holds no data set"):
-        sources.find("tfds:/nowhere:train", sources.WHOLE, recorder.data)
+        sources.find("tfds:/nowhere:train", base.WHOLE, recorder.data)
     with pytest.raises(DataError, match="has no folders images and masks"):
-        sources.find(f"pairs:{tmp_path}", sources.WHOLE, recorder.data)
+        sources.find(f"pairs:{tmp_path}", base.WHOLE, recorder.data)
     vqgan = {"tokenizer.name": "vqgan", "tokenizer.filters": 32,
              "tokenizer.channel_multipliers": "1,2"}  # fmt: skip
     tokenizers.abstract(Recorder(frozen(**vqgan), seen))
-    assert set(config_options.OPTIONS) - seen == set()
+    assert set(options.OPTIONS) - seen == set()
 
 
 # What the command line asks for reaches the programs.
@@ -386,7 +390,7 @@ def test_parts_and_zero_1_of_the_config_reach_the_programs():
     config = tiny_config(
         batch_size=96, accumulation_steps=3, **{"mesh.fsdp": 4, "mesh.fsdp_splits": "optimizer"}
     )
-    mesh = train.mesh_of(config)
+    mesh = assemble.mesh_of(config)
     with jax.set_mesh(mesh):
         real = program.build(config, mesh)
         jaxpr = str(real.train_step.trace(real.state, real.prepared, real.key).jaxpr)

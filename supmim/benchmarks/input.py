@@ -18,9 +18,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from supmim import train
+from supmim import assemble
 from supmim.benchmarks.turns import Contestant, take_turns
-from supmim.data import crop, decode, images, pipeline, sources
+from supmim.data import crop, decode, images, pipeline
+from supmim.data.sources import base
 from supmim.errors import ConfigError
 
 SAMPLE = 128  # records, evenly taken
@@ -31,14 +32,14 @@ PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BIC
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
     """Everything that is printed: stages on one core, then pipelines on all."""
-    config, source, _ = train.load_sources(config)
+    config, source, _ = assemble.load_sources(config)
     if not isinstance(source[0].image, bytes):
         raise ConfigError(
             f"{source.name} holds decoded images: there is no decoding to time. Name a folder, "
             "e.g. --config.data.train=folder:PATH"
         )
     seen = images.training(source, config.data)
-    index = sources.evenly(len(source), SAMPLE)
+    index = base.evenly(len(source), SAMPLE)
     with one_core():
         stages = list(contestants(seen, index, config.data))
         take_turns(stages, rounds)
@@ -143,7 +144,7 @@ def whole(config: Any, seen: images.Images, workers: int, rate: float) -> dict[s
 
     share: of what so many cores would do at the rate of BATCHED on one.
     """
-    mesh = train.mesh_of(config)
+    mesh = assemble.mesh_of(config)
     readers = pipeline.Readers(workers, lambda met: None)
     batches = pipeline.train_batches(
         seen, config.data.seed, config.batch_size, mesh, 0, 2**40, readers
@@ -170,7 +171,7 @@ def whole(config: Any, seen: images.Images, workers: int, rate: float) -> dict[s
 def table(result: dict[str, Any]) -> str:
     """The result as text of at most 80 columns."""
     lines = [
-        f"{sources.printable(result['source'])[-78:]}",
+        f"{base.printable(result['source'])[-78:]}",
         f"{result['records']} records, median of {result['rounds']} rounds, on one core",
         "",
         f"{'stage':36}{'img/s':>10}{'x Pillow':>10}{'of ours':>10}",

@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from sklearn.neighbors import NearestNeighbors
 
-from supmim import train
+from supmim import assemble
 from supmim.benchmarks.step import SIDE, Step
 from supmim.benchmarks.turns import take_turns
 from supmim.errors import ConfigError
-from supmim.evaluators import ranking
+from supmim.evaluators.lib import ranking
 
 IMAGENET = (50_000, 1_281_167)  # images that are evaluated, and searched
 FITTING = {"gpu": IMAGENET, "tpu": IMAGENET, "cpu": (5_000, 50_000)}  # by platform
@@ -27,7 +27,7 @@ CLOSE = 1e-5  # cosines that rounding may put in another order
 
 def run(config: Any, flags: Any) -> dict[str, Any]:
     """Everything that is printed; width of the encoder, memory of config.eval.similarity_mib."""
-    mesh = train.mesh_of(config)
+    mesh = assemble.mesh_of(config)
     default = FITTING[mesh.devices.flat[0].platform]
     count, length = number(flags, "queries", default[0]), number(flags, "bank", default[1])
     k = number(flags, "neighbours", 20)

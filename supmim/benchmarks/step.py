@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from supmim import optimizer, sharding, step, train
-from supmim.aot import flops
+from supmim import assemble, optimizer, sharding, step
 from supmim.benchmarks import naive
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import validate
 from supmim.data import pipeline
 from supmim.errors import ConfigError
+from supmim.planning import flops
 from supmim.tasks import TASKS
 
 SIDE = {"gpu": 8192, "tpu": 8192, "cpu": 1024}  # of the square matrices of the ceiling
@@ -46,9 +46,9 @@ class Step(Contestant):
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
     """Everything that is printed: a row per step, and the matmul ceiling of the same run."""
-    config = train.settled(config)
+    config = assemble.settled(config)
     check(config)
-    mesh = train.mesh_of(config)
+    mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)
     with jax.set_mesh(mesh):
         ceiling = matmul(config.encoder.dtype, mesh)
@@ -121,7 +121,7 @@ def compiled(
         wanted = "cudnn" if "attention" not in left and has_cudnn(config, mesh) else "xla"
         with naive.naive(*left):
             task = make_task(settings(config, **{"encoder.attention": wanted}))
-            _, prepare, train_step = train.programs(config, task, tx, mesh, placement)
+            _, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
             raw = pipeline.abstract_batch(config, mesh)
             shapes = jax.eval_shape(prepare, jax.eval_shape(task.tokenize, task.frozen, raw))
             batch = made_up(shapes, sharding.batch_sharding(mesh))
@@ -134,7 +134,7 @@ def first_state(
     """The state of a task before its first step, on the mesh; its optimizer; its shardings."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
-    _, placement = train.place(make_state, mesh, config.mesh.fsdp_splits)
+    _, placement = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
     return jax.jit(make_state, out_shardings=placement)(), tx, placement
 
 

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from supmim import config_options, sharding, step, tokenizers, train
-from supmim.aot import flops
-from supmim.aot.program import changed
+from supmim import assemble, sharding, step, tokenizers
 from supmim.benchmarks.step import Step, first_state, made_up, matmul, settings
 from supmim.benchmarks.turns import take_turns
+from supmim.config import options
 from supmim.data import images, pipeline, sources
+from supmim.data.sources import base
 from supmim.errors import ConfigError
+from supmim.planning import flops
+from supmim.planning.program import changed
 from supmim.tasks import TASKS
 from supmim.tokenizers import online
 
@@ -29,13 +31,13 @@ WITHOUT = "no MIM"
 
 def run(config: Any, rounds: int) -> dict[str, Any]:
     """Everything that is printed."""
-    if not config_options.has_tokenizer(config):
+    if not options.has_tokenizer(config):
         raise ConfigError(
             "supmim benchmark tokenizer times target ids: it takes a config of task=supmim with "
             "config.mim_weight above 0 and config.mim.target=tokens"
         )
-    config = changed(train.settled(config), **{"data.targets": ""})
-    mesh = train.mesh_of(config)
+    config = changed(assemble.settled(config), **{"data.targets": ""})
+    mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)
     with jax.set_mesh(mesh):
         encoders = [encoder(config, dtype, mesh) for dtype in dtypes(config)]
@@ -133,15 +135,15 @@ def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
 
 def one_view(passes: str) -> dict[str, Any]:
     """What a single pass must do without: a class view of its own."""
-    names = [f"data.{name}" for name in config_options.CLASS_VIEW] if passes == "one" else []
-    return {name: config_options.OPTIONS[name].default for name in names}
+    names = [f"data.{name}" for name in options.CLASS_VIEW] if passes == "one" else []
+    return {name: options.OPTIONS[name].default for name in names}
 
 
 def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
     """All that a step runs on the devices from a raw batch on; cached: target ids are in that."""
     task, rng = task_of(config, mesh), jax.random.key(config.seed)
     state, tx, placement = first_state(config, task, mesh)
-    tokenize, prepare, train_step = train.programs(config, task, tx, mesh, placement)
+    tokenize, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
     raw = raw_batch(config, mesh)
     tokenized = tokenize(task.frozen, raw)
     raw = tokenized if cached else raw
@@ -163,12 +165,12 @@ def agree(config: Any) -> float:
 
     Of evaluation images where there is a trained tokenizer, else of noise.
     """
-    size, count = config_options.tokenizer_size(config), config.tokenizer.microbatch
+    size, count = options.tokenizer_size(config), config.tokenizer.microbatch
     if config.tokenizer.path:
         view = ConfigDict(config.data.to_dict())
         view.image_size = size
         seen = images.evaluation(sources.load(config.data)[1], view)
-        pixels = seen.read(sources.evenly(len(seen), count))["image"] / np.float32(255)
+        pixels = seen.read(base.evenly(len(seen), count))["image"] / np.float32(255)
     else:
         shape = (count, size, size, config.data.channels)
         pixels = jax.random.uniform(jax.random.key(1), shape)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from supmim.data.images import Bad
-from supmim.data.sources import Source, printable
+from supmim.data.sources.base import Source, printable
 from supmim.errors import DataError
 
 

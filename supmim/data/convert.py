@@ -19,12 +19,13 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from cykooz_resizer import ImageData, ResizeOptions
 
-from supmim import workdir
-from supmim.data import crop, decode, progress, records, sources
+from supmim.data import crop, decode, progress
 from supmim.data.images import Bad
-from supmim.data.records import CONVERSION, METADATA, Digest, Metadata, Shard
-from supmim.data.sources import Record, Source
+from supmim.data.sources import base, records
+from supmim.data.sources.base import Record, Source
+from supmim.data.sources.records import CONVERSION, METADATA, Digest, Metadata, Shard
 from supmim.errors import ConfigError, DataError
+from supmim.workdir import files
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a chunk: random access; JPEG is dense
 JPEG_SIDE = 65_500  # pixels, libjpeg's limit
@@ -85,7 +86,7 @@ def check_ours(out: Path, parts: Collection[str]) -> None:
             strange += [f"{name}/{e}" for e in os.listdir(folder) if not is_ours(folder, e)]
     if strange:
         raise ConfigError(
-            f"{out} holds {sources.printable(min(strange))}, which is no part of this conversion; "
+            f"{out} holds {base.printable(min(strange))}, which is no part of this conversion; "
             "choose an empty --out"
         )
 
@@ -105,7 +106,7 @@ def plan_of(source: Source, root: Path, how: How) -> Plan:
     for file in (METADATA, CONVERSION):
         if (root / file).is_file():
             return resumed(same, read_plan(root / file), root)
-    index = sources.evenly(len(source), SAMPLE).tolist()
+    index = base.evenly(len(source), SAMPLE).tolist()
     made_of = stored_chunk(source, how, index)
     record_bytes = float(np.mean([len(records.pack(record)) for record, _ in made_of]))
     return Plan(same, max(1, min(SHARD_RECORDS, int(SHARD_BYTES / record_bytes))), record_bytes)
@@ -174,7 +175,7 @@ def write(source: Source, plan: Plan, root: Path, how: How, tell: Callable[[str]
         (root / CONVERSION).unlink(missing_ok=True)
         return plan
     root.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(root / CONVERSION, plan_json(plan))
+    files.write_json(root / CONVERSION, plan_json(plan))
     starts = range(0, len(source), plan.per_shard)
     done = sum(shard.count for shard in plan.shards)
     threads = len(os.sched_getaffinity(0))
@@ -189,11 +190,11 @@ def write(source: Source, plan: Plan, root: Path, how: How, tell: Callable[[str]
             packed = packed_records(source, index, how, executor, bad)
             shard = write_shard(path, packed, advance)
             plan = plan._replace(shards=(*plan.shards, shard), bad=(*plan.bad, *bad))
-            workdir.write_json(root / CONVERSION, plan_json(plan))
+            files.write_json(root / CONVERSION, plan_json(plan))
             size = f"{shard.count:,} images, {shard.bytes / 1e6:,.0f} MB"
             tell(f"{root.name}/{shard.file}  {size}, verified")
     metadata = Metadata(**plan.same, bad=plan.bad, shards=plan.shards)
-    workdir.write_json(root / METADATA, metadata.to_json())
+    files.write_json(root / METADATA, metadata.to_json())
     (root / CONVERSION).unlink()
     return plan
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim import config_options
+from supmim.config import options
 from supmim.data import crop, decode, masks
-from supmim.data.sources import Masked, MaskedRecord, Record, Source, check_label, innermost
-from supmim.data.targets import Cache
+from supmim.data.sources.base import Masked, MaskedRecord, Record, Source, check_label, innermost
+from supmim.target_ids.files import Cache
 
 # The options of config.data that a training view depends on.
 VIEW = (
@@ -52,8 +52,8 @@ def second_of(config: Any) -> Second:
     A run without a tokenizer decodes for the size that is set all the same: arms that are compared
     see the same pixels.
     """
-    size = config_options.tokenizer_size(config)
-    made = config_options.has_tokenizer(config) and not config.data.targets
+    size = options.tokenizer_size(config)
+    made = options.has_tokenizer(config) and not config.data.targets
     return Second(size if size != config.data.image_size else 0, made)
 
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim.data import decode, folders, images, masks, progress
+from supmim.data import decode, images, masks, progress
 from supmim.data.images import Bad
-from supmim.data.sources import MaskedRecord, Record, Source, check_label, evenly
+from supmim.data.sources import folders
+from supmim.data.sources.base import MaskedRecord, Record, Source, check_label, evenly
 from supmim.errors import DataError
 
 CHUNK = 32

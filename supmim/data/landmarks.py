@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from supmim.data import crop, decode, folders, images
-from supmim.data.sources import Record
+from supmim.data import crop, decode, images
+from supmim.data.sources import folders
+from supmim.data.sources.base import Record
 from supmim.errors import DataError
 
 GRADED, PLAIN = ("easy", "hard", "junk"), ("positives", "junk")

@@ -7,7 +7,7 @@ Classes are the ids without data.ignore_label, in their order: with 0 ignored, a
 import numpy as np
 
 from supmim.data import decode
-from supmim.data.sources import MaskedRecord
+from supmim.data.sources.base import MaskedRecord
 from supmim.errors import DataError
 
 IGNORED = -1  # in a label map

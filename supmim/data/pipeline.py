@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 
 from supmim import sharding
-from supmim.config_options import has_labels, has_tokenizer
+from supmim.config.options import has_labels, has_tokenizer
 from supmim.data.images import VIEW, Bad, Images, second_of
-from supmim.data.scenes import Scenes
-from supmim.data.sources import InMemory, Source, innermost
+from supmim.data.sources.base import InMemory, Source, innermost
+from supmim.data.sources.scenes import Scenes
 from supmim.data.stream import Evaluation, HostBatch, Rows, Training
 from supmim.errors import DeviceError
 from supmim.runtime import host_memory

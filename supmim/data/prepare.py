@@ -11,9 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from supmim.data import catalogue, tensorflow_stand_in
+from supmim.data import tensorflow_stand_in
+from supmim.data.sources import catalogue
 from supmim.errors import DataError, Interrupted
-from supmim.runtime import lock
+from supmim.workdir import lock
 
 OPEN_FILES = 4096  # TFDS shuffles through a thousand files
 LAST_WORDS = 3  # seconds that an interrupted download gets to end by itself

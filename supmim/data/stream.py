@@ -11,8 +11,8 @@ import grain
 import numpy as np
 
 from supmim.data.images import Bad, Images
-from supmim.data.targets import Part
 from supmim.errors import DataError
+from supmim.target_ids.files import Part
 
 HostBatch = dict[str, np.ndarray]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from supmim import config_options
+from supmim.config import options
 from supmim.evaluators import (
     classification,
     fewshot,
@@ -17,7 +17,7 @@ from supmim.evaluators import (
     segmentation,
     tokenizer,
 )
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import hosts
 
 
@@ -51,7 +51,7 @@ EVALUATORS = {
 
 def create(config: Any, predictions: Predictions) -> list[Evaluator]:
     """The evaluators that the config asks for."""
-    names = config_options.evaluator_names(config)
+    names = options.evaluator_names(config)
     return [EVALUATORS[name](predictions, config) for name in names]
 
 

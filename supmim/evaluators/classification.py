@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import losses
-from supmim.evaluators import real_labels
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib import real_labels
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import confusion
 from supmim.runtime import hosts
 

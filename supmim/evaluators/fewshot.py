@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)

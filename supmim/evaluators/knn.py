@@ -11,9 +11,9 @@ import numpy as np
 
 from supmim import sharding
 from supmim.data.images import Images
-from supmim.data.sources import evenly
-from supmim.evaluators import ranking
-from supmim.evaluators.predictions import Predictions
+from supmim.data.sources.base import evenly
+from supmim.evaluators.lib import ranking
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
 
 VOTERS = (10, 20, 100, 200)  # neighbours that vote, as in DINO, which reports 20

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from supmim.evaluators import ranking
-from supmim.evaluators import retrieval_metrics as metrics
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib import ranking
+from supmim.evaluators.lib import retrieval_metrics as metrics
+from supmim.evaluators.lib.predictions import Predictions
 
 # Which kinds of gallery images are positives and which junk.
 SETTINGS = {

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from supmim import sharding
 from supmim.errors import DataError
 from supmim.evaluators.classification import top_k
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.tasks import probe
 from supmim.tasks.probe import Kind
 

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from supmim.evaluators import linear
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 
 C_GRID = tuple(10.0**power for power in range(-6, 6))  # inverse strength of the L2 penalty
 MAX_STEPS = 200  # of L-BFGS, for each C: weak penalties would take thousands

@@ -12,8 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from supmim import sharding
-from supmim.data.sources import evenly
-from supmim.evaluators.predictions import Predictions
+from supmim.data.sources.base import evenly
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import embedding_map, patches
 
 NEIGHBOURHOODS = range(10, 501)  # images that exact t-SNE is for, seconds of it; else PCA

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from supmim import sharding
-from supmim.data import augment
-from supmim.data.sources import evenly
-from supmim.evaluators.predictions import Predictions
+from supmim.data.augment import views
+from supmim.data.sources.base import evenly
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import reconstructions
 from supmim.tokenizers import online
 
@@ -47,7 +47,7 @@ class Evaluator:
         batch = self.predictions.sources["eval"].read(index)
         batch |= {"index": index, "epoch": np.zeros_like(index)}
         shown = jax.device_get(self._pictures(params, self.task.frozen, batch))
-        return shown | {"image": np.asarray(augment.to_float(batch["image"]))}
+        return shown | {"image": np.asarray(views.to_float(batch["image"]))}
 
     def protocol(self) -> dict[str, Any]:
         """See Evaluator protocol."""

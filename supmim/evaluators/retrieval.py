@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from supmim.evaluators import ranking
-from supmim.evaluators import retrieval_metrics as metrics
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib import ranking
+from supmim.evaluators.lib import retrieval_metrics as metrics
+from supmim.evaluators.lib.predictions import Predictions
 
 IN_TRAIN = (1, 5, 10)
 AMONG = (1, 10, 100, 1000)  # Stanford Online Products'

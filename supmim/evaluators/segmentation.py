@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from supmim import config_options, sharding
+from supmim import sharding
+from supmim.config import options
 from supmim.data import crop, masks
 from supmim.data.images import Bad
-from supmim.data.sources import evenly
+from supmim.data.sources.base import evenly
 from supmim.errors import DataError, NumericsError
-from supmim.evaluators import windows
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib import windows
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import segmentation
 from supmim.runtime import hosts
 
@@ -90,7 +91,7 @@ class Evaluator:
         self.class_names, self.channels = self.images.class_names, config.data.channels
         self.resize = config.data.eval_resize or config.data.image_size
         self.size_of = crop.EVAL_SIZES[config.data.eval_view]
-        self.side, self.stride = config_options.window(config)
+        self.side, self.stride = options.window(config)
         self.method, self.pictures = config.data.interpolation, config.eval.pictures
         mesh = predictions.mesh
         self.groups = sharding.batch_groups(predictions.batch_size, mesh)

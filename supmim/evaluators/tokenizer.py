@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import sharding
-from supmim.data import augment
+from supmim.data.augment import views
 from supmim.data.images import Images
-from supmim.data.sources import evenly
+from supmim.data.sources.base import evenly
 from supmim.errors import ConfigError
-from supmim.evaluators.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import decoded
 from supmim.tokenizers import patch_vq, quality
 
@@ -79,7 +79,7 @@ class Evaluator:
         out = self.predictions.of(params, "eval")
         self._images = len(out["index"])
         index = out["index"][evenly(len(out["index"]), self.pictures)]
-        image = augment.to_float(self.predictions.sources["eval"].read(index)["image"])
+        image = views.to_float(self.predictions.sources["eval"].read(index)["image"])
         self._last = {"image": image}
         if self.simple is not None:
             simple = self.simple.decode(self.simple.encode(image))
@@ -104,6 +104,6 @@ class Evaluator:
 
 def judged(tokenizer: patch_vq.PatchVQ, batch: dict) -> dict[str, jax.Array]:
     """Raw batch -> `quality.of` its reconstructions, with `valid`."""
-    image = augment.to_float(batch["image"])
+    image = views.to_float(batch["image"])
     found = quality.of(image, tokenizer.decode(tokenizer.encode(image)).clip(0, 1))
     return found | {"valid": jnp.asarray(batch["valid"])}

@@ -16,7 +16,7 @@ from flax import serialization, traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from supmim import config_options
+from supmim.config import options
 from supmim.errors import CheckpointError
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import taming, vqgan
@@ -173,7 +173,7 @@ def shortened(name: str) -> str:
 
 def check_norms(network: vqgan.Network, path: Path) -> None:
     """CheckpointError if a level's channels do not divide into the groups of its norms."""
-    groups, filters = config_options.NORM_GROUPS, network.filters
+    groups, filters = options.NORM_GROUPS, network.filters
     if odd := [m for m in network.channel_multipliers if m < 1 or filters * m % groups]:
         raise CheckpointError(
             f"{path}: a level of {filters} x {odd[0]} channels does not divide into {groups} groups"

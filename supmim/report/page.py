@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from supmim.report import embedding_map
-from supmim.workdir import NOTES, write_text
-from supmim.writer import read_metrics
+from supmim.workdir.files import NOTES, write_text
+from supmim.workdir.writer import read_metrics
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;

@@ -21,7 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from supmim import config_options, errors
+from supmim import errors
+from supmim.config import options
 from supmim.errors import ConfigError, DataError, DeviceError, SupmimError
 from supmim.runtime import devices
 
@@ -218,7 +219,7 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
 
 def agree(config: Any, flags: dict[str, Any]) -> None:
     """ConfigError, naming the keys, if processes have other flags, config, code or libraries."""
-    own = {f"config.{path}": value for path, value in config_options.flatten(config).items()}
+    own = {f"config.{path}": value for path, value in options.flatten(config).items()}
     own |= {f"--{flag}": value for flag, value in flags.items()}
     own |= {name: importlib.metadata.version(name) for name in PACKAGES}
     own["supmim's code"] = code_digest()

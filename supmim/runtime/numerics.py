@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from supmim import metrics
 from supmim.errors import NumericsError
 from supmim.runtime import hosts
-from supmim.workdir import write_json
+from supmim.workdir.files import write_json
 
 BAD_STEPS = 5  # in a row, after which a run stops
 

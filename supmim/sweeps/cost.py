@@ -6,10 +6,10 @@ import functools
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from supmim import optimizer, sharding, step, train
-from supmim.aot import flops
+from supmim import assemble, optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import SupmimError
+from supmim.planning import flops
 from supmim.sweeps.members import Member, without_seeds
 from supmim.tasks import TASKS
 
@@ -49,8 +49,8 @@ def costs(members: list[Member]) -> list[Cost]:
 @functools.cache
 def cost(config: FrozenConfigDict) -> Cost:
     """Errors: those of `train` before its first step."""
-    config, source, _ = train.load_sources(config)
-    total_steps = train.steps_of(config, source)
+    config, source, _ = assemble.load_sources(config)
+    total_steps = assemble.steps_of(config, source)
     task = TASKS[config.task].abstract(anywhere(config))
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, total_steps))
     rng = jax.eval_shape(lambda: jax.random.key(0))

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from supmim import workdir
-from supmim.runtime import lock
 from supmim.sweeps.members import Member, was_interrupted
+from supmim.workdir import files, lock
 
 POLL = 0.2  # seconds between two looks at the processes
 
@@ -33,7 +32,7 @@ def start(member: Path, environment: Mapping[str, str]) -> subprocess.Popen:
 
 def note_end(member: Path, code: int) -> None:
     """Writes down how the last attempt ended."""
-    workdir.write_json(member / "exit.json", {"exit_code": code})
+    files.write_json(member / "exit.json", {"exit_code": code})
 
 
 class Local:

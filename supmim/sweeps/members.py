@@ -13,9 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import config as config_lib
-from supmim import config_options, pyfile, workdir
+from supmim.config import options, pyfile
 from supmim.errors import ConfigError, Interrupted
-from supmim.runtime import lock
+from supmim.workdir import files, lock
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 48  # it names a folder, and a row of a table of 80 columns
@@ -37,7 +37,7 @@ class Member:
     @property
     def results(self) -> dict[str, float]:
         """What it has reached; empty until it is finished."""
-        return workdir.read_results(self.workdir)
+        return files.read_results(self.workdir)
 
     @property
     def state(self) -> str:
@@ -48,7 +48,7 @@ class Member:
             return "running"
         code = exit_code(self.workdir)
         if code is None:
-            return "interrupted" if workdir.holds_run(self.workdir) else "waiting"
+            return "interrupted" if files.holds_run(self.workdir) else "waiting"
         return "interrupted" if was_interrupted(code) else f"failed, exit {code}"
 
 
@@ -123,7 +123,7 @@ def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> FrozenC
             f"a name has up to {LONGEST_NAME} letters, digits and any of _ . , = + -, "
             "since it names a folder"
         )
-    flat = config_options.flatten(preset) | config_options.flatten(overrides)
+    flat = options.flatten(preset) | options.flatten(overrides)
     config_lib.validate(flat)
     config = config_lib.get_config()
     config.update_from_flattened_dict(flat)
@@ -136,8 +136,8 @@ def freeze(members: list[Member], folder: Path) -> None:
     ConfigError, before anything is written, if a folder holds a run of another config.
     """
     for member in members:
-        if workdir.holds_run(member.workdir):
-            stored = workdir.read_config(member.workdir)
+        if files.holds_run(member.workdir):
+            stored = files.read_config(member.workdir)
             if lines := config_lib.differences(stored, member.config):
                 raise ConfigError(
                     f"{member.workdir} holds a run of another config:\n  "
@@ -148,9 +148,9 @@ def freeze(members: list[Member], folder: Path) -> None:
         member.workdir.mkdir(parents=True, exist_ok=True)
         if not member.results:
             text = config_lib.to_json(member.config)
-            workdir.write_text(member.workdir / "config.json", text)
+            files.write_text(member.workdir / "config.json", text)
     index = {"schema_version": SCHEMA_VERSION, "members": [list(m.names) for m in members]}
-    workdir.write_json(folder / "index.json", index)
+    files.write_json(folder / "index.json", index)
 
 
 def read(folder: Path) -> list[Member]:
@@ -170,6 +170,6 @@ def read(folder: Path) -> list[Member]:
         raise ConfigError(f"{path} has schema version {version}, this supmim {SCHEMA_VERSION}")
     workdirs = [folder / "members" / names[0] for names in entries]
     return [
-        Member(names, path, workdir.read_config(path))
+        Member(names, path, files.read_config(path))
         for names, path in zip(entries, workdirs, strict=True)
     ]

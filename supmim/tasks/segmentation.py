@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from supmim import losses, metrics
-from supmim.data import augment, masks
+from supmim.data import masks
+from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.models import segmentation as model
 from supmim.tasks.supmim import to_input
@@ -44,12 +45,12 @@ class Segmentation:
     def prepare(self, batch: dict) -> dict:
         """Raw batch -> image [B, S, S, C] in [0, 1] and label_map [B, S, S], moved alike."""
         data = self.config.data
-        keys = augment.example_keys(data.seed, batch["epoch"], batch["index"])
-        image = augment.geometry(keys, augment.to_float(batch["image"]), data)
+        keys = views.example_keys(data.seed, batch["epoch"], batch["index"])
+        image = views.geometry(keys, views.to_float(batch["image"]), data)
         label_map = jnp.asarray(batch["label_map"], jnp.int32)
         return {
-            "image": augment.class_view(keys, image, data),
-            "label_map": augment.label_geometry(keys, label_map, data, masks.IGNORED),
+            "image": views.class_view(keys, image, data),
+            "label_map": views.label_geometry(keys, label_map, data, masks.IGNORED),
             "valid": batch["valid"],
         }
 
@@ -87,7 +88,7 @@ class Segmentation:
 
     def predict(self, params: Any, batch: dict) -> dict:
         """Raw batch of square images of any side -> logits [B, G, G, C]."""
-        image = to_input(augment.to_float(batch["image"]))
+        image = to_input(views.to_float(batch["image"]))
         return {"logits": self.model.apply({"params": params}, image)}
 
 

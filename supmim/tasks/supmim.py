@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from supmim import losses, masking, metrics, models, tokenizers
-from supmim.config_options import has_tokenizer
-from supmim.data import augment, mixing
+from supmim.config.options import has_tokenizer
+from supmim.data.augment import mixing, views
 from supmim.data.images import VIEW, Images
 from supmim.models import supmim as supmim_model
-from supmim.tasks import prediction, probe
-from supmim.tokenizers import cached, views
-from supmim.workdir import holds_run
+from supmim.target_ids import identity
+from supmim.tasks import probe, targets
+from supmim.tokenizers import inputs
+from supmim.workdir.files import holds_run
 
 STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
 KEPT = ("label", "valid", "target_ids")  # of a raw batch, in a prepared one
@@ -30,7 +31,7 @@ class SupMIM:
     ) -> None:
         self.config, self.frozen, self.digest = config, tokenizer, digest
         self.fixed = ("encoder",) if config.optimizer.frozen == "encoder" else ()
-        self.target = prediction.create(config)
+        self.target = targets.create(config)
         self.model: models.supmim.SupMIM = supmim_model.create(config, self.target.size)
         self.class_weight, self.mim_weight = config.class_weight, config.mim_weight
         self.grid = config.data.image_size // config.encoder.patch_size
@@ -58,15 +59,15 @@ class SupMIM:
         """Raw batch -> the same with target_ids [B, N] of the MIM view at the tokenizer's size."""
         if frozen is None or "target_ids" in batch:
             return batch
-        return batch | {"target_ids": frozen.encode(self.view(batch, views.shown(batch)))}
+        return batch | {"target_ids": frozen.encode(self.view(batch, inputs.shown(batch)))}
 
     def view(self, batch: dict, image: jax.Array) -> jax.Array:
         """Raw batch, its uint8 images of any size -> their MIM view, in [0, 1]."""
-        return augment.geometry(self.keys(batch), augment.to_float(image), self.config.data)
+        return views.geometry(self.keys(batch), views.to_float(image), self.config.data)
 
     def keys(self, batch: dict) -> jax.Array:
         """[B] keys of the examples."""
-        return augment.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
+        return views.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
 
     def prepare(self, batch: dict) -> dict:
         """Raw batch -> views [B, S, S, C], in [0, 1]; the target_ids of the MIM view stay.
@@ -75,7 +76,7 @@ class SupMIM:
         where it is another: an array under two names would be two in memory.
         """
         view = self.view(batch, batch["image"])
-        class_view = augment.class_view(self.keys(batch), view, self.config.data)
+        class_view = views.class_view(self.keys(batch), view, self.config.data)
         kept = {name: batch[name] for name in KEPT if name in batch}
         if self.model.decoder is None:
             return {"image": class_view, **kept}
@@ -147,13 +148,13 @@ class SupMIM:
 
     def predict(self, params: Any, batch: dict) -> dict:
         """Raw batch -> logits [B, C] and embedding [B, D] of whole images."""
-        image = to_input(augment.to_float(batch["image"]))
+        image = to_input(views.to_float(batch["image"]))
         logits, encoded = self.model.apply({"params": params}, image, method="classify")
         return {"logits": logits, "embedding": encoded.embedding}
 
     def probe_features(self, params: Any, batch: dict) -> dict:
         """Raw batch -> `features` [B, F] of whole images, as tasks.probe has them."""
-        image, encoder = to_input(augment.to_float(batch["image"])), self.config.encoder
+        image, encoder = to_input(views.to_float(batch["image"])), self.config.encoder
         _, encoded = self.model.apply(
             {"params": params}, image, taps=probe.taps(encoder), method="classify"
         )
@@ -161,7 +162,7 @@ class SupMIM:
 
     def patch_tokens(self, params: Any, batch: dict) -> jax.Array:
         """Raw batch -> patch tokens [B, N, D] of whole images, after the last norm."""
-        image = to_input(augment.to_float(batch["image"]))
+        image = to_input(views.to_float(batch["image"]))
         _, encoded = self.model.apply({"params": params}, image, method="classify")
         return encoded.latent
 
@@ -169,7 +170,7 @@ class SupMIM:
         """Raw batch -> the same with target_ids [B, N] of its images as they are."""
         if frozen is None:
             return batch
-        image = augment.to_float(views.shown(batch))
+        image = views.to_float(inputs.shown(batch))
         return batch | {"target_ids": frozen.encode(image)}
 
     def fill_in(self, params: Any, batch: dict) -> dict:
@@ -179,7 +180,7 @@ class SupMIM:
 
     def filled(self, params: Any, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Target [B, N, ...], the same with answers where it is hidden, masks by index [B, N]."""
-        image = augment.to_float(batch["image"])
+        image = views.to_float(batch["image"])
         token_mask = jax.vmap(lambda key: self.draw_mask(key, 1))(self.keys(batch))
         token_mask = jax.tree.map(lambda x: x[:, 0], token_mask)
         predicted = self.model.apply(
@@ -194,7 +195,7 @@ class SupMIM:
         """Raw batch of whole images -> mask [B, N], and pictures for the target's columns."""
         batch = self.tokenize_whole(frozen, batch)
         target, filled, mask = self.filled(params, batch)
-        image = augment.to_float(batch["image"])
+        image = views.to_float(batch["image"])
         return {"mask": mask, "pictures": self.target.pictures(frozen, image, target, filled)}
 
 
@@ -223,14 +224,14 @@ def create(config: Any, images: Images, workdir: Path) -> SupMIM:
         return SupMIM(config, None)
     made_from = {
         "tokenizer": config.tokenizer.to_dict(),
-        "data": {name: config.data.to_dict()[name] for name in ("seed", *VIEW, *augment.GEOMETRY)},
+        "data": {name: config.data.to_dict()[name] for name in ("seed", *VIEW, *views.GEOMETRY)},
         "source": images.source.fingerprint(),
     }
     tokenizer = tokenizers.load_or_fit(
-        cached.with_tokenizer(config),
+        identity.with_tokenizer(config),
         workdir / "tokenizer",
         made_from,
-        lambda: views.first(config, images),
+        lambda: inputs.first(config, images),
         needed=holds_run(workdir),
     )
     return SupMIM(config, tokenizer, tokenizer.fingerprint())

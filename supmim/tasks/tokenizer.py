@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from supmim import metrics, tokenizers
-from supmim.data import augment
+from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.tokenizers import codebook, losses, perceptual, quality
 from supmim.tokenizers.discriminators import DISCRIMINATORS
@@ -69,8 +69,8 @@ class Tokenizer:
     def prepare(self, batch: dict) -> dict:
         """Raw batch -> `image` [B, S, S, C], the MIM view, in [0, 1]."""
         data = self.config.data
-        keys = augment.example_keys(data.seed, batch["epoch"], batch["index"])
-        image = augment.geometry(keys, augment.to_float(batch["image"]), data)
+        keys = views.example_keys(data.seed, batch["epoch"], batch["index"])
+        image = views.geometry(keys, views.to_float(batch["image"]), data)
         return {"image": image, "valid": batch["valid"]}
 
     def draw(self, batch: dict, rng: jax.Array) -> dict:
@@ -196,7 +196,7 @@ class Tokenizer:
 
     def predict(self, params: Any, batch: dict) -> dict:
         """Raw batch -> `ids` [B, N] and, of the clipped reconstruction, `quality.of` its image."""
-        image = augment.to_float(batch["image"])
+        image = views.to_float(batch["image"])
         latents = self.apply(params, image, "latents")
         ids = self.apply(params, latents, "quantize")
         decoded = self.apply(params, self.apply(params, ids, "codes"), "decode").clip(0, 1)

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from supmim import config_options
+from supmim.config import options
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import patch_vq, taming, vqgan
-from supmim.workdir import write_json
+from supmim.workdir.files import write_json
 
 
 class Tokenizer(Protocol):
@@ -41,7 +41,7 @@ TOKENIZERS = {"patch_vq": patch_vq, "vqgan": vqgan, "taming": taming}
 def abstract(config: Any) -> Tokenizer:
     """The tokenizer of a config, of shapes only: what is needed to trace and compile."""
     module = TOKENIZERS[config.tokenizer.name]
-    dtype = config_options.tokenizer_dtype(config)
+    dtype = options.tokenizer_dtype(config)
     return module.abstract(config.tokenizer, config.data.channels, dtype)
 
 
@@ -56,7 +56,7 @@ def load(config: Any) -> Tokenizer:
             f"{folder} holds a tokenizer of kind {kind}, not {sizes.name}: set "
             f"--config.tokenizer.name={kind}, or choose another --config.tokenizer.path"
         )
-    tokenizer = TOKENIZERS[kind].load(folder, config_options.tokenizer_dtype(config))
+    tokenizer = TOKENIZERS[kind].load(folder, options.tokenizer_dtype(config))
     held, wanted = tokenizer.options(), abstract(config).options()
     if differ := [name for name in held if held[name] != wanted[name]]:
         lines = [f"config.{name}: {held[name]} there, {wanted[name]} asked for" for name in differ]

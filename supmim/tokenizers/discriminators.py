@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from supmim.config_options import STDDEV_GROUP as GROUP
+from supmim.config.options import STDDEV_GROUP as GROUP
 
 SLOPE = 0.2  # of the leaky ReLUs, in both sources
 WIDEST = 8  # no layer has more than so many times the filters

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from supmim.errors import CheckpointError
-from supmim.workdir import write_json
+from supmim.workdir.files import write_json
 
 NOTE = "tokenizer.json"
 WEIGHTS = "tokenizer.safetensors"

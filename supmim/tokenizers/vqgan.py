@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct, traverse_util
 
-from supmim import config_options
+from supmim.config import options
 from supmim.tokenizers import codes as codes_lib
 from supmim.tokenizers import folder as folder_lib
 
@@ -30,7 +30,7 @@ codebook_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 # pixels by half a step, and latents where codes are near. On trained weights, 97.1 % of the ids
 # are those of float32 where all is rounded, and 99.0 % so.
 GroupNorm = functools.partial(
-    nn.GroupNorm, num_groups=config_options.NORM_GROUPS, epsilon=NORM_EPSILON, dtype="float32"
+    nn.GroupNorm, num_groups=options.NORM_GROUPS, epsilon=NORM_EPSILON, dtype="float32"
 )
 # "high": by default TPUs would round the operands to bfloat16 again.
 ExactConv = functools.partial(nn.Conv, dtype="float32", precision="high")
@@ -136,7 +136,7 @@ class Network(nn.Module):
     embedding_dim: int = 256
     codebook_size: int = 1024
     channels: int = 3
-    norm_groups: int = config_options.NORM_GROUPS
+    norm_groups: int = options.NORM_GROUPS
     dtype: str = "float32"
 
     kind = "vqgan"
@@ -251,7 +251,7 @@ def abstract(
     """A tokenizer of shapes only. sizes: config.tokenizer."""
     made = network(
         filters=sizes.filters,
-        channel_multipliers=config_options.multipliers(sizes.channel_multipliers),
+        channel_multipliers=options.multipliers(sizes.channel_multipliers),
         num_res_blocks=sizes.num_res_blocks,
         embedding_dim=sizes.embedding_dim,
         codebook_size=sizes.codebook_size,

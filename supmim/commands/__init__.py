@@ -1,0 +1,1 @@
+"""What each verb of `supmim` does, one module per verb."""

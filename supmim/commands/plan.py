@@ -1,0 +1,206 @@
+"""`supmim plan`: the real train step, and ids if it needs them, compiled for absent devices."""
+
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from supmim import assemble, sharding
+from supmim.config import options
+from supmim.data import sources
+from supmim.errors import ConfigError, DataError, DeviceError
+from supmim.planning import hlo, program, roofline, table, topology
+from supmim.planning.advice import advice
+from supmim.report import forecast
+
+IMAGENET_TRAIN = 1_281_167  # images of imagenet2012:train
+EXAMPLE = "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16"
+
+
+def run(config: Any, flags: Any) -> None:
+    """The verb. DeviceError, after its table is printed, if the step does not fit."""
+    if flags.table:
+        return table.write(Path(flags.table))
+    for name, value in (("config", config), ("topology", flags.topology)):
+        if not value:
+            raise ConfigError(f"--{name} is missing, e.g. {EXAMPLE}")
+    where = topology.load(flags.topology)
+    config = assemble.settled(config)
+    images = training_images(config, flags.images)
+    result = make(config, where, images)
+    if flags.largest_batch:
+        result["largest_batch"] = largest_batch(config, where, images, result)
+    print(json.dumps(result, indent=1) if flags.json else forecast.text(result))
+    if not result["fits"]:
+        raise DeviceError(f"the step does not fit {flags.topology}: {result['verdict']}")
+    return None
+
+
+def training_images(config: Any, asked: str) -> int:
+    """Images of the training source, or 0: as asked, by ImageNet's count, or by opening it."""
+    if asked:
+        if not asked.isdigit():
+            raise ConfigError(f"--images={asked} is not a number of images")
+        return int(asked)
+    if found := re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", config.data.train):
+        return IMAGENET_TRAIN * int(found[1] or 100) // 100
+    try:
+        return len(sources.load(config.data, options.has_labels(config))[0])
+    except DataError:
+        return 0
+
+
+def fitted_mesh(config: Any, chips: int) -> tuple[Any, list[str]]:
+    """The config with an fsdp axis that divides the chips, and what had to change for it."""
+    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+    if fsdp < 1 or tensor < 1 or config.mesh.data != -1 or not chips % (fsdp * tensor):
+        return config, []
+    smaller = math.gcd(fsdp, chips // tensor if not chips % tensor else 1)
+    change = f"--config.mesh.fsdp={smaller}"
+    note = f"config.mesh.fsdp={fsdp} does not fit {chips} chips: planned, and to train, {change}"
+    return program.changed(config, **{"mesh.fsdp": smaller}), [note]
+
+
+def check(config: Any, where: topology.Topology, mesh: jax.sharding.Mesh) -> list[str]:
+    """Notes on what `train` would refuse besides; ConfigError for what no step can be made of."""
+    platform = where.devices[0].platform
+    if config.encoder.attention == "cudnn" and platform != "gpu":
+        raise ConfigError(
+            f"config.encoder.attention=cudnn needs a GPU, {where.name} is none; set it to xla"
+        )
+    sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
+    shards = sharding.batch_shards(mesh)
+    if config.eval.batch_size % shards:
+        size = math.ceil(config.eval.batch_size / shards) * shards
+        return [
+            f"config.eval.batch_size={config.eval.batch_size} does not divide over {shards} chips:"
+            f" to train, --config.eval.batch_size={size}"
+        ]
+    return []
+
+
+# The plan of one config on one topology.
+
+
+def make(config: Any, where: topology.Topology, num_images: int) -> dict[str, Any]:
+    """The plan as JSON: bytes and seconds are those of one chip and one step."""
+    began = time.monotonic()
+    config, notes = fitted_mesh(config, len(where.devices))
+    mesh = sharding.make_mesh(
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=where.devices
+    )
+    notes += check(config, where, mesh)
+    with jax.set_mesh(mesh):
+        real = program.build(config, mesh)
+        work = program.count_flops(real)
+        compiled = program.compile_step(real, where)
+        ids = program.compile_tokenizer(real, where)
+    tokenizer = program.tokenizer_memory(real, ids)
+    memory = program.memory_of(real, compiled, tokenizer)
+    usable = where.chip.memory * topology.MEMORY_SHARE
+    needed = max(compiled.needed, ids.needed if ids else 0)
+    fits = not needed and memory["total"] <= usable
+    result = {
+        "topology": where.name, "chip": where.chip.name, "chips": mesh.devices.size,
+        "compiler": where.compiler, "train": config.data.train, "epochs": config.total_epochs,
+        "batch_size": config.batch_size, "images_per_chip": config.batch_size / mesh.devices.size,
+        "accumulation_steps": config.accumulation_steps, "mesh": dict(mesh.shape),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(real.state.params)),
+        "memory": memory, "memory_of_chip": where.chip.memory, "fits": fits, "flops": work,
+        "tokenizer": tokenizer, "notes": notes,
+        "verdict": verdict(memory["total"], usable, needed),
+    }  # fmt: skip
+    if compiled.text:
+        result |= speed(result, where, hlo.Program(compiled.text), num_images)
+    result["advice"] = [] if fits else list(advice(real, memory, tokenizer))
+    return result | {"plan_seconds": time.monotonic() - began}
+
+
+def verdict(total: int, usable: float, needed: int) -> str:
+    """One line."""
+    if needed:
+        return f"the compiler needs {forecast.size(needed)} for temporaries alone"
+    share = f"{forecast.size(total)} of {forecast.size(usable)} usable"
+    return f"fits: {share}" if total <= usable else f"it needs {share}"
+
+
+def speed(
+    result: dict, where: topology.Topology, compiled: hlo.Program, num_images: int
+) -> dict[str, Any]:
+    """Collectives, the roofline, and images/s and hours at some utilisations."""
+    collectives = compiled.collectives()
+    kinds: dict[tuple, Counter] = {}
+    for one in collectives:
+        kind = kinds.setdefault((one.kind, one.dtype, one.devices), Counter())
+        kind.update(count=one.times, bytes=one.bytes * one.times, sent=round(roofline.sent(one)))
+    traffic = sum(size for kind, size in compiled.traffic().items() if kind != "scratch")
+    executed = result["flops"]["executed"] * result["images_per_chip"]
+    bound = roofline.estimate(where.chip, executed, traffic, collectives)
+    return {
+        "collectives": [
+            {"kind": kind, "dtype": dtype, "devices": devices, **counts}
+            for (kind, dtype, devices), counts in kinds.items()
+        ],
+        "traffic": traffic,
+        "num_images": num_images,
+        "roofline": bound and {**bound._asdict(), "best": bound.overlapped, "worst": bound.serial},
+        "speeds": list(speeds(result, where.chip, num_images)) if bound else [],
+    }
+
+
+def speeds(result: dict, chip: topology.Chip, num_images: int) -> Iterator[dict[str, Any]]:
+    """At each share of the chip's peak spent on the training's own FLOPs (MFU)."""
+    for mfu in roofline.MFUS:
+        rate = mfu * chip.flops * result["chips"] / result["flops"]["train"]
+        hours = result["epochs"] * num_images / rate / 3600 if num_images else None
+        seconds = result["batch_size"] / rate
+        yield {"mfu": mfu, "step_seconds": seconds, "images_per_second": rate, "hours": hours}
+
+
+# The largest batch.
+
+
+def largest_batch(
+    config: Any, where: topology.Topology, num_images: int, first: dict[str, Any]
+) -> dict[str, Any]:
+    """The most images that fit: a line through two plans, `first` maybe one, then compiled itself.
+
+    Images are counted per chip and part. `batch_size` is 0 where not even one fits.
+    """
+    unit = round(first["batch_size"] / first["images_per_chip"]) * config.accumulation_steps
+    plans = {first["batch_size"] // unit: first}
+
+    def tried(images: int) -> dict[str, Any]:
+        if images not in plans:
+            changed = program.changed(config, batch_size=images * unit)
+            plans[images] = make(changed, where, num_images)
+        return plans[images]
+
+    low = min(plans)
+    while not tried(low)["fits"] and low > 1:
+        low //= 2
+    if not tried(low)["fits"]:
+        return {"batch_size": 0, "total": tried(low)["memory"]["total"]}
+    low, high = sorted((low, low // 2 or 2))
+    total, each = line(*((images, tried(images)["memory"]["total"]) for images in (low, high)))
+    best = max(1, int((where.chip.memory * topology.MEMORY_SHARE - total) / each))
+    predicted = total + each * best
+    while best > 1 and not tried(best)["fits"]:
+        best = best * 9 // 10
+    return {
+        "batch_size": best * unit, "images_per_chip": tried(best)["images_per_chip"],
+        "predicted": round(predicted), "total": tried(best)["memory"]["total"],
+        "bytes_per_image": round(each / config.accumulation_steps),
+    }  # fmt: skip
+
+
+def line(first: tuple[int, float], second: tuple[int, float]) -> tuple[float, float]:
+    """Value at 0 and slope, at least 1, of the line through two points."""
+    slope = max(1.0, (second[1] - first[1]) / (second[0] - first[0]))
+    return first[1] - slope * first[0], slope

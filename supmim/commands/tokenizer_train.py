@@ -1,0 +1,43 @@
+"""`supmim tokenizer train`: train one like anything else, then write its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from supmim import assemble, optimizer, sharding, tokenizers
+from supmim import config as config_lib
+from supmim.commands import evaluate
+from supmim.commands import train as train_command
+from supmim.errors import ConfigError
+from supmim.report import tokenizer as report
+from supmim.runtime import hosts
+from supmim.tasks.tokenizer import NETWORK
+from supmim.tokenizers import vqgan
+
+
+def run(config: Any, flags: Any) -> None:
+    """`supmim train`, then WORKDIR/tokenizer and how to use it."""
+    if config.task != "tokenizer":
+        raise ConfigError(
+            f"supmim tokenizer train takes a config of task=tokenizer, not {config.task}, e.g. "
+            "--config=configs/tokenizer_cifar10.py; supmim train trains any"
+        )
+    train_command.run(config, flags, "tokenizer train")
+    workdir = Path(flags.workdir)
+    config = config_lib.debug(config) if flags.debug else config
+    tokenizer, out = trained(config, workdir), workdir / "tokenizer"
+    if hosts.is_first():
+        tokenizer.save(out, f"trained in {workdir.name}")
+        report.print_folder(tokenizer, out, "written")
+
+
+def trained(config: Any, workdir: Path) -> vqgan.VQGAN:
+    """What the newest checkpoint of a run holds, averaged parameters where there are any."""
+    mesh = assemble.mesh_of(config)
+    with jax.set_mesh(mesh):
+        state = evaluate.restored(evaluate.of_run(config, config), workdir, "", mesh).state
+        everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+        found = optimizer.evaluated_params(state)
+        params = everywhere({name: found[name] for name in NETWORK})
+    return tokenizers.abstract(config).replace(params=jax.device_get(params))

@@ -1,0 +1,161 @@
+"""Between a typed Config and what lies outside: ConfigDicts of presets and flags, and JSON."""
+
+import importlib.metadata
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from supmim.config import checks
+from supmim.config.options import OPTIONS, Config
+from supmim.errors import ConfigError
+
+SCHEMA_VERSION = 6  # of config.json; older ones are refused
+
+
+def get_config() -> ConfigDict:
+    """Return the defaults, locked: a preset is a short list of changes to them."""
+    return to_dict(Config())
+
+
+def to_dict(config: Config) -> ConfigDict:
+    """Return a config as the locked ConfigDict that flags can override."""
+    return ConfigDict(nested(flatten(config))).lock()
+
+
+def validate(node: ConfigDict | dict[str, Any]) -> Config:
+    """Check a preset's config and return it typed.
+
+    ConfigError lists every problem with the nearest valid value.
+    """
+    flat = flatten(node)
+    if problems := checks.problems(flat):
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"the config has {count}:{lines}")
+    return build(flat)
+
+
+def replaced(config: Config, changes: dict[str, Any]) -> Config:
+    """Return a config with some options, `group.option` -> value, set to other values."""
+    return build(flatten(config) | changes)
+
+
+def build(flat: dict[str, Any]) -> Config:
+    """Return the typed config of `group.option` -> value; values must have been checked."""
+    return _build(Config, flat, "")
+
+
+def _build(group: type, flat: dict[str, Any], prefix: str) -> Any:
+    values: dict[str, Any] = {}
+    for field in fields(group):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            values[field.name] = _build(field.type, flat, f"{prefix}{field.name}.")
+        else:
+            value = flat[prefix + field.name]
+            values[field.name] = float(value) if field.type is float else value
+    return group(**values)
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `group.option` -> value of a Config, a ConfigDict or a dict, or of one group."""
+    flat: dict[str, Any] = {}
+    for name, value in (vars(node) if is_dataclass(node) else node).items():
+        if isinstance(value, ConfigDict | FrozenConfigDict | dict) or is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return `group.option` -> value as a dict of groups."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        group, _, name = path.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[name] = value
+    return tree
+
+
+def to_json(config: Config) -> str:
+    """Return a config as JSON text, with the version of its schema and of supmim."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "supmim_version": importlib.metadata.version("supmim"),
+        "config": nested(flatten(config)),
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def from_json(text: str, where: str) -> Config:
+    """Read the text of `to_json` back and check it; `where` is named in errors.
+
+    An option that is missing gets its default if that means what was done before it existed.
+    """
+    try:
+        document = json.loads(text)
+        version, stored = document["schema_version"], flatten(dict(document["config"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        writer = document.get("supmim_version", "a version before 0.2.0")
+        raise ConfigError(
+            f"{where} has schema version {version}, written by supmim {writer}; this supmim reads "
+            f"version {SCHEMA_VERSION}. "
+            + (
+                "Update supmim to continue this run"
+                if newer
+                else "Continue this run with the supmim that wrote it, or start it again in a new "
+                "--workdir"
+            )
+        )
+    filled = {path: option.default for path, option in OPTIONS.items() if option.default_is_before}
+    try:
+        return validate(nested(filled | stored))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def resume_differences(stored: Config, asked: Config) -> list[str]:
+    """Return a line for each option in which a continued run may not differ, but does."""
+    before, after = (
+        flatten(config) | {"tokenizer.dtype": config.tokenizer_dtype} for config in (stored, asked)
+    )
+    return [
+        f"config.{path}: the workdir has {before[path]!r}, you ask for {after[path]!r}"
+        for path, option in OPTIONS.items()
+        if before[path] != after[path]
+        and not option.on_resume
+        and (path, after[path]) != ("classifier.num_classes", 0)  # not known yet
+    ]
+
+
+def for_evaluation(stored: Config, node: ConfigDict, names: str) -> Config:
+    """Return the checked config of an evaluation of a run whose config is `stored`.
+
+    names: evaluators in place of the config's; empty: the config's. ConfigError names every option
+    that belongs to the run and was changed all the same.
+    """
+    before, asked = flatten(stored), flatten(node)
+    lines = [
+        f"config.{path}: the run has {before[path]!r}, you ask for {asked[path]!r}"
+        for path, option in OPTIONS.items()
+        if before[path] != asked[path] and not option.in_evaluation
+    ]
+    if lines:
+        raise ConfigError(
+            "an evaluation cannot change the run:\n  " + "\n  ".join(lines) + "\nLeave that out; "
+            "it may set options of eval and mesh, and of data: train, eval, eval_view, "
+            "eval_resize, image_size, limit and the like"
+        )
+    asked |= {"eval.evaluators": names or asked["eval.evaluators"], "checkpoint.keep_best": 0}
+    # At another image size only the encoder is used: the decoder's sizes are not checked.
+    encoder_only = {"mim_weight": 0.0, "class_weight": 1.0}
+    other_size = asked["data.image_size"] != before["data.image_size"]
+    validate(nested(asked | encoder_only if other_size else asked))
+    config = build(asked)
+    if not config.evaluator_names:
+        raise ConfigError(f"--evaluators={names} asks nothing of a run without a decoder")
+    return config

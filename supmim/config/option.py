@@ -1,0 +1,61 @@
+"""What is known about one option, stated once, where the option is declared."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Value = bool | int | float | str
+T = TypeVar("T", bool, int, float, str)
+Change = Literal["crop", "geometry", "colours", "class view", "parameters", "ids"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. Everything else that concerns options by name is derived from these fields.
+
+    default: fixes the type of the value, and is what `get_config` returns.
+    meaning, unit: what `--help` prints.
+    choices, low, high: the values that are allowed; all if not given.
+    changes: what a different value makes different. "crop": which part of a record is shown, and
+        how; "geometry": flips and moves on the device; "colours" and "class view": what only the
+        class view undergoes; "parameters": the names, shapes or meaning of the encoder's
+        parameters; "ids": target ids, beyond what "crop" and "geometry" change.
+    on_resume: whether a run may continue with a different value.
+    in_evaluation: whether `evaluate` may use a different value than the run.
+    augmentation: whether a named kind of augmentation (`config.augmentation`) sets it.
+    unused_by: tasks that do not read it; setting it there is an error.
+    debug: the value under `--debug`, if it has one.
+    default_is_before: whether the default means what was done before the option existed. Then a
+        config.json without it is read with the default; otherwise SCHEMA_VERSION must rise.
+    """
+
+    default: Value
+    meaning: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    changes: tuple[Change, ...] = ()
+    on_resume: bool = False
+    in_evaluation: bool = False
+    augmentation: bool = False
+    unused_by: tuple[str, ...] = ()
+    debug: Value | None = None
+    default_is_before: bool = False
+
+    def problem(self, value: Any) -> str:
+        """Return why `value` is not allowed, or an empty string."""
+        expected = type(self.default)
+        fits = type(value) is expected or (expected is float and type(value) is int)
+        if not fits:
+            return f"is {value!r}, a {type(value).__name__}; it takes a {expected.__name__}"
+        if self.choices and value not in self.choices:
+            return f"is {value!r}; it takes one of {', '.join(self.choices)}"
+        if not isinstance(value, str) and not self.low <= value <= self.high:
+            return f"is {value}; it takes a value from {self.low:g} to {self.high:g}"
+        return ""
+
+
+def option(default: T, meaning: str, **facts: Any) -> T:
+    """Declare a field of an option group; facts: the other fields of Option."""
+    return field(default=default, metadata={"option": Option(default, meaning, **facts)})

@@ -1,0 +1,99 @@
+"""What presets are made of: encoder sizes, kinds of augmentation, arms, and the debug size."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from supmim.config import convert
+from supmim.config.options import OPTIONS, Config
+from supmim.errors import ConfigError
+
+# width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
+# Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
+VARIANTS = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+}
+# What each kind of augmentation has besides inception crop and flip: AugReg's (arXiv 2106.10270)
+# as in big_vision's vit_i1k, deit3 as in facebookresearch/deit.
+AUGMENTATIONS = {
+    "none": {"crop": "none", "flip": False},
+    "inception": {},
+    "light1": {"randaug_num": 2},
+    "light2": {"randaug_num": 2, "randaug_magnitude": 10.0, "mixup": 0.2},
+    "medium1": {"randaug_num": 2, "randaug_magnitude": 15.0, "mixup": 0.2},
+    "medium2": {"randaug_num": 2, "randaug_magnitude": 15.0, "mixup": 0.5},
+    "strong1": {"randaug_num": 2, "randaug_magnitude": 20.0, "mixup": 0.5},
+    "strong2": {"randaug_num": 2, "randaug_magnitude": 20.0, "mixup": 0.8},
+    "deit3": {
+        "area_min": 0.08,
+        "interpolation": "bicubic",
+        "three_augment": True,
+        "colour_jitter": 0.3,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+    },
+}
+
+
+def variant(name: str) -> dict[str, int]:
+    """Return the encoder sizes of a standard name with a patch size, e.g. `B/14`."""
+    size, _, patch = name.partition("/")
+    if size not in VARIANTS or not patch.isdigit():
+        raise ConfigError(
+            f"encoder variant {name!r} is not known; write SIZE/PATCH with SIZE one of "
+            f"{', '.join(VARIANTS)}, e.g. B/14"
+        )
+    sizes = zip(("width", "depth", "mlp_dim", "num_heads"), VARIANTS[size], strict=True)
+    return {"patch_size": int(patch), **dict(sizes)}
+
+
+def augmentation(name: str) -> dict[str, bool | int | float | str]:
+    """Return the data options of a kind of augmentation, e.g. `medium2`; for config.data.update."""
+    if name not in AUGMENTATIONS:
+        raise ConfigError(
+            f"augmentation {name!r} is not known; it takes one of {', '.join(AUGMENTATIONS)}"
+        )
+    off = {
+        path.removeprefix("data."): option.default
+        for path, option in OPTIONS.items()
+        if option.augmentation
+    }
+    return off | {"crop": "inception", "flip": True} | AUGMENTATIONS[name]
+
+
+def arm(config: ConfigDict, name: str) -> ConfigDict:
+    """Return the preset as it is (`supmim`), or without masked image modelling (`baseline`)."""
+    if name not in ("supmim", "baseline"):
+        raise ConfigError(f"a preset's arm is supmim or baseline, not {name!r}")
+    if name == "baseline":
+        config.mim_weight = 0.0
+    return config
+
+
+def debug(config: Config) -> Config:
+    """Return the config at a size that runs in seconds: 2 blocks, 4 x 4 patches, 64 images."""
+    sizes = {path: option.debug for path, option in OPTIONS.items() if option.debug is not None}
+    patched = config.tokenizer if config.task == "tokenizer" else config.encoder
+    image_size = min(config.data.image_size, 4 * patched.patch_size)
+    path = config.tokenizer.path
+    if config.data.targets and not path:
+        path = str(Path(config.data.targets) / "tokenizer")
+    small = convert.flatten(config) | sizes
+    small |= {"data.image_size": image_size, "tokenizer.path": path}
+    # These belong to other images or sizes.
+    small |= {"data.targets": "", "eval.real_labels": "", "init.workdir": ""}
+    if path:  # a tokenizer that exists keeps its size
+        small["tokenizer.codebook_size"] = config.tokenizer.codebook_size
+    if config.task == "segmentation":
+        small |= {"data.eval_resize": 0, "segmentation.window": 0, "segmentation.stride": 0}
+    if config.tokenizer.image_size:
+        grid = image_size // config.encoder.patch_size
+        small["tokenizer.image_size"] = grid * config.tokenizer.patch_size
+    return convert.validate(convert.nested(small))

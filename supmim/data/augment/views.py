@@ -1,0 +1,115 @@
+"""The views of an image, made on the device: every draw is keyed by (data.seed, epoch, index).
+
+Shapes: B batch, H, W, C. Images are float32 in [0, 1].
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from supmim.data.augment import boxes, colour, randaugment
+
+GEOMETRY = ("flip", "shift", "rotate", "scale", "shear")  # the options that move pixels
+# The order is part of a run: append only.
+PURPOSES = ("flip", "affine", "three_augment", "colour_jitter", "randaugment", "erase")
+
+
+def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
+    """[B] keys, one for each example and epoch, whatever the batch size."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))(epoch, index)
+
+
+def keys_for(purpose: str, keys: jax.Array) -> jax.Array:
+    """[B] keys of one purpose."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, PURPOSES.index(purpose)))(keys)
+
+
+def to_float(image: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [0, 1]."""
+    return jnp.asarray(image, jnp.float32) / 255
+
+
+def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+    """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved.
+
+    The same at any size: what the encoder and what the tokenizer sees move alike.
+    """
+    if data.flip:
+        flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
+        image = jnp.where(flips[:, None, None, None], image[:, :, ::-1], image)
+    if moves(data):
+        affine_keys = keys_for("affine", keys)
+        image = jax.vmap(lambda key, x: _random_affine(key, x, data))(affine_keys, image)
+    return image
+
+
+def label_geometry(keys: jax.Array, label_map: jax.Array, data: Any, outside: int) -> jax.Array:
+    """What `geometry` does to images, done to classes [B, H, W]: the nearest, `outside` beyond."""
+    if data.flip:
+        flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
+        label_map = jnp.where(flips[:, None, None], label_map[:, :, ::-1], label_map)
+    if not moves(data):
+        return label_map
+
+    def move(key: jax.Array, ids: jax.Array) -> jax.Array:
+        places = list(_affine_places(key, ids.shape, data))
+        moved = map_coordinates(ids, places, order=0, mode="constant", cval=outside)
+        return moved.reshape(ids.shape)
+
+    return jax.vmap(move)(keys_for("affine", keys), label_map)
+
+
+def moves(data: Any) -> bool:
+    """Whether images are moved, besides flips."""
+    return bool(data.shift or data.rotate or data.scale or data.shear)
+
+
+def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+    """A MIM view [B, H, W, C] with its colours and more changed, but unmixed; keys: [B].
+
+    Where nothing is asked for it is the very array; otherwise its values are levels / 255.
+    """
+    if not (data.three_augment or data.colour_jitter or data.randaug_num or data.erase):
+        return image
+    levels = jnp.round(image * 255).astype(jnp.uint8)
+    if data.three_augment:
+        levels = colour.three_augment(keys_for("three_augment", keys), levels)
+    if data.colour_jitter:
+        levels = colour.jitter(keys_for("colour_jitter", keys), levels, data.colour_jitter)
+    if data.randaug_num:
+        levels = randaugment.randaugment(
+            keys_for("randaugment", keys), levels, data.randaug_num, data.randaug_magnitude
+        )
+    if data.erase:
+        levels = boxes.erase(keys_for("erase", keys), levels, data.erase)
+    return to_float(levels)
+
+
+def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+    """One image [H, W, C], moved about its centre; what comes from outside is 0."""
+    places = list(_affine_places(key, image.shape[:2], data))
+    moved = [
+        map_coordinates(image[..., c], places, order=1, mode="constant")
+        for c in range(image.shape[-1])
+    ]
+    return jnp.stack(moved, axis=-1).reshape(image.shape)
+
+
+def _affine_places(key: jax.Array, size: tuple[int, int], data: Any) -> jax.Array:
+    """[2, H * W]: where each pixel of a moved image [H, W] comes from."""
+    height, width = size
+    shift = data.shift * (height / data.image_size)  # pixels of data.image_size
+    limits = jnp.array([data.rotate, data.shear, data.scale, data.scale, shift, shift])
+    angle, shear, scale_y, scale_x, *shift = jax.random.uniform(
+        key, (6,), minval=-limits, maxval=limits
+    )
+    angle, shear = jnp.deg2rad(angle), jnp.deg2rad(shear)
+    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    skew = jnp.array([[1.0, 0.0], [jnp.tan(shear), 1.0]])
+    matrix = turn @ skew @ jnp.diag(1 / (1 + jnp.stack([scale_y, scale_x])))
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    grid = jnp.stack(jnp.mgrid[:height, :width]).reshape(2, -1)
+    return matrix @ (grid - centre[:, None]) + (centre - jnp.stack(shift))[:, None]

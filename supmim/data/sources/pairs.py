@@ -1,0 +1,183 @@
+"""`pairs:PATH`: images with a mask of class ids each, for segmentation.
+
+PATH/images/.../x.jpg and PATH/masks/.../x.png (or annotations), alike but for the ending; or
+NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel, 8 or 16
+bits. PATH/classes.txt has the names of the classes, a line each, without that of ids that are
+ignored; else data.mask_classes says how many there are. What is held out is PATH/val, validation or
+test beside PATH/train, each with images and masks; or images/validation beside images/training
+(ADE20K); else a share of the pairs, by a hash of their names.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from supmim.data import masks
+from supmim.data.sources import base, catalogue, folders
+from supmim.data.sources.base import MaskedRecord
+from supmim.errors import DataError
+
+IMAGES = "images"
+MASKS = ("masks", "annotations")
+MASK_FEATURES = ("annotation", "segmentation_mask", "mask")
+CLASSES = "classes.txt"
+TRAINED, HELD_OUT = ("train", "training"), ("val", "validation", "test")  # folders in images
+
+
+class FolderPairs(base.Masked):
+    """Pairs of files, sorted by name. DataError lists the images that have no mask."""
+
+    def __init__(self, root: Path, class_names: Sequence[str]) -> None:
+        self.name, self.class_names = f"pairs:{root}", tuple(class_names)
+        found = next((root / name for name in MASKS if (root / name).is_dir()), None)
+        if found is None or not (root / IMAGES).is_dir():
+            raise DataError(f"{root} has no folders {IMAGES} and {' or '.join(MASKS)}")
+        self.images, self.masks = _files(root / IMAGES), _files(found)
+        missing = [name for name in self.images if name not in self.masks]
+        if missing or not self.images:
+            listed = ", ".join(base.printable(name) for name in missing[:20])
+            raise DataError(
+                f"{root}: {len(missing)} of {len(self.images)} images have no mask in {found.name}"
+                + (f": {listed}" if missing else "")
+            )
+        self.names = sorted(self.images)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> MaskedRecord:
+        name = self.names[index]
+        image = self.images[name][0]
+        return MaskedRecord(_read(image), 0, image, _read(self.masks[name][0]))
+
+    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
+        return [self[int(i)] for i in index]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Names and sizes, not the place."""
+        sizes = [(n, self.images[n][1], self.masks[n][1]) for n in self.names]
+        digest = hashlib.sha256(json.dumps(sizes).encode())
+        return {"name": "pairs", "length": len(self), "sha256": digest.hexdigest()}
+
+    def part(self, part: str, holdout: float) -> "FolderPairs":
+        """The pairs that are held out, or the others, in place."""
+        tops = {name.split("/")[0] for name in self.names}
+        if tops & set(TRAINED) and (out := [top for top in HELD_OUT if top in tops]):
+            chosen = out[:1] if part == base.HELD_OUT else TRAINED
+            taken = [name for name in self.names if name.split("/")[0] in chosen]
+        elif part == base.WHOLE:
+            taken = self.names
+        else:
+            wanted = part == base.HELD_OUT
+            taken = [n for n in self.names if folders.is_held_out(n, holdout) == wanted]
+        if not taken:
+            raise base.NothingHeldOut(
+                f"{self.name} has {len(self)} pairs, of which config.data.holdout={holdout:g} "
+                f"leaves none {part}; set --config.data.eval=pairs:PATH or another share"
+            )
+        self.names = taken
+        self.name += "" if part == base.WHOLE else f" ({part})"
+        return self
+
+
+class SplitPairs(base.Masked):
+    """A split of TFDS with an image and a mask."""
+
+    def __init__(self, split: catalogue.Split, mask: str, class_names: Sequence[str]) -> None:
+        self.split, self.mask, self.class_names = split, mask, tuple(class_names)
+        self.name = f"pairs:{split.name}"
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> MaskedRecord:
+        example = self.split.example(index)
+        image, name = example[self.split.fields.image], self.split.name_of(index, example)
+        return MaskedRecord(image, 0, name, example[self.mask])
+
+    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
+        return [self[int(i)] for i in index]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Those of the split."""
+        return self.split.fingerprint() | {"mask": self.mask}
+
+
+def load(where: str, part: str, data: Any) -> FolderPairs | SplitPairs:
+    """A folder if there is one of that name, else a split of TFDS.
+
+    Its class_names are empty if nothing says how many classes there are.
+    """
+    root = Path(where).expanduser()
+    if root.is_dir():
+        return folder_pairs(root, part, data)
+    if catalogue.SPEC.fullmatch(where):
+        return tfds_pairs(where, part, data)
+    raise DataError(f"pairs:{where}: there is no such folder")
+
+
+def folder_pairs(root: Path, part: str, data: Any) -> FolderPairs:
+    """One part of a folder."""
+    names = class_names(root / CLASSES, data)
+    trained, held_out = folders.parts(root)
+    if trained == root or held_out is None:
+        return FolderPairs(trained, names).part(part, data.holdout)
+    return FolderPairs(held_out if part == base.HELD_OUT else trained, names)
+
+
+def class_names(path: Path, data: Any) -> list[str]:
+    """The lines of a file, or the ids of data.mask_classes; DataError if they differ."""
+    if not path.is_file():
+        return numbered(data)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: this is not UTF-8; store it as UTF-8") from error
+    names = [line.strip() for line in text.splitlines()]
+    names = [name for name in names if name]
+    if data.mask_classes not in (0, len(names)):
+        raise DataError(
+            f"{path} names {len(names)} classes, config.data.mask_classes is {data.mask_classes}; "
+            "leave it out, or correct the file"
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} names {', '.join(twice[:5])} more than once")
+    return names
+
+
+def numbered(data: Any) -> list[str]:
+    """The ids of data.mask_classes as names."""
+    return [str(i) for i in masks.ids_of(data.mask_classes, data.ignore_label)]
+
+
+def tfds_pairs(where: str, part: str, data: Any) -> SplitPairs:
+    """DataError, with the features, if the image and the mask are not clear."""
+    builder, split = catalogue.open_split(where, part, data.tfds_dir)
+    images = catalogue.image_features(builder)
+    found = [name for name in images if name in MASK_FEATURES]
+    image = catalogue.only("image", [name for name in images if name not in found])
+    if not image or len(found) != 1:
+        raise DataError(
+            f"{builder.info.full_name} has no one image and one mask ({', '.join(MASK_FEATURES)}); "
+            f"its features are {', '.join(builder.info.features)}"
+        )
+    fields = catalogue.Fields(image, "", catalogue.name_feature(builder.info.features))
+    opened = catalogue.checked(catalogue.Split(builder, split, fields))
+    return SplitPairs(opened, found[0], numbered(data))
+
+
+def _files(root: Path) -> dict[str, tuple[str, int]]:
+    """Relative name without its ending -> (path, bytes) of the images below a folder."""
+    found = folders.files(root)
+    return {os.path.splitext(name)[0]: (str(root / name), size) for name, size in found}
+
+
+def _read(path: str) -> bytes | OSError:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return error

@@ -1,0 +1,206 @@
+"""`records:PATH`: images in ArrayRecord shards, as `supmim data convert` writes them.
+
+PATH holds metadata.json and images-00000-of-000NN.array_record, or else folders train and val (or
+validation, test) that do. A record is a header of 15 bytes, the image's name, and the image. The
+header, little-endian: label int32, bytes of the name uint16, height uint32, width uint32, channels
+uint8. With channels 0 the image is an encoded file, or nothing if it could not be read when the
+store was made; else it is uint8 [height, width, channels].
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from supmim.data.images import Bad
+from supmim.data.sources import base, folders
+from supmim.data.sources.base import Record
+from supmim.errors import DataError
+
+FORMAT = 1
+METADATA = "metadata.json"
+CONVERSION = "conversion.json"  # what metadata.json becomes of, while the store is written
+HEADER = struct.Struct("<iHIIB")
+READER_OPTIONS = "readahead_buffer_size:0"  # records are read in random order
+READER_BUFFER = 2**15  # bytes
+
+
+class Shard(NamedTuple):
+    """One file of a store; sha256: see Digest."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+class Metadata(NamedTuple):
+    """What metadata.json says. encoding: encoded or raw; size: short side they were shrunk to;
+    quality: of the JPEGs they were made; both 0 where images were left alone. source: name and
+    fingerprint of what was converted; bad: images that could not be read.
+    """
+
+    format: int
+    class_names: tuple[str, ...]
+    count: int
+    encoding: str
+    size: int
+    quality: int
+    source: dict[str, Any]
+    bad: tuple[Bad, ...]
+    shards: tuple[Shard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        shards = [shard._asdict() for shard in self.shards]
+        return self._asdict() | {"shards": shards, "bad": [list(bad) for bad in self.bad]}
+
+
+class Digest:
+    """SHA-256 of records in their order, each after its length in 8 bytes."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        """One record."""
+        self._hash.update(struct.pack("<Q", len(data)))
+        self._hash.update(data)
+
+    def text(self) -> str:
+        """In hexadecimal."""
+        return self._hash.hexdigest()
+
+
+def pack(record: Record) -> bytes:
+    """A record as it is stored."""
+    name = os.fsencode(record.name)[:65535]
+    pixels = isinstance(record.image, np.ndarray)
+    shape = record.image.shape if pixels else (0, 0, 0)
+    header = HEADER.pack(record.label, len(name), *shape)
+    return header + name + (record.image.tobytes() if pixels else record.image)
+
+
+def unpack(data: bytes) -> Record:
+    """The record that `pack` stored; its pixels can't be written to."""
+    label, length, height, width, channels = HEADER.unpack_from(data)
+    start = HEADER.size + length
+    name = os.fsdecode(data[HEADER.size : start])
+    if not channels:
+        return Record(data[start:], label, name)
+    pixels = np.frombuffer(data, np.uint8, offset=start)
+    return Record(pixels.reshape(height, width, channels), label, name)
+
+
+class Records:
+    """The images of a store. Its readers open their shards when they first need them."""
+
+    def __init__(self, root: Path, metadata: Metadata) -> None:
+        self.root, self.name, self.metadata = str(root), f"records:{root}", metadata
+        self.class_names = metadata.class_names
+        self.ends = np.cumsum([shard.count for shard in metadata.shards])
+        self._readers: dict[int, ArrayRecordReader] = {}
+
+    def __len__(self) -> int:
+        return self.metadata.count
+
+    def __getitem__(self, index: int) -> Record:
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        position = int(index - self.ends[shard] + self.metadata.shards[shard].count)
+        try:
+            (data,) = self._reader(shard).read([position])
+            return unpack(data)
+        except (RuntimeError, struct.error, ValueError) as error:
+            raise damaged(self._path(shard), error, position) from error
+
+    def __getitems__(self, index: Sequence[int]) -> list[Record]:
+        return [self[i] for i in index]  # one by one: four times as fast as reading many at once
+
+    def _path(self, shard: int) -> str:
+        return os.path.join(self.root, self.metadata.shards[shard].file)
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        if shard not in self._readers:
+            reader = ArrayRecordReader(
+                self._path(shard), options=READER_OPTIONS, file_reader_buffer_size=READER_BUFFER
+            )
+            if not reader.ok() or reader.num_records() != self.metadata.shards[shard].count:
+                raise damaged(self._path(shard), f"{reader.num_records()} records can be found")
+            self._readers[shard] = reader
+        return self._readers[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the metadata says, not the place: a store may be moved."""
+        known = self.metadata.to_json()
+        same = {name: known[name] for name in ("encoding", "size", "quality")}
+        what = json.dumps([known["class_names"], known["source"]["fingerprint"], known["shards"]])
+        digest = hashlib.sha256(what.encode()).hexdigest()
+        return {"name": "records", "length": len(self), **same, "sha256": digest}
+
+
+def damaged(path: str, why: object, position: int | None = None) -> DataError:
+    """What is said of a shard, or of one record of it, that can't be read."""
+    where = f"{path}, record {position}" if position is not None else path
+    return DataError(
+        f"{where}: damaged ({str(why)[:200]}). A record can't be left out, or the order of the "
+        "others would change: put back a good copy of the shard, or convert again"
+    )
+
+
+def load(where: str, part: str, data: Any = None) -> Records:
+    """DataError for what is no store, or one whose shards are not all there and whole."""
+    root = Path(where).expanduser()
+    if not root.is_dir():
+        raise DataError(f"records:{where}: there is no such folder")
+    trained, held_out = folders.parts(root)
+    if part != base.HELD_OUT:
+        return store(trained)
+    if held_out is None:
+        raise base.NothingHeldOut(
+            f"{root} has no store to evaluate on; set --config.data.eval=records:PATH"
+        )
+    return store(held_out)
+
+
+def store(root: Path) -> Records:
+    """The store that lies in a folder."""
+    metadata = read_metadata(root)
+    for shard in metadata.shards:
+        path = root / shard.file
+        if not path.is_file():
+            raise damaged(str(path), "it is missing")
+        if path.stat().st_size != shard.bytes:
+            raise damaged(str(path), f"it has {path.stat().st_size:,} of {shard.bytes:,} bytes")
+    return Records(root, metadata)
+
+
+def read_metadata(root: Path) -> Metadata:
+    """DataError for a folder without a store, with an unfinished one, or one of a newer supmim."""
+    path = root / METADATA
+    if not path.is_file() and (root / CONVERSION).is_file():
+        raise DataError(
+            f"the conversion into {root} is not finished; the same `supmim data convert` goes on"
+        )
+    if not path.is_file():
+        raise DataError(
+            f"{root} is no store: it has no {METADATA}; supmim data convert writes them"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if (version := document["format"]) == FORMAT:
+            found = Metadata(**document)
+            shards = tuple(Shard(**shard) for shard in found.shards)
+            bad = tuple(Bad(*bad) for bad in found.bad)
+            return found._replace(class_names=tuple(found.class_names), shards=shards, bad=bad)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); convert again") from error
+    raise DataError(f"{path} has format {version}; this supmim reads {FORMAT}. Use a newer one")

@@ -1,0 +1,1 @@
+"""Target ids computed once and read by many runs."""
