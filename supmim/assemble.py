@@ -13,7 +13,7 @@ import optax
 
 from supmim import config as config_lib
 from supmim import sharding, step
-from supmim.config import options
+from supmim.config import Config
 from supmim.data import images, landmarks, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base
@@ -43,7 +43,7 @@ class Start(NamedTuple):
     verb: str = "train"
 
 
-def mesh_of(config: Any) -> jax.sharding.Mesh:
+def mesh_of(config: Config) -> jax.sharding.Mesh:
     """The mesh of the config; ConfigError where the devices do not fit it or the evaluation."""
     platform = devices.check()[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
@@ -55,20 +55,49 @@ def mesh_of(config: Any) -> jax.sharding.Mesh:
     return mesh
 
 
-def load_sources(config: Any) -> tuple[Any, base.Source, base.Source]:
+def load_sources(config: Config) -> tuple[Any, base.Source, base.Source]:
     """The config, settled to the classes of its training source; training and evaluation source."""
-    source, eval_source = sources.load(config.data, options.has_labels(config))
-    return config_lib.settle(config, source.class_names, source.name), source, eval_source
+    source, eval_source = sources.load(config.data, config.facts.has_labels)
+    return with_num_classes(config, source), source, eval_source
 
 
-def settled(config: Any) -> Any:
+def with_num_classes(config: Config, source: base.Source) -> Config:
+    """Return the config with the number of classes of its source.
+
+    ConfigError if the config asks for another number; DataError if there are fewer than two.
+    """
+    if not config.facts.has_labels:
+        return config
+    found = len(source.class_names)
+    if not found:
+        raise DataError(
+            f"nothing says how many classes the masks of {source.name} have: write their names "
+            "into classes.txt in its folder, one per line, or set --config.data.mask_classes=N"
+        )
+    if found < 2:
+        raise DataError(
+            f"{source.name} has images of one class, {source.class_names[0]}; at least two are "
+            "needed"
+        )
+    if config.classifier.num_classes not in (0, found):
+        raise ConfigError(
+            f"{source.name} has {found} classes, config.classifier.num_classes is "
+            f"{config.classifier.num_classes}; set --config.classifier.num_classes={found}, or 0 "
+            "for those of the source"
+        )
+    if config.classifier.num_classes == found:
+        return config
+    return config_lib.replaced(config, {"classifier.num_classes": found})
+
+
+def settled(config: Config) -> Any:
     """The config with its number of classes, for which a source is opened if need be."""
-    known = config.classifier.num_classes or not options.has_labels(config)
+    known = config.classifier.num_classes or not config.facts.has_labels
     return config if known else load_sources(config)[0]
 
 
 def readers_of(
-    config: Any, source: base.Source, bad_records: BadRecords, limit: float
+    config: Config, source: base.Source, bad_records: BadRecords, limit: float
 ) -> pipeline.Readers:
     """How a source is read; a larger share of bad records than the limit is a DataError."""
     workers = pipeline.num_workers(source, config.data.workers)
@@ -77,7 +106,7 @@ def readers_of(
 
 
 def create_predictions(
-    config: Any,
+    config: Config,
     task: step.Task,
     source: base.Source,
     eval_source: base.Source,
@@ -85,8 +114,8 @@ def create_predictions(
     bad_records: BadRecords,
 ) -> Predictions:
     """What evaluators ask of both sources; bad records are missing from it and counted."""
-    names = options.evaluator_names(config)
-    tokenized = "reconstruction" in names and options.has_tokenizer(config)
+    names = config.evaluator_names
+    tokenized = "reconstruction" in names and config.has_tokenizer
     second = images.second_of(config)._replace(made=tokenized)
     seen = {
         "train": images.evaluation(source, config.data),
@@ -116,7 +145,7 @@ def check_alike(*data: base.Source | landmarks.Landmarks | None) -> None:
     )
 
 
-def steps_of(config: Any, source: base.Source) -> int:
+def steps_of(config: Config, source: base.Source) -> int:
     """Length of the training in steps.
 
     DataError if a batch is larger than the source, ConfigError if the warm-up does not fit.
@@ -138,7 +167,7 @@ def steps_of(config: Any, source: base.Source) -> int:
 
 
 def create_task(
-    config: Any, source: base.Source, workdir: Path, mesh: jax.sharding.Mesh
+    config: Config, source: base.Source, workdir: Path, mesh: jax.sharding.Mesh
 ) -> step.Task:
     """The task of a run, with its frozen arrays on the mesh."""
     seen = images.training(source, config.data, images.second_of(config))
@@ -162,7 +191,7 @@ def place(
 
 
 def programs(
-    config: Any,
+    config: Config,
     task: step.Task,
     tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
@@ -182,7 +211,7 @@ def programs(
     return tokenize, prepare, train_step
 
 
-def origin_of(config: Any, checkpoints: Checkpoints, start: Start) -> dict[str, Any]:
+def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[str, Any]:
     """Where the encoder of a run that begins comes from; empty: a new one, or the run goes on."""
     begins = not start.resume and not checkpoints.steps()
     return pretrained.find(config) if config.init.workdir and begins else {}

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, config_flags
 
 from supmim import config as config_lib
 from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, of_family, overview, verb_help
-from supmim.config import options, pyfile
+from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, SupmimError
 from supmim.workdir import files
 
@@ -44,7 +44,7 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     try:
         if "workdir" in verb.flags and not (verb.takes_config and preset):
             folder = workdir_of(verb, argv)
-            stored = ConfigDict(files.read_config(folder).to_dict()) if folder else ConfigDict()
+            stored = config_lib.to_dict(files.read_config(folder)) if folder else ConfigDict()
             config_flags.DEFINE_config_dict(
                 "config", stored, flag_values=values, sys_argv=argv, lock_config=True
             )
@@ -52,7 +52,7 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
             config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
         if verb.takes_config and values.config is not None:
-            options.flatten(values.config)  # a preset that failed to load raises here
+            config_lib.flatten(values.config)  # a preset that failed to load raises here
     except SupmimError:
         raise
     except Exception as error:
@@ -107,7 +107,7 @@ def _told(error: Exception, preset: str, next_command: str) -> str:
     return f"{error}\n{next_command}"
 
 
-def config_of(verb: Verb, values: flags.FlagValues) -> FrozenConfigDict:
+def config_of(verb: Verb, values: flags.FlagValues) -> Config:
     """The validated config that was parsed; that of an evaluation where a verb takes no other."""
     if not isinstance(values.config, ConfigDict):
         raise ConfigError(
@@ -116,9 +116,8 @@ def config_of(verb: Verb, values: flags.FlagValues) -> FrozenConfigDict:
         )
     if not verb.takes_config:
         stored = files.read_config(Path(values.workdir))
-        return config_lib.evaluated(stored, values.config, values.evaluators)
-    config_lib.validate(values.config)
-    return FrozenConfigDict(values.config)
+        return config_lib.for_evaluation(stored, values.config, values.evaluators)
+    return config_lib.validate(values.config)
 
 
 def command(verb: str) -> ModuleType:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from supmim.config import options
+
 BLOCK_DRAWS = 16  # rectangles drawn per image; BEiT draws until its count is reached
 BLOCK_ASPECT = 0.3  # most extreme height / width of a rectangle, as in BEiT
 
@@ -83,19 +85,7 @@ def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, large
     return urgency + random_order(noise_rng, batch_size, grid)
 
 
-def draw(
-    rng: jax.Array,
-    batch_size: int,
-    grid: int,
-    *,
-    masking: str,
-    hidden: str,
-    mask_ratio: float,
-    block_min: int,
-    unit: int,
-    ratio_mean: float,
-    ratio_std: float,
-) -> TokenMask:
+def draw(rng: jax.Array, batch_size: int, grid: int, mim: options.Mim) -> TokenMask:
     """One mask per image, with a fixed number of dropped patches, so that shapes are static.
 
     With `variable` masking (MAGE) one ratio is drawn per batch, from a normal truncated to
@@ -103,21 +93,24 @@ def draw(
     """
     order_rng, ratio_rng = jax.random.split(rng)
     num_tokens = grid * grid
-    dropped = num_hidden(num_tokens, mask_ratio, unit if masking == "units" else 1)
-    if masking == "units":
-        order = unit_order(order_rng, batch_size, grid, unit)
-    elif masking == "block":
-        order = block_order(order_rng, batch_size, grid, block_min, dropped)
+    dropped = num_hidden(num_tokens, mim.mask_ratio, mim.unit if mim.masking == "units" else 1)
+    if mim.masking == "units":
+        order = unit_order(order_rng, batch_size, grid, mim.unit)
+    elif mim.masking == "block":
+        order = block_order(order_rng, batch_size, grid, mim.block_min, dropped)
     else:
         order = random_order(order_rng, batch_size, grid)
     hide, num_visible = dropped, num_tokens - dropped
-    if masking == "variable":
-        low, high = (mask_ratio - ratio_mean) / ratio_std, (1 - ratio_mean) / ratio_std
-        ratio = ratio_mean + ratio_std * jax.random.truncated_normal(ratio_rng, low, high)
+    if mim.masking == "variable":
+        low, high = (
+            (mim.mask_ratio - mim.ratio_mean) / mim.ratio_std,
+            (1 - mim.ratio_mean) / mim.ratio_std,
+        )
+        ratio = mim.ratio_mean + mim.ratio_std * jax.random.truncated_normal(ratio_rng, low, high)
         hide = jnp.maximum(jnp.round(num_tokens * ratio), dropped)
         num_visible = 0
     ids_shuffle = jnp.argsort(order, axis=1)
     rank = jnp.argsort(ids_shuffle, axis=1)
     mask = (rank >= num_tokens - hide).astype(jnp.float32)
-    num_keep = num_tokens if hidden == "mask_token" else num_tokens - dropped
+    num_keep = num_tokens if mim.hidden == "mask_token" else num_tokens - dropped
     return TokenMask(ids_shuffle, mask, num_keep, num_visible)

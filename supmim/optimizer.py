@@ -9,13 +9,14 @@ import numpy as np
 import optax
 
 from supmim import sharding
+from supmim.config import options
 
 FIRST = re.compile(r"encoder/(embedding/|positions$|cls$|mask_token$)")
 BLOCK = re.compile(r"encoder/blocks/block_(\d+)/")
 STACK = "encoder/blocks/stack/"
 
 
-def schedule(config: Any, total_steps: int) -> optax.Schedule:
+def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
     """Linear warm-up to the learning rate of config.optimizer, then cosine to 0 at total_steps."""
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, total_steps
@@ -123,7 +124,9 @@ def average_params(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def create(config: Any, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+def create(
+    config: options.Optimizer, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
     """The transformation of config.optimizer.
 
     adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by

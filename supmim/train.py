@@ -11,7 +11,7 @@ from clu import parameter_overview
 from supmim import assemble, evaluators, metrics, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.assemble import Start
-from supmim.config import options
+from supmim.config import Config
 from supmim.data import images, pipeline
 from supmim.data.bad_records import BadRecords
 from supmim.errors import Interrupted
@@ -30,7 +30,7 @@ from supmim.workdir.writer import NoWriter, Writer, open_writer, read_metrics
 PLAIN = Start()
 
 
-def train_and_evaluate(config: Any, workdir: Path, start: Start = PLAIN) -> dict[str, float]:
+def train_and_evaluate(config: Config, workdir: Path, start: Start = PLAIN) -> dict[str, float]:
     """Trains to the end and returns the results; goes on where the workdir stopped.
 
     Errors: those of supmim.errors; Interrupted after a signal and a save.
@@ -48,11 +48,11 @@ def train_and_evaluate(config: Any, workdir: Path, start: Start = PLAIN) -> dict
 
 
 def train(
-    config: Any, workdir: Path, start: Start, mesh: jax.sharding.Mesh, stop: StopSignal
+    config: Config, workdir: Path, start: Start, mesh: jax.sharding.Mesh, stop: StopSignal
 ) -> dict[str, float]:
     """Set-up, loop and end of one run, in a workdir that it holds."""
     clock = Clock(config.batch_size)
-    checkpoints = Checkpoints(workdir / "checkpoints", print, **config.checkpoint)
+    checkpoints = Checkpoints(workdir / "checkpoints", print, config.checkpoint)
     origin = hosts.together(lambda: assemble.origin_of(config, checkpoints, start))
     config, source, eval_source = assemble.load_sources(config)
     total_steps = assemble.steps_of(config, source)
@@ -76,7 +76,7 @@ def train(
     tokenize, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
     if targets is not None:
         identity.tell_agreement(config, source, targets, task.frozen, tokenize, mesh)
-        if "reconstruction" not in options.evaluator_names(config):
+        if "reconstruction" not in config.evaluator_names:
             task.frozen = None  # nothing will ask for it: its memory is free
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
     judges = evaluators.create(config, predictions)

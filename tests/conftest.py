@@ -76,6 +76,11 @@ def prepare(task, frozen, batch):
 
 def tiny_config(**changes):
     """Digits on a model of a few thousand parameters; changes are `group.option` -> value."""
+    return config_lib.validate(tiny_preset(**changes))
+
+
+def tiny_preset(**changes):
+    """The same as a preset returns it: a ConfigDict, not checked."""
     config = config_lib.get_config()
     config.batch_size = 96
     config.total_epochs = 1
@@ -90,5 +95,4 @@ def tiny_config(**changes):
     for path, value in changes.items():
         group, _, name = path.rpartition(".")
         (config[group] if group else config)[name] = value
-    config_lib.validate(config)
     return config

@@ -10,6 +10,7 @@ import pytest
 
 from supmim import cli, sharding
 from supmim.benchmarks import input, knn, naive, step, tokenizer, turns
+from supmim.config import options
 from supmim.data import crop
 from supmim.errors import ConfigError
 from supmim.models import layers
@@ -17,12 +18,13 @@ from supmim.models.encoder import Encoder
 from tests.conftest import tiny_config
 from tests.pictures import encoded, photo
 
-SIZES = {"grid": 4, "patch_size": 2, "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
+GRID = 4
+SIZES = options.Encoder(patch_size=2, width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    model = Encoder(**SIZES)
+    model = Encoder(SIZES, GRID)
     image = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     draw = np.random.default_rng(0)
@@ -39,7 +41,7 @@ def value_and_gradients(model, params, image):
 
 def test_the_plain_vit_is_the_same_function(encoder):
     model, params, image = encoder
-    plain = naive.PlainViT(**SIZES, gelu="tanh", dtype="float32")
+    plain = naive.PlainViT(GRID, 2, 16, 1, 2, 32, gelu="tanh", dtype="float32")
     theirs = {name: part for name, part in params.items() if name != "blocks"}
     kernel = params["embedding"]["kernel"].reshape(2, 2, 3, 16)
     theirs["embedding"] = params["embedding"] | {"kernel": kernel}
@@ -95,8 +97,8 @@ def test_the_verb_times_ours_against_the_plain_step(capsys, tmp_path, monkeypatc
     options = {"encoder.depth": 1, "batch_size": 16, "mim_weight": 0.0}
     preset = tmp_path / "tiny.py"
     preset.write_text(
-        "from tests.conftest import tiny_config\n"
-        f"def get_config():\n    return tiny_config(**{options!r})\n"
+        "from tests.conftest import tiny_preset\n"
+        f"def get_config():\n    return tiny_preset(**{options!r})\n"
     )
     code = cli.run(["benchmark", "step", f"--config={preset}", "--rounds=1", "--json"])
     assert code == 0
@@ -133,9 +135,9 @@ def test_the_verb_times_the_stages_of_the_input(capsys, tmp_path, monkeypatch):
         path.write_bytes(encoded(photo(40, 50 + number)))
     preset = tmp_path / "tiny.py"
     preset.write_text(
-        "from tests.conftest import tiny_config\n"
+        "from tests.conftest import tiny_preset\n"
         "def get_config():\n"
-        "    return tiny_config(**{'data.channels': 3, 'data.crop': 'inception', 'batch_size': 8,\n"
+        "    return tiny_preset(**{'data.channels': 3, 'data.crop': 'inception', 'batch_size': 8,\n"
         f"        'data.train': 'folder:{tmp_path / 'pictures'}', 'classifier.num_classes': 0}})\n"
     )
     command = ["benchmark", "input", f"--config={preset}", "--rounds=1"]
@@ -192,7 +194,7 @@ def test_the_verb_times_search_against_references_that_find_the_same(capsys, tmp
     monkeypatch.setattr(knn, "REFERENCE", 3000)
     monkeypatch.setitem(knn.SIDE, "cpu", 16)
     preset = tmp_path / "tiny.py"
-    preset.write_text("from tests.conftest import tiny_config as get_config\n")
+    preset.write_text("from tests.conftest import tiny_preset as get_config\n")
     command = ["benchmark", "knn", f"--config={preset}", "--rounds=1", "--queries=30", "--bank=200"]
     assert cli.run([*command, "--neighbours=7", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

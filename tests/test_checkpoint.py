@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from supmim import sharding
+from supmim.config.options import Checkpoint
 from supmim.errors import CheckpointError
 from supmim.workdir import checkpoint
 from supmim.workdir.checkpoint import Checkpoints
@@ -36,7 +37,9 @@ def told():
 @pytest.fixture
 def saved(tmp_path, told):
     """Checkpoints of steps 1, 2, 3."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints", told.append, keep=3)
+    checkpoints = Checkpoints(
+        tmp_path / "checkpoints", told.append, Checkpoint(keep=3, keep_best=0)
+    )
     for step in (1, 2, 3):
         checkpoints.save(step, state_of(step), {}, NOTE)
     checkpoints.wait()
@@ -173,9 +176,7 @@ def test_any_mesh_restores_the_same_bits(tmp_path, told, shape):
 
 
 def test_newest_and_best_are_kept(tmp_path, told):
-    checkpoints = Checkpoints(
-        tmp_path, told.append, keep=2, keep_best=1, keep_best_metric="knn/recall_at_1"
-    )
+    checkpoints = Checkpoints(tmp_path, told.append, Checkpoint())
     for step, score in enumerate([0.1, 0.9, 0.2, None, 0.3], start=1):
         results = {} if score is None else {"knn/recall_at_1": score}
         checkpoints.save(step, state_of(step), results, NOTE)
@@ -184,7 +185,7 @@ def test_newest_and_best_are_kept(tmp_path, told):
 
 
 def test_fewer_scored_than_kept_best_deletes_none(tmp_path, told):
-    checkpoints = Checkpoints(tmp_path, told.append, keep=1, keep_best=3, keep_best_metric="x")
+    checkpoints = Checkpoints(tmp_path, told.append, Checkpoint(1, 3, "x"))
     for step in (1, 2, 3):
         checkpoints.save(step, state_of(step), {"x": step / 10}, NOTE)
     checkpoints.wait()
@@ -223,7 +224,7 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path, told):
 
 @pytest.mark.parametrize("where", ["at once", "in the background"])
 def test_failed_saves_are_told_and_stop_the_run_after_three(tmp_path, told, monkeypatch, where):
-    checkpoints = Checkpoints(tmp_path / "c", told.append, keep=1)
+    checkpoints = Checkpoints(tmp_path / "c", told.append, Checkpoint(keep=1, keep_best=0))
     checkpoints.save(1, state_of(1), {}, NOTE)
     checkpoints.wait()
 
@@ -246,7 +247,7 @@ def test_failed_saves_are_told_and_stop_the_run_after_three(tmp_path, told, monk
 
 
 def test_old_checkpoints_stay_until_the_new_one_is_whole(tmp_path, told, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, told.append, keep=1)
+    checkpoints = Checkpoints(tmp_path, told.append, Checkpoint(keep=1, keep_best=0))
     checkpoints.save(1, state_of(1), {}, NOTE)
     checkpoints.wait()
     write, seen = checkpoint.write_json, []

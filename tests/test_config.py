@@ -1,13 +1,16 @@
 """Options: defaults, checks, JSON."""
 
+import dataclasses
+import importlib.metadata
 import json
 
 import pytest
 
 from supmim import config as config_lib
-from supmim.config import options
+from supmim.commands import verbs
+from supmim.config import convert, options, presets
 from supmim.errors import ConfigError
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_preset
 
 
 def problems_of(config) -> str:
@@ -23,14 +26,13 @@ def test_defaults_are_valid_and_documented():
 
 
 def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
-    config = tiny_config()
+    config = tiny_preset()
     config.data.image_size = 9
     config.encoder.num_heads = 3
     config.decoder.width = 15
     config.decoder.num_heads = 5
     config.mim.mask_ratio = 0.99
-    config = config_lib.ConfigDict(config.to_dict() | {"log_every": "often"})
-    message = problems_of(config)
+    message = problems_of(config.to_dict() | {"log_every": "often"})
     assert "the config has 6 problems" in message and "config.log_every is 'often'" in message
     assert "image_size=9 is not divisible" in message and "nearest image sizes: 8 or 10" in message
     assert "encoder.num_heads=3; nearest numbers of heads: 2 or 4" in message
@@ -52,10 +54,10 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
     ],
 )
 def test_a_wrong_value_is_told_with_what_fits(path, value, told):
-    config = tiny_config().to_dict()
+    config = tiny_preset().to_dict()
     group, _, name = path.partition(".")
     config[group][name] = value
-    assert told in problems_of(config_lib.ConfigDict(config))
+    assert told in problems_of(config)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +71,7 @@ def test_a_wrong_value_is_told_with_what_fits(path, value, told):
     ],
 )
 def test_cudnn_attention_takes_even_numbers_of_tokens(changes, told):
-    config = tiny_config(**{"encoder.attention": "cudnn", "encoder.dtype": "bfloat16"})
-    config.update_from_flattened_dict(changes)
+    config = tiny_preset(**{"encoder.attention": "cudnn", "encoder.dtype": "bfloat16"} | changes)
     if told:
         assert told in problems_of(config)
     else:
@@ -78,9 +79,9 @@ def test_cudnn_attention_takes_even_numbers_of_tokens(changes, told):
 
 
 def test_unknown_and_missing_options_are_told():
-    config = tiny_config().to_dict()
+    config = tiny_preset().to_dict()
     config["encoder"]["dpeth"] = config["encoder"].pop("depth")
-    message = problems_of(config_lib.ConfigDict(config))
+    message = problems_of(config)
     assert "config.encoder.dpeth does not exist; did you mean config.encoder.depth?" in message
     assert "config.encoder.depth is missing" in message
 
@@ -121,7 +122,7 @@ def test_ratio_zero_is_legal_and_baseline_ignores_mim_options():
 def test_json_brings_the_config_back_equal():
     config = tiny_config(**{"optimizer.learning_rate": 3e-4, "class_weight": 2.0})
     back = config_lib.from_json(config_lib.to_json(config), "config.json")
-    assert back.to_dict() == config.to_dict()
+    assert back == config and hash(back) == hash(config)
     assert isinstance(back.class_weight, float)
 
 
@@ -130,19 +131,20 @@ def test_json_brings_the_config_back_equal():
     [
         ("{", "is not a supmim config"),
         ('{"schema_version": 99, "config": {}}', "schema version 99"),
-        ('{"schema_version": 5, "config": {"seed": "x"}}', "config.seed is 'x'"),
-        ('{"schema_version": 1, "config": {"seed": "x"}}', "is not a supmim config"),
-        ('{"schema_version": 1, "config": 5}', "is not a supmim config"),
+        ('{"schema_version": 99, "config": {}, "supmim_version": "3.1"}', "by supmim 3.1.* Update"),
+        ('{"schema_version": 6, "config": {"seed": "x"}}', "config.seed is 'x'"),
+        ('{"schema_version": 6, "config": 5}', "is not a supmim config"),
+        ('{"schema_version": 5, "config": {}}', "version 5.*before 0.2.0.*with the supmim that"),
     ],
 )
-def test_a_damaged_or_newer_json_is_refused(text, told):
+def test_a_damaged_older_or_newer_json_is_refused(text, told):
     with pytest.raises(ConfigError, match=told):
         config_lib.from_json(text, "config.json")
 
 
 def test_only_free_options_may_differ_on_resume():
     stored, wanted = tiny_config(), tiny_config(log_every=7, **{"mesh.fsdp": 2, "seed": 1})
-    assert config_lib.differences(stored, wanted) == [
+    assert config_lib.resume_differences(stored, wanted) == [
         "config.seed: the workdir has 0, you ask for 1"
     ]
 
@@ -151,14 +153,16 @@ def test_variants_name_sizes_and_any_patch():
     assert config_lib.variant("B/14") == {
         "patch_size": 14, "width": 768, "depth": 12, "mlp_dim": 3072, "num_heads": 12,
     }  # fmt: skip
-    assert all(width % heads == 0 for width, _, _, heads in config_lib.VARIANTS.values())
+    assert all(width % heads == 0 for width, _, _, heads in presets.VARIANTS.values())
     with pytest.raises(ConfigError, match="e.g. B/14"):
         config_lib.variant("XL/14")
 
 
 def test_augmentations_name_their_options():
     assert config_lib.augmentation("none") == {
-        name: options.OPTIONS[f"data.{name}"].default for name in config_lib.AUGMENTED
+        path.removeprefix("data."): option.default
+        for path, option in options.OPTIONS.items()
+        if option.augmentation
     }
     light = config_lib.augmentation("light2")
     assert light["crop"] == "inception" and light["flip"] is True
@@ -168,33 +172,43 @@ def test_augmentations_name_their_options():
 
 
 def test_help_lists_every_option_in_80_columns():
-    text = config_lib.describe()
+    text = verbs.describe_options()
     assert all(f"--config.{path}=" in text for path in options.OPTIONS)
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_config_of_an_older_version_means_what_it_meant():
-    document = json.loads(config_lib.to_json(config_lib.get_config()))
-    for version in range(options.SCHEMA_VERSION, 1, -1):
-        for path in options.BROUGHT[version]:
-            group, _, name = path.rpartition(".")
-            del (document["config"][group] if group else document["config"])[name]
-    document["schema_version"] = 1
-    old = config_lib.from_json(json.dumps(document), "config.json")
-    assert options.flatten(old) == options.flatten(config_lib.get_config()) | {
-        "tokenizer.dtype": "float32"
-    }
-    document["schema_version"] = options.SCHEMA_VERSION
-    with pytest.raises(ConfigError, match="is missing"):
+def test_an_option_that_config_json_lacks_is_filled_in_only_if_it_is_declared_so(monkeypatch):
+    document = json.loads(config_lib.to_json(tiny_config()))
+    del document["config"]["mim"]["unit"]
+    with pytest.raises(ConfigError, match="config.mim.unit is missing"):
         config_lib.from_json(json.dumps(document), "config.json")
+    later = dataclasses.replace(options.OPTIONS["mim.unit"], default_is_before=True)
+    monkeypatch.setitem(convert.OPTIONS, "mim.unit", later)
+    assert config_lib.from_json(json.dumps(document), "config.json") == tiny_config()
 
 
-def test_every_option_since_version_2_is_brought_by_a_version():
-    """It had 79; what version 3 brings means no crop, no changed colours, no mixing but mixup."""
-    later = [path for version, brought in options.BROUGHT.items() if version > 2
-             for path in brought]  # fmt: skip
-    assert len(options.OPTIONS) == 79 + len(set(later))
-    none = {f"data.{name}": value for name, value in config_lib.augmentation("none").items()}
-    assert not [
-        path for path, value in options.BROUGHT[3].items() if none.get(path, value) != value
-    ]
+def test_config_json_names_the_supmim_that_wrote_it():
+    document = json.loads(config_lib.to_json(tiny_config()))
+    assert document["supmim_version"] == importlib.metadata.version("supmim")
+    assert document["schema_version"] == config_lib.SCHEMA_VERSION == 6
+
+
+def test_a_whole_number_for_a_float_becomes_one_and_a_bool_for_a_number_is_refused():
+    flat = config_lib.flatten(tiny_preset())
+    assert type(config_lib.validate(flat | {"class_weight": 2}).class_weight) is float
+    assert "config.batch_size is True, a bool" in problems_of(flat | {"batch_size": True})
+
+
+def test_every_option_of_a_group_is_declared_with_its_facts():
+    """A field without `option(...)` would escape checks, flags and JSON."""
+    assert set(config_lib.flatten(tiny_config())) == set(options.OPTIONS)
+    assert [
+        path for path, option in options.OPTIONS.items() if option.problem(option.default)
+    ] == []
+    known = set(options.tasks.FACTS)
+    assert all(set(option.unused_by) <= known for option in options.OPTIONS.values())
+
+
+def test_a_debug_size_is_valid_by_itself():
+    sizes = {path: option.debug for path, option in options.OPTIONS.items()}
+    assert not [p for p, v in sizes.items() if v is not None and options.OPTIONS[p].problem(v)]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from ml_collections import ConfigDict
 
 from supmim import config as config_lib
 from supmim import optimizer, sharding, step
@@ -35,7 +34,8 @@ def load(name):
 
 def traced(config):
     """Shapes of the state and metrics after one step on an imagined batch."""
-    config.classifier.num_classes = config.classifier.num_classes or 10  # else the source's
+    if not config.classifier.num_classes:  # those of the source
+        config = config_lib.replaced(config, {"classifier.num_classes": 10})
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
     batch = pipeline.abstract_batch(config, sharding.make_mesh(8, 1, 1))
@@ -61,8 +61,7 @@ def test_the_expected_presets_are_there():
      for name in ENCODERS for arm in ("supmim", "baseline")],
 )  # fmt: skip
 def test_every_preset_is_valid_and_traces(name, arm):
-    config = load(name).get_config(arm)
-    config_lib.validate(config)
+    config = config_lib.validate(load(name).get_config(arm))
     state, after, totals = traced(config)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
         lambda a: (a.shape, a.dtype), after
@@ -72,8 +71,7 @@ def test_every_preset_is_valid_and_traces(name, arm):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_every_tokenizer_is_valid_traces_and_has_a_debug_size(name):
-    config = load(name).get_config()
-    config_lib.validate(config)
+    config = config_lib.validate(load(name).get_config())
     state, after, totals = traced(config)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
         lambda a: (a.shape, a.dtype), after
@@ -85,8 +83,7 @@ def test_every_tokenizer_is_valid_traces_and_has_a_debug_size(name):
 
 @pytest.mark.parametrize(("name", "source"), FINE_TUNING.items())
 def test_fine_tuning_fits_the_encoder_of_its_source_at_a_higher_resolution(name, source):
-    config, stored = load(name).get_config(), load(source).get_config()
-    config_lib.validate(config)
+    config, stored = (config_lib.validate(load(n).get_config()) for n in (name, source))
     pretrained.check_kind(stored, config)
     assert config.data.image_size > stored.data.image_size
     assert config.optimizer.layer_decay < 1 and config.encoder.stochastic_depth > 0
@@ -100,10 +97,9 @@ def test_fine_tuning_fits_the_encoder_of_its_source_at_a_higher_resolution(name,
 
 @pytest.mark.parametrize(("name", "source"), SEGMENTATION.items())
 def test_segmentation_fits_the_encoder_of_its_source_and_traces(name, source):
-    config, stored = load(name).get_config(), load(source).get_config()
-    config_lib.validate(config)
+    config, stored = (config_lib.validate(load(n).get_config()) for n in (name, source))
     pretrained.check_kind(stored, config)
-    for one in (config, ConfigDict(config_lib.debug(config))):
+    for one in (config, config_lib.debug(config)):
         state, after, totals = traced(one)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
             lambda a: (a.shape, a.dtype), after
@@ -113,7 +109,7 @@ def test_segmentation_fits_the_encoder_of_its_source_and_traces(name, source):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_preset_has_a_debug_size(name):
-    config = ConfigDict(config_lib.debug(load(name).get_config()))
+    config = config_lib.debug(config_lib.validate(load(name).get_config()))
     assert config.encoder.depth == 2 and config.data.limit == 64
     assert config.data.image_size // config.encoder.patch_size == 4
     state, *_ = traced(config)
@@ -125,7 +121,7 @@ def test_every_preset_has_a_debug_size(name):
      ("imagenet_h14", 630.4), ("imagenet_g14", 1010.8)],
 )  # fmt: skip
 def test_encoders_have_the_sizes_of_their_names(name, millions):
-    task = TASKS["supmim"].abstract(load(name).get_config("baseline"))
+    task = TASKS["supmim"].abstract(config_lib.validate(load(name).get_config("baseline")))
     params = jax.eval_shape(task.init, jax.random.key(0))
     assert abs(count(params["encoder"]) - millions) < 0.3
 

@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
 from PIL import Image
 
 from supmim import assemble, cli, step, train
@@ -24,7 +23,7 @@ STEP = 15
 
 def stored_run(workdir, **changes):
     """A workdir as a finished run leaves it, whose parameters were never trained."""
-    config = FrozenConfigDict(tiny_config(**{"encoder.depth": 1, **changes}))
+    config = tiny_config(**{"encoder.depth": 1, **changes})
     workdir.mkdir()
     (workdir / "config.json").write_text(config_lib.to_json(config))
     source, eval_source = sources.load(config.data)
@@ -183,8 +182,8 @@ def test_disjoint_classes_are_searched_among_themselves_alone(workdir, tmp_path,
 
 
 def test_what_means_nothing_is_left_out_of_all_and_refused_by_name(run, capsys):
-    config = FrozenConfigDict(tiny_config(**{"eval.evaluators": "all", "data.image_size": 12}))
-    run_config = FrozenConfigDict(tiny_config())
+    config = tiny_config(**{"eval.evaluators": "all", "data.image_size": 12})
+    run_config = tiny_config()
     left = evaluate.judged(
         config, run_config, {"classes": "others"}, digits("train"), digits("test")
     )

@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from supmim import evaluators, sharding
 from supmim.config import options
+from supmim.config.tasks import FACTS
 from supmim.errors import NumericsError
 from supmim.evaluators import classification, knn, linear, reconstruction
 from supmim.evaluators.lib import ranking
@@ -41,11 +42,11 @@ def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
 
 
 def test_names_are_those_of_the_config():
-    assert list(evaluators.EVALUATORS) == [n for of in options.EVALUATORS.values() for n in of]
+    assert list(evaluators.EVALUATORS) == [n for facts in FACTS.values() for n in facts.evaluators]
     assert tuple(TASKS) == options.OPTIONS["task"].choices
-    assert options.evaluator_names(tiny_config(mim_weight=0.0)) == ["classification", "knn"]
-    every = options.evaluator_names(tiny_config(**{"eval.evaluators": "all"}))
-    assert every == [n for n in options.EVALUATORS["supmim"] if n != "landmarks"]  # no images
+    assert tiny_config(mim_weight=0.0).evaluator_names == ("classification", "knn")
+    every = tiny_config(**{"eval.evaluators": "all"}).evaluator_names
+    assert list(every) == [n for n in FACTS["supmim"].evaluators if n != "landmarks"]  # no images
 
 
 def test_top_k_agrees_with_scikit_learn_and_ties_count_against_us():
@@ -113,7 +114,7 @@ def test_the_floor_is_a_random_encoder_with_a_key_of_its_own_taken_once(monkeypa
 @functools.cache
 def results_of_all(*how):
     """But for landmarks, of other images, and logistic regression, which stops by rounding."""
-    names = [n for n in options.EVALUATORS["supmim"] if n not in ("landmarks", "logistic")]
+    names = [n for n in FACTS["supmim"].evaluators if n not in ("landmarks", "logistic")]
     config = tiny_config(**{"eval.evaluators": ",".join(names)})
     predictions, params = predictions_of(config, *how)
     few = mock.patch.object(linear, "STEPS", 50)

@@ -116,9 +116,9 @@ def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):
     source = load(tmp_path)
     config = tiny_config(**{"classifier.num_classes": 0})
     with pytest.raises(DataError, match="images of one class, only"):
-        config_lib.settle(config, source.class_names, source.name)
-    config.task = "tokenizer"
-    assert config_lib.settle(config, source.class_names, source.name) is config
+        assemble.with_num_classes(config, source)
+    config = config_lib.replaced(config, {"task": "tokenizer"})
+    assert assemble.with_num_classes(config, source) is config
 
 
 def test_train_and_a_validation_folder_are_found(tmp_path):

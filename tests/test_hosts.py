@@ -84,10 +84,10 @@ def test_two_processes_write_the_target_ids_of_one(tmp_path):
     freeze(tmp_path / "run")
     preset = tmp_path / "preset.py"
     preset.write_text(
-        "from supmim import config as config_lib\nfrom supmim.data import targets\n"
-        "from ml_collections import ConfigDict\n\ntargets.FILE_BYTES = 12 * 500\n\n\n"
+        "from supmim import config as config_lib\nfrom supmim.target_ids import files\n"
+        "\nfiles.FILE_BYTES = 12 * 500\n\n\n"
         f"def get_config():\n    text = open({str(tmp_path / 'run/config.json')!r}).read()\n"
-        "    config = ConfigDict(config_lib.from_json(text, 'x').to_dict())\n"
+        "    config = config_lib.to_dict(config_lib.from_json(text, 'x'))\n"
         "    config.update_from_flattened_dict({'tokenizer.microbatch': 64, 'total_epochs': 2})\n"
         "    return config\n"
     )

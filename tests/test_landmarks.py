@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supmim import config as config_lib
 from supmim import sharding
 from supmim.data import landmarks
 from supmim.errors import ConfigError, DataError
@@ -189,10 +188,3 @@ def test_hosts_with_other_images_refuse_and_name_what_differs(monkeypatch):
     ) as e:
         hosts.agree_on_data({"evaluation source, sha256": "1", "same": 3})
     assert "same: " not in str(e.value)
-
-
-def test_a_config_of_before_asks_for_none():
-    document = json.loads(config_lib.to_json(tiny_config()))
-    del document["config"]["eval"]["landmarks"]
-    old = json.dumps(document | {"schema_version": 4})
-    assert config_lib.from_json(old, "x").eval.landmarks == ""

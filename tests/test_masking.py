@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 
 from supmim import masking
-
-MIM = {
-    "masking": "random", "hidden": "drop", "mask_ratio": 0.5, "block_min": 4, "unit": 2,
-    "ratio_mean": 0.55, "ratio_std": 0.25,
-}  # fmt: skip
+from supmim.config import options
 
 
 def draw(batch=64, grid=8, seed=0, **changes):
-    return masking.draw(jax.random.key(seed), batch, grid, **MIM | changes)
+    return masking.draw(jax.random.key(seed), batch, grid, options.Mim(**changes))
 
 
 @pytest.mark.parametrize("kind", ["random", "block", "units"])

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from supmim import masking
+from supmim.config import options
 from supmim.models import layers, supmim
 from supmim.models.encoder import Encoder
 from tests.conftest import tiny_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SIZES = {"grid": 4, "patch_size": 4, "width": 48, "depth": 2, "num_heads": 3, "mlp_dim": 192}
+GRID = 4
+SIZES = options.Encoder(patch_size=4, width=48, depth=2, num_heads=3, mlp_dim=192)
 BIG_VISION_NAMES = (
     ("Transformer/encoder_norm", "norm"), ("Transformer/encoderblock_", "blocks/block_"),
     ("LayerNorm_0", "attention_norm"), ("LayerNorm_1", "mlp_norm"),
@@ -48,7 +50,7 @@ def big_vision_params(stored) -> dict:
 )  # fmt: skip
 def test_encoder_agrees_with_big_vision(name, pool, positions):
     with np.load(FIXTURES / f"big_vision_vit_{name}.npz") as stored:
-        encoder = Encoder(**SIZES, pool=pool, positions=positions)
+        encoder = Encoder(options.changed(SIZES, pool=pool, positions=positions), GRID)
         params = big_vision_params(stored)
         out = encoder.apply({"params": params}, jnp.asarray(stored["image"]))
         theirs = stored["encoded"][:, 1:] if pool == "cls" else stored["encoded"]
@@ -58,8 +60,12 @@ def test_encoder_agrees_with_big_vision(name, pool, positions):
         assert jax.tree.structure(fresh) == jax.tree.structure(params)
 
 
-def encoder_and_input(**options):
-    encoder = Encoder(**SIZES | options)
+def cloned(encoder, **changes):
+    return encoder.clone(options=options.changed(encoder.options, **changes))
+
+
+def encoder_and_input(**changes):
+    encoder = Encoder(options.changed(SIZES, **changes), GRID)
     image = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
     return encoder, encoder.init(jax.random.key(0), image)["params"], image
 
@@ -71,7 +77,7 @@ def close(a, b, atol=1e-5):
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scan_equals_unrolled_given_stacked_parameters(remat):
     encoder, params, image = encoder_and_input(stochastic_depth=0.5)
-    scanned = encoder.clone(scan=True, remat=remat)
+    scanned = cloned(encoder, scan=True, remat=remat)
     stacked = layers.stack_blocks(params)
     assert jax.tree.structure(stacked) == jax.tree.structure(
         jax.eval_shape(scanned.init, jax.random.key(0), image)["params"]
@@ -99,7 +105,7 @@ def test_remat_changes_no_gradient_and_saves_no_hidden_mlp(remat):
         return (module.apply({"params": params}, image, train=True).embedding ** 2).sum()
 
     plain = jax.grad(lambda p: loss(encoder, p))
-    again = jax.grad(lambda p: loss(encoder.clone(remat=remat), p))
+    again = jax.grad(lambda p: loss(cloned(encoder, remat=remat), p))
     close(plain(params), again(params))
     assert "remat" in str(jax.make_jaxpr(again)(params))
     assert "remat" not in str(jax.make_jaxpr(plain)(params))
@@ -115,7 +121,7 @@ def test_taps_are_the_outputs_of_the_chosen_blocks():
 
 
 def test_stochastic_depth_drops_whole_branches_at_the_stated_rate():
-    block = layers.Block(4000, 1, 8, "tanh", "xla", jnp.float32)
+    block = layers.Block(options.Encoder(num_heads=1, mlp_dim=8), 4000)
     skipped = block.apply(
         {}, jnp.ones((4000 * 3, 4)), 0.25, True, method="skip",
         rngs={"stochastic_depth": jax.random.key(0)},
@@ -142,7 +148,7 @@ def test_parameters_stay_float32_and_embeddings_come_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = encoder.apply({"params": params}, image)
     assert out.embedding.dtype == jnp.float32 and out.latent.dtype == jnp.bfloat16
-    exact = encoder.clone(dtype="float32").apply({"params": params}, image)
+    exact = cloned(encoder, dtype="float32").apply({"params": params}, image)
     assert 0 < np.abs(out.embedding - exact.embedding).max() < 0.1
 
 
@@ -165,7 +171,7 @@ def test_cudnn_attention_is_asked_of_jax(monkeypatch):
         lambda q, k, v, implementation: asked.setdefault("implementation", implementation) and v,
     )  # fmt: skip
     encoder, params, image = encoder_and_input()
-    encoder.clone(attention="cudnn", dtype="bfloat16").apply({"params": params}, image)
+    cloned(encoder, attention="cudnn", dtype="bfloat16").apply({"params": params}, image)
     assert asked == {"implementation": "cudnn"}
 
 
@@ -195,7 +201,7 @@ def test_positions_are_resampled_to_another_grid():
 @pytest.mark.parametrize("positions", ["sincos2d", "learned"])
 def test_positions_made_for_another_grid_are_those_of_its_images_resampled(positions):
     encoder, params, image = encoder_and_input(positions=positions)
-    larger, resized = encoder.clone(grid=8, position_grid=4), jnp.zeros((1, 32, 32, 3))
+    larger, resized = cloned(encoder, position_grid=4).clone(grid=8), jnp.zeros((1, 32, 32, 3))
     shapes = [
         jax.eval_shape(e.init, jax.random.key(0), x)
         for e, x in ((encoder, image), (larger, resized))
@@ -203,7 +209,7 @@ def test_positions_made_for_another_grid_are_those_of_its_images_resampled(posit
     assert shapes[0] == shapes[1]
     found = [e.apply({"params": params}, resized).latent for e in (encoder, larger)]
     np.testing.assert_array_equal(*found)
-    made_new = encoder.clone(grid=8, positions="sincos2d")
+    made_new = cloned(encoder, positions="sincos2d").clone(grid=8)
     assert np.abs(made_new.apply({"params": params}, resized).latent - found[0]).max() > 0.1
 
 
@@ -218,8 +224,7 @@ def model_of(**changes):
     config = tiny_config(**changes)
     model = supmim.create(config, config.tokenizer.codebook_size)
     image = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
-    mim = {k: v for k, v in config.mim.items() if k not in ("passes", "target", "label_smoothing")}
-    token_mask = masking.draw(jax.random.key(2), 2, 4, **mim)
+    token_mask = masking.draw(jax.random.key(2), 2, 4, config.mim)
     params = model.init(jax.random.key(0), image, token_mask)["params"]
     params = jax.tree.map(
         lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
@@ -285,5 +290,5 @@ def test_each_block_input_is_constrained_to_the_batch_axes():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         text = str(jax.make_jaxpr(lambda x: encoder.apply({"params": params}, x).embedding)(image))
-    assert text.count("sharding_constraint") == SIZES["depth"]
+    assert text.count("sharding_constraint") == SIZES.depth
     assert "('data', 'fsdp')" in text

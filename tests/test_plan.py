@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_told_with_changes_that_are_valid(where):
     }  # fmt: skip
     for option, value in options.items():
         value = int(value) if value.isdigit() else value
-        config_lib.validate(program.changed(config, **{option: value}))
+        config_lib.validate(config_lib.flatten(config) | {option: value})
     state = next(one["effect"] for one in told["advice"] if "mesh.fsdp" in one["option"])
     assert state.startswith("parameters and optimizer")
     text = forecast.text(told)
@@ -116,8 +116,8 @@ def test_what_does_not_fit_is_told_with_changes_that_are_valid(where):
 def tiny_preset(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(
-        "from tests.conftest import tiny_config\n"
-        f"def get_config():\n    return tiny_config(**{TINY!r})\n"
+        "from tests.conftest import tiny_preset\n"
+        f"def get_config():\n    return tiny_preset(**{TINY!r})\n"
     )
     return f"--config={path}"
 
@@ -185,10 +185,9 @@ def test_the_number_of_training_images_is_found_or_asked_for():
     assert plan.training_images(config, "") == 1500
     assert plan.training_images(config, "77") == 77
     for name, images in (("[:99%]", 1_268_355), ("", 1_281_167), ("[:10%]", 128_116)):
-        config.data.train = f"imagenet2012:train{name}"
-        assert plan.training_images(config, "") == images
-    config.data.train = "elsewhere:train"
-    assert plan.training_images(config, "") == 0
+        named = tiny_config(**{"data.train": f"imagenet2012:train{name}"})
+        assert plan.training_images(named, "") == images
+    assert plan.training_images(tiny_config(**{"data.train": "elsewhere:train"}), "") == 0
 
 
 def test_bytes_that_a_compiler_lacks_are_read_from_its_error():

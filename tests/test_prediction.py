@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from supmim import config as config_lib
 from supmim import metrics, train
 from supmim.config import options
 from supmim.errors import ConfigError
@@ -89,10 +88,9 @@ def test_a_run_on_pixels_asks_for_no_tokenizer(tmp_path, monkeypatch):
     config = tiny_config(
         total_epochs=3,
         **{"data.limit": 104, "mim.target": "normalized_pixels", "tokenizer.patch_size": 7},
+        **{"eval.evaluators": "classification,reconstruction", "checkpoint.keep_best": 0},
     )
-    config.eval.evaluators = "classification,reconstruction"
-    config.checkpoint.keep_best = 0
-    results = train.train_and_evaluate(config_lib.FrozenConfigDict(config), tmp_path)
+    results = train.train_and_evaluate(config, tmp_path)
     assert results["reconstruction/pixels_explained"] < 1
     assert (tmp_path / "pictures" / "reconstructions.png").is_file()
     assert not (tmp_path / "tokenizer").exists()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from supmim import cli, optimizer, sharding, step
+from supmim import config as config_lib
 from supmim.data import images, pipeline, sources
 from supmim.tasks import TASKS
 from tests.conftest import plain_readers, prepare
@@ -39,9 +40,10 @@ def store(tmp_path_factory):
     "name", [pytest.param(n, marks=[] if n in USUAL else pytest.mark.slow) for n in RECIPES]
 )
 def test_a_recipe_goes_from_the_store_to_a_step(name, store):
-    config = load(name).get_config()
-    config.batch_size = 8
-    config.data.update(train=f"records:{store}", eval="")
+    preset = load(name).get_config()
+    preset.batch_size = 8
+    preset.data.update(train=f"records:{store}", eval="")
+    config = config_lib.validate(preset)
     train_source, eval_source = sources.load(config.data)
     assert len(train_source) + len(eval_source) == COUNT and len(train_source.class_names) == 10
     mesh = sharding.make_mesh(8, 1, 1)

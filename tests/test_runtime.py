@@ -177,15 +177,15 @@ def test_out_of_memory_tells_needed_and_three_settings(tmp_path):
 
 
 def test_every_setting_that_saves_memory_is_a_valid_override_that_changes_something():
-    config = config_lib.get_config()
+    config = config_lib.validate(config_lib.get_config())
     for line in memory.settings(config):
         path, _, value = line.split()[0].partition("=")
         option = options.OPTIONS[path]
         assert not option.problem(type(option.default)(value))
-        assert str(options.flatten(config)[path]) != value
-    with_all = config_lib.get_config()
-    with_all.encoder.update(dtype="bfloat16", remat="full")
-    with_all.optimizer.moment_dtype = "bfloat16"
+        assert str(config_lib.flatten(config)[path]) != value
+    saving = {"encoder.dtype": "bfloat16", "encoder.remat": "full"}
+    saving |= {"optimizer.moment_dtype": "bfloat16"}
+    with_all = config_lib.replaced(config, saving)
     offered = [line.split("=")[0] for line in memory.settings(with_all)]
     assert "encoder.remat" not in offered and "batch_size" in offered
 

@@ -102,10 +102,9 @@ def test_both_sizes_are_moved_alike(option):
 
 @pytest.mark.slow
 def test_a_run_tokenizes_and_draws_at_the_tokenizers_size(tmp_path):
-    config = tiny_config(batch_size=104, total_epochs=3, **OWN_SIZE, **{"data.limit": 200})
-    config.eval.evaluators = "classification,reconstruction"
-    config.checkpoint.keep_best = 0
-    results = train.train_and_evaluate(config_lib.FrozenConfigDict(config), tmp_path)
+    asked = {"eval.evaluators": "classification,reconstruction", "checkpoint.keep_best": 0}
+    config = tiny_config(batch_size=104, total_epochs=3, **OWN_SIZE, **asked, **{"data.limit": 200})
+    results = train.train_and_evaluate(config, tmp_path)
     assert 0 < results["reconstruction/token_accuracy"] <= 1
     assert (tmp_path / "pictures" / "reconstructions.png").is_file()
     assert patch_vq.load(tmp_path / "tokenizer").codes.shape == (16, 16)

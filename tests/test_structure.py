@@ -29,8 +29,8 @@ FLOORS = [
     ("step",),
     ("report",),
     ("models", "data", "target_ids", "tokenizers", "interop", "optimizer", "workdir", "runtime"),
-    ("config",),
     tuple(LEAVES),
+    ("config",),
 ]
 CORE = ["train", "assemble", "step", "tasks/supmim", "losses", "optimizer", "sharding",
         "workdir/checkpoint", "masking"]  # fmt: skip
@@ -63,7 +63,7 @@ def test_arrows_point_down_only():
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_leaves_import_nothing_of_ours(leaf):
-    assert not ours(MODULES[f"supmim.{leaf}"])
+    assert not [name for name in ours(MODULES[f"supmim.{leaf}"]) if "supmim.config" not in name]
 
 
 def test_the_step_knows_no_model_and_the_ground_no_jax():

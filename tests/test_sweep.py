@@ -12,7 +12,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from ml_collections import FrozenConfigDict
 
 from supmim import cli, grid
 from supmim.errors import ConfigError
@@ -20,7 +19,7 @@ from supmim.report import sweep as picture
 from supmim.sweeps import cost, local, members, table
 from supmim.workdir import lock
 from supmim.workdir.files import write_json
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_preset
 
 SHIPPED = Path(__file__).parents[1] / "configs/sweeps"
 MATCHED = ("two_pass-s0", "baseline_matched-s0")
@@ -44,7 +43,7 @@ if "bad" in name:
 
 def write_sweep(folder, code):
     """A sweep file over a tiny preset; `code` is what get_sweep returns."""
-    (folder / "tiny.json").write_text(json.dumps(tiny_config(total_epochs=1).to_dict()))
+    (folder / "tiny.json").write_text(json.dumps(tiny_preset(total_epochs=1).to_dict()))
     (folder / "tiny.py").write_text(
         "import json, pathlib\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
         "    path = pathlib.Path(__file__).with_name('tiny.json')\n"
@@ -159,7 +158,7 @@ def test_a_member_that_could_not_start_is_told_before_any_does(tmp_path, capsys)
 def test_the_attention_of_a_gpu_is_costed_without_one():
     plain = tiny_config(**{"encoder.dtype": "bfloat16"})
     flash = tiny_config(**{"encoder.dtype": "bfloat16", "encoder.attention": "cudnn"})
-    assert cost.cost(FrozenConfigDict(flash)) == cost.cost(FrozenConfigDict(plain))
+    assert cost.cost(flash) == cost.cost(plain)
 
 
 # Running.

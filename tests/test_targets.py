@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from supmim import assemble, cli, sharding, train
@@ -35,7 +34,7 @@ def config_of(**changes):
         "tokenizer.microbatch": 2, "encoder.depth": 1, "eval.evaluators": "classification",
         "checkpoint.keep_best": 0,
     }  # fmt: skip
-    return FrozenConfigDict(tiny_config(**small | changes))
+    return tiny_config(**small | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -378,8 +377,8 @@ def test_ids_from_elsewhere_are_told_with_how_many_are_the_same(folder, tmp_path
 def test_what_no_cache_can_be_made_of_is_told(tmp_path, capsys):
     preset = tmp_path / "preset.py"
     preset.write_text(
-        "from tests.test_targets import config_of\nfrom ml_collections import ConfigDict\n\n\n"
-        "def get_config():\n    return ConfigDict(config_of().to_dict())\n"
+        "from supmim import config as base\nfrom tests.test_targets import config_of\n\n\n"
+        "def get_config():\n    return base.to_dict(config_of())\n"
     )
 
     def run(*flags):

@@ -20,6 +20,7 @@ from PIL import Image
 
 from supmim import assemble
 from supmim.benchmarks.turns import Contestant, take_turns
+from supmim.config import Config, options
 from supmim.data import crop, decode, images, pipeline
 from supmim.data.sources import base
 from supmim.errors import ConfigError
@@ -30,7 +31,7 @@ BATCHED = "ours, with reading, into a batch"
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def run(config: Any, rounds: int) -> dict[str, Any]:
+def run(config: Config, rounds: int) -> dict[str, Any]:
     """Everything that is printed: stages on one core, then pipelines on all."""
     config, source, _ = assemble.load_sources(config)
     if not isinstance(source[0].image, bytes):
@@ -71,7 +72,7 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def contestants(seen: images.Images, index: np.ndarray, data: Any) -> Iterator[Contestant]:
+def contestants(seen: images.Images, index: np.ndarray, data: options.Data) -> Iterator[Contestant]:
     """The stages, ours as a whole, and the references; each runs over all records."""
     records = seen.source.__getitems__([int(i) for i in index])
     files = [record.image for record in records]
@@ -139,7 +140,7 @@ def worker_counts() -> list[int]:
     return [0, *sorted({2**k for k in range(cores.bit_length()) if 2**k <= cores} | {cores})]
 
 
-def whole(config: Any, seen: images.Images, workers: int, rate: float) -> dict[str, Any]:
+def whole(config: Config, seen: images.Images, workers: int, rate: float) -> dict[str, Any]:
     """Images per second as the training would get them, once the readers are warm.
 
     share: of what so many cores would do at the rate of BATCHED on one.

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.flags import FlagValues
 from jax.sharding import NamedSharding, PartitionSpec
 from sklearn.neighbors import NearestNeighbors
 
 from supmim import assemble
 from supmim.benchmarks.step import SIDE, Step
 from supmim.benchmarks.turns import take_turns
+from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.evaluators.lib import ranking
 
@@ -25,7 +27,7 @@ REFERENCE = 250_000_000  # similarities that a reference on the host computes in
 CLOSE = 1e-5  # cosines that rounding may put in another order
 
 
-def run(config: Any, flags: Any) -> dict[str, Any]:
+def run(config: Config, flags: FlagValues) -> dict[str, Any]:
     """Everything that is printed; width of the encoder, memory of config.eval.similarity_mib."""
     mesh = assemble.mesh_of(config)
     default = FITTING[mesh.devices.flat[0].platform]
@@ -57,7 +59,7 @@ def run(config: Any, flags: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def number(flags: Any, name: str, default: int) -> int:
+def number(flags: FlagValues, name: str, default: int) -> int:
     """A flag that is a number from 1; ConfigError if it is none."""
     text = flags[name].value or str(default)
     if not text.isdecimal() or not int(text):

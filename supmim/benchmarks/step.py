@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import assemble, optimizer, sharding, step
+from supmim import config as config_lib
 from supmim.benchmarks import naive
 from supmim.benchmarks.turns import Contestant, take_turns
-from supmim.config import validate
+from supmim.config import Config
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.planning import flops
@@ -44,7 +44,7 @@ class Step(Contestant):
     temp_bytes: int = 0
 
 
-def run(config: Any, rounds: int) -> dict[str, Any]:
+def run(config: Config, rounds: int) -> dict[str, Any]:
     """Everything that is printed: a row per step, and the matmul ceiling of the same run."""
     config = assemble.settled(config)
     check(config)
@@ -79,7 +79,7 @@ def row(one: Step, plain: Step, batch_size: int, peak: float) -> dict[str, Any]:
     }
 
 
-def check(config: Any) -> None:
+def check(config: Config) -> None:
     """ConfigError where the plain ViT would not be the same network."""
     encoder = config.encoder
     if (encoder.pool, encoder.positions, encoder.attention) != ("gap", "sincos2d", "xla"):
@@ -90,17 +90,19 @@ def check(config: Any) -> None:
         )
 
 
-def settings(config: Any, **changes: Any) -> FrozenConfigDict:
+def settings(config: Config, **changes: Any) -> Config:
     """The config, unrolled and without what only the one or the other has, and with changes."""
-    options = ConfigDict(config.to_dict())
-    options.accumulation_steps = 1
-    options.encoder.update(scan=False, remat="none", dropout=0.0, stochastic_depth=0.0)
-    options.update_from_flattened_dict(changes)
-    validate(options)
-    return FrozenConfigDict(options)
+    plain = {
+        "accumulation_steps": 1,
+        "encoder.scan": False,
+        "encoder.remat": "none",
+        "encoder.dropout": 0.0,
+        "encoder.stochastic_depth": 0.0,
+    }
+    return config_lib.validate(config_lib.flatten(config) | plain | changes)
 
 
-def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
+def contestants(config: Config, mesh: jax.sharding.Mesh) -> Iterator[Step]:
     """The plain step first, then each rung for the supervised step and for SupMIM's."""
     supervised = settings(config, mim_weight=0.0)
     yield from compiled("plain", [("Flax ViT", ())], supervised, mesh, plain_task)
@@ -111,7 +113,7 @@ def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
 
 
 def compiled(
-    arm: str, steps: list[tuple[str, tuple[str, ...]]], config: Any, mesh: jax.sharding.Mesh,
+    arm: str, steps: list[tuple[str, tuple[str, ...]]], config: Config, mesh: jax.sharding.Mesh,
     make_task: Callable[[Any], step.Task],
 ) -> Iterator[Step]:  # fmt: skip
     """The steps of one task, each naive in its own choices, all from the same state."""
@@ -129,7 +131,7 @@ def compiled(
 
 
 def first_state(
-    config: Any, task: step.Task, mesh: jax.sharding.Mesh
+    config: Config, task: step.Task, mesh: jax.sharding.Mesh
 ) -> tuple[step.State, optax.GradientTransformation, Any]:
     """The state of a task before its first step, on the mesh; its optimizer; its shardings."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
@@ -138,14 +140,14 @@ def first_state(
     return jax.jit(make_state, out_shardings=placement)(), tx, placement
 
 
-def rungs(config: Any, mesh: jax.sharding.Mesh) -> list[tuple[str, tuple[str, ...]]]:
+def rungs(config: Config, mesh: jax.sharding.Mesh) -> list[tuple[str, tuple[str, ...]]]:
     """LADDER, without cuDNN's rung where there is none."""
     if has_cudnn(config, mesh):
         return list(LADDER)
     return [rung for rung in LADDER if "cuDNN" not in rung[0]]
 
 
-def has_cudnn(config: Any, mesh: jax.sharding.Mesh) -> bool:
+def has_cudnn(config: Config, mesh: jax.sharding.Mesh) -> bool:
     """Whether the config could use cuDNN's attention here."""
     if mesh.devices.flat[0].platform != "gpu":
         return False
@@ -155,16 +157,16 @@ def has_cudnn(config: Any, mesh: jax.sharding.Mesh) -> bool:
     return False
 
 
-def abstract_task(config: Any) -> step.Task:
+def abstract_task(config: Config) -> step.Task:
     """The task of a config, without data."""
     return TASKS[config.task].abstract(config)
 
 
-def plain_task(config: Any) -> step.Task:
+def plain_task(config: Config) -> step.Task:
     """The supervised task with a plain ViT for its encoder."""
     task = abstract_task(config)
     names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "gelu", "dtype")
-    sizes = {name: config.encoder[name] for name in names}
+    sizes = {name: vars(config.encoder)[name] for name in names}
     task.model = task.model.clone(encoder=naive.PlainViT(grid=task.grid, **sizes))
     return task
 

@@ -10,17 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from supmim import assemble, sharding, step, tokenizers
+from supmim import config as config_lib
 from supmim.benchmarks.step import Step, first_state, made_up, matmul, settings
 from supmim.benchmarks.turns import take_turns
-from supmim.config import options
+from supmim.config import Config, options
 from supmim.data import images, pipeline, sources
 from supmim.data.sources import base
 from supmim.errors import ConfigError
 from supmim.planning import flops
-from supmim.planning.program import changed
 from supmim.tasks import TASKS
 from supmim.tokenizers import online
 
@@ -29,14 +28,14 @@ BOTH = ("float32", "bfloat16")
 WITHOUT = "no MIM"
 
 
-def run(config: Any, rounds: int) -> dict[str, Any]:
+def run(config: Config, rounds: int) -> dict[str, Any]:
     """Everything that is printed."""
-    if not options.has_tokenizer(config):
+    if not config.has_tokenizer:
         raise ConfigError(
             "supmim benchmark tokenizer times target ids: it takes a config of task=supmim with "
             "config.mim_weight above 0 and config.mim.target=tokens"
         )
-    config = changed(assemble.settled(config), **{"data.targets": ""})
+    config = config_lib.replaced(assemble.settled(config), {"data.targets": ""})
     mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)
     with jax.set_mesh(mesh):
@@ -57,12 +56,12 @@ def run(config: Any, rounds: int) -> dict[str, Any]:
     }
 
 
-def dtypes(config: Any) -> tuple[str, ...]:
+def dtypes(config: Config) -> tuple[str, ...]:
     """Those that the tokenizer can compute in."""
     return DTYPES.get(config.tokenizer.name, BOTH)
 
 
-def of_encoder(one: Step, config: Any, peak: float) -> dict[str, Any]:
+def of_encoder(one: Step, config: Config, peak: float) -> dict[str, Any]:
     """Rate and cost of the tokenizer; a multiplication with its addition is 1 MAC."""
     size, seconds = config.batch_size, one.median()
     return {
@@ -86,7 +85,7 @@ def of_step(one: Step, without: Step, batch_size: int) -> dict[str, Any]:
     }
 
 
-def tokenizer_of(config: Any) -> tokenizers.Tokenizer:
+def tokenizer_of(config: Config) -> tokenizers.Tokenizer:
     """That of config.tokenizer.path, or one of random weights: its cost is the same."""
     if config.tokenizer.path:
         return tokenizers.load(config)
@@ -102,16 +101,16 @@ def tokenizer_of(config: Any) -> tokenizers.Tokenizer:
     )
 
 
-def encoder(config: Any, dtype: str, mesh: jax.sharding.Mesh) -> Step:
+def encoder(config: Config, dtype: str, mesh: jax.sharding.Mesh) -> Step:
     """Images to ids as a run does it, with nothing else."""
-    config = changed(config, **{"tokenizer.dtype": dtype})
+    config = config_lib.replaced(config, {"tokenizer.dtype": dtype})
     task, raw = task_of(config, mesh), raw_batch(config, mesh)
     tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
     count = flops.count(task.tokenize, task.frozen, raw)
     return Step(dtype, lambda: tokenize(task.frozen, raw), flops=count)
 
 
-def task_of(config: Any, mesh: jax.sharding.Mesh) -> step.Task:
+def task_of(config: Config, mesh: jax.sharding.Mesh) -> step.Task:
     """The task of a config without data, with a tokenizer that computes."""
     task = TASKS[config.task].abstract(config)
     if task.frozen is not None:
@@ -119,12 +118,12 @@ def task_of(config: Any, mesh: jax.sharding.Mesh) -> step.Task:
     return task
 
 
-def raw_batch(config: Any, mesh: jax.sharding.Mesh) -> step.Batch:
+def raw_batch(config: Config, mesh: jax.sharding.Mesh) -> step.Batch:
     """What the readers would have placed on the devices: noise."""
     return made_up(pipeline.abstract_batch(config, mesh), sharding.batch_sharding(mesh))
 
 
-def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
+def contestants(config: Config, mesh: jax.sharding.Mesh) -> Iterator[Step]:
     """A training step without MIM; then with it, in two passes and in one, online and cached."""
     yield whole_step(WITHOUT, settings(config, mim_weight=0.0), mesh)
     for passes, name in (("two", "two passes"), ("one", "one pass")):
@@ -135,11 +134,11 @@ def contestants(config: Any, mesh: jax.sharding.Mesh) -> Iterator[Step]:
 
 def one_view(passes: str) -> dict[str, Any]:
     """What a single pass must do without: a class view of its own."""
-    names = [f"data.{name}" for name in options.CLASS_VIEW] if passes == "one" else []
-    return {name: options.OPTIONS[name].default for name in names}
+    paths = options.that_change("colours", "class view") if passes == "one" else ()
+    return {path: options.OPTIONS[path].default for path in paths}
 
 
-def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
+def whole_step(name: str, config: Config, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
     """All that a step runs on the devices from a raw batch on; cached: target ids are in that."""
     task, rng = task_of(config, mesh), jax.random.key(config.seed)
     state, tx, placement = first_state(config, task, mesh)
@@ -160,23 +159,23 @@ def whole_step(name: str, config: Any, mesh: jax.sharding.Mesh, cached: bool = F
     return Step(name, advance, flops=count)
 
 
-def agree(config: Any) -> float:
+def agree(config: Config) -> float:
     """Share of ids that bfloat16 and float32 have in common, on one microbatch.
 
     Of evaluation images where there is a trained tokenizer, else of noise.
     """
-    size, count = options.tokenizer_size(config), config.tokenizer.microbatch
+    size, count = config.tokenizer_size, config.tokenizer.microbatch
     if config.tokenizer.path:
-        view = ConfigDict(config.data.to_dict())
-        view.image_size = size
-        seen = images.evaluation(sources.load(config.data)[1], view)
+        data = config_lib.replaced(config, {"data.image_size": size}).data
+        seen = images.evaluation(sources.load(config.data)[1], data)
         pixels = seen.read(base.evenly(len(seen), count))["image"] / np.float32(255)
     else:
         shape = (count, size, size, config.data.channels)
         pixels = jax.random.uniform(jax.random.key(1), shape)
     ids = [
         jax.jit(lambda frozen, x: frozen.encode(x))(
-            tokenizer_of(changed(config, **{"tokenizer.dtype": dtype})), jnp.asarray(pixels)
+            tokenizer_of(config_lib.replaced(config, {"tokenizer.dtype": dtype})),
+            jnp.asarray(pixels),
         )
         for dtype in BOTH
     ]

@@ -1,15 +1,17 @@
 """`supmim benchmark`: how fast step, input, tokenizer and search are, against references."""
 
 import json
-from typing import Any
+
+from absl.flags import FlagValues
 
 from supmim.benchmarks import input, knn, step, tokenizer
+from supmim.config import Config
 from supmim.errors import ConfigError
 
 BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer, "knn": knn}
 
 
-def run(config: Any, flags: Any) -> None:
+def run(config: Config, flags: FlagValues) -> None:
     """The verb."""
     if not flags.rounds.isdigit() or not int(flags.rounds):
         raise ConfigError(f"--rounds={flags.rounds} is not a number of rounds, e.g. --rounds=10")

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl.flags import FlagValues
+
 from supmim import config as config_lib
+from supmim.config import options
 from supmim.data import convert, inspection, prepare, progress, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base
@@ -26,7 +29,7 @@ OWN_FLAGS = {
 GIB = 2**30
 
 
-def run(_: Any, flags: Any) -> None:
+def run(_: Any, flags: FlagValues) -> None:
     """The verb."""
     check_flags(flags)
     try:
@@ -36,7 +39,7 @@ def run(_: Any, flags: Any) -> None:
         raise Interrupted(f"{flags.action} was interrupted; the same command {goes_on}") from error
 
 
-def check_flags(flags: Any) -> None:
+def check_flags(flags: FlagValues) -> None:
     """ConfigError for a flag that another action takes."""
     for action, names in OWN_FLAGS.items():
         for name in names if flags.action != action else ():
@@ -44,18 +47,15 @@ def check_flags(flags: Any) -> None:
                 raise ConfigError(f"--{name} is a flag of supmim data {action}")
 
 
-def data_options(flags: Any) -> Any:
-    """config.data as the flags have it: a usual training's view."""
-    config = config_lib.get_config()
-    config.data.crop = "inception"
-    config.data.tfds_dir = flags.tfds_dir
+def data_options(flags: FlagValues) -> options.Data:
+    """Return config.data as the flags have it, with the crops of a usual training."""
+    asked = {"data.crop": "inception", "data.tfds_dir": flags.tfds_dir}
     if flags.holdout:
-        config.data.holdout = number("holdout", flags.holdout, float, 0, 0.9)
+        asked["data.holdout"] = number("holdout", flags.holdout, float, 0, 0.9)
     for name in ("mask_classes", "ignore_label"):
-        if flags[name].value:
-            config.data[name] = number(name.replace("_", "-"), flags[name].value, int, -1)
-    config_lib.validate(config)
-    return config.data
+        if text := flags[name].value:
+            asked[f"data.{name}"] = number(name.replace("_", "-"), text, int, -1)
+    return config_lib.validate(config_lib.flatten(config_lib.get_config()) | asked).data
 
 
 def number(flag: str, text: str, kind: type, low: float = 0, high: float = 10**6) -> Any:
@@ -69,7 +69,7 @@ def number(flag: str, text: str, kind: type, low: float = 0, high: float = 10**6
     return value
 
 
-def parts_of(spec: str, data: Any) -> dict[str, Source]:
+def parts_of(spec: str, data: options.Data) -> dict[str, Source]:
     """train and val of a source; the whole, as "", of one that holds nothing out."""
     try:
         held_out = sources.find(spec, base.HELD_OUT, data)
@@ -86,7 +86,7 @@ def with_split(spec: str) -> str:
 # check
 
 
-def check(spec: str, data: Any, flags: Any) -> None:
+def check(spec: str, data: options.Data, flags: FlagValues) -> None:
     """Decodes everything and says what is there. DataError if that should not be trained on."""
     if spec.startswith("pairs:"):
         return check_pairs(spec, data, flags)
@@ -125,7 +125,7 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
         yield "its parts have different classes"
 
 
-def check_lines(found: dict[str, Any], data: Any) -> Iterator[str]:
+def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
     """The report, at most 80 columns wide."""
     for name, part in found["parts"].items():
         yield from part_lines(name, part, found["source"])
@@ -214,7 +214,7 @@ def wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def check_pairs(spec: str, data: Any, flags: Any) -> None:
+def check_pairs(spec: str, data: options.Data, flags: FlagValues) -> None:
     """The same for images with masks."""
     parts = parts_of(spec, data)
     with progress.bar("decoding", sum(map(len, parts.values()))) as advance:
@@ -261,7 +261,7 @@ def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
 # prepare
 
 
-def prepare_tfds(name: str, data: Any, flags: Any) -> None:
+def prepare_tfds(name: str, data: options.Data, flags: FlagValues) -> None:
     """Downloads and writes a data set of TFDS, if that is not done yet."""
     builder = prepare.prepare(name, data.tfds_dir, tell)
     splits = ", ".join(f"{n} {s.num_examples:,}" for n, s in builder.info.splits.items())
@@ -273,7 +273,7 @@ def prepare_tfds(name: str, data: Any, flags: Any) -> None:
 # convert
 
 
-def convert_to(spec: str, data: Any, flags: Any) -> None:
+def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
     """Writes a store."""
     if not flags.out:
         raise ConfigError("supmim data convert takes --out=DIR, the folder that gets the store")
@@ -303,7 +303,7 @@ def bad_lines(images: Sequence[Bad], spec: str) -> list[str]:
     return [f"{bad.name.removeprefix(folder)}: {bad.why}" for bad in images]
 
 
-def how_of(flags: Any, max_pixels: int) -> convert.How:
+def how_of(flags: FlagValues, max_pixels: int) -> convert.How:
     """How images are to be stored; ConfigError for flags that don't go together."""
     size = number("size", flags.size, int, 1, 2**15) if flags.size else 0
     if flags.quality and (flags.raw or not size):

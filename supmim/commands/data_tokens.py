@@ -11,11 +11,11 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from absl.flags import FlagValues
 
 from supmim import assemble, sharding
 from supmim import config as config_lib
-from supmim.config import options
+from supmim.config import Config
 from supmim.data import images, pipeline, progress
 from supmim.data.bad_records import BadRecords
 from supmim.data.stream import Rows
@@ -32,7 +32,7 @@ from supmim.workdir.files import write_json
 IN_FLIGHT = 2  # batches that devices work on
 
 
-def run(config: Any, flags: Any) -> None:
+def run(config: Config, flags: FlagValues) -> None:
     """The verb."""
     devices.prepare(flags.fake_devices, flags.deterministic)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
@@ -42,7 +42,7 @@ def run(config: Any, flags: Any) -> None:
         write(config, out, stop)
 
 
-def write(config: Any, out: Path, stop: StopSignal) -> None:
+def write(config: Config, out: Path, stop: StopSignal) -> None:
     """Writes what is missing of a run's target ids.
 
     ConfigError for a run without ids; DataError for a folder of other ids, or too small a disk;
@@ -72,16 +72,15 @@ def write(config: Any, out: Path, stop: StopSignal) -> None:
     tell(f"next        supmim train --config=FILE.py --config.data.targets={out}")
 
 
-def checked(config: Any, out: Path) -> FrozenConfigDict:
+def checked(config: Config, out: Path) -> Config:
     """The config as a run would have it that reads from `out`, once there is anything to read."""
-    if not options.has_tokenizer(config):
+    if not config.has_tokenizer:
         raise ConfigError("this config predicts no ids: set config.mim.target=tokens, mim_weight>0")
     begun = hosts.together(lambda: check_ours(out))
-    made = ConfigDict(config.to_dict())
-    made.data.targets = str(out)
-    config_lib.validate(made)  # a codebook too large for a cache
-    made.data.targets = str(out) if begun else ""  # a tokenizer that is there is taken
-    return FrozenConfigDict(made)
+    reading = config_lib.flatten(config) | {"data.targets": str(out)}
+    config_lib.validate(reading)  # a codebook may be too large for a cache
+    # The tokenizer of a cache that exists is used again.
+    return config_lib.replaced(config, {"data.targets": str(out) if begun else ""})
 
 
 def check_ours(out: Path) -> bool:
@@ -138,7 +137,7 @@ def share(parts: Sequence[Part], host: int, num_hosts: int) -> Sequence[Part]:
 
 
 def fill(
-    config: Any, cache: Cache, seen: images.Images, task: Any, parts: Sequence[Part],
+    config: Config, cache: Cache, seen: images.Images, task: Any, parts: Sequence[Part],
     stop: StopSignal,
 ) -> int:  # fmt: skip
     """Writes these files, each whole or not at all; returns how many views could not be read.

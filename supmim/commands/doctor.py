@@ -5,10 +5,11 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
+from absl.flags import FlagValues
 
+from supmim.config import Config
 from supmim.errors import DeviceError
 from supmim.runtime import devices, host_memory
 
@@ -17,7 +18,7 @@ LOW_DISK = 5  # GiB
 LOW_MEMORY = 3  # GiB
 
 
-def run(config: Any, flags: Any) -> int:
+def run(config: Config, flags: FlagValues) -> int:
     """The verb; exit code 6 if no device can be used."""
     print(f"python      {platform.python_version()} on {platform.machine()}")
     print("packages    " + "\n            ".join(versions()))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict, FrozenConfigDict
+from absl.flags import FlagValues
 
 from supmim import assemble, evaluators, optimizer, step
 from supmim import config as config_lib
-from supmim.config import options
+from supmim.config import Config, options, tasks
 from supmim.data import pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base
@@ -40,7 +40,7 @@ BY_CLASSES = ("knn", "fewshot", "linear", "logistic")  # that are learnt from th
 OF_HEAD = ("classification", "segmentation")  # that ask the trained head
 
 
-def run(config: Any, flags: Any) -> None:
+def run(config: Config, flags: FlagValues) -> None:
     """The verb: prints the results and notes them, in the file that `results_of` names."""
     devices.prepare(flags.fake_devices, False)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
@@ -52,7 +52,7 @@ def run(config: Any, flags: Any) -> None:
         evaluate(config, workdir, flags.step, mesh)
 
 
-def evaluate(config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh) -> None:
+def evaluate(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh) -> None:
     """The same in a workdir that it holds; asked: see `restored`."""
     run_config = read_config(workdir)
     config, source, eval_source = load_sources(config)
@@ -60,7 +60,7 @@ def evaluate(config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh) ->
     found = restored(own, workdir, asked, mesh)
     config = judged(config, run_config, found.fingerprint, source, eval_source)
     task = abstract(own)
-    if "reconstruction" in options.evaluator_names(config):
+    if "reconstruction" in config.evaluator_names:
         task = with_tokenizer(own, found.fingerprint, source, workdir, mesh)
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
@@ -83,39 +83,38 @@ def evaluate(config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh) ->
 # What is evaluated.
 
 
-def load_sources(config: Any) -> tuple[FrozenConfigDict, base.Source, base.Source]:
+def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
     """The config with the number of classes of its images; training and evaluation source.
 
     Classes of images are those of both sources, which need not be alike.
     """
-    labelled = options.has_labels(config)
-    source, eval_source = sources.load(config.data, labelled, joined=config.task == "supmim")
-    unsettled = ConfigDict(config.to_dict())
-    unsettled.classifier.num_classes = 0
-    settled = config_lib.settle(FrozenConfigDict(unsettled), source.class_names, source.name)
-    return settled, source, eval_source
+    labelled = config.facts.has_labels
+    source, eval_source = sources.load(config.data, labelled, joined=config.facts.may_join_classes)
+    unknown = config_lib.replaced(config, {"classifier.num_classes": 0})
+    return assemble.with_num_classes(unknown, source), source, eval_source
 
 
-def of_run(config: Any, run_config: Any) -> FrozenConfigDict:
+def of_run(config: Config, run_config: Config) -> Config:
     """The config of the model: the run's data and classes, whatever is evaluated on.
 
     No loss is taken, so none asks for its weights.
     """
-    own = ConfigDict(config.to_dict())
-    own.data = ConfigDict(run_config.data.to_dict() | {"targets": config.data.targets})
-    own.classifier = ConfigDict(run_config.classifier.to_dict())
-    own.tokenizer.perceptual_weight = 0.0
-    return FrozenConfigDict(own)
+    return options.changed(
+        config,
+        data=options.changed(run_config.data, targets=config.data.targets),
+        classifier=run_config.classifier,
+        tokenizer=options.changed(config.tokenizer, perceptual_weight=0.0),
+    )
 
 
-def abstract(config: Any) -> step.Task:
+def abstract(config: Config) -> step.Task:
     """The task of a run without the tokenizer that its training had."""
     task = TASKS[config.task].abstract(config)
     task.frozen = None
     return task
 
 
-def restored(config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh) -> Restored:
+def restored(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh) -> Restored:
     """One checkpoint of a run, the newest unless a step is asked for, on the mesh."""
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(
@@ -136,7 +135,7 @@ def restored(config: Any, workdir: Path, asked: str, mesh: jax.sharding.Mesh) ->
 
 
 def with_tokenizer(
-    config: Any, stored: dict[str, Any], source: base.Source, workdir: Path,
+    config: Config, stored: dict[str, Any], source: base.Source, workdir: Path,
     mesh: jax.sharding.Mesh,
 ) -> step.Task:  # fmt: skip
     """The task of a run; DataError if its tokenizer is not what it was."""
@@ -146,21 +145,21 @@ def with_tokenizer(
 
 
 def judged(
-    config: Any, run_config: Any, stored: dict[str, Any], source: base.Source,
+    config: Config, run_config: Config, stored: dict[str, Any], source: base.Source,
     eval_source: base.Source,
-) -> FrozenConfigDict:  # fmt: skip
+) -> Config:  # fmt: skip
     """The config without the evaluators that mean nothing on these images, which are told.
 
     ConfigError if one of them was asked for by name, or no other is left.
     """
     asked = config.eval.evaluators
     reasons = meaningless(config, run_config, stored, source, eval_source)
-    names = options.evaluator_names(config)
+    names = config.evaluator_names
     left_out = {name: reasons[name] for name in names if name in reasons}
     kept = [name for name in names if name not in reasons]
     lines = [f"{name}: {why}" for name, why in left_out.items()]
-    if left_out and (not kept or asked not in (options.ALL, run_config.eval.evaluators)):
-        others = [n for n in options.EVALUATORS[config.task]
+    if left_out and (not kept or asked not in (tasks.ALL, run_config.eval.evaluators)):
+        others = [n for n in config.facts.evaluators
                   if n not in reasons and n not in ("landmarks", "reconstruction")]  # fmt: skip
         raise ConfigError(
             "not every evaluator has a meaning on these images:\n  " + "\n  ".join(lines) +
@@ -168,13 +167,11 @@ def judged(
         )  # fmt: skip
     if hosts.is_first():
         print("".join(f"left out    {line}\n" for line in lines), end="")
-    changed = ConfigDict(config.to_dict())
-    changed.eval.evaluators = ",".join(kept)
-    return FrozenConfigDict(changed)
+    return config_lib.replaced(config, {"eval.evaluators": ",".join(kept)})
 
 
 def meaningless(
-    config: Any, run_config: Any, stored: dict[str, Any], source: base.Source,
+    config: Config, run_config: Config, stored: dict[str, Any], source: base.Source,
     eval_source: base.Source,
 ) -> dict[str, str]:  # fmt: skip
     """Evaluators of which nothing can be said here, with the reason."""
@@ -194,17 +191,17 @@ def meaningless(
 # Where results go.
 
 
-def fingerprint(source: base.Source, eval_source: base.Source, config: Any) -> dict[str, Any]:
+def fingerprint(source: base.Source, eval_source: base.Source, config: Config) -> dict[str, Any]:
     """Of the images and how they are seen."""
     found = pipeline.fingerprint(source, eval_source, config)
     return {n: x for n, x in found.items() if n not in NOT_OF_DATA} | window(config)
 
 
-def window(config: Any) -> dict[str, int]:
+def window(config: Config) -> dict[str, int]:
     """How segmentation sees them besides; empty for other tasks."""
-    if config.task != "segmentation":
+    if not config.facts.has_masks:
         return {}
-    return dict(zip(("window", "stride"), options.window(config), strict=True))
+    return dict(zip(("window", "stride"), config.window, strict=True))
 
 
 def differences(stored: dict[str, Any], seen: dict[str, Any]) -> list[str]:

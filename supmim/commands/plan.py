@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl.flags import FlagValues
 
 from supmim import assemble, sharding
-from supmim.config import options
+from supmim import config as config_lib
+from supmim.config import Config
 from supmim.data import sources
 from supmim.errors import ConfigError, DataError, DeviceError
 from supmim.planning import hlo, program, roofline, table, topology
@@ -23,7 +25,7 @@ IMAGENET_TRAIN = 1_281_167  # images of imagenet2012:train
 EXAMPLE = "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16"
 
 
-def run(config: Any, flags: Any) -> None:
+def run(config: Config, flags: FlagValues) -> None:
     """The verb. DeviceError, after its table is printed, if the step does not fit."""
     if flags.table:
         return table.write(Path(flags.table))
@@ -42,7 +44,7 @@ def run(config: Any, flags: Any) -> None:
     return None
 
 
-def training_images(config: Any, asked: str) -> int:
+def training_images(config: Config, asked: str) -> int:
     """Images of the training source, or 0: as asked, by ImageNet's count, or by opening it."""
     if asked:
         if not asked.isdigit():
@@ -51,12 +53,12 @@ def training_images(config: Any, asked: str) -> int:
     if found := re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", config.data.train):
         return IMAGENET_TRAIN * int(found[1] or 100) // 100
     try:
-        return len(sources.load(config.data, options.has_labels(config))[0])
+        return len(sources.load(config.data, config.facts.has_labels)[0])
     except DataError:
         return 0
 
 
-def fitted_mesh(config: Any, chips: int) -> tuple[Any, list[str]]:
+def fitted_mesh(config: Config, chips: int) -> tuple[Any, list[str]]:
     """The config with an fsdp axis that divides the chips, and what had to change for it."""
     fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
     if fsdp < 1 or tensor < 1 or config.mesh.data != -1 or not chips % (fsdp * tensor):
@@ -64,10 +66,10 @@ def fitted_mesh(config: Any, chips: int) -> tuple[Any, list[str]]:
     smaller = math.gcd(fsdp, chips // tensor if not chips % tensor else 1)
     change = f"--config.mesh.fsdp={smaller}"
     note = f"config.mesh.fsdp={fsdp} does not fit {chips} chips: planned, and to train, {change}"
-    return program.changed(config, **{"mesh.fsdp": smaller}), [note]
+    return config_lib.replaced(config, {"mesh.fsdp": smaller}), [note]
 
 
-def check(config: Any, where: topology.Topology, mesh: jax.sharding.Mesh) -> list[str]:
+def check(config: Config, where: topology.Topology, mesh: jax.sharding.Mesh) -> list[str]:
     """Notes on what `train` would refuse besides; ConfigError for what no step can be made of."""
     platform = where.devices[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
@@ -88,7 +90,7 @@ def check(config: Any, where: topology.Topology, mesh: jax.sharding.Mesh) -> lis
 # The plan of one config on one topology.
 
 
-def make(config: Any, where: topology.Topology, num_images: int) -> dict[str, Any]:
+def make(config: Config, where: topology.Topology, num_images: int) -> dict[str, Any]:
     """The plan as JSON: bytes and seconds are those of one chip and one step."""
     began = time.monotonic()
     config, notes = fitted_mesh(config, len(where.devices))
@@ -167,7 +169,7 @@ def speeds(result: dict, chip: topology.Chip, num_images: int) -> Iterator[dict[
 
 
 def largest_batch(
-    config: Any, where: topology.Topology, num_images: int, first: dict[str, Any]
+    config: Config, where: topology.Topology, num_images: int, first: dict[str, Any]
 ) -> dict[str, Any]:
     """The most images that fit: a line through two plans, `first` maybe one, then compiled itself.
 
@@ -178,7 +180,7 @@ def largest_batch(
 
     def tried(images: int) -> dict[str, Any]:
         if images not in plans:
-            changed = program.changed(config, batch_size=images * unit)
+            changed = config_lib.replaced(config, {"batch_size": images * unit})
             plans[images] = make(changed, where, num_images)
         return plans[images]
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl.flags import FlagValues
+
+from supmim.config import Config
 from supmim.errors import ConfigError, Interrupted, SupmimError
 from supmim.report import sweep as picture
 from supmim.sweeps import local, members, slurm, table
@@ -15,7 +18,7 @@ from supmim.workdir import files, lock
 from supmim.workdir.writer import read_metrics
 
 
-def run(config: Any, flags: Any) -> None:
+def run(config: Config, flags: FlagValues) -> None:
     """The verb."""
     ACTIONS[flags.action](Path(flags.folder), flags)
 
@@ -23,7 +26,7 @@ def run(config: Any, flags: Any) -> None:
 # The actions.
 
 
-def plan(folder: Path, flags: Any) -> None:
+def plan(folder: Path, flags: FlagValues) -> None:
     """Validates, costs and freezes every member; trains nothing."""
     found = members_of(folder, flags)
     with lock.hold(folder, "--folder"):
@@ -31,7 +34,7 @@ def plan(folder: Path, flags: Any) -> None:
     print(f"next: supmim sweep run --folder={folder}")
 
 
-def train(folder: Path, flags: Any) -> None:
+def train(folder: Path, flags: FlagValues) -> None:
     """Trains what is missing, once all members are known to be sound."""
     engine = ENGINES.get(flags.engine)
     if engine is None:
@@ -43,7 +46,7 @@ def train(folder: Path, flags: Any) -> None:
         engine([member for member in found if not member.results], folder, flags)
 
 
-def status(folder: Path, flags: Any) -> None:
+def status(folder: Path, flags: FlagValues) -> None:
     """Where every member stands."""
     found = members_of(folder, flags)
     states = {member: member.state for member in found}
@@ -53,7 +56,7 @@ def status(folder: Path, flags: Any) -> None:
     print(f"{len(found)} members: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
 
 
-def results(folder: Path, flags: Any) -> None:
+def results(folder: Path, flags: FlagValues) -> None:
     """The table, as text, as table.csv and as table.png."""
     found = members_of(folder, flags)
     rows = table.rows(found, flags.metric)
@@ -73,7 +76,7 @@ def results(folder: Path, flags: Any) -> None:
 ACTIONS = {"plan": plan, "run": train, "status": status, "table": results}
 
 
-def members_of(folder: Path, flags: Any) -> list[Member]:
+def members_of(folder: Path, flags: FlagValues) -> list[Member]:
     """Those of the sweep file, or else those that the folder holds."""
     return members.expand(Path(flags.sweep), folder) if flags.sweep else members.read(folder)
 
@@ -90,7 +93,7 @@ def freeze(found: Sequence[Member], folder: Path) -> list[Any]:
 # Engines: what trains members that are not finished.
 
 
-def here(left: Sequence[Member], folder: Path, flags: Any) -> None:
+def here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     """On this host. Errors: the members that failed; Interrupted, if any can go on."""
     if not flags.jobs.isdigit() or not int(flags.jobs):
         raise ConfigError(f"--jobs={flags.jobs} is not a number of members")
@@ -108,7 +111,7 @@ def here(left: Sequence[Member], folder: Path, flags: Any) -> None:
     print(f"all finished; see: supmim sweep table --folder={folder}")
 
 
-def on_slurm(left: Sequence[Member], folder: Path, flags: Any) -> None:
+def on_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     """As jobs in Slurm's queue."""
     idle = [member for member in left if member.state != "running"]
     jobs = slurm.submit(idle, folder, flags.slurm) if idle else []
@@ -117,7 +120,7 @@ def on_slurm(left: Sequence[Member], folder: Path, flags: Any) -> None:
     print(f"{len(jobs)} submitted; see: supmim sweep status --folder={folder}")
 
 
-def as_commands(left: Sequence[Member], folder: Path, flags: Any) -> None:
+def as_commands(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     """One line per member, for whatever starts commands: xpk, SkyPilot, parallel."""
     lines = [shlex.join(["supmim", "train", f"--workdir={member.workdir}"]) for member in left]
     print("\n".join(lines))

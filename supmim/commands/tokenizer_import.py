@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from absl.flags import FlagValues
+
 from supmim import tokenizers
 from supmim.errors import ConfigError
 from supmim.interop import maskgit
@@ -13,7 +15,7 @@ from supmim.tokenizers import vqgan
 LISTED = 4  # tensors that are named of those left out
 
 
-def run(_: Any, flags: Any) -> None:
+def run(_: Any, flags: FlagValues) -> None:
     """Reads a public file, writes the tokenizer, says what it is and how to use it."""
     source, out = Path(flags["from"].value), Path(flags.out)
     imported = maskgit.read(source)

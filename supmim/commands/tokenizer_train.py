@@ -1,14 +1,15 @@
 """`supmim tokenizer train`: train one like anything else, then write its folder."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
+from absl.flags import FlagValues
 
 from supmim import assemble, optimizer, sharding, tokenizers
 from supmim import config as config_lib
 from supmim.commands import evaluate
 from supmim.commands import train as train_command
+from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.report import tokenizer as report
 from supmim.runtime import hosts
@@ -16,7 +17,7 @@ from supmim.tasks.tokenizer import NETWORK
 from supmim.tokenizers import vqgan
 
 
-def run(config: Any, flags: Any) -> None:
+def run(config: Config, flags: FlagValues) -> None:
     """`supmim train`, then WORKDIR/tokenizer and how to use it."""
     if config.task != "tokenizer":
         raise ConfigError(
@@ -32,7 +33,7 @@ def run(config: Any, flags: Any) -> None:
         report.print_folder(tokenizer, out, "written")
 
 
-def trained(config: Any, workdir: Path) -> vqgan.VQGAN:
+def trained(config: Config, workdir: Path) -> vqgan.VQGAN:
     """What the newest checkpoint of a run holds, averaged parameters where there are any."""
     mesh = assemble.mesh_of(config)
     with jax.set_mesh(mesh):

@@ -1,14 +1,16 @@
 """`supmim train`: train, evaluate and draw; resume where the workdir stopped."""
 
 from pathlib import Path
-from typing import Any
+
+from absl.flags import FlagValues
 
 from supmim import config as config_lib
+from supmim.config import Config
 from supmim.runtime import devices, hosts, numerics, profile
 from supmim.train import Start, train_and_evaluate
 
 
-def run(config: Any, flags: Any, verb: str = "train") -> None:
+def run(config: Config, flags: FlagValues, verb: str = "train") -> None:
     """The verb. verb: what the user called, where that begins like this one."""
     profile.parse(flags.profile)
     if flags.debug:

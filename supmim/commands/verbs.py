@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from supmim import config as config_lib
+from supmim.config import OPTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,5 +246,19 @@ def verb_help(name: str) -> str:
         lines += [f"  --{dashed}" + ("" if default is False else "="), f"      {meaning}"]
     if verb.takes_config:
         lines += ["", "Config options and their defaults, before the preset:"]
-        lines += [config_lib.describe()]
+        lines += [describe_options()]
+    return "\n".join(lines)
+
+
+def describe_options() -> str:
+    """Return all config options as text of at most 80 columns."""
+    lines, group = [], None
+    for path, option in OPTIONS.items():
+        if (head := path.rpartition(".")[0]) != group:
+            group = head
+            lines.append("")
+        lines.append(f"  --config.{path}={option.default if option.default != '' else repr('')}")
+        lines.append(f"      {option.meaning}" + (f" [{option.unit}]" if option.unit else ""))
+        if option.choices:
+            lines.append(f"      one of: {', '.join(option.choices)}")
     return "\n".join(lines)

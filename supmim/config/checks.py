@@ -1,52 +1,58 @@
 """What options cannot be, alone or together: problems, each with the nearest valid value."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from supmim.config.options import (
-    ALL,
-    CLASS_VIEW,
-    COLOURS,
-    EVALUATORS,
-    MASKED,
-    MOST_CODES,
-    NORM_GROUPS,
-    OPTIONS,
-    SMALLEST_PERCEPTUAL,
-    STDDEV_GROUP,
-    evaluator_names,
-    flatten,
-    has_decoder,
-    has_tokenizer,
-    multipliers,
-    tokenizer_size,
-    window,
-)
+from supmim.config import convert, options, tasks
+from supmim.config.options import NORM_GROUPS, OPTIONS, STDDEV_GROUP, Config
+
+MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
+SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
+MASKED = ("scenes", "pairs")  # kinds of sources that have masks
 
 
-def _nearest(number: int, fits) -> str:
-    """The nearest values below and above `number` for which `fits` holds."""
+def problems(flat: dict[str, Any]) -> list[str]:
+    """Return every problem of `group.option` -> value.
+
+    Options that are wrong by themselves are checked against the others with their defaults, and a
+    problem that names one of them is reported once.
+    """
+    sound = {
+        path: flat[path] if path in flat and not option.problem(flat[path]) else option.default
+        for path, option in OPTIONS.items()
+    }
+    wrong = [f"config.{path}=" for path in OPTIONS if path not in flat or sound[path] != flat[path]]
+    config = convert.build(sound)
+    return [*_option_problems(flat)] + [
+        problem
+        for check in (_size_problems, _view_problems, _list_problems)
+        for problem in check(config)
+        if not any(path in problem for path in wrong)
+    ]
+
+
+def _option_problems(flat: dict[str, Any]) -> Iterator[str]:
+    """Options that do not exist, have an impossible value, or are missing."""
+    for path, value in flat.items():
+        if path not in OPTIONS:
+            close = difflib.get_close_matches(path, OPTIONS, n=1)
+            hint = f"; did you mean config.{close[0]}?" if close else ""
+            yield f"config.{path} does not exist{hint}"
+        elif problem := OPTIONS[path].problem(value):
+            yield f"config.{path} {problem}"
+    yield from (f"config.{path} is missing" for path in OPTIONS if path not in flat)
+
+
+def _nearest(number: int, fits: Callable[[int], bool]) -> str:
+    """Return the nearest values below and above `number` for which `fits` holds."""
     below = next((n for n in range(number - 1, 0, -1) if fits(n)), None)
     above = next((n for n in range(number + 1, 4 * number + 2) if fits(n)), None)
     return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
-def _option_problems(flat: dict[str, Any]) -> list[str]:
-    problems = []
-    for path, value in flat.items():
-        if path not in OPTIONS:
-            close = difflib.get_close_matches(path, OPTIONS, n=1)
-            hint = f"; did you mean config.{close[0]}?" if close else ""
-            problems.append(f"config.{path} does not exist{hint}")
-        elif problem := OPTIONS[path].problem(value):
-            problems.append(f"config.{path} {problem}")
-    problems += [f"config.{path} is missing" for path in OPTIONS if path not in flat]
-    return problems
-
-
-def _size_problems(config: Any) -> Iterator[str]:
-    """What does not fit together, with the nearest values that do."""
+def _size_problems(config: Config) -> Iterator[str]:
+    """Sizes that do not fit together, with the nearest ones that do."""
     yield from _data_problems(config.data)
     if config.batch_size % config.accumulation_steps:
         yield (
@@ -59,15 +65,21 @@ def _size_problems(config: Any) -> Iterator[str]:
             f"config.optimizer.layer_decay={config.optimizer.layer_decay} has nothing to act on "
             "with config.optimizer.frozen=encoder: set it to 1.0, or frozen to none"
         )
-    problems = {
-        "supmim": _supmim_problems, "tokenizer": _training_problems,
-        "segmentation": _segmentation_problems,
-    }  # fmt: skip
-    yield from problems[config.task](config)
+    yield from TASK_PROBLEMS[config.task](config)
 
 
-def _training_problems(config: Any) -> Iterator[str]:
-    """What no tokenizer can be trained with."""
+def _unused_problems(config: Config) -> Iterator[str]:
+    """Options that were set although the task does not read them."""
+    values = convert.flatten(config)
+    for path, option in OPTIONS.items():
+        if config.task in option.unused_by and values[path] != option.default:
+            yield (
+                f"config.{path}={values[path]} is not for config.task={config.task}: leave it out"
+            )
+
+
+def _tokenizer_training_problems(config: Config) -> Iterator[str]:
+    """Sizes that no tokenizer can be trained with."""
     tokenizer = config.tokenizer
     image_size, parts = config.data.image_size, config.accumulation_steps
     if tokenizer.name == "patch_vq":
@@ -86,27 +98,11 @@ def _training_problems(config: Any) -> Iterator[str]:
     if tokenizer.entropy_weight and parts > 1:
         yield (
             f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
-            f"whole batch, which config.accumulation_steps={parts} takes in parts; set one of them "
-            "to 0 or 1"
+            f"whole batch, which config.accumulation_steps={parts} splits into parts; set one of "
+            "them to 0 or 1"
         )
-    named = {name: tokenizer[name] for name in ("perceptual_weights", "perceptual_sha256")}
-    if tokenizer.perceptual_weight and not all(named.values()):
-        flags = " and ".join(f"--config.tokenizer.{name}" for name in named)
-        lacking = ", ".join(f"config.tokenizer.{name}" for name in named if not named[name])
-        yield (
-            f"config.tokenizer.perceptual_weight={tokenizer.perceptual_weight:g} takes VGG16's "
-            f"weights from a file of yours, and {lacking} is empty: set {flags}, or "
-            "config.tokenizer.perceptual_weight=0"
-        )
-    if tokenizer.perceptual_weight and image_size < SMALLEST_PERCEPTUAL:
-        yield (
-            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
-            f"more, not config.data.image_size={image_size}; set it to 0"
-        )
-    yield from _unread(
-        config, "tokenizer.path", "tokenizer.image_size", "data.targets", "init.workdir",
-        "optimizer.layer_decay", "optimizer.frozen",
-    )  # fmt: skip
+    yield from _perceptual_problems(tokenizer, image_size)
+    yield from _unused_problems(config)
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
     if grouped and config.batch_size % group:
@@ -117,25 +113,41 @@ def _training_problems(config: Any) -> Iterator[str]:
         )
 
 
-def _unread(config: Any, *names: str) -> Iterator[str]:
-    """Options that were set and that the task has no use for."""
-    flat = flatten(config)
-    for name in names:
-        if flat[name] != OPTIONS[name].default:
-            yield f"config.{name}={flat[name]} is not for config.task={config.task}: leave it out"
+def _perceptual_problems(tokenizer: options.Tokenizer, image_size: int) -> Iterator[str]:
+    """A perceptual loss without weights, or on images that are too small."""
+    if not tokenizer.perceptual_weight:
+        return
+    named = {
+        "perceptual_weights": tokenizer.perceptual_weights,
+        "perceptual_sha256": tokenizer.perceptual_sha256,
+    }
+    if not all(named.values()):
+        flags = " and ".join(f"--config.tokenizer.{name}" for name in named)
+        missing = ", ".join(
+            f"config.tokenizer.{name}" for name, value in named.items() if not value
+        )
+        yield (
+            f"config.tokenizer.perceptual_weight={tokenizer.perceptual_weight:g} needs the weights "
+            f"of VGG16 in a file of yours, and {missing} is empty: set {flags}, or "
+            "config.tokenizer.perceptual_weight=0"
+        )
+    if image_size < SMALLEST_PERCEPTUAL:
+        yield (
+            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
+            f"more, not config.data.image_size={image_size}; set it to 0"
+        )
 
 
-def _segmentation_problems(config: Any) -> Iterator[str]:
-    """Sources without masks; windows that do not fit; views that would leave the masks behind."""
+def _segmentation_problems(config: Config) -> Iterator[str]:
+    """Sources without masks, windows that do not fit, and views that the masks cannot follow."""
     yield from _encoder_problems(config)
-    for name in ("train", "eval"):
-        source = config.data[name]
+    for name, source in (("train", config.data.train), ("eval", config.data.eval)):
         if source and source.partition(":")[0] not in MASKED:
             yield (
                 f"config.data.{name}={source} has no masks, which config.task=segmentation needs: "
                 f"it takes {' or '.join(f'{kind}:' for kind in MASKED)}"
             )
-    side, stride = window(config)
+    side, stride = config.window
     patch, resize = config.encoder.patch_size, config.data.eval_resize or config.data.image_size
     if side % patch:
         yield (
@@ -152,14 +164,13 @@ def _segmentation_problems(config: Any) -> Iterator[str]:
             f"config.segmentation.stride={stride} exceeds the window of {side} pixels: some pixels "
             f"would be in no window; set it to at most {side}"
         )
-    yield from _unread(config, "data.targets", "data.randaug_num", "data.erase", "data.mixup",
-                       "data.cutmix")  # fmt: skip
+    yield from _unused_problems(config)
 
 
-def _supmim_problems(config: Any) -> Iterator[str]:
+def _supmim_problems(config: Config) -> Iterator[str]:
+    """Sources with masks, losses that are all off, and sizes of masked image modelling."""
     yield from _encoder_problems(config)
-    for name in ("train", "eval"):
-        source = config.data[name]
+    for name, source in (("train", config.data.train), ("eval", config.data.eval)):
         if source.partition(":")[0] in MASKED:
             yield (
                 f"config.data.{name}={source} has classes of pixels, none of images, which "
@@ -168,11 +179,17 @@ def _supmim_problems(config: Any) -> Iterator[str]:
     if not config.class_weight and not config.mim_weight:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
     if config.mim_weight:
-        grid = config.data.image_size // config.encoder.patch_size
-        yield from _mim_problems(config, grid, config.mim)
+        yield from _mim_problems(config)
 
 
-def _encoder_problems(config: Any) -> Iterator[str]:
+TASK_PROBLEMS = {
+    "supmim": _supmim_problems,
+    "tokenizer": _tokenizer_training_problems,
+    "segmentation": _segmentation_problems,
+}
+
+
+def _encoder_problems(config: Config) -> Iterator[str]:
     """Sizes that no encoder, or decoder if there is one, can have."""
     image_size, encoder = config.data.image_size, config.encoder
     if image_size % encoder.patch_size:
@@ -181,19 +198,9 @@ def _encoder_problems(config: Any) -> Iterator[str]:
             f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
             + _nearest(image_size, lambda n: n % encoder.patch_size == 0)
         )
-    for name in ("encoder", "decoder") if has_decoder(config) else ("encoder",):
-        group = config[name]
-        if group.width % group.num_heads:
-            yield (
-                f"config.{name}.width={group.width} is not divisible by "
-                f"config.{name}.num_heads={group.num_heads}; nearest numbers of heads: "
-                + _nearest(group.num_heads, lambda n, g=group: g.width % n == 0)
-            )
-        if (name == "decoder" or encoder.positions == "sincos2d") and group.width % 4:
-            yield (
-                f"config.{name}.width={group.width} is not divisible by 4, as sin-cos positions "
-                "need; nearest widths: " + _nearest(group.width, lambda n: n % 4 == 0)
-            )
+    yield from _width_problems("encoder", encoder, encoder.positions == "sincos2d")
+    if config.has_decoder:
+        yield from _width_problems("decoder", config.decoder, True)
     if encoder.attention == "cudnn" and encoder.dtype != "bfloat16":
         yield "config.encoder.attention=cudnn works in bfloat16: set config.encoder.dtype=bfloat16"
     if encoder.attention == "cudnn" and (odd := _odd_lengths(config)):
@@ -203,9 +210,27 @@ def _encoder_problems(config: Any) -> Iterator[str]:
         )
 
 
-def _data_problems(data: Any) -> Iterator[str]:
-    for name in ("area", "aspect"):
-        low, high = data[f"{name}_min"], data[f"{name}_max"]
+def _width_problems(
+    name: str, group: options.Encoder | options.Decoder, sincos: bool
+) -> Iterator[str]:
+    """A width that does not split into heads, or into the parts of sin-cos positions."""
+    if group.width % group.num_heads:
+        yield (
+            f"config.{name}.width={group.width} is not divisible by "
+            f"config.{name}.num_heads={group.num_heads}; nearest numbers of heads: "
+            + _nearest(group.num_heads, lambda n: group.width % n == 0)
+        )
+    if sincos and group.width % 4:
+        yield (
+            f"config.{name}.width={group.width} is not divisible by 4, as sin-cos positions "
+            "need; nearest widths: " + _nearest(group.width, lambda n: n % 4 == 0)
+        )
+
+
+def _data_problems(data: options.Data) -> Iterator[str]:
+    """Limits in the wrong order, and sizes that no image has."""
+    limits = (("area", data.area_min, data.area_max), ("aspect", data.aspect_min, data.aspect_max))
+    for name, low, high in limits:
         if low > high:
             yield f"config.data.{name}_min={low:g} exceeds config.data.{name}_max={high:g}"
     if 0 < data.eval_resize < data.image_size:
@@ -217,24 +242,24 @@ def _data_problems(data: Any) -> Iterator[str]:
         yield "config.data.channels=2: an image has 1 channel, grey, or 3; nearest: 1 or 3"
 
 
-def _odd_lengths(config: Any) -> str:
-    """The odd ones among the numbers of tokens that encoder and decoder see."""
-    mim, num_tokens = config.mim, (config.data.image_size // config.encoder.patch_size) ** 2
+def _odd_lengths(config: Config) -> str:
+    """Return the odd ones among the numbers of tokens that encoder and decoder see."""
+    mim, num_tokens = config.mim, config.grid**2
     unit = mim.unit**2 if mim.masking == "units" else 1
-    drops = has_decoder(config) and mim.hidden == "drop"
+    drops = config.has_decoder and mim.hidden == "drop"
     kept = round(num_tokens // unit * (1 - mim.mask_ratio)) * unit if drops else num_tokens
     cls = config.encoder.pool == "cls"
-    lengths = {num_tokens + cls, kept + cls, num_tokens if has_decoder(config) else 0}
+    lengths = {num_tokens + cls, kept + cls, num_tokens if config.has_decoder else 0}
     return " or ".join(str(length) for length in sorted(lengths) if length % 2)
 
 
-def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
+def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
     """Sizes of a convolutional tokenizer that no network can have."""
     if tokenizer.name == "patch_vq":
         if tokenizer.dtype == "bfloat16":
             yield "config.tokenizer.dtype: patch_vq works in float32 alone"
         return
-    levels = multipliers(tokenizer.channel_multipliers)
+    levels = options.multipliers(tokenizer.channel_multipliers)
     if not levels:
         yield (
             f"config.tokenizer.channel_multipliers={tokenizer.channel_multipliers!r} is no list of "
@@ -248,7 +273,6 @@ def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
             f"{len(levels)} levels of config.tokenizer.channel_multipliers; set "
             f"config.tokenizer.patch_size={stride}, or another number of levels"
         )
-
     groups = tokenizer.norm_groups
     if tokenizer.name == "taming" and groups != NORM_GROUPS:
         yield f"config.tokenizer.norm_groups={groups}: taming has {NORM_GROUPS}"
@@ -263,10 +287,12 @@ def _tokenizer_problems(tokenizer: Any) -> Iterator[str]:
         )
 
 
-def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
-    if has_tokenizer(config):
+def _mim_problems(config: Config) -> Iterator[str]:
+    """Masks, targets and tokenizers that do not fit the encoder's grid."""
+    mim, grid = config.mim, config.grid
+    if config.has_tokenizer:
         yield from _tokenizer_problems(config.tokenizer)
-        yield from _grid_problems(config, grid)
+        yield from _grid_problems(config)
     yield from _target_problems(config)
     num_tokens = grid * grid
     units = num_tokens // mim.unit**2 if mim.masking == "units" else num_tokens
@@ -284,7 +310,7 @@ def _mim_problems(config: Any, grid: int, mim: Any) -> Iterator[str]:
         yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
 
 
-def _target_problems(config: Any) -> Iterator[str]:
+def _target_problems(config: Config) -> Iterator[str]:
     """Targets that these images, or a cache of ids, do not allow."""
     target, targets = config.mim.target, config.data.targets
     if targets and target != "tokens":
@@ -301,9 +327,9 @@ def _target_problems(config: Any) -> Iterator[str]:
         yield "config.mim.target=normalized_pixels: a patch of one value has no spread; set pixels"
 
 
-def _grid_problems(config: Any, grid: int) -> Iterator[str]:
-    """One id must stand for what one patch of the encoder shows."""
-    size, patch = tokenizer_size(config), config.tokenizer.patch_size
+def _grid_problems(config: Config) -> Iterator[str]:
+    """A tokenizer whose ids do not each stand for one patch of the encoder."""
+    size, patch, grid = config.tokenizer_size, config.tokenizer.patch_size, config.grid
     name = "tokenizer.image_size" if config.tokenizer.image_size else "data.image_size"
     if size % patch:
         yield (
@@ -321,60 +347,47 @@ def _grid_problems(config: Any, grid: int) -> Iterator[str]:
         )
 
 
-def _view_problems(config: Any) -> Iterator[str]:
+def _view_problems(config: Config) -> Iterator[str]:
     """Augmentations that images or passes do not allow."""
-    asked = [option for option in CLASS_VIEW if config.data[option]]
-    coloured = [option for option in asked if option in COLOURS]
+    values = convert.flatten(config)
+    coloured = [path for path in options.that_change("colours") if values[path]]
+    asked = [path for path in options.that_change("colours", "class view") if values[path]]
     if coloured and config.data.channels not in (1, 3):
         yield (
-            f"config.data.{coloured[0]} changes grey or RGB images, not those of "
+            f"config.{coloured[0]} changes grey or RGB images, not those of "
             f"config.data.channels={config.data.channels}; nearest: 1 or 3"
         )
     if config.task == "tokenizer":
         return
     if asked and config.mim_weight and config.mim.passes == "one":
-        off = [f"config.data.{option}={OPTIONS[f'data.{option}'].default}" for option in asked]
+        off = [f"config.{path}={OPTIONS[path].default}" for path in asked]
         yield (
             "config.mim.passes=one predicts the tokens of images that are only flipped and moved: "
             f"set {', '.join(off)} or config.mim.passes=two"
         )
 
 
-def _list_problems(config: Any) -> Iterator[str]:
-    known = EVALUATORS[config.task]
-    for name in evaluator_names(config):
+def _list_problems(config: Config) -> Iterator[str]:
+    """Evaluators that the task does not have, and a metric that none of them computes."""
+    known = config.facts.evaluators
+    for name in config.evaluator_names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             yield (
                 f"config.eval.evaluators names {name!r}; {hint}"
                 f"With task={config.task} it takes {', '.join(known)}, separated by commas, or "
-                f"{ALL}"
+                f"{tasks.ALL}"
             )
-    if "landmarks" in evaluator_names(config) and not config.eval.landmarks:
+    if "landmarks" in config.evaluator_names and not config.eval.landmarks:
         yield (
             "config.eval.evaluators asks for landmarks: name their JSON file, "
             "--config.eval.landmarks=FILE.json"
         )
     metric = config.checkpoint.keep_best_metric
-    if config.checkpoint.keep_best and metric.split("/")[0] not in evaluator_names(config):
+    if config.checkpoint.keep_best and metric.split("/")[0] not in config.evaluator_names:
         yield (
             f"config.checkpoint.keep_best_metric={metric} comes from no evaluator of "
             f"config.eval.evaluators={config.eval.evaluators}; choose one of theirs or set "
             "config.checkpoint.keep_best=0"
         )
-
-
-def problems(config: Any, defaults: Any) -> list[str]:
-    """Every problem with its nearest valid value; `defaults` stand in for what is wrong alone."""
-    flat = flatten(config)
-    sound = {path: value for path, value in flat.items() if path in OPTIONS and not
-             OPTIONS[path].problem(value)}  # fmt: skip
-    defaults.update_from_flattened_dict(sound)
-    wrong = [f"config.{path}=" for path in OPTIONS if path not in sound]
-    return _option_problems(flat) + [
-        problem
-        for check in (_size_problems, _view_problems, _list_problems)
-        for problem in check(defaults)
-        if not any(path in problem for path in wrong)  # told already
-    ]

@@ -22,7 +22,7 @@ class Facts:
     may_join_classes: bool = False
 
 
-TASKS = {
+FACTS = {
     "supmim": Facts(
         evaluators=(
             "classification",

@@ -10,16 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim.config import options
+from supmim.config import Config, options
 from supmim.data import crop, decode, masks
 from supmim.data.sources.base import Masked, MaskedRecord, Record, Source, check_label, innermost
 from supmim.target_ids.files import Cache
-
-# The options of config.data that a training view depends on.
-VIEW = (
-    "image_size", "channels", "crop", "area_min", "area_max", "aspect_min", "aspect_max",
-    "interpolation", "eval_view", "eval_resize",
-)  # fmt: skip
 
 BoxOf = Callable[[int, int, int, int], crop.Box]  # (height, width, epoch, index) -> box
 
@@ -46,14 +40,14 @@ class Second(NamedTuple):
 NO_SECOND = Second()
 
 
-def second_of(config: Any) -> Second:
+def second_of(config: Config) -> Second:
     """What a run has beside the encoder's images: nothing if its tokenizer sees the same.
 
     A run without a tokenizer decodes for the size that is set all the same: arms that are compared
     see the same pixels.
     """
-    size = options.tokenizer_size(config)
-    made = options.has_tokenizer(config) and not config.data.targets
+    size = config.tokenizer_size
+    made = config.has_tokenizer and not config.data.targets
     return Second(size if size != config.data.image_size else 0, made)
 
 
@@ -63,7 +57,7 @@ class Images:
     """
 
     def __init__(
-        self, source: Source, data: Any, box_of: BoxOf, exact: bool, second: Second,
+        self, source: Source, data: options.Data, box_of: BoxOf, exact: bool, second: Second,
         targets: Cache | None,
     ) -> None:  # fmt: skip
         self.source, self.box_of, self.exact, self.targets = source, box_of, exact, targets
@@ -167,7 +161,7 @@ def told(source: Source) -> dict[str, Any]:
 
 
 def training(
-    source: Source, data: Any, second: Second = NO_SECOND, targets: Cache | None = None
+    source: Source, data: options.Data, second: Second = NO_SECOND, targets: Cache | None = None
 ) -> Images:
     """Random crops, keyed by (data.seed, epoch, index); without data.crop as in evaluation."""
     if data.crop == "none":
@@ -177,7 +171,7 @@ def training(
 
 
 def evaluation(
-    source: Source, data: Any, second: Second = NO_SECOND, targets: Cache | None = None
+    source: Source, data: options.Data, second: Second = NO_SECOND, targets: Cache | None = None
 ) -> Images:
     """The central view that data.eval_view asks for, of exactly decoded pixels."""
     box_of = crop.CentralCrop(data.eval_view, data.eval_resize or data.image_size, data.image_size)

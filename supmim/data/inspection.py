@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from supmim.config import options
 from supmim.data import decode, images, masks, progress
 from supmim.data.images import Bad
 from supmim.data.sources import folders
@@ -135,7 +136,7 @@ def spread(values: Sequence[int]) -> list[int]:
     return [min(values), int(np.median(values)), max(values)] if values else []
 
 
-def images_per_second(source: Source, data: Any) -> float:
+def images_per_second(source: Source, data: options.Data) -> float:
     """Decoded and cropped at random on one core, of some from all over the source."""
     index = evenly(len(source), TIMED)
     seen = images.training(source, data)
@@ -145,7 +146,9 @@ def images_per_second(source: Source, data: Any) -> float:
     return len(index) / (time.perf_counter() - begin)
 
 
-def pairs_summary(found: Source, data: Any, advance: Callable[[int], None]) -> dict[str, Any]:
+def pairs_summary(
+    found: Source, data: options.Data, advance: Callable[[int], None]
+) -> dict[str, Any]:
     """Counts of images with masks; what can't be decoded or does not fit is listed.
 
     Where nothing says which classes there are, no id is wrong.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from supmim.config import options
 from supmim.data import crop, decode, images
 from supmim.data.sources import folders
 from supmim.data.sources.base import Record
@@ -81,7 +82,7 @@ class Landmarks:
     boxes: tuple[crop.Box | None, ...]
     truth: tuple[dict[str, np.ndarray], ...]
 
-    def views(self, data: Any) -> dict[str, images.Images]:
+    def views(self, data: options.Data) -> dict[str, images.Images]:
         """gallery and queries as evaluation sees images, queries cut to their boxes."""
         gallery, queries = (images.evaluation(x, data) for x in (self.gallery, self.queries))
         queries.box_of = InBoxes(self.boxes, queries.box_of)

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from absl import flags
 
+from supmim import config as config_lib
 from supmim import sharding
-from supmim.config.options import has_labels, has_tokenizer
-from supmim.data.images import VIEW, Bad, Images, second_of
+from supmim.config import Config, options
+from supmim.data.images import Bad, Images, second_of
 from supmim.data.sources.base import InMemory, Source, innermost
 from supmim.data.sources.scenes import Scenes
 from supmim.data.stream import Evaluation, HostBatch, Rows, Training
@@ -143,7 +144,7 @@ def _death(error: RuntimeError, workers: int) -> str:
     )
 
 
-def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
     """Shapes of the global batch of a training step, with their shardings."""
     size, channels = config.data.image_size, config.data.channels
     fields = {
@@ -153,10 +154,10 @@ def abstract_batch(config: Any, mesh: jax.sharding.Mesh) -> Batch:
     second = second_of(config)
     if second.size and second.made:
         fields["tokenizer_image"] = ((second.size, second.size, channels), np.uint8)
-    if config.task == "segmentation":
+    if config.facts.has_masks:
         fields["label_map"] = ((size, size), np.int16)
-    if has_tokenizer(config) and config.data.targets:
-        fields["target_ids"] = (((size // config.encoder.patch_size) ** 2,), np.int32)
+    if config.has_tokenizer and config.data.targets:
+        fields["target_ids"] = ((config.grid**2,), np.int32)
     placement = sharding.batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=placement)
@@ -200,23 +201,22 @@ def _to_devices(
         ahead.extend(itertools.islice(placed, 1))
 
 
-def fingerprint(source: Source, eval_source: Source, config: Any) -> dict[str, Any]:
+def fingerprint(source: Source, eval_source: Source, config: Config) -> dict[str, Any]:
     """What fixes the sample stream and, as EVALUATED ..., the evaluation images.
 
     Stored with a checkpoint, compared on resume.
     """
-    data = config.data.to_dict()
-    second = second_of(config)
+    values, second = config_lib.flatten(config), second_of(config)
     return {
         **source.fingerprint(),
         **{EVALUATED + name: value for name, value in eval_source.fingerprint().items()},
-        **{f"data.{name}": data[name] for name in VIEW},
-        **({"classes": classes_of(source)} if has_labels(config) else {}),
+        **{path: values[path] for path in options.that_change("crop")},
+        **({"classes": classes_of(source)} if config.facts.has_labels else {}),
         "data_seed": config.data.seed,
         "batch_size": config.batch_size,
         "transform_version": TRANSFORM_VERSION,
         **({"tokenizer.image_size": second.size} if second.size else {}),
-        **({"data.ignore_label": data["ignore_label"]} if config.task == "segmentation" else {}),
+        **({"data.ignore_label": config.data.ignore_label} if config.facts.has_masks else {}),
     }
 
 

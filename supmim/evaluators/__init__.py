@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from supmim.config import options
+from supmim.config import Config
 from supmim.evaluators import (
     classification,
     fewshot,
@@ -49,9 +49,9 @@ EVALUATORS = {
 }
 
 
-def create(config: Any, predictions: Predictions) -> list[Evaluator]:
+def create(config: Config, predictions: Predictions) -> list[Evaluator]:
     """The evaluators that the config asks for."""
-    names = options.evaluator_names(config)
+    names = config.evaluator_names
     return [EVALUATORS[name](predictions, config) for name in names]
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import losses
+from supmim.config import Config
 from supmim.evaluators.lib import real_labels
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import confusion
@@ -60,7 +61,7 @@ class Evaluator:
     floor/top1 is the most frequent class.
     """
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.loss, source = config.classifier.loss, predictions.sources["eval"]
         self.class_names, path = source.class_names, config.eval.real_labels

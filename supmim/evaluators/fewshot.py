@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from supmim.config import Config
 from supmim.evaluators.lib.predictions import Predictions
 
 SHOTS = (1, 5, 10, 25)
@@ -66,7 +67,7 @@ class Evaluator:
     More shots than any class has are no result; the protocol says how many classes have fewer.
     """
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self._said: dict[str, Any] = {}
 

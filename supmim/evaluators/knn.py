@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from supmim import sharding
+from supmim.config import Config
 from supmim.data.images import Images
 from supmim.data.sources.base import evenly
 from supmim.evaluators.lib import ranking
@@ -84,7 +85,7 @@ class Evaluator:
     once: of raw pixels and of a random encoder.
     """
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.pictures, self._last, self._searched = config.eval.pictures, {}, 0
         self.mib, self.seed = config.eval.similarity_mib, config.seed

@@ -22,6 +22,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from supmim import sharding
+from supmim.config import Config
 from supmim.errors import DataError
 from supmim.evaluators.classification import top_k
 from supmim.evaluators.lib.predictions import Predictions
@@ -185,7 +186,7 @@ def end_of_grid(rate: int) -> dict[str, str]:
 class Evaluator:
     """linear/top1: of the head that does best on a tenth of the training images held out."""
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.kinds = probe.kinds(config.encoder)
         self._said: dict[str, Any] = {}

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from supmim.config import Config
 from supmim.evaluators import linear
 from supmim.evaluators.lib.predictions import Predictions
 
@@ -42,7 +43,7 @@ def choose(embedding: np.ndarray, label: np.ndarray) -> float:
 class Evaluator:
     """logistic/top1: share of evaluation images that are right."""
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions = predictions
         self._said: dict[str, Any] = {}
 

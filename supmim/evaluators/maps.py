@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from supmim import sharding
+from supmim.config import Config
 from supmim.data.sources.base import evenly
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import embedding_map, patches
@@ -51,7 +52,7 @@ def coloured(tokens: np.ndarray) -> np.ndarray:
 class Evaluator:
     """embedding_map.png and patches.png, of evaluation images; no results."""
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.count = predictions, config.eval.pictures
         self.mib, self._last = config.eval.similarity_mib, {}
         everywhere = sharding.replicated(predictions.mesh)

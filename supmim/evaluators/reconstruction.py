@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from supmim import sharding
+from supmim.config import Config
 from supmim.data.augment import views
 from supmim.data.sources.base import evenly
 from supmim.evaluators.lib.predictions import Predictions
@@ -17,7 +18,7 @@ from supmim.tokenizers import online
 class Evaluator:
     """Results of the task's target over all hidden patches, with one fixed mask per image."""
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.task = predictions, predictions.task
         self.count, self.patch_size = config.eval.pictures, config.encoder.patch_size
         self.mim, self._images = config.mim, 0

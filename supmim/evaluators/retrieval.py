@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from supmim.config import Config
 from supmim.evaluators.lib import ranking
 from supmim.evaluators.lib import retrieval_metrics as metrics
 from supmim.evaluators.lib.predictions import Predictions
@@ -26,7 +27,7 @@ class Evaluator:
     result.
     """
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.mib = predictions, config.eval.similarity_mib
         self._said: dict[str, Any] = {}
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from supmim import sharding
-from supmim.config import options
+from supmim.config import Config
 from supmim.data import crop, masks
 from supmim.data.images import Bad
 from supmim.data.sources.base import evenly
@@ -86,12 +86,12 @@ class Evaluator:
     classes_in_masks counts the classes that the masks have; floors: see `summary`.
     """
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.images = predictions, predictions.sources["eval"]
         self.class_names, self.channels = self.images.class_names, config.data.channels
         self.resize = config.data.eval_resize or config.data.image_size
         self.size_of = crop.EVAL_SIZES[config.data.eval_view]
-        self.side, self.stride = options.window(config)
+        self.side, self.stride = config.window
         self.method, self.pictures = config.data.interpolation, config.eval.pictures
         mesh = predictions.mesh
         self.groups = sharding.batch_groups(predictions.batch_size, mesh)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import sharding
+from supmim.config import Config
 from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.data.sources.base import evenly
@@ -38,7 +39,7 @@ def usage(ids: np.ndarray, codebook_size: int) -> dict[str, float]:
     }
 
 
-def fitted(images: Images, config: Any) -> patch_vq.PatchVQ | None:
+def fitted(images: Images, config: Config) -> patch_vq.PatchVQ | None:
     """patch_vq of the same patch and codebook sizes, of readable training images evenly taken.
 
     None where there are fewer patches than codes.
@@ -62,7 +63,7 @@ class Evaluator:
     floor/patch_vq_*: the same of k-means codes, as many and of as many pixels, on the same images.
     """
 
-    def __init__(self, predictions: Predictions, config: Any) -> None:
+    def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.codebook_size = predictions, config.tokenizer.codebook_size
         self.pictures, self._last, self._images = config.eval.pictures, {}, 0
         everywhere = sharding.replicated(predictions.mesh)

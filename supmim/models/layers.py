@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from supmim import sharding
+from supmim.config import options
 
 NORM_EPSILON = 1e-6
 REMAT_POLICIES = {
@@ -124,13 +125,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block; its input stays split over the batch axes of the mesh."""
 
+    options: options.Encoder
     batch_size: int
-    num_heads: int
-    mlp_dim: int
-    gelu: str
-    attention: str
-    dtype: Any
-    dropout: float = 0.0
     keep_output: bool = False
 
     @nn.compact
@@ -139,15 +135,16 @@ class Block(nn.Module):
 
         drop_rate: probability that an image skips a branch (stochastic depth, arXiv 1603.09382).
         """
+        sizes, dtype = self.options, jnp.dtype(self.options.dtype)
         x = sharding.constrain_batch(x)
-        y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        attention = Attention(self.num_heads, self.attention, self.dtype, name="attention")
+        y = LayerNorm(dtype=dtype, name="attention_norm")(x)
+        attention = Attention(sizes.num_heads, sizes.attention, dtype, name="attention")
         y = attention(y, y, self.batch_size)
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = nn.Dropout(sizes.dropout)(y, deterministic=not train)
         x = x + self.skip(y, drop_rate, train)
-        y = LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        y = Mlp(self.mlp_dim, self.gelu, self.dropout, self.dtype, name="mlp")(y, train)
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = LayerNorm(dtype=dtype, name="mlp_norm")(x)
+        y = Mlp(sizes.mlp_dim, sizes.gelu, sizes.dropout, dtype, name="mlp")(y, train)
+        y = nn.Dropout(sizes.dropout)(y, deterministic=not train)
         x = x + self.skip(y, drop_rate, train)
         return x, (x if self.keep_output else None)
 
@@ -166,50 +163,36 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """A stack of blocks, unrolled or scanned over stacked parameters, with chosen outputs."""
 
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    gelu: str
-    attention: str
-    dtype: Any
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    scan: bool = False
-    remat: str = "none"
+    options: options.Encoder
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, taps: tuple[int, ...] = ()):
         """[B, N, D] -> [B, N, D] and {block: its output [B, N, D]} for the blocks in `taps`."""
-        block = Block
-        if self.remat != "none":
+        sizes, block = self.options, Block
+        if sizes.remat != "none":
             block = nn.remat(
                 Block,
-                policy=REMAT_POLICIES[self.remat],
-                prevent_cse=not self.scan,
-                static_argnums=(3,) if self.scan or self.stochastic_depth else (2, 3),
+                policy=REMAT_POLICIES[sizes.remat],
+                prevent_cse=not sizes.scan,
+                static_argnums=(3,) if sizes.scan or sizes.stochastic_depth else (2, 3),
             )
         shape = x.shape
-        sizes = {
-            "batch_size": shape[0], "num_heads": self.num_heads, "mlp_dim": self.mlp_dim,
-            "gelu": self.gelu, "attention": self.attention, "dtype": self.dtype,
-            "dropout": self.dropout,
-        }  # fmt: skip
         x = flat(x)
-        rates = np.linspace(0.0, self.stochastic_depth, self.depth, dtype=np.float32)
-        if not self.scan:
+        rates = np.linspace(0.0, sizes.stochastic_depth, sizes.depth, dtype=np.float32)
+        if not sizes.scan:
             outputs = {}
-            for i in range(self.depth):
-                x, _ = block(**sizes, name=f"block_{i}")(x, float(rates[i]), train)
+            for i in range(sizes.depth):
+                x, _ = block(sizes, shape[0], name=f"block_{i}")(x, float(rates[i]), train)
                 outputs[i] = x
             return x.reshape(shape), {i: outputs[i].reshape(shape) for i in taps}
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True, "stochastic_depth": True},
-            in_axes=(0 if self.stochastic_depth else nn.broadcast, nn.broadcast),
-            length=self.depth,
-        )(**sizes, keep_output=bool(taps), name="stack")
-        x, outputs = stack(x, jnp.asarray(rates) if self.stochastic_depth else 0.0, train)
+            in_axes=(0 if sizes.stochastic_depth else nn.broadcast, nn.broadcast),
+            length=sizes.depth,
+        )(sizes, shape[0], keep_output=bool(taps), name="stack")
+        x, outputs = stack(x, jnp.asarray(rates) if sizes.stochastic_depth else 0.0, train)
         return x.reshape(shape), {i: outputs[i].reshape(shape) for i in taps}
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from supmim.config import Config
 from supmim.models import layers
 from supmim.models.encoder import Encoded, Encoder
 
@@ -118,9 +119,8 @@ def tapped(depth: int) -> tuple[int, ...]:
     return tuple(-(-depth * a // b) - 1 for a, b in ((1, 3), (1, 2), (2, 3), (1, 1)))
 
 
-def create(config: Any) -> Segmenter:
+def create(config: Config) -> Segmenter:
     """The model of a config; its head has config.classifier.num_classes classes."""
-    grid = config.data.image_size // config.encoder.patch_size
     sizes, num_classes = config.segmentation, config.classifier.num_classes
     if sizes.head == "linear":
         head = Linear(num_classes, sizes.dropout)
@@ -129,4 +129,4 @@ def create(config: Any) -> Segmenter:
             num_classes, sizes.dropout, tapped(config.encoder.depth), sizes.width,
             config.encoder.patch_size, jnp.dtype(config.encoder.dtype),
         )  # fmt: skip
-    return Segmenter(Encoder(**config.encoder, grid=grid), head)
+    return Segmenter(Encoder(config.encoder, config.grid), head)

@@ -1,10 +1,9 @@
 """SupMIM: an encoder, its classifier and, in training, a decoder."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 
+from supmim.config import Config, options
 from supmim.masking import TokenMask
 from supmim.models.classifier import Classifier
 from supmim.models.decoder import Decoder
@@ -46,17 +45,24 @@ class SupMIM(nn.Module):
         return self.classifier(encoded.embedding), self.decoder(encoded.latent, token_mask)
 
 
-def create(config: Any, target_size: int) -> SupMIM:
+def create(config: Config, target_size: int) -> SupMIM:
     """The model of a config; mim_weight 0 builds no decoder. target_size: see Decoder."""
-    grid = config.data.image_size // config.encoder.patch_size
     needs_token = config.mim.hidden == "mask_token" or config.mim.masking == "variable"
-    encoder = Encoder(
-        **config.encoder, grid=grid, mask_token=bool(config.mim_weight) and needs_token
-    )
+    encoder = Encoder(config.encoder, config.grid, bool(config.mim_weight) and needs_token)
     head = config.classifier
     classifier = Classifier(head.num_classes, rep_size=head.rep_size, head_bias=head.head_bias)
     decoder = None
     if config.mim_weight:
-        shared = {name: config.encoder[name] for name in ("gelu", "attention", "dtype", "remat")}
-        decoder = Decoder(**config.decoder, **shared, grid=grid, target_size=target_size)
+        sizes = config.decoder
+        blocks = options.changed(
+            config.encoder,
+            width=sizes.width,
+            depth=sizes.depth,
+            num_heads=sizes.num_heads,
+            mlp_dim=sizes.mlp_dim,
+            dropout=0.0,
+            stochastic_depth=0.0,
+            scan=False,
+        )
+        decoder = Decoder(blocks, target_size, config.grid)
     return SupMIM(encoder, classifier, decoder)

@@ -11,6 +11,7 @@ import jax
 from jax.extend import core
 
 from supmim import masking
+from supmim.config import Config
 from supmim.tasks import targets
 
 
@@ -92,7 +93,7 @@ class PerImage(NamedTuple):
         return 3 * sum(self)
 
 
-def analytic(config: Any) -> PerImage:
+def analytic(config: Config) -> PerImage:
     """FLOPs of a config by formula, nothing recomputed, the tokenizer left out.
 
     A block costs 8 D^2 + 4 D M per token and 4 D per pair of tokens, for width D and MLP size M.
@@ -117,7 +118,7 @@ def _blocks(group: Any, num_tokens: int) -> float:
     return group.depth * (num_tokens * per_token + 4 * num_tokens**2 * group.width)
 
 
-def _encoder(config: Any, num_tokens: int) -> float:
+def _encoder(config: Config, num_tokens: int) -> float:
     encoder = config.encoder
     patch = encoder.patch_size**2 * config.data.channels
     embedding = 2 * num_tokens * patch * encoder.width
@@ -128,7 +129,7 @@ def _encoder(config: Any, num_tokens: int) -> float:
     return embedding + _blocks(encoder, num_tokens + (encoder.pool == "cls"))
 
 
-def _decoder(config: Any, entering: int, num_tokens: int, hidden: int) -> float:
+def _decoder(config: Config, entering: int, num_tokens: int, hidden: int) -> float:
     decoder = config.decoder
     predicted = num_tokens if config.mim.masking == "variable" else hidden
     return (

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from supmim import assemble, optimizer, sharding, step
+from supmim import config as config_lib
+from supmim.config import Config
 from supmim.data import pipeline
 from supmim.errors import DeviceError
 from supmim.planning import flops, topology
@@ -20,7 +21,7 @@ from supmim.tokenizers import online
 class Step(NamedTuple):
     """The jitted step of a config on a mesh, with the shapes that it takes."""
 
-    config: Any
+    config: Config
     mesh: jax.sharding.Mesh
     state: step.State
     raw: step.Batch
@@ -33,7 +34,7 @@ class Step(NamedTuple):
     train_step: Any
 
 
-def build(config: Any, mesh: jax.sharding.Mesh) -> Step:
+def build(config: Config, mesh: jax.sharding.Mesh) -> Step:
     """What `train` would run, but for the length of its schedule; under `jax.set_mesh(mesh)`."""
     total_steps = config.optimizer.warmup_steps + 1
     task = TASKS[config.task].abstract(config)
@@ -71,13 +72,6 @@ def chip_bytes(tree: Any) -> int:
     )
 
 
-def changed(config: Any, **changes: Any) -> ConfigDict:
-    """A copy of a config with some options set."""
-    copy = ConfigDict(config.to_dict())
-    copy.update_from_flattened_dict(changes)
-    return copy
-
-
 def count_flops(real: Step) -> dict[str, float]:
     """Per image: of the training, by formula, as executed (with what remat repeats), of its ids.
 
@@ -86,7 +80,7 @@ def count_flops(real: Step) -> dict[str, float]:
     executed = flops.count(real.train_step, real.state, real.prepared, real.key)
     once = executed
     if real.config.encoder.remat != "none":
-        plain = changed(real.config, **{"encoder.remat": "none"})
+        plain = config_lib.replaced(real.config, {"encoder.remat": "none"})
         other = build(plain, real.mesh)
         once = flops.count(other.train_step, other.state, other.prepared, other.key)
     images = real.config.batch_size

@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from supmim.config import Config
 from supmim.report import page
 
 SHOWN = (
@@ -83,9 +84,14 @@ def brief(seconds: float) -> str:
 
 
 def plan(
-    config: Any, workdir: Path, params: Any, mesh: jax.sharding.Mesh, num_images: int, start: int,
+    config: Config,
+    workdir: Path,
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    num_images: int,
+    start: int,
     total_steps: int,
-) -> str:  # fmt: skip
+) -> str:
     """What is about to happen, before anything is compiled."""
     parts = ", ".join(
         f"{name} {sum(leaf.size for leaf in jax.tree.leaves(params[name])):,}"

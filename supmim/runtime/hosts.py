@@ -21,8 +21,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from supmim import config as config_lib
 from supmim import errors
-from supmim.config import options
+from supmim.config import Config
 from supmim.errors import ConfigError, DataError, DeviceError, SupmimError
 from supmim.runtime import devices
 
@@ -217,9 +218,9 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
         yield
 
 
-def agree(config: Any, flags: dict[str, Any]) -> None:
+def agree(config: Config, flags: dict[str, Any]) -> None:
     """ConfigError, naming the keys, if processes have other flags, config, code or libraries."""
-    own = {f"config.{path}": value for path, value in options.flatten(config).items()}
+    own = {f"config.{path}": value for path, value in config_lib.flatten(config).items()}
     own |= {f"--{flag}": value for flag, value in flags.items()}
     own |= {name: importlib.metadata.version(name) for name in PACKAGES}
     own["supmim's code"] = code_digest()

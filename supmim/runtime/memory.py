@@ -4,17 +4,17 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from supmim.config import Config
 from supmim.errors import DeviceError
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @contextlib.contextmanager
-def explained(config: Any, workdir: Path) -> Iterator[None]:
+def explained(config: Config, workdir: Path) -> Iterator[None]:
     """Turns an out-of-memory within into a DeviceError; leaves memory.prof in the workdir."""
     try:
         yield
@@ -57,7 +57,7 @@ def available() -> str:
     return f"and {held:.2f} of {limit:.2f} GiB were in use"
 
 
-def settings(config: Any) -> list[str]:
+def settings(config: Config) -> list[str]:
     """Overrides that take less memory than this config, the cheapest in time first."""
     encoder, parts = config.encoder, 2 * config.accumulation_steps
     lines = []

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 
 import jax
-from ml_collections import ConfigDict, FrozenConfigDict
 
 from supmim import assemble, optimizer, sharding, step
+from supmim import config as config_lib
+from supmim.config import Config
 from supmim.data import pipeline
 from supmim.errors import SupmimError
 from supmim.planning import flops
@@ -47,7 +48,7 @@ def costs(members: list[Member]) -> list[Cost]:
 
 
 @functools.cache
-def cost(config: FrozenConfigDict) -> Cost:
+def cost(config: Config) -> Cost:
     """Errors: those of `train` before its first step."""
     config, source, _ = assemble.load_sources(config)
     total_steps = assemble.steps_of(config, source)
@@ -67,8 +68,6 @@ def cost(config: FrozenConfigDict) -> Cost:
     return Cost(parameters, total_steps, total_steps * config.batch_size, total_steps * of_step)
 
 
-def anywhere(config: FrozenConfigDict) -> FrozenConfigDict:
+def anywhere(config: Config) -> Config:
     """The config with the attention that every device can trace; its products are the same."""
-    portable = ConfigDict(config.to_dict())
-    portable.encoder.attention = "xla"
-    return FrozenConfigDict(portable)
+    return config_lib.replaced(config, {"encoder.attention": "xla"})

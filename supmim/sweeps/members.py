@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from supmim import config as config_lib
-from supmim.config import options, pyfile
+from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, Interrupted
 from supmim.workdir import files, lock
 
@@ -27,7 +27,7 @@ class Member:
 
     names: tuple[str, ...]
     workdir: Path
-    config: FrozenConfigDict
+    config: Config
 
     @property
     def name(self) -> str:
@@ -52,11 +52,9 @@ class Member:
         return "interrupted" if was_interrupted(code) else f"failed, exit {code}"
 
 
-def without_seeds(config: FrozenConfigDict) -> FrozenConfigDict:
+def without_seeds(config: Config) -> Config:
     """The same config at seed 0: what members that differ in their seeds have in common."""
-    common = ConfigDict(config.to_dict())
-    common.seed = common.data.seed = 0
-    return FrozenConfigDict(common)
+    return config_lib.replaced(config, {"seed": 0, "data.seed": 0})
 
 
 def was_interrupted(code: int) -> bool:
@@ -81,7 +79,7 @@ def expand(path: Path, folder: Path) -> list[Member]:
         entries = module.get_sweep()
         preset = base_config(path.parent, module.PRESET)
     check_entries(path, entries)
-    merged: dict[FrozenConfigDict, list[str]] = {}
+    merged: dict[Config, list[str]] = {}
     problems = []
     for name, overrides in entries.items():
         try:
@@ -116,18 +114,14 @@ def base_config(folder: Path, preset: str) -> ConfigDict:
     return config
 
 
-def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> FrozenConfigDict:
+def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:
     """The validated config of one entry."""
     if not re.fullmatch(rf"\w[\w.,=+-]{{0,{LONGEST_NAME - 1}}}", name, re.ASCII):
         raise ConfigError(
             f"a name has up to {LONGEST_NAME} letters, digits and any of _ . , = + -, "
             "since it names a folder"
         )
-    flat = options.flatten(preset) | options.flatten(overrides)
-    config_lib.validate(flat)
-    config = config_lib.get_config()
-    config.update_from_flattened_dict(flat)
-    return FrozenConfigDict(config)
+    return config_lib.validate(config_lib.flatten(preset) | config_lib.flatten(overrides))
 
 
 def freeze(members: list[Member], folder: Path) -> None:
@@ -138,7 +132,7 @@ def freeze(members: list[Member], folder: Path) -> None:
     for member in members:
         if files.holds_run(member.workdir):
             stored = files.read_config(member.workdir)
-            if lines := config_lib.differences(stored, member.config):
+            if lines := config_lib.resume_differences(stored, member.config):
                 raise ConfigError(
                     f"{member.workdir} holds a run of another config:\n  "
                     + "\n  ".join(lines)

@@ -8,11 +8,9 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Any
-
-from ml_collections import ConfigDict
 
 from supmim import config as config_lib
+from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.report import page
 from supmim.sweeps.members import Member, without_seeds
@@ -41,10 +39,10 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else None
 
 
-def arm_of(config: Any) -> str:
+def arm_of(config: Config) -> str:
     """What members of one row have in common."""
-    common = ConfigDict(without_seeds(config).to_dict())
-    common.classifier.num_classes = 0  # known to members that have begun, from their source
+    # Members that have begun know the number of classes, from their source.
+    common = config_lib.replaced(without_seeds(config), {"classifier.num_classes": 0})
     return config_lib.to_json(common)
 
 

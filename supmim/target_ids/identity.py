@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from supmim.config import options
+from supmim import config as config_lib
+from supmim.config import Config, options
 from supmim.data import pipeline
-from supmim.data.augment import views
-from supmim.data.images import VIEW, Images, second_of, training
+from supmim.data.images import Images, second_of, training
 from supmim.data.sources.base import Source
 from supmim.errors import DataError
 from supmim.runtime import hosts
@@ -23,18 +22,16 @@ TOKENIZER = "tokenizer"  # folder of a cache
 COMMAND = "supmim data tokens --config=FILE.py --out="
 
 
-def identity(config: Any, source: Source, tokenizer: dict[str, str]) -> dict[str, Any]:
+def identity(config: Config, source: Source, tokenizer: dict[str, str]) -> dict[str, Any]:
     """All that ids depend on, but for the epoch; tokenizer: its fingerprint."""
-    data, grid = config.data.to_dict(), config.data.image_size // config.encoder.patch_size
+    values = config_lib.flatten(config) | {
+        "tokenizer.image_size": config.tokenizer_size,
+        "tokenizer.dtype": config.tokenizer_dtype,
+    }
     return {
         **{f"images: {name}": value for name, value in source.fingerprint().items()},
-        **{f"data.{name}": data[name] for name in ("seed", *VIEW, *views.GEOMETRY)},
-        "data.max_pixels": data["max_pixels"],
-        "tokenizer.image_size": options.tokenizer_size(config),
-        "tokenizer.codebook_size": config.tokenizer.codebook_size,
-        "tokenizer.dtype": options.tokenizer_dtype(config),
-        "tokenizer.microbatch": config.tokenizer.microbatch,
-        "tokens of an image": grid**2,
+        **{path: values[path] for path in options.that_change("crop", "geometry", "ids")},
+        "tokens of an image": config.grid**2,
         **tokenizer,
         "transform_version": pipeline.TRANSFORM_VERSION,
         "format": FORMAT,
@@ -49,10 +46,9 @@ def made_on() -> dict[str, str]:
     }
 
 
-def at(folder: Path, config: Any, source: Source, metadata: dict[str, Any]) -> Cache:
+def at(folder: Path, config: Config, source: Source, metadata: dict[str, Any]) -> Cache:
     """The cache that lies in a folder."""
-    num_tokens = (config.data.image_size // config.encoder.patch_size) ** 2
-    sizes = len(source), num_tokens, config.tokenizer.codebook_size
+    sizes = len(source), config.grid**2, config.tokenizer.codebook_size
     again = f"{COMMAND}{folder} --config.total_epochs={config.total_epochs}"
     rows_per_file, seed = metadata["rows_per_file"], seed_of(metadata["same"])
     return Cache(folder, Layout(*sizes, rows_per_file), seed, again)
@@ -114,22 +110,21 @@ def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
     )
 
 
-def with_tokenizer(config: Any) -> Any:
+def with_tokenizer(config: Config) -> Config:
     """The config with the path of the tokenizer that made its cached targets, if it has any."""
     if config.tokenizer.path or not config.data.targets:
         return config
     read_metadata(Path(config.data.targets))
-    found = ConfigDict(config.to_dict())
-    found.tokenizer.path = str(Path(config.data.targets) / TOKENIZER)
-    return FrozenConfigDict(found)
+    path = str(Path(config.data.targets) / TOKENIZER)
+    return config_lib.replaced(config, {"tokenizer.path": path})
 
 
-def open_for(config: Any, source: Source, tokenizer: dict[str, str]) -> Cache | None:
+def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache | None:
     """What a run reads its target ids from; None if it computes them.
 
     DataError if config.data.targets holds other ids, or not all that the run needs.
     """
-    if not (config.data.targets and options.has_tokenizer(config)):
+    if not (config.data.targets and config.has_tokenizer):
         return None
     folder = Path(config.data.targets)
     metadata = read_metadata(folder)
@@ -146,7 +141,12 @@ def open_for(config: Any, source: Source, tokenizer: dict[str, str]) -> Cache | 
 
 
 def tell_agreement(
-    config: Any, source: Source, cache: Cache, frozen: Any, tokenize: Any, mesh: jax.sharding.Mesh
+    config: Config,
+    source: Source,
+    cache: Cache,
+    frozen: Any,
+    tokenize: Any,
+    mesh: jax.sharding.Mesh,
 ) -> None:
     """Says how far ids from another device or jaxlib are those that would be computed here."""
     made = read_metadata(Path(cache.folder))["made_on"]
@@ -165,7 +165,7 @@ def tell_agreement(
 
 
 def agreement(
-    config: Any, cache: Cache, seen: Images, frozen: Any, tokenize: Any, mesh: jax.sharding.Mesh
+    config: Config, cache: Cache, seen: Images, frozen: Any, tokenize: Any, mesh: jax.sharding.Mesh
 ) -> float:
     """Share of the ids of a run's first batch that come out the same here; seen: without cache."""
     readers = pipeline.Readers(0, lambda met: None)

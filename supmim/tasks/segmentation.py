@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from supmim import losses, metrics
+from supmim.config import Config
 from supmim.data import masks
 from supmim.data.augment import views
 from supmim.data.images import Images
@@ -23,7 +24,7 @@ class Segmentation:
 
     frozen = None
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.fixed = ("encoder",) if config.optimizer.frozen == "encoder" else ()
         self.model = model.create(config)
@@ -97,11 +98,11 @@ def upsampled(logits: jax.Array, side: int) -> jax.Array:
     return jax.image.resize(logits, (len(logits), side, side, logits.shape[-1]), "bilinear")
 
 
-def abstract(config: Any) -> Segmentation:
+def abstract(config: Config) -> Segmentation:
     """The task of a config without data: enough to trace and compile it."""
     return Segmentation(config)
 
 
-def create(config: Any, images: Images, workdir: Path) -> Segmentation:
+def create(config: Config, images: Images, workdir: Path) -> Segmentation:
     """The task of a run."""
     return Segmentation(config)

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from supmim import config as config_lib
 from supmim import losses, masking, metrics, models, tokenizers
-from supmim.config.options import has_tokenizer
+from supmim.config import Config, options
 from supmim.data.augment import mixing, views
-from supmim.data.images import VIEW, Images
+from supmim.data.images import Images
 from supmim.models import supmim as supmim_model
 from supmim.target_ids import identity
 from supmim.tasks import probe, targets
@@ -27,7 +28,7 @@ class SupMIM:
     """total = class_weight * class_loss + mim_weight * mim_loss. digest: of the tokenizer."""
 
     def __init__(
-        self, config: Any, tokenizer: tokenizers.Tokenizer | None, digest: str = ""
+        self, config: Config, tokenizer: tokenizers.Tokenizer | None, digest: str = ""
     ) -> None:
         self.config, self.frozen, self.digest = config, tokenizer, digest
         self.fixed = ("encoder",) if config.optimizer.frozen == "encoder" else ()
@@ -48,12 +49,7 @@ class SupMIM:
 
     def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
         """One mask per image, as config.mim says."""
-        mim = self.config.mim
-        return masking.draw(
-            rng, batch_size, self.grid, masking=mim.masking, hidden=mim.hidden,
-            mask_ratio=mim.mask_ratio, block_min=mim.block_min, unit=mim.unit,
-            ratio_mean=mim.ratio_mean, ratio_std=mim.ratio_std,
-        )  # fmt: skip
+        return masking.draw(rng, batch_size, self.grid, self.config.mim)
 
     def tokenize(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
         """Raw batch -> the same with target_ids [B, N] of the MIM view at the tokenizer's size."""
@@ -209,22 +205,25 @@ def to_input(image: jax.Array) -> jax.Array:
     return 2 * image - 1
 
 
-def abstract(config: Any) -> SupMIM:
+def abstract(config: Config) -> SupMIM:
     """The task of a config without data: enough to trace and compile it."""
-    return SupMIM(config, tokenizers.abstract(config) if has_tokenizer(config) else None)
+    return SupMIM(config, tokenizers.abstract(config) if config.has_tokenizer else None)
 
 
-def create(config: Any, images: Images, workdir: Path) -> SupMIM:
+def create(config: Config, images: Images, workdir: Path) -> SupMIM:
     """The task of a run; its tokenizer is that of config.tokenizer.path, or of its cached targets.
 
     Else it is in the workdir, or is fitted and put there: on MIM views of the first epoch, which is
     what it will be asked to encode.
     """
-    if not has_tokenizer(config):
+    if not config.has_tokenizer:
         return SupMIM(config, None)
+    data = config_lib.flatten(config.data)
+    moving = options.that_change("crop", "geometry")
+    names = ["seed", *(path.removeprefix("data.") for path in moving)]
     made_from = {
-        "tokenizer": config.tokenizer.to_dict(),
-        "data": {name: config.data.to_dict()[name] for name in ("seed", *VIEW, *views.GEOMETRY)},
+        "tokenizer": config_lib.flatten(config.tokenizer),
+        "data": {name: data[name] for name in names},
         "source": images.source.fingerprint(),
     }
     tokenizer = tokenizers.load_or_fit(

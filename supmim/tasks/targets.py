@@ -4,13 +4,14 @@ Shapes: B batch, S image side, N patches, M predicted ones, K codes, F pixel val
 Images are float32 in [0, 1].
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from supmim import losses, metrics
+from supmim.config import Config
 from supmim.models import layers
 from supmim.tokenizers import Tokenizer
 
@@ -23,7 +24,7 @@ class Target(Protocol):
     size: int
     columns: tuple[str, ...]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         """Of a config."""
 
     def of(self, batch: dict) -> jax.Array:
@@ -55,7 +56,7 @@ class Tokens:
 
     columns = ("filled in from\npredicted tokens", "tokenizer's own\nreconstruction")
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.size, self.label_smoothing = config.tokenizer.codebook_size, config.mim.label_smoothing
 
     def of(self, batch: dict) -> jax.Array:
@@ -105,7 +106,7 @@ class Pixels:
 
     columns = ("filled in with\npredicted pixels",)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.patch_size, self.channels = config.encoder.patch_size, config.data.channels
         self.size = self.patch_size**2 * self.channels
 
@@ -176,6 +177,6 @@ class NormalizedPixels(Pixels):
 TARGETS = {"tokens": Tokens, "pixels": Pixels, "normalized_pixels": NormalizedPixels}
 
 
-def create(config: Any) -> Target:
+def create(config: Config) -> Target:
     """The target of a config."""
     return TARGETS[config.mim.target](config)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from supmim import metrics, tokenizers
+from supmim.config import Config
 from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.tokenizers import codebook, losses, perceptual, quality
@@ -30,7 +31,7 @@ class Tokenizer:
 
     frozen, fixed = None, ()
 
-    def __init__(self, config: Any, features: perceptual.Features | None) -> None:
+    def __init__(self, config: Config, features: perceptual.Features | None) -> None:
         self.config, self.sizes, self.features = config, config.tokenizer, features
         self.network = tokenizers.abstract(config).network
         self.num_tokens = (config.data.image_size // self.network.stride) ** 2
@@ -208,12 +209,12 @@ class Tokenizer:
         return self.apply(params, self.apply(params, ids, "codes"), "decode").clip(0, 1)
 
 
-def abstract(config: Any) -> Tokenizer:
+def abstract(config: Config) -> Tokenizer:
     """The task of a config without data or files: enough to trace and compile it."""
     return Tokenizer(config, perceptual.zeros() if config.tokenizer.perceptual_weight else None)
 
 
-def create(config: Any, images: Images, workdir: Path) -> Tokenizer:
+def create(config: Config, images: Images, workdir: Path) -> Tokenizer:
     """The task of a run; CheckpointError if perceptual weights are asked for and not usable."""
     sizes, features = config.tokenizer, None
     if sizes.perceptual_weight:

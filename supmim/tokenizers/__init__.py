@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from supmim.config import options
+from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
 from supmim.tokenizers import folder as folder_lib
@@ -38,14 +38,14 @@ class Tokenizer(Protocol):
 TOKENIZERS = {"patch_vq": patch_vq, "vqgan": vqgan, "taming": taming}
 
 
-def abstract(config: Any) -> Tokenizer:
+def abstract(config: Config) -> Tokenizer:
     """The tokenizer of a config, of shapes only: what is needed to trace and compile."""
     module = TOKENIZERS[config.tokenizer.name]
-    dtype = options.tokenizer_dtype(config)
+    dtype = config.tokenizer_dtype
     return module.abstract(config.tokenizer, config.data.channels, dtype)
 
 
-def load(config: Any) -> Tokenizer:
+def load(config: Config) -> Tokenizer:
     """The tokenizer in the folder config.tokenizer.path.
 
     ConfigError if it is not what the config says, CheckpointError if it is not whole.
@@ -56,7 +56,7 @@ def load(config: Any) -> Tokenizer:
             f"{folder} holds a tokenizer of kind {kind}, not {sizes.name}: set "
             f"--config.tokenizer.name={kind}, or choose another --config.tokenizer.path"
         )
-    tokenizer = TOKENIZERS[kind].load(folder, options.tokenizer_dtype(config))
+    tokenizer = TOKENIZERS[kind].load(folder, config.tokenizer_dtype)
     held, wanted = tokenizer.options(), abstract(config).options()
     if differ := [name for name in held if held[name] != wanted[name]]:
         lines = [f"config.{name}: {held[name]} there, {wanted[name]} asked for" for name in differ]
@@ -79,7 +79,7 @@ def kind_of(folder: Path) -> str:
 
 
 def load_or_fit(
-    config: Any,
+    config: Config,
     folder: Path,
     made_from: dict[str, Any],
     images: Callable[[], np.ndarray],

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from supmim.config import Config
 from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.data.sources.base import evenly
@@ -18,7 +19,7 @@ def shown(batch: dict) -> Any:
     return batch["tokenizer_image"] if "tokenizer_image" in batch else batch["image"]
 
 
-def first(config: Any, images: Images) -> np.ndarray:
+def first(config: Config, images: Images) -> np.ndarray:
     """MIM views of config.tokenizer.fit_images images in the first epoch: float32 [n, T, T, C]."""
     count = min(config.tokenizer.fit_images, len(images))
     move = jax.jit(functools.partial(views.geometry, data=config.data))

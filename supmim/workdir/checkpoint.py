@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from supmim.config.options import Checkpoint
 from supmim.errors import CheckpointError
 from supmim.runtime import hosts
 from supmim.sharding import path_name
@@ -37,18 +38,16 @@ class Restored(NamedTuple):
     digest: str
 
 
-class Checkpoints:
-    """The checkpoints of a workdir; tell: where messages go.
+NEWEST_ONLY = Checkpoint(keep=1, keep_best=0)
 
-    keep: newest ones kept; keep_best: kept besides, by `best_metric`, higher is better.
-    """
+
+class Checkpoints:
+    """The checkpoints of a workdir. kept: which of them stay; tell: where messages go."""
 
     def __init__(
-        self, folder: Path, tell: Callable[[str], None], *, keep: int = 1, keep_best: int = 0,
-        keep_best_metric: str = "",
-    ) -> None:  # fmt: skip
-        self.folder, self.tell = folder.absolute(), tell
-        self.keep, self.keep_best, self.best_metric = keep, keep_best, keep_best_metric
+        self, folder: Path, tell: Callable[[str], None], kept: Checkpoint = NEWEST_ONLY
+    ) -> None:
+        self.folder, self.tell, self.kept = folder.absolute(), tell, kept
         self._finishing: threading.Thread | None = None
         self._pending, self._failure = False, ""
         self._failures = 0
@@ -114,8 +113,8 @@ class Checkpoints:
         steps = self.steps()
         scores = {step: self._score(step) for step in steps}
         ranked = sorted((s for s in steps if scores[s] is not None), key=scores.get)
-        best = ranked[max(len(ranked) - self.keep_best, 0) :]
-        kept = set(steps[-self.keep :]) | set(best)
+        best = ranked[max(len(ranked) - self.kept.keep_best, 0) :]
+        kept = set(steps[-self.kept.keep :]) | set(best)
         for step in set(steps) - kept:
             # The digests go first: a half deleted folder is not whole.
             (self.folder / str(step) / DIGESTS).unlink()
@@ -123,7 +122,7 @@ class Checkpoints:
 
     def _score(self, step: int) -> float | None:
         try:
-            return self.note(step)["results"].get(self.best_metric)
+            return self.note(step)["results"].get(self.kept.keep_best_metric)
         except (OSError, ValueError, KeyError):
             return None  # damaged: told when it is restored
 

@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ml_collections import FrozenConfigDict
-
 from supmim import config as config_lib
+from supmim.config import Config
 from supmim.errors import CheckpointError, ConfigError
 
 
@@ -23,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def read_config(workdir: Path) -> FrozenConfigDict:
+def read_config(workdir: Path) -> Config:
     """The frozen config of a workdir; ConfigError if it holds no run."""
     path = workdir / "config.json"
     if not path.is_file():
@@ -40,18 +39,18 @@ def holds_run(workdir: Path) -> bool:
     return logged or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
-def check_config(workdir: Path, config: Any) -> None:
+def check_config(workdir: Path, config: Config) -> None:
     """ConfigError if the workdir holds a run of another config; names the keys that differ."""
     if not holds_run(workdir):
         return
-    if lines := config_lib.differences(read_config(workdir), config):
+    if lines := config_lib.resume_differences(read_config(workdir), config):
         raise ConfigError(
             f"{workdir} holds a run of another config:\n  " + "\n  ".join(lines) + "\n"
             "Choose another --workdir, or leave out --config to continue that run"
         )
 
 
-def begin(workdir: Path, config: Any, origin: dict[str, Any]) -> None:
+def begin(workdir: Path, config: Config, origin: dict[str, Any]) -> None:
     """Freezes the config in the workdir; from here on its run is not finished.
 
     origin: of the encoder, in init.json; empty: as it is noted, or a new one.

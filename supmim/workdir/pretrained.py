@@ -9,18 +9,17 @@ import jax
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
+from supmim import config as config_lib
 from supmim import sharding
+from supmim.config import Config, options
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
 from supmim.runtime import hosts
 from supmim.workdir.checkpoint import DIGESTS, Checkpoints, damage, load_some
 from supmim.workdir.files import read_config
 
-# What may differ: it changes neither the names nor the meaning of parameters.
-FREE = {"position_grid", "dropout", "stochastic_depth", "attention", "dtype", "scan", "remat"}
 
-
-def find(config: Any) -> dict[str, Any]:
+def find(config: Config) -> dict[str, Any]:
     """The newest checkpoint of config.init.workdir, with its digest, as init.json notes it.
 
     averaged: whether averaged parameters are taken. CheckpointError if there is none that can be
@@ -55,15 +54,14 @@ def find(config: Any) -> dict[str, Any]:
     }
 
 
-def check_kind(stored: Any, config: Any) -> None:
+def check_kind(stored: Config, config: Config) -> None:
     """ConfigError, naming all of them, if options differ that change what parameters mean."""
-    pairs = {
-        f"encoder.{name}": (value, stored.encoder[name])
-        for name, value in config.encoder.to_dict().items()
-        if name not in FREE
+    here, there = config_lib.flatten(config), config_lib.flatten(stored)
+    differ = {
+        path: (here[path], there[path])
+        for path in options.that_change("parameters")
+        if here[path] != there[path]
     }
-    pairs["data.channels"] = config.data.channels, stored.data.channels
-    differ = {name: values for name, values in pairs.items() if values[0] != values[1]}
     if differ:
         lines = "".join(f"\n  config.{name}: {theirs!r} there, {ours!r} here"
                         for name, (ours, theirs) in differ.items())  # fmt: skip

@@ -3,15 +3,13 @@
 Shapes: B batch, H, W, C. Images are float32 in [0, 1].
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from supmim.config import options
 from supmim.data.augment import boxes, colour, randaugment
 
-GEOMETRY = ("flip", "shift", "rotate", "scale", "shear")  # the options that move pixels
 # The order is part of a run: append only.
 PURPOSES = ("flip", "affine", "three_augment", "colour_jitter", "randaugment", "erase")
 
@@ -32,7 +30,7 @@ def to_float(image: jax.Array) -> jax.Array:
     return jnp.asarray(image, jnp.float32) / 255
 
 
-def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+def geometry(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
     """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved.
 
     The same at any size: what the encoder and what the tokenizer sees move alike.
@@ -46,7 +44,9 @@ def geometry(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     return image
 
 
-def label_geometry(keys: jax.Array, label_map: jax.Array, data: Any, outside: int) -> jax.Array:
+def label_geometry(
+    keys: jax.Array, label_map: jax.Array, data: options.Data, outside: int
+) -> jax.Array:
     """What `geometry` does to images, done to classes [B, H, W]: the nearest, `outside` beyond."""
     if data.flip:
         flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
@@ -62,12 +62,12 @@ def label_geometry(keys: jax.Array, label_map: jax.Array, data: Any, outside: in
     return jax.vmap(move)(keys_for("affine", keys), label_map)
 
 
-def moves(data: Any) -> bool:
+def moves(data: options.Data) -> bool:
     """Whether images are moved, besides flips."""
     return bool(data.shift or data.rotate or data.scale or data.shear)
 
 
-def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+def class_view(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
     """A MIM view [B, H, W, C] with its colours and more changed, but unmixed; keys: [B].
 
     Where nothing is asked for it is the very array; otherwise its values are levels / 255.
@@ -88,7 +88,7 @@ def class_view(keys: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     return to_float(levels)
 
 
-def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
+def _random_affine(key: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
     """One image [H, W, C], moved about its centre; what comes from outside is 0."""
     places = list(_affine_places(key, image.shape[:2], data))
     moved = [
@@ -98,7 +98,7 @@ def _random_affine(key: jax.Array, image: jax.Array, data: Any) -> jax.Array:
     return jnp.stack(moved, axis=-1).reshape(image.shape)
 
 
-def _affine_places(key: jax.Array, size: tuple[int, int], data: Any) -> jax.Array:
+def _affine_places(key: jax.Array, size: tuple[int, int], data: options.Data) -> jax.Array:
     """[2, H * W]: where each pixel of a moved image [H, W] comes from."""
     height, width = size
     shift = data.shift * (height / data.image_size)  # pixels of data.image_size

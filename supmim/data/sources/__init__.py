@@ -3,8 +3,8 @@
 import difflib
 import importlib
 from collections.abc import Iterator
-from typing import Any
 
+from supmim.config import options
 from supmim.data.sources.base import (
     HELD_OUT,
     KEPT,
@@ -30,7 +30,7 @@ LOADERS = {
 NEAR = 0.75  # a kind that resembles one so much is a slip, not the name of a TFDS dataset
 
 
-def find(spec: str, part: str, data: Any, labelled: bool = True) -> Source:
+def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Source:
     """The source of KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%].
 
     What names no kind names a dataset of TFDS. labelled: a folder must have classes; other kinds
@@ -49,7 +49,7 @@ def find(spec: str, part: str, data: Any, labelled: bool = True) -> Source:
     return importlib.import_module(LOADERS[kind]).load(where, part, data, **options)
 
 
-def load(data: Any, labelled: bool = True, joined: bool = False) -> tuple[Source, Source]:
+def load(data: options.Data, labelled: bool = True, joined: bool = False) -> tuple[Source, Source]:
     """Training and evaluation source of config.data; labelled: with the same classes, or if joined
     with those of both.
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from supmim.config import options
 from supmim.data import sources
 from supmim.data.sources import base
 from supmim.data.sources.base import Record
@@ -100,7 +101,7 @@ class Split:
         return {"name": self.name, "length": len(self), "file_bytes": sizes}
 
 
-def load(where: str, part: str, data: Any) -> Split:
+def load(where: str, part: str, data: options.Data) -> Split:
     """DataError, with the next command, for what TFDS does not have or has not prepared."""
     builder, split = open_split(where, part, data.tfds_dir)
     return checked(Split(builder, split, labelled_fields(builder)))

@@ -1,15 +1,14 @@
 """scikit-learn's bundled 1,797 handwritten digits, 8 x 8: real data without a download."""
 
-from typing import Any
-
 import numpy as np
 
+from supmim.config import options
 from supmim.data.sources import base
 
 HOLDS_OUT = {"train": "test", "tune": "validation"}
 
 
-def load(split: str, part: str, data: Any = None) -> base.InMemory:
+def load(split: str, part: str, data: options.Data = None) -> base.InMemory:
     """train (1,500) and test (297), stratified; for tuning, train again as tune (1,200) and
     validation (300). What train holds out is test, what tune holds out is validation.
     """

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from supmim.config import options
 from supmim.data.sources import base
 from supmim.data.sources.base import Record
 from supmim.errors import DataError
@@ -87,7 +88,7 @@ def record(path: str, label: int) -> Record:
         return Record(error, label, path)
 
 
-def load(where: str, part: str, data: Any, labelled: bool = True) -> Folder:
+def load(where: str, part: str, data: options.Data, labelled: bool = True) -> Folder:
     """DataError for what is no folder, has no images or, if labelled, has them in no classes."""
     root = Path(where).expanduser()
     if not root.is_dir():

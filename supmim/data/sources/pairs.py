@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from supmim.config import options
 from supmim.data import masks
 from supmim.data.sources import base, catalogue, folders
 from supmim.data.sources.base import MaskedRecord
@@ -106,7 +107,7 @@ class SplitPairs(base.Masked):
         return self.split.fingerprint() | {"mask": self.mask}
 
 
-def load(where: str, part: str, data: Any) -> FolderPairs | SplitPairs:
+def load(where: str, part: str, data: options.Data) -> FolderPairs | SplitPairs:
     """A folder if there is one of that name, else a split of TFDS.
 
     Its class_names are empty if nothing says how many classes there are.
@@ -119,7 +120,7 @@ def load(where: str, part: str, data: Any) -> FolderPairs | SplitPairs:
     raise DataError(f"pairs:{where}: there is no such folder")
 
 
-def folder_pairs(root: Path, part: str, data: Any) -> FolderPairs:
+def folder_pairs(root: Path, part: str, data: options.Data) -> FolderPairs:
     """One part of a folder."""
     names = class_names(root / CLASSES, data)
     trained, held_out = folders.parts(root)
@@ -128,7 +129,7 @@ def folder_pairs(root: Path, part: str, data: Any) -> FolderPairs:
     return FolderPairs(held_out if part == base.HELD_OUT else trained, names)
 
 
-def class_names(path: Path, data: Any) -> list[str]:
+def class_names(path: Path, data: options.Data) -> list[str]:
     """The lines of a file, or the ids of data.mask_classes; DataError if they differ."""
     if not path.is_file():
         return numbered(data)
@@ -149,12 +150,12 @@ def class_names(path: Path, data: Any) -> list[str]:
     return names
 
 
-def numbered(data: Any) -> list[str]:
+def numbered(data: options.Data) -> list[str]:
     """The ids of data.mask_classes as names."""
     return [str(i) for i in masks.ids_of(data.mask_classes, data.ignore_label)]
 
 
-def tfds_pairs(where: str, part: str, data: Any) -> SplitPairs:
+def tfds_pairs(where: str, part: str, data: options.Data) -> SplitPairs:
     """DataError, with the features, if the image and the mask are not clear."""
     builder, split = catalogue.open_split(where, part, data.tfds_dir)
     images = catalogue.image_features(builder)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from supmim.config import options
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record
@@ -156,7 +157,7 @@ def damaged(path: str, why: object, position: int | None = None) -> DataError:
     )
 
 
-def load(where: str, part: str, data: Any = None) -> Records:
+def load(where: str, part: str, data: options.Data = None) -> Records:
     """DataError for what is no store, or one whose shards are not all there and whole."""
     root = Path(where).expanduser()
     if not root.is_dir():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from supmim.config import options
 from supmim.data.sources import base, digits
 from supmim.data.sources.base import MaskedRecord
 
@@ -70,7 +71,7 @@ def free_places(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
     return kept
 
 
-def load(split: str, part: str, data: Any = None) -> Scenes:
+def load(split: str, part: str, data: options.Data = None) -> Scenes:
     """The splits of `digits:`; what is held out, too."""
     base.known(split, LENGTHS, "scenes:{} is not a split of the scenes")
     if part == base.HELD_OUT and split not in digits.HOLDS_OUT:
