@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from supmim import config as config_lib
 from supmim import sharding, step
@@ -20,7 +21,10 @@ from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import devices, hosts, numerics
-from supmim.tasks import TASKS
+from supmim.target_ids import files as target_ids
+from supmim.target_ids import identity
+from supmim.tasks.base import Prepared, Task
+from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 from supmim.workdir import pretrained
 from supmim.workdir.checkpoint import Checkpoints
@@ -43,7 +47,10 @@ class Start(NamedTuple):
     verb: str = "train"
 
 
-def mesh_of(config: Config) -> jax.sharding.Mesh:
+DEFAULT_START = Start()
+
+
+def mesh_of(config: Config) -> Mesh:
     """The mesh of the config; ConfigError where the devices do not fit it or the evaluation."""
     platform = devices.check()[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
@@ -102,15 +109,15 @@ def readers_of(
     """How a source is read; a larger share of bad records than the limit is a DataError."""
     workers = pipeline.num_workers(source, config.data.workers)
     note = bad_records.of(source, limit)
-    return pipeline.Readers(workers, note, lambda line: bad_records.tell(line))  # a screen, later
+    return pipeline.Readers(workers, note, bad_records.log)
 
 
 def create_predictions(
     config: Config,
-    task: step.Task,
+    task: Task,
     source: base.Source,
     eval_source: base.Source,
-    mesh: jax.sharding.Mesh,
+    mesh: Mesh,
     bad_records: BadRecords,
 ) -> Predictions:
     """What evaluators ask of both sources; bad records are missing from it and counted."""
@@ -166,73 +173,6 @@ def steps_of(config: Config, source: base.Source) -> int:
     return total_steps
 
 
-def create_task(
-    config: Config, source: base.Source, workdir: Path, mesh: jax.sharding.Mesh
-) -> step.Task:
-    """The task of a run, with its frozen arrays on the mesh."""
-    seen = images.training(source, config.data, images.second_of(config))
-    task = TASKS[config.task].create(config, seen, workdir)
-    task.frozen = jax.device_put(task.frozen, sharding.replicated(mesh))
-    return task
-
-
-def place(
-    make_state: Callable[[], step.State], mesh: jax.sharding.Mesh, fsdp_splits: str
-) -> tuple[Any, Any]:
-    """Shapes of the state with their shardings, and the shardings alone."""
-    shapes = jax.eval_shape(make_state)
-    placement = sharding.state_sharding(shapes, mesh, fsdp_splits)
-    abstract_state = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        shapes,
-        placement,
-    )
-    return abstract_state, placement
-
-
-def programs(
-    config: Config,
-    task: step.Task,
-    tx: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
-    placement: Any,
-) -> tuple[Any, Any, Any]:
-    """What a step runs: `tokenize`, `prepare`, and `train_step`, which donates its state.
-
-    The last is one and the same program wherever target_ids come from.
-    """
-    tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
-    prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
-    train_step = jax.jit(
-        functools.partial(step.train_step, task=task, tx=tx, parts=config.accumulation_steps),
-        donate_argnums=0,
-        out_shardings=(placement, sharding.replicated(mesh)),
-    )
-    return tokenize, prepare, train_step
-
-
-def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[str, Any]:
-    """Where the encoder of a run that begins comes from; empty: a new one, or the run goes on."""
-    begins = not start.resume and not checkpoints.steps()
-    return pretrained.find(config) if config.init.workdir and begins else {}
-
-
-def restore(
-    checkpoints: Checkpoints, abstract_state: Any, fingerprint: dict, start: Start
-) -> step.State | None:
-    """The state to go on from, or None. DataError if the data is not what it was."""
-    if start.resume:
-        restored = checkpoints.restore_from(start.resume, abstract_state)
-    else:
-        restored = checkpoints.restore(abstract_state)
-    if restored is None:
-        return None
-    check_data(restored.fingerprint, fingerprint, start.allow_data_change)
-    if start.resume:
-        checkpoints.set_aside_newer(int(restored.state.step))
-    return restored.state
-
-
 def check_data(stored: dict[str, Any], found: dict[str, Any], allowed: bool = False) -> None:
     """DataError, naming the fields, if a checkpoint was trained on other data than is found.
 
@@ -251,3 +191,105 @@ def check_data(stored: dict[str, Any], found: dict[str, Any], allowed: bool = Fa
         )
     if changed and hosts.is_first():
         print(f"going on with other data:\n{lines}")
+
+
+def create_task(config: Config, seen: images.Images, workdir: Path, mesh: Mesh) -> Task:
+    """Return the task of a run, with its frozen arrays on the mesh. seen: its training images."""
+    task = TASKS[config.task].create(config, seen, workdir)
+    task.frozen = jax.device_put(task.frozen, sharding.replicated(mesh))
+    return task
+
+
+def open_target_ids(
+    config: Config, source: base.Source, task: Task, mesh: Mesh
+) -> target_ids.Cache | None:
+    """Return what a run reads its target ids from; None if it computes them.
+
+    A tokenizer that no evaluator will ask for is then dropped, which frees its memory.
+    """
+    cache = identity.open_for(config, source, task.fingerprint())
+    if cache is None:
+        return None
+    tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
+    identity.log_agreement(config, source, cache, task.frozen, tokenize, mesh)
+    if "reconstruction" not in config.evaluator_names:
+        task.frozen = None
+    return cache
+
+
+def place(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits: str) -> Any:
+    """Return the shapes of a new state, with their shardings."""
+    shapes = jax.eval_shape(make_state)
+    placement = sharding.state_sharding(shapes, mesh, fsdp_splits)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        placement,
+    )
+
+
+class Programs(NamedTuple):
+    """What a step runs: `tokenize`, `prepare`, and `train_step`, which donates its state.
+
+    `train_step` is the same program wherever target_ids come from.
+    """
+
+    tokenize: online.Tokenize
+    prepare: Any
+    train_step: Any
+
+    def compiled(self, state: step.State, prepared: Prepared, rng: jax.Array) -> "Programs":
+        """Return the same with a compiled train step."""
+        return self._replace(train_step=self.train_step.lower(state, prepared, rng).compile())
+
+
+def programs(
+    config: Config, task: Task, tx: optax.GradientTransformation, mesh: Mesh, state: Any
+) -> Programs:
+    """Return the programs of a step. state: arrays or shapes, with their shardings."""
+    tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
+    prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
+    train_step = jax.jit(
+        functools.partial(step.train_step, task=task, tx=tx, parts=config.accumulation_steps),
+        donate_argnums=0,
+        out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+    )
+    return Programs(tokenize, prepare, train_step)
+
+
+def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[str, Any]:
+    """Return where the encoder of a new run comes from; empty if it comes from no other run."""
+
+    def find() -> dict[str, Any]:
+        begins = not start.resume and not checkpoints.steps()
+        return pretrained.find(config) if config.init.workdir and begins else {}
+
+    return hosts.together(find)
+
+
+def first_state(
+    config: Config,
+    make_state: Callable[..., step.State],
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    fingerprint: dict[str, Any],
+    origin: dict[str, Any],
+    start: Start,
+) -> step.State:
+    """Return the state to continue from or, in a new run, the one before the first step.
+
+    origin: where the encoder of a new run comes from. DataError if the data is not what it was.
+    """
+    abstract_state = place(make_state, mesh, config.mesh.fsdp_splits)
+    if start.resume:
+        found = checkpoints.restore_from(start.resume, abstract_state)
+    else:
+        found = checkpoints.restore(abstract_state)
+    if found is None:
+        loaded = pretrained.load(origin, abstract_state.params, mesh) if origin else {}
+        placement = sharding.of(abstract_state)
+        return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
+    check_data(found.fingerprint, fingerprint, start.allow_data_change)
+    if start.resume:
+        checkpoints.set_aside_newer(int(found.state.step))
+    return found.state

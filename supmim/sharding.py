@@ -162,6 +162,11 @@ def state_sharding(abstract_state: Any, mesh: Mesh, fsdp_splits: str = "state") 
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 
+def of(tree: Any) -> Any:
+    """Return the sharding of each leaf of a tree of arrays or placed shapes."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keeps x [B, ...] split over the batch axes; outside a mesh, x itself.
 

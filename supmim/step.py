@@ -1,7 +1,7 @@
 """The step: pure functions of state, batch and key. They know a task, not what it trains."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,45 +9,8 @@ import optax
 from flax import struct
 
 from supmim import metrics
-
-Batch = dict[str, jax.Array]
-
-
-class Task(Protocol):
-    """What is trained. frozen: what training leaves alone: a tokenizer of arrays, or None.
-
-    fixed: groups of parameters that have no gradient and no optimizer state.
-    """
-
-    frozen: Any
-    fixed: tuple[str, ...]
-
-    def init(self, rng: jax.Array) -> Any:
-        """Parameters."""
-
-    def fingerprint(self) -> dict[str, str]:
-        """What of the task, besides config and data, must be equal for a run to go on."""
-
-    def tokenize(self, frozen: Any, batch: Batch) -> Batch:
-        """Adds target_ids [B, N] to a raw batch, row by row; a program of its own, ahead of all."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Raw batch, tokenized -> the views and targets of a step; a program of its own, too."""
-
-    def draw(self, batch: Batch, rng: jax.Array) -> Batch:
-        """Adds to a prepared batch what is drawn over all of it, such as masks and mixing."""
-
-    def loss_fn(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """Scalar loss and metric totals of a drawn batch, or of some of its rows."""
-
-    def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
-        """What changes besides by gradients, from the totals of the batch, and what is logged.
-
-        Such a change is undone where the gradient was not finite.
-        """
-
-    def predict(self, params: Any, batch: Batch) -> Batch:
-        """What evaluators ask of a raw batch, e.g. `embedding` [B, D] and `logits` [B, C]."""
+from supmim.data.raw import Raw
+from supmim.tasks.base import Drawn, Prepared, Task
 
 
 @struct.dataclass
@@ -76,7 +39,7 @@ def divided(params: Any, task: Task) -> tuple[Any, Any]:
 
 def train_step(
     state: State,
-    batch: Batch,
+    batch: Prepared,
     rng: jax.Array,
     *,
     task: Task,
@@ -85,10 +48,10 @@ def train_step(
 ) -> tuple[State, metrics.Metrics]:
     """One update from a prepared batch, taken in so many parts; `rng` is the same at every step."""
     rng = jax.random.fold_in(rng, state.step)
-    batch = task.draw(batch, rng)
+    drawn = task.draw(batch, rng)
     free, fixed = divided(state.params, task)
     grads, totals = gradients(
-        lambda params, *rest: task.loss_fn(params | fixed, *rest), free, batch, rng, parts
+        lambda params, *rest: task.loss_fn(params | fixed, *rest), free, drawn, rng, parts
     )
     updates, opt_state = tx.update(grads, state.opt_state, free)
     params = optax.apply_updates(free, updates) | fixed
@@ -102,7 +65,7 @@ def train_step(
 
 
 def gradients(
-    loss_fn: Callable, params: Any, batch: Batch, rng: jax.Array, parts: int
+    loss_fn: Callable, params: Any, batch: Drawn, rng: jax.Array, parts: int
 ) -> tuple[Any, metrics.Metrics]:
     """Gradients and metric totals of a batch; taken in parts, they are those of the whole.
 
@@ -116,7 +79,7 @@ def gradients(
     def add(sums, part):
         number, rows = part
         grads, totals = grad(params, rows, jax.random.fold_in(rng, number))
-        share = rows["valid"].sum() / batch["valid"].sum()
+        share = rows.valid.sum() / batch.valid.sum()
         return jax.tree.map(lambda total, one: total + share * one, sums, grads), totals
 
     rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -127,10 +90,10 @@ def gradients(
     return grads, metrics.merge(each)
 
 
-View = Callable[[Any, Batch], Batch]  # (params, raw batch) -> arrays [B, ...], e.g. Task.predict
+Forward = Callable[[Any, Raw], dict[str, jax.Array]]  # a method of a task, e.g. Task.predict
 
 
-def eval_step(params: Any, batch: Batch, *, view: View) -> Batch:
-    """A view of a raw batch, with what identifies each example: label, index, valid."""
-    kept = {name: batch[name] for name in ("label", "index", "valid")}
-    return view(params, batch) | kept
+def eval_step(params: Any, batch: Raw, *, forward: Forward) -> dict[str, jax.Array]:
+    """What a task computes of a raw batch, with what identifies each example."""
+    kept = {"label": batch["label"], "index": batch["index"], "valid": batch["valid"]}
+    return forward(params, batch) | kept

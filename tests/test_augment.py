@@ -402,11 +402,11 @@ def prepared(config):
 def test_options_of_the_class_view_reach_neither_mim_view_nor_targets():
     plain = prepared(tiny_config(**RGB, **{"data.flip": True}))
     both = prepared(tiny_config(**RGB, **COLOURS, **{"data.flip": True}))
-    assert "class_image" not in plain
-    for name in ("image", "target_ids"):
-        np.testing.assert_array_equal(both[name], plain[name])
-    assert not (both["class_image"] == both["image"]).all(axis=(1, 2, 3)).any()
-    flipped = (np.abs(plain["image"] - raw_batch()["image"] / 255) > 0.01).any(axis=(1, 2, 3))
+    assert plain.class_view is None
+    np.testing.assert_array_equal(both.mim_view, plain.mim_view)
+    np.testing.assert_array_equal(both.target_ids, plain.target_ids)
+    assert not (both.class_view == both.mim_view).all(axis=(1, 2, 3)).any()
+    flipped = (np.abs(plain.mim_view - raw_batch()["image"] / 255) > 0.01).any(axis=(1, 2, 3))
     assert 0 < flipped.sum() < 6
 
 
@@ -414,18 +414,18 @@ def test_the_baseline_carries_the_class_view_alone():
     both, baseline = (
         prepared(tiny_config(mim_weight=weight, **RGB, **{"data.erase": 0.5})) for weight in (1, 0)
     )
-    assert "class_image" not in baseline and "target_ids" not in baseline
-    np.testing.assert_array_equal(baseline["image"], both["class_image"])
+    assert baseline.mim_view is None and baseline.target_ids is None
+    np.testing.assert_array_equal(baseline.class_view, both.class_view)
 
 
 def test_the_class_pass_gets_the_mixed_class_view():
     config = tiny_config(**RGB, **{"data.erase": 0.5, "data.mixup": 0.5})
     batch = prepared(config)
     drawn = jax.jit(task_of(config).draw)(batch, jax.random.key(1))
-    share = float(drawn["class_target"][0].max())
-    by_hand = share * batch["class_image"] + (1 - share) * jnp.roll(batch["class_image"], 1, axis=0)
-    np.testing.assert_allclose(drawn["class_image"], by_hand, atol=1e-6)
-    np.testing.assert_array_equal(drawn["image"], batch["image"])
+    share = float(drawn.class_target[0].max())
+    by_hand = share * batch.class_view + (1 - share) * jnp.roll(batch.class_view, 1, axis=0)
+    np.testing.assert_allclose(drawn.class_view, by_hand, atol=1e-6)
+    np.testing.assert_array_equal(drawn.mim_view, batch.mim_view)
 
 
 def test_devices_make_their_own_views_without_exchanging_anything():
@@ -480,10 +480,10 @@ def test_the_area_of_cutmix_is_beta_cut_by_the_edges(alpha):
     numbers = np.random.default_rng(0)
     half = np.sqrt(numbers.beta(alpha, alpha, 2000))[:, None] / 2
     centre = numbers.random((2000, 2))
-    wanted = np.prod(np.minimum(centre + half, 1) - np.maximum(centre - half, 0), axis=1)
-    ours, theirs = (np.quantile(x, [0.3, 0.6, 0.9]) for x in (area, wanted))
+    expected = np.prod(np.minimum(centre + half, 1) - np.maximum(centre - half, 0), axis=1)
+    ours, theirs = (np.quantile(x, [0.3, 0.6, 0.9]) for x in (area, expected))
     assert np.abs(ours - theirs).max() < 0.05
-    assert abs(area.mean() - wanted.mean()) < 0.02
+    assert abs(area.mean() - expected.mean()) < 0.02
 
 
 def test_with_both_a_step_takes_mixup_or_cutmix_with_equal_chance():

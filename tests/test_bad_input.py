@@ -56,14 +56,14 @@ def test_a_damaged_image_is_replaced_by_the_next_that_can_be_read(kind):
     whole, holed = training(Files()), training(Files(at3=DAMAGED[kind]))
     replaced = 0
     for step in range(12):
-        wanted, (batch, met) = whole(step)[0], holed(step)
-        rows = wanted["index"] == 3
+        expected, (batch, met) = whole(step)[0], holed(step)
+        rows = expected["index"] == 3
         assert [bad.index for bad in met] == [3] * rows.sum()
         replaced += rows.sum()
-        np.testing.assert_array_equal(batch["index"], np.where(rows, 4, wanted["index"]))
+        np.testing.assert_array_equal(batch["index"], np.where(rows, 4, expected["index"]))
         for name in ("image", "label", "epoch", "valid"):
-            np.testing.assert_array_equal(batch[name][~rows], wanted[name][~rows])
-        own = whole.images.take([4] * rows.sum(), wanted["epoch"][rows])[0]
+            np.testing.assert_array_equal(batch[name][~rows], expected[name][~rows])
+        own = whole.images.take([4] * rows.sum(), expected["epoch"][rows])[0]
         np.testing.assert_array_equal(batch["image"][rows], own["image"])
         np.testing.assert_array_equal(batch["label"][rows], own["label"])
     assert replaced == 3  # once an epoch
@@ -158,11 +158,11 @@ def test_a_killed_reader_is_named_and_restarted_once(tmp_path):
     flag, told = tmp_path / "once", []
     parts = {"images": images.training(Files(), DATA), "seed": 0, "batch_size": 5,
              "rows": np.arange(5)}  # fmt: skip
-    wanted = [stream.Training(**parts)(step)[0] for step in range(6)]
+    expected = [stream.Training(**parts)(step)[0] for step in range(6)]
     flag.touch()
     readers = pipeline.Readers(2, lambda met: None, told.append)
     batches = list(pipeline.read(Deadly(flag, **parts), 0, 6, readers))
-    jax.tree.map(np.testing.assert_array_equal, batches, wanted)
+    jax.tree.map(np.testing.assert_array_equal, batches, expected)
     assert len(told) == 1 and "most likely because memory ran out" in told[0]
     assert "--config.data.workers=1" in told[0]
     flag.with_name("always").touch()

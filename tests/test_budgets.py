@@ -13,7 +13,7 @@ from supmim import assemble, cli, optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import DeviceError
 from supmim.planning import h200, hlo
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PER_GPU = 256
@@ -61,16 +61,16 @@ def compiled_step(preset, devices, *overrides):
     with jax.set_mesh(mesh):
         task = TASKS[config.task].abstract(config)
         tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
-        state, placement = assemble.place(
+        state = assemble.place(
             lambda: step.create_state(jax.random.key(0), task, tx), mesh, config.mesh.fsdp_splits
         )
-        _, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
+        _, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
         raw = pipeline.abstract_batch(config, mesh)
         tokenized = jax.eval_shape(task.tokenize, task.frozen, raw)
-        batch = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-            for name, leaf in jax.eval_shape(prepare, tokenized).items()
-        }
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            jax.eval_shape(prepare, tokenized),
+        )
         rng = jax.eval_shape(lambda: jax.random.key(0))
         program = train_step.lower(state, batch, rng).compile(h200.COMPILER_OPTIONS)
     return program, state.params

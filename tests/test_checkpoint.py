@@ -146,16 +146,16 @@ def test_a_missing_resume_is_an_error_with_the_nearest_steps(saved):
 
 
 def test_shapes_and_names_that_differ_are_listed(saved):
-    wanted = {"step": jnp.asarray(0), "w": {"bias": jnp.zeros(3), "kernel": jnp.zeros((64, 9))}}
+    expected = {"step": jnp.asarray(0), "w": {"bias": jnp.zeros(3), "kernel": jnp.zeros((64, 9))}}
     with pytest.raises(CheckpointError) as caught:
-        saved.restore(abstract_of(wanted))
+        saved.restore(abstract_of(expected))
     message = str(caught.value)
-    assert "w/bias: stored nothing, wanted float32[3]" in message
-    assert "w/kernel: stored float32[64, 8], wanted float32[64, 9]" in message
+    assert "w/bias: stored nothing, expected float32[3]" in message
+    assert "w/kernel: stored float32[64, 8], expected float32[64, 9]" in message
 
 
 def test_a_dtype_is_never_cast_silently(saved):
-    with pytest.raises(CheckpointError, match=r"stored float32\[64, 8\], wanted bfloat16"):
+    with pytest.raises(CheckpointError, match=r"stored float32\[64, 8\], expected bfloat16"):
         saved.restore(abstract_of(state_of(0, jnp.bfloat16)))
 
 
@@ -169,8 +169,8 @@ def test_any_mesh_restores_the_same_bits(tmp_path, told, shape):
     checkpoints.wait()
     other = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
     target = NamedSharding(other, PartitionSpec("fsdp", "tensor"))
-    wanted = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=target)}
-    restored = checkpoints.restore(wanted).state["w"]
+    expected = {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=target)}
+    restored = checkpoints.restore(expected).state["w"]
     np.testing.assert_array_equal(restored, values)
     assert restored.sharding == target
 

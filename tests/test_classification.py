@@ -34,8 +34,8 @@ def test_calibration_error_by_hand():
     confidence = np.array([0.41, 0.45, 0.61, 0.65, 0.66, 0.95, 1.0, 0.99])
     right = np.array([0, 1, 1, 1, 1, 1, 1, 0], bool)
     gaps = [abs(1 - 0.86) * 2, abs(3 - 1.92) * 3 / 3, abs(2 - 2.94) * 3 / 3]
-    wanted = (gaps[0] / 2 + gaps[1] + gaps[2]) / 8
-    assert classification.calibration_error(confidence, right) == pytest.approx(wanted)
+    expected = (gaps[0] / 2 + gaps[1] + gaps[2]) / 8
+    assert classification.calibration_error(confidence, right) == pytest.approx(expected)
     assert classification.calibration_error(np.ones(4), np.ones(4, bool)) == 0
 
 
@@ -56,13 +56,13 @@ def test_the_loss_is_that_of_training_on_hard_labels(loss):
     results = judge.run(None)
     power = np.exp(logits.astype(np.float64))
     if loss == "softmax":
-        wanted = log_loss(label, power / power.sum(axis=1, keepdims=True))
+        expected = log_loss(label, power / power.sum(axis=1, keepdims=True))
         sure = (power / power.sum(axis=1, keepdims=True)).max(axis=1)
     else:
         sure = (power / (1 + power)).max(axis=1)
         binary = np.where(np.eye(10)[label] > 0, power / (1 + power), 1 / (1 + power))
-        wanted = -np.log(binary).sum(axis=1).mean()
-    assert results["classification/loss"] == pytest.approx(wanted, rel=1e-5)
+        expected = -np.log(binary).sum(axis=1).mean()
+    assert results["classification/loss"] == pytest.approx(expected, rel=1e-5)
     right = logits.argmax(axis=1) == label
     assert results["classification/calibration_error"] == pytest.approx(
         classification.calibration_error(sure, right), abs=1e-6

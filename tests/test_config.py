@@ -143,8 +143,8 @@ def test_a_damaged_older_or_newer_json_is_refused(text, told):
 
 
 def test_only_free_options_may_differ_on_resume():
-    stored, wanted = tiny_config(), tiny_config(log_every=7, **{"mesh.fsdp": 2, "seed": 1})
-    assert config_lib.resume_differences(stored, wanted) == [
+    stored, expected = tiny_config(), tiny_config(log_every=7, **{"mesh.fsdp": 2, "seed": 1})
+    assert config_lib.resume_differences(stored, expected) == [
         "config.seed: the workdir has 0, you ask for 1"
     ]
 

@@ -12,7 +12,7 @@ from supmim import config as config_lib
 from supmim import optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import ConfigError
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.workdir import pretrained
 from tests.conftest import prepare
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supmim import assemble, cli, step, train
+from supmim import assemble, cli, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.commands import evaluate
 from supmim.data import pipeline, sources
@@ -28,11 +28,11 @@ def stored_run(workdir, **changes):
     (workdir / "config.json").write_text(config_lib.to_json(config))
     source, eval_source = sources.load(config.data)
     own = evaluate.of_run(config, config)
-    tx = train.optimizer.create(own.optimizer, lambda _: 0.0)
+    tx = optimizer.create(own.optimizer, lambda _: 0.0)
     mesh = assemble.mesh_of(own)
     with jax.set_mesh(mesh):
         make = functools.partial(step.create_state, jax.random.key(0), evaluate.abstract(own), tx)
-        state = jax.jit(make, out_shardings=assemble.place(make, mesh, "state")[1])()
+        state = jax.jit(make, out_shardings=sharding.of(assemble.place(make, mesh, "state")))()
         state = state.replace(step=state.step + STEP)
         checkpoints = Checkpoints(workdir / "checkpoints", print)
         checkpoints.save_now(STEP, state, pipeline.fingerprint(source, eval_source, config))

@@ -20,7 +20,7 @@ from supmim.errors import NumericsError
 from supmim.evaluators import classification, knn, linear, reconstruction
 from supmim.evaluators.lib import ranking
 from supmim.evaluators.lib.predictions import Predictions
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digit_views, plain_readers, tiny_config
@@ -119,8 +119,7 @@ def results_of_all(*how):
     predictions, params = predictions_of(config, *how)
     few = mock.patch.object(linear, "STEPS", 50)
     with few, tempfile.TemporaryDirectory() as folder:
-        judges = evaluators.create(config, predictions)
-        return evaluators.run(judges, predictions, params, Path(folder))
+        return evaluators.create(config, predictions).run(params, Path(folder))
 
 
 @pytest.mark.parametrize(
@@ -132,9 +131,9 @@ def results_of_all(*how):
 )
 def test_results_do_not_depend_on_batches_or_devices(batch_size, shape):
     """Law 8."""
-    wanted, ours = results_of_all(), results_of_all(batch_size, shape)
-    assert ours.keys() == wanted.keys()
-    for name, value in wanted.items():
+    expected, ours = results_of_all(), results_of_all(batch_size, shape)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
         assert abs(ours[name] - value) < 0.5 / 297, name
 
 

@@ -51,12 +51,12 @@ def test_scanned_blocks_have_the_factors_of_unrolled_ones():
     params = params_of()
     params["encoder"]["blocks"] = layers.stack_blocks(params["encoder"]["blocks"])
     rows = optimizer.layer_factors(params, 0.7)["encoder"]["blocks"]["stack"]
-    wanted = np.asarray([0.7**3, 0.7**2, 0.7], np.float32)
+    expected = np.asarray([0.7**3, 0.7**2, 0.7], np.float32)
     for row, param in zip(
         jax.tree.leaves(rows), jax.tree.leaves(params["encoder"]["blocks"]), strict=True
     ):
         assert row.ndim == param.ndim
-        np.testing.assert_array_equal(row.reshape(-1), wanted)
+        np.testing.assert_array_equal(row.reshape(-1), expected)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])

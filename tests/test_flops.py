@@ -10,7 +10,7 @@ from supmim import config as config_lib
 from supmim import optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.planning import flops
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from tests.conftest import prepare, tiny_config
 from tests.test_configs import load
 

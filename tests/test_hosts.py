@@ -61,8 +61,8 @@ def test_a_stopped_run_of_several_processes_goes_on_bit_for_bit(tmp_path):
     test_a_signal_to_one_stops_all_and_the_run_goes_on(tmp_path)
     freeze(tmp_path / "whole")
     finish(tmp_path / "whole")
-    wanted, found = rows(tmp_path / "whole"), rows(tmp_path / "stopped")
-    assert found[-1] == wanted[-1]
+    expected, found = rows(tmp_path / "whole"), rows(tmp_path / "stopped")
+    assert found[-1] == expected[-1]
     results = [read_results(tmp_path / name) for name in ("whole", "stopped")]
     assert results[0] == results[1]
 

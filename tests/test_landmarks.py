@@ -139,22 +139,22 @@ def test_the_revisited_protocol_by_hand(folder):
     found = results(folder)
     medium = ((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2 + (2 / 3 + 3 / 4) / 2) / 3
     hard = ((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2
-    wanted = {
+    expected = {
         "map_easy": (0 + 1 / 2) / 2, "map_medium": medium, "map_hard": hard,
         "mp_at_1_easy": 0, "mp_at_5_easy": 1 / 2, "mp_at_10_easy": 1 / 2,
         "mp_at_1_medium": 0, "mp_at_5_medium": 3 / 4, "mp_at_10_medium": 3 / 4,
         "mp_at_1_hard": 0, "mp_at_5_hard": 2 / 3, "mp_at_10_hard": 2 / 3,
         **{f"without_positives_{setting}": 1 / 2 for setting in ("easy", "medium", "hard")},
     }  # fmt: skip
-    assert found == pytest.approx({f"landmarks/{name}": value for name, value in wanted.items()})
+    assert found == pytest.approx({f"landmarks/{name}": value for name, value in expected.items()})
 
 
 def test_plain_positives_by_hand_and_what_cannot_be_read_is_never_found(folder):
     query = {"image": "q.png", "box": [16, 0, 32, 16], "positives": ["e.png", "a.png"],
              "junk": ["d.png"]}  # fmt: skip
     found = results(folder, queries=[query])
-    wanted = {"map": (1 + 2 / 4) / 2, "map_at_100": (1 + 2 / 4) / 2, "without_positives": 0}
-    assert found == pytest.approx({f"landmarks/{name}": value for name, value in wanted.items()})
+    expected = {"map": (1 + 2 / 4) / 2, "map_at_100": (1 + 2 / 4) / 2, "without_positives": 0}
+    assert found == pytest.approx({f"landmarks/{name}": value for name, value in expected.items()})
     (folder / "pictures/a.png").write_bytes(b"damaged")
     found = results(folder, queries=[query])
     assert found["landmarks/map"] == pytest.approx(1 / 2) and found["unreadable/gallery"] == 1

@@ -51,13 +51,13 @@ def test_heads_trained_together_are_those_of_one_at_a_time_on_any_mesh(shape, mo
     heads = linear.train(FEATURES, LABEL, rows, KINDS, 3, mesh_of(*shape), rates=(0.01, 3.0))
     for kind, found in zip(KINDS, heads, strict=True):
         for place, rate in enumerate((0.01, 3.0)):
-            wanted = one_head(FEATURES[:, kind.first : kind.last], LABEL, rows, rate)
-            np.testing.assert_allclose(found[:, place], wanted, atol=1e-5)
+            expected = one_head(FEATURES[:, kind.first : kind.last], LABEL, rows, rate)
+            np.testing.assert_allclose(found[:, place], expected, atol=1e-5)
     right, loss = linear.score(heads, FEATURES, LABEL, np.arange(40, 70), KINDS, mesh_of(*shape))
     scores = FEATURES[40:, 6:9] @ np.asarray(heads[0])[:-1, 1] + np.asarray(heads[0])[-1, 1]
     assert right[0, 1] == pytest.approx((scores.argmax(axis=1) == LABEL[40:]).mean())
-    wanted = (np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(30), LABEL[40:]]).mean()
-    assert loss[0, 1] == pytest.approx(wanted, rel=1e-4)
+    expected = (np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(30), LABEL[40:]]).mean()
+    assert loss[0, 1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_grid_is_that_of_dinov2():
@@ -106,8 +106,8 @@ def test_features_are_the_normed_last_blocks_then_the_patches():
     _, encoded = jax.jit(classify)({"params": params}, image)
     norm = {"params": params["encoder"]["norm"]}
     blocks = [layers.LayerNorm().apply(norm, encoded.taps[i])[0, 0] for i in (0, 1)]
-    wanted = np.concatenate([*blocks, encoded.embedding[0], encoded.latent[0].mean(axis=0)])
-    np.testing.assert_allclose(out["features"][7], wanted, atol=2e-3)
+    expected = np.concatenate([*blocks, encoded.embedding[0], encoded.latent[0].mean(axis=0)])
+    np.testing.assert_allclose(out["features"][7], expected, atol=2e-3)
     one, with_patches, three, whole = probe.kinds(config.encoder)
     assert (one.first, one.last, with_patches.last, three.first, whole.last) == (32, 48, 64, 0, 64)
     assert predictions.of(params, "eval") is predictions.of(params, "eval")
@@ -165,8 +165,8 @@ def test_logistic_regression_is_scikit_learns_at_the_chosen_c():
     train, evaluation = easy(300), easy(200)
     results, said = evaluated(train, evaluation, logistic)
     theirs = LogisticRegression(C=said["C"], max_iter=1000).fit(train[0].astype(float), train[1])
-    wanted = theirs.score(evaluation[0].astype(float), evaluation[1])
-    assert results == {"logistic/top1": pytest.approx(wanted)}
+    expected = theirs.score(evaluation[0].astype(float), evaluation[1])
+    assert results == {"logistic/top1": pytest.approx(expected)}
 
 
 def test_no_fit_of_logistic_regression_goes_on_for_long(monkeypatch):

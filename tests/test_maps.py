@@ -66,7 +66,8 @@ def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
         "embedding": embedding, "index": index, "label": view.source.label[index]}  # fmt: skip
     params = jax.jit(task.init)(jax.random.key(0))
     judge = maps.Evaluator(predictions, config)
-    assert evaluators.run([judge], predictions, params, tmp_path / "pictures") == {}
+    suite = evaluators.Suite({"maps": judge}, predictions)
+    assert suite.run(params, tmp_path / "pictures") == {}
     last = judge._last
     np.testing.assert_array_equal(last["image"], view.source.image[[3, 50, 100, 290]])
     image = 2 * last["image"].astype(np.float32) / 255 - 1

@@ -15,7 +15,7 @@ from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.planning import program
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests import processes
@@ -67,7 +67,7 @@ def first_gradients_and_losses(shape, **changes):
         head["kernel"] = jax.device_put(
             jax.random.normal(jax.random.key(3), head["kernel"].shape), head["kernel"].sharding
         )
-        tokenize, prepare, _ = assemble.programs(config, task, tx, mesh, placement)
+        tokenize, prepare, _ = assemble.programs(config, task, tx, mesh, state)
 
         program = jax.jit(
             functools.partial(step.train_step, task=task, tx=tx, rng=rng),
@@ -94,10 +94,10 @@ def check(found):
     grads, losses = found
     wanted_grads, wanted_losses = on_one_device()
 
-    def compare(path, ours, wanted):
+    def compare(path, ours, expected):
         name = sharding.path_name(path)
-        norm = 1.0 if name.endswith("key/bias") else np.linalg.norm(wanted)
-        assert np.abs(ours - wanted).max() <= 1e-5 * norm, name
+        norm = 1.0 if name.endswith("key/bias") else np.linalg.norm(expected)
+        assert np.abs(ours - expected).max() <= 1e-5 * norm, name
 
     jax.tree_util.tree_map_with_path(compare, grads, wanted_grads)
     np.testing.assert_allclose(losses, wanted_losses, rtol=LOSS_TOLERANCE)
@@ -130,8 +130,7 @@ def test_a_frozen_tokenizer_is_whole_on_every_device(tmp_path):
     """It works without communication."""
     config = tiny_config(**{"mesh.fsdp": 4, "data.limit": 64})
     mesh = sharding.make_mesh(2, 4, 1)
-    source = digit_views("train", config).source
-    task = assemble.create_task(config, source, tmp_path, mesh)
+    task = assemble.create_task(config, digit_views("train", config), tmp_path, mesh)
     with jax.set_mesh(mesh):
         planned = program.build(config, mesh).frozen
     for codes in (task.frozen.codes, planned.codes):

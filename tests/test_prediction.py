@@ -31,31 +31,31 @@ def test_names_are_those_of_the_config():
 
 def test_normalized_pixels_are_those_of_mae():
     """(x - mean) / sqrt(unbiased variance + 1e-6) of each patch."""
-    found = targets.create(tiny_config(**{"mim.target": "normalized_pixels"})).of({"image": IMAGE})
+    found = targets.create(tiny_config(**{"mim.target": "normalized_pixels"})).of(IMAGE, None)
     patch = 2 * IMAGE[1, 2:4, 6:8].reshape(-1) - 1  # row 1, column 3 of 4 x 4
-    wanted = (patch - patch.mean()) / np.sqrt(((patch - patch.mean()) ** 2).sum() / 3 + 1e-6)
-    np.testing.assert_allclose(found[1, 7], wanted, rtol=1e-5)
+    expected = (patch - patch.mean()) / np.sqrt(((patch - patch.mean()) ** 2).sum() / 3 + 1e-6)
+    np.testing.assert_allclose(found[1, 7], expected, rtol=1e-5)
 
 
 def test_the_loss_on_pixels_is_the_squared_error_of_hidden_patches_alone():
     target = targets.create(tiny_config(**{"mim.target": "pixels"}))
-    wanted, found = rng.normal(size=(2, 2, 5, 4))
+    expected, found = rng.normal(size=(2, 2, 5, 4))
     mask = np.array([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]], np.float32)
-    by_hand = [((wanted[0, [0, 2]] - found[0, [0, 2]]) ** 2).mean(), 0]
-    np.testing.assert_allclose(target.loss(found, wanted, mask), by_hand, rtol=1e-6)
+    by_hand = [((expected[0, [0, 2]] - found[0, [0, 2]]) ** 2).mean(), 0]
+    np.testing.assert_allclose(target.loss(found, expected, mask), by_hand, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", PIXELS)
 def test_a_right_answer_is_the_image_and_explains_everything(name):
     target = targets.create(tiny_config(**{"mim.target": name}))
-    wanted, mask = target.of({"image": IMAGE}), jnp.ones((3, 16)).at[:, ::2].set(0)
+    expected, mask = target.of(IMAGE, None), jnp.ones((3, 16)).at[:, ::2].set(0)
     np.testing.assert_allclose(
-        target.pictures(None, IMAGE, wanted, wanted)[0], IMAGE, rtol=1e-4, atol=1e-6
+        target.pictures(None, IMAGE, expected, expected)[0], IMAGE, rtol=1e-4, atol=1e-6
     )
-    right = target.results(jax.device_get(target.scores(wanted, wanted, mask)))
+    right = target.results(jax.device_get(target.scores(expected, expected, mask)))
     assert right == {"reconstruction/pixels_explained": 1.0}
-    mean = jnp.broadcast_to(wanted[:, ::2].mean(axis=1, keepdims=True), wanted.shape)
-    found = target.results(jax.device_get(target.scores(wanted, mean, mask)))
+    mean = jnp.broadcast_to(expected[:, ::2].mean(axis=1, keepdims=True), expected.shape)
+    found = target.results(jax.device_get(target.scores(expected, mean, mask)))
     np.testing.assert_allclose(found["reconstruction/pixels_explained"], 0, atol=1e-6)
     assert target.results({"error": np.zeros(3), "spread": np.zeros(3)}) == {}
 
@@ -65,7 +65,7 @@ def test_a_right_answer_is_the_image_and_explains_everything(name):
 def test_every_parameter_learns_from_pixels(name, passes):
     task = task_of(name, **{"mim.passes": passes, "class_weight": 0.0, "encoder.depth": 1})
     batch = jax.jit(lambda batch: prepare(task, None, batch))(raw_batch())
-    assert "target_ids" not in batch
+    assert batch.target_ids is None
     params = task.init(jax.random.key(0))
     assert params["decoder"]["head"]["kernel"].shape == (16, 4)
 

@@ -13,7 +13,7 @@ from supmim import assemble, cli, optimizer, sharding, step, train
 from supmim import config as config_lib
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.workdir import pretrained
 from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
@@ -49,9 +49,9 @@ def begun(config, mesh_shape=(8, 1, 1)):
         task = TASKS["supmim"].abstract(config)
         tx = optimizer.create(config.optimizer, lambda _: 0.0)
         make_state = functools.partial(step.create_state, jax.random.key(0), task, tx)
-        shapes, placement = assemble.place(make_state, mesh, "state")
+        shapes = assemble.place(make_state, mesh, "state")
         loaded = pretrained.load(pretrained.find(config), shapes.params, mesh)
-        return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
+        return jax.jit(make_state, out_shardings=sharding.of(shapes))(loaded=loaded)
 
 
 def assert_equal(a, b):
@@ -80,12 +80,12 @@ def second(runs, **changes):
 
 def test_a_run_begins_with_the_averages_of_another_and_all_else_new(runs):
     config = second(runs, **{"optimizer.ema_decay": 0.5})
-    state, wanted = begun(config), encoder_in(runs / "first", averaged=True)
-    wanted.pop("mask_token")
-    assert_equal(state.params["encoder"], wanted)
+    state, expected = begun(config), encoder_in(runs / "first", averaged=True)
+    expected.pop("mask_token")
+    assert_equal(state.params["encoder"], expected)
     averages = optimizer.evaluated_params(state)
     assert_equal(averages, state.params)
-    assert differ(wanted["norm"], encoder_in(runs / "first")["norm"])
+    assert differ(expected["norm"], encoder_in(runs / "first")["norm"])
     assert int(state.step) == 0 and not np.any(state.params["classifier"]["head"]["kernel"])
 
 
@@ -101,8 +101,8 @@ def test_another_image_size_resamples_learned_positions_and_a_mask_token_is_take
                                               "mim.hidden": "mask_token"})  # fmt: skip
     encoder = begun(config).params["encoder"]
     stored = encoder_in(runs / "first", averaged=True)
-    wanted = layers.resample_positions(stored["positions"], 8)
-    np.testing.assert_allclose(encoder["positions"], wanted, rtol=1e-6, atol=1e-8)
+    expected = layers.resample_positions(stored["positions"], 8)
+    np.testing.assert_allclose(encoder["positions"], expected, rtol=1e-6, atol=1e-8)
     assert_equal(encoder["mask_token"], stored["mask_token"])
     assert "positions resampled from 4 x 4 to 8 x 8" in capsys.readouterr().out
 
@@ -116,9 +116,9 @@ def test_the_run_says_where_its_encoder_is_from_and_needs_it_no_more(runs, tmp_p
     assert "its mask_token is left out" in capsys.readouterr().out
     noted = json.loads((workdir / "results.json").read_text())["init"]
     assert noted["step"] == 4 and noted["averaged"] and len(noted["sha256"]) == 64
-    wanted = encoder_in(source, averaged=True)
-    wanted.pop("mask_token")
-    assert_equal(encoder_in(workdir), wanted)
+    expected = encoder_in(source, averaged=True)
+    expected.pop("mask_token")
+    assert_equal(encoder_in(workdir), expected)
     shutil.rmtree(source)
     (workdir / "results.json").unlink()
     assert train.train_and_evaluate(config, workdir) == results

@@ -388,18 +388,18 @@ def test_a_missing_a_shorter_and_a_longer_shard_are_named(store):
 
 
 def test_a_flipped_bit_names_shard_and_record_and_never_gives_wrong_bytes(store):
-    path, wanted = shard_of(store, 1), [store[i].image for i in range(36)]
+    path, expected = shard_of(store, 1), [store[i].image for i in range(36)]
     whole = Path(path).read_bytes()
     rng = np.random.default_rng(0)
     noticed = 0
-    spots = [*rng.integers(len(whole), size=40), whole.index(wanted[7][-40:])]
+    spots = [*rng.integers(len(whole), size=40), whole.index(expected[7][-40:])]
     for spot in spots:
         flipped = bytearray(whole)
         flipped[spot] ^= 1 << int(rng.integers(8))
         Path(path).write_bytes(flipped)
         try:
             found = records.load(store.root, base.WHOLE)
-            assert [r.image for r in found.__getitems__(range(36))] == wanted
+            assert [r.image for r in found.__getitems__(range(36))] == expected
         except DataError as error:
             noticed += 1
             assert path in str(error) and error.exit_code == 3

@@ -5,6 +5,7 @@ import re
 import matplotlib.image
 import numpy as np
 
+from supmim.config.tasks import FACTS
 from supmim.report import curves, neighbours, page, reconstructions, terminal
 from supmim.workdir.writer import Writer, read_metrics
 
@@ -90,7 +91,8 @@ def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
 
 def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):
     """A first command that has more than 99 s left is told in 80 columns too."""
-    with terminal.Terminal(5250, 0) as screen:
+    with terminal.Terminal() as screen:
+        screen.begin(FACTS["supmim"].progress, 5250, 0)
         monkeypatch.setattr(screen, "_began", screen._began - 123.0)
         screen.show_step(2625, {"class_loss": 1.003, "mim_loss": 2.757, "train_top1": 0.87,
                                 "token_accuracy": 0.27, "images_per_second": 2183.0,
@@ -102,11 +104,12 @@ def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):
 
 
 def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
-    with terminal.Terminal(2400, 0) as screen:
+    with terminal.Terminal() as screen:
+        screen.begin(FACTS["supmim"].progress, 2400, 0)
         screen.show_step(1200, {"class_loss": 1.234, "mim_loss": 2.5, "train_top1": 0.5,
                                 "token_accuracy": 0.25, "images_per_second": 1234.0,
                                 "data_wait": 0.01})  # fmt: skip
-        screen.tell("[a message] with brackets")
+        screen.log("[a message] with brackets")
     out = capsys.readouterr().out
     assert "1200/2400 class 1.234 mim 2.500" in out and "[a message]" in out
     assert "\x1b" not in out and max(map(len, out.splitlines())) <= 80

@@ -41,8 +41,8 @@ def test_metrics_by_hand():
         (metrics.modified_precision_at(relevant, positives, 5), [1 / 2, 1 / 4, NAN]),
         (metrics.modified_precision_at(relevant, positives, 1), [0, 1, NAN]),
     ]
-    for found, wanted in cases:
-        np.testing.assert_allclose(found, wanted)
+    for found, expected in cases:
+        np.testing.assert_allclose(found, expected)
     assert metrics.mean(np.array([0.5, NAN, 1.0])) == 0.75 and np.isnan(
         metrics.mean(np.full(2, NAN))
     )
@@ -108,9 +108,9 @@ def test_the_largest_by_groups_are_those_of_a_full_sort_equals_in_order(k):
     similarity = rng.integers(0, 3000, (40, 64 * 64)).astype(np.float32)  # some of them are equal
     similarity[0], similarity[1:5, 9:] = 1, -np.inf
     found, place = jax.jit(ranking._largest, static_argnums=1)(similarity, k)
-    wanted = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(place, wanted)
-    np.testing.assert_array_equal(found, np.take_along_axis(similarity, wanted, 1))
+    expected = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(place, expected)
+    np.testing.assert_array_equal(found, np.take_along_axis(similarity, expected, 1))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1)], ids=str)
@@ -129,10 +129,10 @@ def test_relevance_to_the_last_rank_is_that_of_a_full_sort(shape, mib):
     exact = bank @ bank.T
     np.fill_diagonal(exact, -np.inf)
     order = np.argsort(-exact, axis=1, kind="stable")[:, :-1]
-    wanted = label[order] == label[:, None]
+    expected = label[order] == label[:, None]
     chunks = list(ranking.Bank(bank, mesh_of(*shape), mib).relevance(bank, label))
     assert (len(chunks) > 1) == (mib < 1)
-    np.testing.assert_array_equal(np.concatenate([part for _, part in chunks]), wanted)
+    np.testing.assert_array_equal(np.concatenate([part for _, part in chunks]), expected)
     assert [first for first, _ in chunks] == list(np.cumsum([0, *(len(p) for _, p in chunks)])[:-1])
     exact = bank[:9] @ bank.T
     rankings = np.concatenate(

@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 from supmim import cli, metrics, optimizer, sharding, step
 from supmim import config as config_lib
+from supmim.config import options
 from supmim.data import crop, decode, images, inspection, masks, sources, stream
 from supmim.data.augment import views
 from supmim.data.sources import base, pairs, scenes
@@ -25,7 +26,7 @@ from supmim.evaluators.lib import windows
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.models import segmentation as heads
 from supmim.report import segmentation as picture
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from tests.conftest import plain_readers, prepare, tiny_config
 from tests.pictures import encoded
 
@@ -144,7 +145,7 @@ def test_pairs_in_train_and_val_are_found_and_classes_have_names(tmp_path):
     train, held_out = sources.load(data)
     assert (train.names, held_out.names) == (["train"], ["val"])
     assert train.class_names == held_out.class_names == ("sky", "road", "car")
-    data.mask_classes = 4
+    data = options.changed(data, mask_classes=4)
     with pytest.raises(DataError, match="names 3 classes, config.data.mask_classes is 4"):
         sources.load(data)
 
@@ -168,12 +169,12 @@ def test_classes_without_names_are_called_by_their_ids():
 
 
 @pytest.mark.parametrize(
-    ("ignored", "wanted"),
+    ("ignored", "expected"),
     [(-1, [0, 1, 2, 3]), (0, [-1, 0, 1, 2]), (3, [0, 1, 2, -1]), (2, [0, 1, -1, 2])],
 )
-def test_classes_are_the_ids_without_the_ignored_one(ignored, wanted):
+def test_classes_are_the_ids_without_the_ignored_one(ignored, expected):
     ids = np.array([[0, 1, 2, 3]], np.uint16)
-    assert masks.to_classes("x", ids, 4, ignored).tolist() == [wanted]
+    assert masks.to_classes("x", ids, 4, ignored).tolist() == [expected]
 
 
 def test_16_bit_masks_keep_their_ids():
@@ -198,7 +199,7 @@ def test_a_mask_is_cropped_flipped_and_moved_with_its_image():
     batch, _ = read(0)
     assert batch["label_map"].dtype == np.int16
     found = jax.jit(TASKS["segmentation"].abstract(config).prepare)(batch)
-    image, label_map = np.asarray(found["image"][..., 0]), np.asarray(found["label_map"])
+    image, label_map = np.asarray(found.class_view[..., 0]), np.asarray(found.label_map)
     inside = label_map != masks.IGNORED
     sure = inside & ((image < 0.02) | (image > 0.98))
     assert sure.mean() > 0.5 and (label_map < 0).any()
@@ -304,16 +305,19 @@ def test_parts_give_the_gradients_of_the_whole_batch_whatever_pixels_count():
 def test_ignored_pixels_and_padding_reach_no_loss_or_gradient():
     task, state, _ = programs(small_config())
     batch = prepare(task, None, raw_batch())
-    batch["valid"] = jnp.arange(8) < 4
-    batch["valid"] = batch["valid"].astype(jnp.float32)
-    batch["label_map"] = batch["label_map"].at[0].set(masks.IGNORED)
+    batch = batch.replace(
+        valid=(jnp.arange(8) < 4).astype(jnp.float32),
+        label_map=batch.label_map.at[0].set(masks.IGNORED),
+    )
     grad = jax.jit(jax.grad(task.loss_fn, has_aux=True))
     one = grad(state.params, batch, jax.random.key(1))
-    other = batch | {"image": batch["image"].at[4:].set(9.0).at[0].set(0.5)}
-    other["label_map"] = batch["label_map"].at[4:].set(3)
+    other = batch.replace(
+        class_view=batch.class_view.at[4:].set(9.0).at[0].set(0.5),
+        label_map=batch.label_map.at[4:].set(3),
+    )
     two = grad(state.params, other, jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    nothing = batch | {"label_map": jnp.full_like(batch["label_map"], masks.IGNORED)}
+    nothing = batch.replace(label_map=jnp.full_like(batch.label_map, masks.IGNORED))
     grads, totals = grad(state.params, nothing, jax.random.key(1))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
     assert metrics.summarize([totals])["loss"] == 0

@@ -105,12 +105,12 @@ def test_padding_changes_no_loss_metric_or_gradient():
     """Law 10."""
     task, _ = task_of(**{"data.mixup": 0.2})
     params = task.init(jax.random.key(0))
-    half = prepared(task) | {"valid": (jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32)}
-    scribbled = half | {
-        "image": half["image"].at[BATCH // 2 :].set(7.0),
-        "label": half["label"].at[BATCH // 2 :].set(3),
-        "target_ids": half["target_ids"].at[BATCH // 2 :].set(5),
-    }
+    half = prepared(task).replace(valid=(jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32))
+    scribbled = half.replace(
+        mim_view=half.mim_view.at[BATCH // 2 :].set(7.0),
+        label=half.label.at[BATCH // 2 :].set(3),
+        target_ids=half.target_ids.at[BATCH // 2 :].set(5),
+    )
     grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
     rng = jax.random.key(1)
     assert_equal(grad(params, half, rng), grad(params, scribbled, rng))
@@ -123,8 +123,8 @@ def test_means_over_a_padded_batch_are_those_of_the_valid_half():
     valid = (jnp.arange(BATCH) < 12).astype(jnp.float32)
     loss = jax.jit(loss_of(task))
     rng = jax.random.key(0)
-    padded, _ = loss(params, batch | {"valid": valid}, rng)
-    cut, _ = loss(params, {k: v[:12] for k, v in batch.items()}, rng)
+    padded, _ = loss(params, batch.replace(valid=valid), rng)
+    cut, _ = loss(params, jax.tree.map(lambda x: x[:12], batch), rng)
     np.testing.assert_allclose(padded, cut, rtol=1e-6)
 
 
@@ -140,16 +140,17 @@ def test_a_batch_in_parts_has_the_gradients_and_metrics_of_the_whole(parts):
         for count in (parts, 1)
     )
     for padding in (0, 5):  # padded rows fall unevenly on the parts
-        batch = prepared(task) | {"valid": (jnp.arange(BATCH) >= padding).astype(jnp.float32)}
+        valid = (jnp.arange(BATCH) >= padding).astype(jnp.float32)
+        batch = prepared(task).replace(valid=valid)
         drawn = task.draw(batch, rng)
         grads, totals = gradients(params, drawn, rng)
         whole, whole_totals = whole_gradients(params, drawn, rng)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), grads, whole
         )
-        values, wanted = metrics.summarize([totals]), metrics.summarize([whole_totals])
-        for name in wanted.keys() - ({"loss"} if padding else set()):
-            np.testing.assert_allclose(values[name], wanted[name], rtol=1e-5, err_msg=name)
+        values, expected = metrics.summarize([totals]), metrics.summarize([whole_totals])
+        for name in expected.keys() - ({"loss"} if padding else set()):
+            np.testing.assert_allclose(values[name], expected[name], rtol=1e-5, err_msg=name)
 
 
 def flops(function, *arguments):
@@ -163,7 +164,7 @@ def test_inference_costs_what_the_baseline_costs():
     def cost(**changes):
         task, _ = task_of(**changes)
         params = task.init(jax.random.key(0))
-        return flops(functools.partial(step.eval_step, view=task.predict), params, raw_batch())
+        return flops(functools.partial(step.eval_step, forward=task.predict), params, raw_batch())
 
     assert cost() == cost(mim_weight=0.0) == cost(**{"mim.hidden": "mask_token"}) > 0
 
@@ -228,14 +229,14 @@ def test_class_view_is_mixed_and_mim_view_is_not():
     task.apply = spy
     batch = prepared(task)
     loss_of(task)(task.init(jax.random.key(0)), batch, jax.random.key(0))
-    np.testing.assert_array_equal(seen["predict_tokens"], batch["image"])
-    assert not (seen["classify"] == batch["image"]).all()
+    np.testing.assert_array_equal(seen["predict_tokens"], batch.mim_view)
+    assert not (seen["classify"] == batch.mim_view).all()
 
 
 def test_targets_are_the_ids_of_the_mim_view():
     task, _ = task_of()
     batch = prepared(task)
-    np.testing.assert_array_equal(batch["target_ids"], task.frozen.encode(batch["image"]))
+    np.testing.assert_array_equal(batch.target_ids, task.frozen.encode(batch.mim_view))
 
 
 def test_sigmoid_loss_and_label_smoothing_act():
@@ -364,7 +365,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     state = create(rng)
     good = prepared(task)
     state, _ = program(state, good, rng)
-    bad = good | {"image": good["image"].at[0, 0, 0, 0].set(jnp.nan)}
+    bad = good.replace(mim_view=good.mim_view.at[0, 0, 0, 0].set(jnp.nan))
     for count in (1, 2):
         after, totals = program(state, bad, rng)
         assert_equal(after.params, state.params)

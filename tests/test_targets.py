@@ -17,7 +17,7 @@ from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
 from supmim.planning import program
 from supmim.runtime.preemption import StopSignal
 from supmim.target_ids import files, identity
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers import online
 from supmim.tokenizers.patch_vq import PatchVQ

@@ -15,8 +15,8 @@ from supmim.tokenizers import codebook, losses, perceptual, quality
 from supmim.tokenizers.discriminators import DISCRIMINATORS, blur_pool, minibatch_stddev
 
 
-def close(found, wanted, tolerance=1e-6):
-    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+def close(found, expected, tolerance=1e-6):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def column(*values):
@@ -59,9 +59,9 @@ def test_entropy_loss_is_sample_entropy_less_batch_entropy():
     offset = np.log(3) / 2  # distance to the other code less that to the own, at temperature 1
     latents = column(0.5 - offset, 0.5 + offset, 100.0)
     p = np.array([0.75, 0.25])
-    wanted = -(p * np.log(p)).sum() - np.log(2)
+    expected = -(p * np.log(p)).sum() - np.log(2)
     found = losses.entropy(latents, book, jnp.array([1.0, 1.0, 0.0]), 1.0)
-    close(found, wanted, 1e-4)
+    close(found, expected, 1e-4)
     clear = losses.entropy(latents, book, jnp.array([1.0, 1.0, 0.0]), 0.001)
     close(clear, -np.log(2), 1e-4)  # every choice clear, both codes used alike: the least there is
 
@@ -141,11 +141,11 @@ def test_ssim_equals_the_reference_and_is_1_for_equal_images():
     rng = np.random.default_rng(0)
     image = rng.uniform(size=(2, 16, 20, 3))
     decoded = np.clip(image + rng.normal(0, 0.2, image.shape), 0, 1)
-    wanted = [
+    expected = [
         np.mean([reference_ssim(x[..., c], y[..., c]) for c in range(3)])
         for x, y in zip(image, decoded, strict=True)
     ]
-    close(quality.ssim(jnp.float32(image), jnp.float32(decoded)), wanted, 1e-4)
+    close(quality.ssim(jnp.float32(image), jnp.float32(decoded)), expected, 1e-4)
     close(quality.ssim(jnp.float32(image), jnp.float32(image)), [1, 1], 1e-5)
     assert set(quality.of(image[:, :10], decoded[:, :10])) == {"squared_error"}
 
@@ -206,16 +206,16 @@ def test_perceptual_distance_is_that_of_unit_features(vgg):
     weights = perceptual.load(*vgg[:2])
     image, other = jax.random.uniform(jax.random.key(0), (2, 1, 16, 16, 3))
     assert perceptual.distance(weights, image, image).tolist() == [0.0]
-    wanted = sum(
+    expected = sum(
         ((a / jnp.linalg.norm(a, axis=-1, keepdims=True)
           - b / jnp.linalg.norm(b, axis=-1, keepdims=True)) ** 2).sum(-1).mean()
         for a, b in zip(perceptual.features(weights, image), perceptual.features(weights, other),
                         strict=True)
     )  # fmt: skip
-    close(perceptual.distance(weights, image, other), [wanted], 1e-5)
+    close(perceptual.distance(weights, image, other), [expected], 1e-5)
     ones = {name: np.full(shape, 0.5, np.float32)
             for name, shape in perceptual.linear_shapes().items()}  # fmt: skip
-    close(perceptual.distance(weights | ones, image, other), [wanted / 2], 1e-5)
+    close(perceptual.distance(weights | ones, image, other), [expected / 2], 1e-5)
     assert [x.shape[1] for x in perceptual.features(weights, image)] == [16, 8, 4, 2, 1]
 
 

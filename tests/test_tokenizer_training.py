@@ -21,7 +21,7 @@ from supmim.data.augment import views
 from supmim.data.sources import base
 from supmim.errors import ConfigError
 from supmim.runtime.preemption import StopSignal
-from supmim.tasks import tokenizer as tokenizer_task
+from supmim.tasks.tokenizer import TokenizerTraining
 from supmim.tokenizers import quality
 from supmim.workdir.files import read_config, read_results
 from tests.conftest import digit_views, tiny_config
@@ -46,7 +46,7 @@ def small_config(**changes):
 
 def task_of(**changes):
     config = small_config(**changes)
-    return tokenizer_task.create(config, None, None), config
+    return TokenizerTraining.create(config, None, None), config
 
 
 @functools.cache
@@ -140,11 +140,11 @@ def test_the_mesh_does_not_change_gradients_or_statistics():
 
             found.append(jax.device_get(one(params, batch)))
 
-    def compare(path, ours, wanted):
+    def compare(path, ours, expected):
         name = sharding.path_name(path)
         nothing = name.endswith("decoder/Conv_1/bias")  # in exact numbers: the next norm removes it
         least = 1e-2 if nothing else 1e-3
-        assert np.abs(ours - wanted).max() <= 1e-5 * max(np.linalg.norm(wanted), least), name
+        assert np.abs(ours - expected).max() <= 1e-5 * max(np.linalg.norm(expected), least), name
 
     jax.tree_util.tree_map_with_path(compare, *reversed(found))
 
@@ -153,8 +153,8 @@ def test_padding_changes_no_loss_gradient_or_statistic():
     """Law 10."""
     task, _ = task_of(**{"tokenizer.revive_below": 0.2}, **ADVERSARY | R1)
     params, rng = task.init(jax.random.key(0)), jax.random.key(1)
-    half = prepared(task) | {"valid": (jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32)}
-    scribbled = half | {"image": half["image"].at[BATCH // 2 :].set(7.0)}
+    half = prepared(task).replace(valid=(jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32))
+    scribbled = half.replace(mim_view=half.mim_view.at[BATCH // 2 :].set(7.0))
     grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
     equal(grad(params, half, rng), grad(params, scribbled, rng))
 
@@ -164,7 +164,9 @@ def test_a_step_that_is_not_finite_changes_nothing():
     state, program = programs(task, config)
     batch = prepared(task)
     state, _ = program(state, batch, jax.random.key(7))
-    after, totals = program(state, batch | {"image": batch["image"] * jnp.nan}, jax.random.key(7))
+    after, totals = program(
+        state, batch.replace(mim_view=batch.mim_view * jnp.nan), jax.random.key(7)
+    )
     equal(after.params, state.params)
     assert metrics.summarize([totals])["skipped_in_a_row"] == 1
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from supmim import assemble, cli, masking, sharding, tokenizers, train
 from supmim import config as config_lib
+from supmim.assemble import DEFAULT_START
 from supmim.config import options
 from supmim.data import sources
 from supmim.data.augment import views
@@ -23,11 +24,13 @@ from supmim.data.sources import base
 from supmim.data.sources import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.planning import program
+from supmim.report.terminal import Terminal
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
 from supmim.workdir import checkpoint
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.files import NOTES, read_results
+from supmim.workdir.folder import Workdir
 from supmim.workdir.writer import Writer, read_metrics
 from tests.conftest import digits, tiny_config
 
@@ -113,10 +116,10 @@ def test_metrics_hold_what_is_asked_of_them(finished):
     rows = read_metrics(finished[1] / "metrics.jsonl")
     logged = [row for row in rows if "class_loss" in row]
     assert [row["step"] for row in logged] == [5, 10, 15]
-    wanted = {"class_loss", "mim_loss", "token_accuracy", "train_top1", "grad_norm",
+    expected = {"class_loss", "mim_loss", "token_accuracy", "train_top1", "grad_norm",
               "learning_rate", "images_per_second", "data_wait", "compile_seconds", "code_usage",
               "code_perplexity", "skipped_steps", "loss"}  # fmt: skip
-    assert wanted <= logged[0].keys()
+    assert expected <= logged[0].keys()
     assert [row["step"] for row in rows if "knn/recall_at_1" in row] == [5, 10, 15]
     assert "Sharding" in (finished[1] / "parameters.txt").read_text()
 
@@ -190,11 +193,11 @@ def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(
     for kill in kills:
         killed_in(monkeypatch, config, harmed, *kill)
     assert train.train_and_evaluate(config, harmed) == results
-    evaluated, wanted = (
+    evaluated, expected = (
         [row for row in read_metrics(folder / "metrics.jsonl") if "knn/recall_at_1" in row]
         for folder in (harmed, workdir)
     )
-    assert evaluated == wanted and [row["step"] for row in wanted] == [5, 10, 15]
+    assert evaluated == expected and [row["step"] for row in expected] == [5, 10, 15]
     for step in (5, 10, 15):
         notes = (Checkpoints(f / "checkpoints", print).note(step) for f in (harmed, workdir))
         assert len({json.dumps(note["results"]) for note in notes}) == 1
@@ -300,7 +303,7 @@ def test_a_checkpoint_of_another_architecture_is_told(copied):
     (workdir / "results.json").unlink()
     text = (workdir / "config.json").read_text().replace('"mlp_dim": 32', '"mlp_dim": 48')
     (workdir / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"mlp/up/kernel: stored float32\[16, 32\], wanted"):
+    with pytest.raises(CheckpointError, match=r"mlp/up/kernel: stored float32\[16, 32\], expected"):
         train.train_and_evaluate(config_lib.from_json(text, ""), workdir)
 
 
@@ -365,7 +368,9 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         (tmp_path / str(number)).mkdir()
         with jax.set_mesh(mesh):
             recorder = recording(config, seen)
-            train.train(recorder, tmp_path / str(number), train.PLAIN, mesh, StopSignal())
+            folder = Workdir(tmp_path / str(number))
+            with Terminal() as screen:
+                train.train(recorder, folder, DEFAULT_START, mesh, StopSignal(), screen)
         assemble.mesh_of(recorder)
         assemble.steps_of(recorder, digits("train"))
     with pytest.raises(DataError, match="holds no data set"):

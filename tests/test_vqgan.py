@@ -16,7 +16,7 @@ from supmim import tokenizers
 from supmim.config import options
 from supmim.errors import CheckpointError, ConfigError, DataError
 from supmim.planning import flops
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.tokenizers import codes, folder, patch_vq, taming, vqgan
 from tests.conftest import tiny_config
 

@@ -111,9 +111,10 @@ def run_record(workdir: Path) -> dict[str, Any]:
 
 
 def results_of(workdir: Path) -> dict[str, Any]:
-    """results.json without the digest of the checkpoint's files, whose layout may change."""
+    """Return results.json without paths and without digests of files, whose layout may change."""
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    results["checkpoint"].pop("digest")
+    for note, name in (("checkpoint", "digest"), ("init", "sha256"), ("init", "workdir")):
+        results.get(note, {}).pop(name, None)
     return results
 
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,13 @@ from supmim.benchmarks import naive
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config
 from supmim.data import pipeline
+from supmim.data.raw import Raw
 from supmim.errors import ConfigError
 from supmim.planning import flops
-from supmim.tasks import TASKS
+from supmim.tasks.base import Prepared, Task
+from supmim.tasks.registry import TASKS
+
+Batch = TypeVar("Batch", Raw, Prepared)
 
 SIDE = {"gpu": 8192, "tpu": 8192, "cpu": 1024}  # of the square matrices of the ceiling
 
@@ -114,16 +118,16 @@ def contestants(config: Config, mesh: jax.sharding.Mesh) -> Iterator[Step]:
 
 def compiled(
     arm: str, steps: list[tuple[str, tuple[str, ...]]], config: Config, mesh: jax.sharding.Mesh,
-    make_task: Callable[[Any], step.Task],
+    make_task: Callable[[Any], Task],
 ) -> Iterator[Step]:  # fmt: skip
     """The steps of one task, each naive in its own choices, all from the same state."""
     rng = jax.random.key(config.seed)
-    state, tx, placement = first_state(config, make_task(config), mesh)
+    state, tx = first_state(config, make_task(config), mesh)
     for name, left in steps:
-        wanted = "cudnn" if "attention" not in left and has_cudnn(config, mesh) else "xla"
+        expected = "cudnn" if "attention" not in left and has_cudnn(config, mesh) else "xla"
         with naive.naive(*left):
-            task = make_task(settings(config, **{"encoder.attention": wanted}))
-            _, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
+            task = make_task(settings(config, **{"encoder.attention": expected}))
+            _, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
             raw = pipeline.abstract_batch(config, mesh)
             shapes = jax.eval_shape(prepare, jax.eval_shape(task.tokenize, task.frozen, raw))
             batch = made_up(shapes, sharding.batch_sharding(mesh))
@@ -131,13 +135,13 @@ def compiled(
 
 
 def first_state(
-    config: Config, task: step.Task, mesh: jax.sharding.Mesh
-) -> tuple[step.State, optax.GradientTransformation, Any]:
-    """The state of a task before its first step, on the mesh; its optimizer; its shardings."""
+    config: Config, task: Task, mesh: jax.sharding.Mesh
+) -> tuple[step.State, optax.GradientTransformation]:
+    """The state of a task before its first step, on the mesh, and its optimizer."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
-    _, placement = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
-    return jax.jit(make_state, out_shardings=placement)(), tx, placement
+    placement = sharding.of(assemble.place(make_state, mesh, config.mesh.fsdp_splits))
+    return jax.jit(make_state, out_shardings=placement)(), tx
 
 
 def rungs(config: Config, mesh: jax.sharding.Mesh) -> list[tuple[str, tuple[str, ...]]]:
@@ -157,12 +161,12 @@ def has_cudnn(config: Config, mesh: jax.sharding.Mesh) -> bool:
     return False
 
 
-def abstract_task(config: Config) -> step.Task:
+def abstract_task(config: Config) -> Task:
     """The task of a config, without data."""
     return TASKS[config.task].abstract(config)
 
 
-def plain_task(config: Config) -> step.Task:
+def plain_task(config: Config) -> Task:
     """The supervised task with a plain ViT for its encoder."""
     task = abstract_task(config)
     names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "gelu", "dtype")
@@ -172,7 +176,7 @@ def plain_task(config: Config) -> step.Task:
 
 
 def contestant(
-    name: str, train_step: Any, state: step.State, batch: step.Batch, rng: jax.Array
+    name: str, train_step: Any, state: step.State, batch: Prepared, rng: jax.Array
 ) -> Step:
     """A jitted step, compiled, with a state of its own to run it on."""
     count = flops.count(train_step, state, batch, rng)
@@ -188,16 +192,18 @@ def contestant(
     return Step(name, advance, flops=count, temp_bytes=temp_bytes)
 
 
-def made_up(shapes: step.Batch, where: jax.sharding.Sharding) -> step.Batch:
+def made_up(shapes: Batch, where: jax.sharding.Sharding) -> Batch:
     """A batch, raw or prepared: images of noise, all valid, every label and id 0 or 1."""
 
-    def fill(shape):
+    def fill(path, shape):
+        if sharding.path_name(path) == "valid":
+            return jax.device_put(jnp.ones(shape.shape, shape.dtype), where)
         top = 256 if shape.dtype == jnp.uint8 else 1
         values = jax.random.uniform(jax.random.key(0), shape.shape, maxval=top)
-        return jax.device_put(values.round() if shape.dtype == jnp.int32 else values, where)
+        values = values.round() if shape.dtype == jnp.int32 else values
+        return jax.device_put(values, where).astype(shape.dtype)
 
-    batch = {name: fill(shape).astype(shape.dtype) for name, shape in shapes.items()}
-    return batch | {"valid": jnp.ones_like(batch["valid"])}
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def matmul(dtype: str, mesh: jax.sharding.Mesh) -> Step:

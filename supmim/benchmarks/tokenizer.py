@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from supmim import assemble, sharding, step, tokenizers
+from supmim import assemble, sharding, tokenizers
 from supmim import config as config_lib
 from supmim.benchmarks.step import Step, first_state, made_up, matmul, settings
 from supmim.benchmarks.turns import take_turns
 from supmim.config import Config, options
 from supmim.data import images, pipeline, sources
+from supmim.data.raw import Raw
 from supmim.data.sources import base
 from supmim.errors import ConfigError
 from supmim.planning import flops
-from supmim.tasks import TASKS
+from supmim.tasks.base import Task
+from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 
 DTYPES = {"patch_vq": ("float32",)}  # of the others: both
@@ -110,7 +112,7 @@ def encoder(config: Config, dtype: str, mesh: jax.sharding.Mesh) -> Step:
     return Step(dtype, lambda: tokenize(task.frozen, raw), flops=count)
 
 
-def task_of(config: Config, mesh: jax.sharding.Mesh) -> step.Task:
+def task_of(config: Config, mesh: jax.sharding.Mesh) -> Task:
     """The task of a config without data, with a tokenizer that computes."""
     task = TASKS[config.task].abstract(config)
     if task.frozen is not None:
@@ -118,7 +120,7 @@ def task_of(config: Config, mesh: jax.sharding.Mesh) -> step.Task:
     return task
 
 
-def raw_batch(config: Config, mesh: jax.sharding.Mesh) -> step.Batch:
+def raw_batch(config: Config, mesh: jax.sharding.Mesh) -> Raw:
     """What the readers would have placed on the devices: noise."""
     return made_up(pipeline.abstract_batch(config, mesh), sharding.batch_sharding(mesh))
 
@@ -141,8 +143,8 @@ def one_view(passes: str) -> dict[str, Any]:
 def whole_step(name: str, config: Config, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
     """All that a step runs on the devices from a raw batch on; cached: target ids are in that."""
     task, rng = task_of(config, mesh), jax.random.key(config.seed)
-    state, tx, placement = first_state(config, task, mesh)
-    tokenize, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
+    state, tx = first_state(config, task, mesh)
+    tokenize, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
     raw = raw_batch(config, mesh)
     tokenized = tokenize(task.frozen, raw)
     raw = tokenized if cached else raw

@@ -104,7 +104,7 @@ def check(spec: str, data: options.Data, flags: FlagValues) -> None:
     if not first["wrong_labels"]:
         speed = inspection.images_per_second(next(iter(parts.values())), data)
         found["images_per_second_and_core"] = speed
-    tell(json.dumps(found, indent=1) if flags.json else "\n".join(check_lines(found, data)))
+    log(json.dumps(found, indent=1) if flags.json else "\n".join(check_lines(found, data)))
     if faults := list(check_faults(found, data.bad_share)):
         raise DataError(f"{spec} should not be trained on: " + "; ".join(faults))
     return None
@@ -222,10 +222,10 @@ def check_pairs(spec: str, data: options.Data, flags: FlagValues) -> None:
             part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }
     if flags.json:
-        tell(json.dumps(found, indent=1))
+        log(json.dumps(found, indent=1))
     else:
         lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
-        tell("\n".join([*lines, *nothing_held_out(found)]))
+        log("\n".join([*lines, *nothing_held_out(found)]))
     if faults := [fault for name, part in found.items() for fault in pairs_faults(name, part)]:
         raise DataError(f"{spec} should not be trained on: " + "; ".join(faults))
 
@@ -263,11 +263,11 @@ def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
 
 def prepare_tfds(name: str, data: options.Data, flags: FlagValues) -> None:
     """Downloads and writes a data set of TFDS, if that is not done yet."""
-    builder = prepare.prepare(name, data.tfds_dir, tell)
+    builder = prepare.prepare(name, data.tfds_dir, log)
     splits = ", ".join(f"{n} {s.num_examples:,}" for n, s in builder.info.splits.items())
-    tell(f"ready       {builder.info.full_name} in {builder.data_dir}: {splits}")
+    log(f"ready       {builder.info.full_name} in {builder.data_dir}: {splits}")
     elsewhere = f" --tfds-dir={flags.tfds_dir}" if flags.tfds_dir else ""
-    tell(f"next        supmim data check {name}:train{elsewhere}")
+    log(f"next        supmim data check {name}:train{elsewhere}")
 
 
 # convert
@@ -282,19 +282,19 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
     if any(isinstance(part, base.Masked) for part in parts.values()):
         raise DataError(f"{spec} has masks, for which a store has no place; train on it as it is")
     with lock.hold(out, "--out"):
-        bad = convert.convert(parts, out, how, tell)
+        bad = convert.convert(parts, out, how, log)
     for name, images in bad.items():
         for line in listed(
             f"{name or 'all'}: unreadable, stored as empty", bad_lines(images, spec)
         ):
-            tell(line)
+            log(line)
     for name, images in bad.items():
         if len(images) > data.bad_share * len(parts[name]):
             raise DataError(
                 f"{len(images)} of the {len(parts[name]):,} images of {parts[name].name} can't be "
                 f"read, more than --config.data.bad_share={data.bad_share:g}; the store is whole"
             )
-    tell(f"next        supmim train --config=FILE.py --config.data.train=records:{out}")
+    log(f"next        supmim train --config=FILE.py --config.data.train=records:{out}")
 
 
 def bad_lines(images: Sequence[Bad], spec: str) -> list[str]:
@@ -315,6 +315,6 @@ def how_of(flags: FlagValues, max_pixels: int) -> convert.How:
 ACTIONS = {"check": check, "prepare": prepare_tfds, "convert": convert_to}
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """A line that is seen at once, also through a pipe."""
     print(line, flush=True)

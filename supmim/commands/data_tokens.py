@@ -18,13 +18,14 @@ from supmim import config as config_lib
 from supmim.config import Config
 from supmim.data import images, pipeline, progress
 from supmim.data.bad_records import BadRecords
+from supmim.data.raw import Raw
 from supmim.data.stream import Rows
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.runtime import devices, hosts
 from supmim.runtime.preemption import StopSignal
 from supmim.target_ids import identity
 from supmim.target_ids.files import METADATA, Cache, Part, layout
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 from supmim.workdir import lock
 from supmim.workdir.files import write_json
@@ -63,13 +64,13 @@ def write(config: Config, out: Path, stop: StopSignal) -> None:
     elsewhere = (
         f" here, {len(missing) - len(own)} by other hosts" if len(own) < len(missing) else ""
     )
-    tell(
+    log(
         f"{out}  {config.total_epochs} epochs of {len(source):,} images, "
         f"{cache.layout.row_bytes} bytes each; {len(own)} files written{elsewhere}"
     )
     if unreadable:
-        tell(f"            {unreadable} views could not be read: training replaces these images")
-    tell(f"next        supmim train --config=FILE.py --config.data.targets={out}")
+        log(f"            {unreadable} views could not be read: training replaces these images")
+    log(f"next        supmim train --config=FILE.py --config.data.targets={out}")
 
 
 def checked(config: Config, out: Path) -> Config:
@@ -148,7 +149,7 @@ def fill(
     mesh = sharding.make_mesh(-1, 1, 1, devices=jax.local_devices())
     microbatch = config.tokenizer.microbatch
     stream = Rows(seen, parts, mesh.size * microbatch)
-    bad_records = BadRecords(Path(cache.folder) / hosts.own_file("bad_records.jsonl"), tell)
+    bad_records = BadRecords(Path(cache.folder) / hosts.own_file("bad_records.jsonl"), log)
     check = bad_records.of(seen.source, config.data.bad_share)
     bad: list[images.Bad] = []
 
@@ -157,7 +158,7 @@ def fill(
         check(met)
 
     workers = pipeline.num_workers(seen.source, config.data.workers)
-    batches = pipeline.read(stream, 0, len(stream), pipeline.Readers(workers, note, tell))
+    batches = pipeline.read(stream, 0, len(stream), pipeline.Readers(workers, note, log))
     found = computed(batches, online.Tokenize(task.tokenize, mesh, microbatch), task.frozen, mesh)
     total = sum(part.stop - part.start for part in parts)
     with contextlib.closing(batches), progress.bar("target ids", total) as advance:
@@ -174,7 +175,7 @@ def fill(
 
 
 def computed(
-    batches: Iterable[pipeline.HostBatch], tokenize: online.Tokenize, frozen: Any,
+    batches: Iterable[Raw], tokenize: online.Tokenize, frozen: Any,
     mesh: jax.sharding.Mesh,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """ids [B, N] of each batch, a few batches behind the devices."""
@@ -205,7 +206,7 @@ def whole(path: str) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """A line that is seen at once, also through a pipe; from the first host."""
     if hosts.is_first():
         print(line, flush=True)

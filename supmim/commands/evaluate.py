@@ -17,13 +17,14 @@ from absl.flags import FlagValues
 from supmim import assemble, evaluators, optimizer, step
 from supmim import config as config_lib
 from supmim.config import Config, options, tasks
-from supmim.data import pipeline, sources
+from supmim.data import images, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base
 from supmim.errors import CheckpointError, ConfigError
 from supmim.report import page, terminal
 from supmim.runtime import devices, hosts
-from supmim.tasks import TASKS
+from supmim.tasks.base import Task
+from supmim.tasks.registry import TASKS
 from supmim.workdir import lock
 from supmim.workdir.checkpoint import Checkpoints, Restored
 from supmim.workdir.files import (
@@ -69,12 +70,12 @@ def evaluate(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh)
     changed = differences(found.fingerprint | window(run_config), seen)
     done = int(found.state.step)
     file = results_of(workdir, done, found.digest, changed, eval_source.name, seen)
-    tell(source, eval_source, changed)
+    log(source, eval_source, changed)
     pictures = workdir / "pictures" / Path(file).stem.removeprefix("results").removeprefix("_")
-    judges = evaluators.create(config, predictions)
+    suite = evaluators.create(config, predictions)
     params = optimizer.evaluated_params(found.state)
-    results = evaluators.run(judges, predictions, params, pictures)
-    notes = evaluators.notes(judges, predictions, done, found.digest)
+    results = suite.run(params, pictures)
+    notes = {"checkpoint": {"step": done, "digest": found.digest}, **suite.notes()}
     again = predictions.read()
     hosts.together(lambda: note(workdir, file, results, notes, again))
     terminal.print_results(results, f"step {done} of {workdir}, in {file}:")
@@ -107,7 +108,7 @@ def of_run(config: Config, run_config: Config) -> Config:
     )
 
 
-def abstract(config: Config) -> step.Task:
+def abstract(config: Config) -> Task:
     """The task of a run without the tokenizer that its training had."""
     task = TASKS[config.task].abstract(config)
     task.frozen = None
@@ -120,7 +121,7 @@ def restored(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh)
     make_state = functools.partial(
         step.create_state, jax.random.key(config.seed), abstract(config), tx
     )
-    abstract_state, _ = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
+    abstract_state = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
     found = (
         checkpoints.restore_from(asked, abstract_state)
@@ -137,9 +138,10 @@ def restored(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh)
 def with_tokenizer(
     config: Config, stored: dict[str, Any], source: base.Source, workdir: Path,
     mesh: jax.sharding.Mesh,
-) -> step.Task:  # fmt: skip
+) -> Task:  # fmt: skip
     """The task of a run; DataError if its tokenizer is not what it was."""
-    task = assemble.create_task(config, source, workdir, mesh)
+    seen = images.training(source, config.data, images.second_of(config))
+    task = assemble.create_task(config, seen, workdir, mesh)
     assemble.check_data({n: x for n, x in stored.items() if n == "tokenizer"}, task.fingerprint())
     return task
 
@@ -214,7 +216,7 @@ def differences(stored: dict[str, Any], seen: dict[str, Any]) -> list[str]:
     ]
 
 
-def tell(source: base.Source, eval_source: base.Source, changed: list[str]) -> None:
+def log(source: base.Source, eval_source: base.Source, changed: list[str]) -> None:
     """Which images are used, and how they differ from the run's."""
     if not hosts.is_first():
         return

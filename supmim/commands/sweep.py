@@ -97,7 +97,7 @@ def here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     """On this host. Errors: the members that failed; Interrupted, if any can go on."""
     if not flags.jobs.isdigit() or not int(flags.jobs):
         raise ConfigError(f"--jobs={flags.jobs} is not a number of members")
-    trained = local.Local(left, int(flags.jobs), environment(folder), tell)
+    trained = local.Local(left, int(flags.jobs), environment(folder), log)
     trained.run()
     again = f"the same again goes on: supmim sweep run --folder={folder}"
     failed = [m for m, code in trained.codes.items() if code and not members.was_interrupted(code)]
@@ -140,7 +140,7 @@ def environment(folder: Path) -> dict[str, str]:
 # What is printed.
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """A line that is seen at once, also through a pipe."""
     print(line, flush=True)
 

@@ -17,8 +17,8 @@ class BadRecords:
     earlier starts are not listed again, but do not count: they may have been mended.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
-        self.path, self.tell = path, tell
+    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
+        self.path, self.log = path, log
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         found = map(json.loads, text.splitlines())
         self.listed = {(line["source"], line["name"]) for line in found}
@@ -37,7 +37,7 @@ class BadRecords:
             self.listed.add((source, bad.name))
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
-            self.tell(f"unreadable  {printable(bad.name)}: {printable(bad.why)}")
+            self.log(f"unreadable  {printable(bad.name)}: {printable(bad.why)}")
         count = sum(name == source for name, _ in self.met)
         if count > limit * length:
             raise DataError(

@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
 
 def convert(
-    parts: dict[str, Source], out: Path, how: How, tell: Callable[[str], None]
+    parts: dict[str, Source], out: Path, how: How, log: Callable[[str], None]
 ) -> dict[str, list[Bad]]:
     """Writes a store for each part: name of its folder below `out`, "" for `out` itself -> source.
 
@@ -71,7 +71,7 @@ def convert(
     check_disk(parts, plans, out)
     bad = {}
     for name, source in parts.items():
-        done = write(source, plans[name], out / name, how, tell)
+        done = write(source, plans[name], out / name, how, log)
         bad[name] = list(done.bad)
     return bad
 
@@ -168,10 +168,10 @@ def check_disk(parts: dict[str, Source], plans: dict[str, Plan], out: Path) -> N
 # Writing.
 
 
-def write(source: Source, plan: Plan, root: Path, how: How, tell: Callable[[str], None]) -> Plan:
+def write(source: Source, plan: Plan, root: Path, how: How, log: Callable[[str], None]) -> Plan:
     """The shards that are missing, and at last metadata.json, which makes the store whole."""
     if (root / METADATA).is_file():
-        tell(f"{records.store(root).name} is converted already")
+        log(f"{records.store(root).name} is converted already")
         (root / CONVERSION).unlink(missing_ok=True)
         return plan
     root.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def write(source: Source, plan: Plan, root: Path, how: How, tell: Callable[[str]
             plan = plan._replace(shards=(*plan.shards, shard), bad=(*plan.bad, *bad))
             files.write_json(root / CONVERSION, plan_json(plan))
             size = f"{shard.count:,} images, {shard.bytes / 1e6:,.0f} MB"
-            tell(f"{root.name}/{shard.file}  {size}, verified")
+            log(f"{root.name}/{shard.file}  {size}, verified")
     metadata = Metadata(**plan.same, bad=plan.bad, shards=plan.shards)
     files.write_json(root / METADATA, metadata.to_json())
     (root / CONVERSION).unlink()

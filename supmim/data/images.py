@@ -3,6 +3,7 @@
 Shapes: n records, S = data.image_size, T the tokenizer's size, C = data.channels.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -71,6 +72,12 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def reading(self, targets: Cache | None) -> "Images":
+        """Return the same images with target ids that are read from a cache."""
+        other = copy.copy(self)
+        other.targets = targets
+        return other
 
     def read(self, index: Sequence[int]) -> dict[str, np.ndarray]:
         """`image` uint8 [n, S, S, C], black where unreadable, and `label` int32 [n]; epoch 0.

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -19,14 +19,15 @@ from absl import flags
 from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config, options
+from supmim.data import raw
 from supmim.data.images import Bad, Images, second_of
+from supmim.data.raw import Raw
 from supmim.data.sources.base import InMemory, Source, innermost
 from supmim.data.sources.scenes import Scenes
-from supmim.data.stream import Evaluation, HostBatch, Rows, Training
+from supmim.data.stream import Evaluation, Rows, Training
 from supmim.errors import DeviceError
 from supmim.runtime import host_memory
 
-Batch = dict[str, Any]
 READ_AHEAD = 4  # host batches of a reader thread; one in a process reads while another is sent
 DEVICE_AHEAD = 2  # batches on their way to the devices
 EVALUATED = "evaluated "
@@ -60,7 +61,7 @@ class Readers:
 
     workers: int
     note: Callable[[Iterable[Bad]], None]
-    tell: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
 
 def train_batches(
@@ -71,7 +72,7 @@ def train_batches(
     start: int,
     stop: int,
     readers: Readers,
-) -> Iterator[Batch]:
+) -> Iterator[Raw]:
     """Global batches of steps start..stop-1, prefetched.
 
     DataError for damaged storage or wrong labels; DeviceError if a reader process dies twice.
@@ -82,7 +83,7 @@ def train_batches(
 
 def eval_batches(
     images: Images, batch_size: int, mesh: jax.sharding.Mesh, readers: Readers
-) -> Iterator[Batch]:
+) -> Iterator[Raw]:
     """Every record once, in order; `valid` = 0 for padding and for bad records."""
     stream = Evaluation(images, batch_size, local_rows(batch_size, mesh))
     num_batches = -(-len(images) // batch_size)
@@ -91,7 +92,7 @@ def eval_batches(
 
 def read(
     stream: Training | Evaluation | Rows, start: int, stop: int, readers: Readers
-) -> Iterator[HostBatch]:
+) -> Iterator[Raw]:
     """The stream's steps start..stop-1 in order, read ahead by a thread or by processes.
 
     Processes that die are restarted once, where they were.
@@ -109,7 +110,7 @@ def read(
             deaths += 1
             if deaths > 1:
                 raise DeviceError(f"{told} They were restarted once before") from error
-            readers.tell(f"{told} Restarting them at step {done + 1}")
+            readers.log(f"{told} Restarting them at step {done + 1}")
         finally:
             batch = None
             batches.close()
@@ -144,25 +145,15 @@ def _death(error: RuntimeError, workers: int) -> str:
     )
 
 
-def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Raw:
     """Shapes of the global batch of a training step, with their shardings."""
-    size, channels = config.data.image_size, config.data.channels
-    fields = {
-        "image": ((size, size, channels), np.uint8), "label": ((), np.int32),
-        "index": ((), np.int32), "epoch": ((), np.int32), "valid": ((), np.float32),
-    }  # fmt: skip
-    second = second_of(config)
-    if second.size and second.made:
-        fields["tokenizer_image"] = ((second.size, second.size, channels), np.uint8)
-    if config.facts.has_masks:
-        fields["label_map"] = ((size, size), np.int16)
-    if config.has_tokenizer and config.data.targets:
-        fields["target_ids"] = ((config.grid**2,), np.int32)
-    placement = sharding.batch_sharding(mesh)
-    return {
+    second, placement = second_of(config), sharding.batch_sharding(mesh)
+    fields = raw.field_shapes(config, second.size if second.made else 0)
+    shapes = {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=placement)
         for name, (shape, dtype) in fields.items()
     }
+    return cast(Raw, shapes)
 
 
 def _follow_the_run(*_: int) -> None:
@@ -179,9 +170,7 @@ def _follow_the_run(*_: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _to_devices(
-    batches: Iterator[HostBatch], batch_size: int, mesh: jax.sharding.Mesh
-) -> Iterator[Batch]:
+def _to_devices(batches: Iterator[Raw], batch_size: int, mesh: jax.sharding.Mesh) -> Iterator[Raw]:
     placement = sharding.batch_sharding(mesh)
     # On a CPU, JAX would take a reader's shared memory for its own and outlive the reader with it.
     own = np.array if mesh.devices.flat[0].platform == "cpu" else np.asarray

@@ -22,7 +22,7 @@ LAST_WORDS = 3  # seconds that an interrupted download gets to end by itself
 BYTES = {"imagenet2012": 160_000_000_000}
 
 
-def prepare(name: str, tfds_dir: str, tell: Callable[[str], None]) -> Any:
+def prepare(name: str, tfds_dir: str, log: Callable[[str], None]) -> Any:
     """The builder of a data set that is ready to be read.
 
     DataError if files that are fetched by hand are missing, the disk is too small, or TFDS fails;
@@ -35,7 +35,7 @@ def prepare(name: str, tfds_dir: str, tell: Callable[[str], None]) -> Any:
     check_disk(builder)
     with lock.hold(Path(builder.data_dir).parent, "--tfds-dir"):
         remove_leftovers(builder)
-        tell(f"preparing   {builder.info.full_name} in {builder.data_dir}")
+        log(f"preparing   {builder.info.full_name} in {builder.data_dir}")
         with Interruptible(name):
             run(builder, name)
     return catalogue.prepared(name, tfds_dir)

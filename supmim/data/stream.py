@@ -11,10 +11,9 @@ import grain
 import numpy as np
 
 from supmim.data.images import Bad, Images
+from supmim.data.raw import Raw
 from supmim.errors import DataError
 from supmim.target_ids.files import Part
-
-HostBatch = dict[str, np.ndarray]
 
 
 class Training:
@@ -30,7 +29,7 @@ class Training:
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self.order = grain.MapDataset.range(len(images)).shuffle(spread)
 
-    def __call__(self, step: int) -> tuple[HostBatch, list[Bad]]:
+    def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
         """image, label, index, epoch, valid: [rows, ...]."""
         position = step * self.batch_size + self.rows
         index = np.array([self.order[int(n)] for n in position], np.int32)
@@ -42,7 +41,7 @@ class Training:
         valid = np.ones(len(index), np.float32)
         return {**batch, "index": index, "epoch": epoch, "valid": valid}, met
 
-    def _replace(self, batch: HostBatch, index: np.ndarray, row: int, epoch: int) -> list[Bad]:
+    def _replace(self, batch: Raw, index: np.ndarray, row: int, epoch: int) -> list[Bad]:
         """Fills a row with the next readable record; returns the bad ones met on the way."""
         length, met = len(self.images), []
         for ahead in range(1, length):
@@ -73,7 +72,7 @@ class Rows:
         """Steps."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __call__(self, step: int) -> tuple[HostBatch, list[Bad]]:
+    def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
         """What Images.take gives, with index and epoch [batch_size]."""
         part = int(np.searchsorted(self.ends, step, side="right"))
         epoch, start, stop = self.ranges[part]
@@ -100,7 +99,7 @@ class Evaluation:
     def __init__(self, images: Images, batch_size: int, rows: np.ndarray) -> None:
         self.images, self.batch_size, self.rows = images, batch_size, rows
 
-    def __call__(self, step: int) -> tuple[HostBatch, list[Bad]]:
+    def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
         """image, label, index, epoch, valid: [rows, ...]."""
         index = step * self.batch_size + self.rows
         valid = (index < len(self.images)).astype(np.float32)

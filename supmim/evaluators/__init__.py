@@ -49,40 +49,34 @@ EVALUATORS = {
 }
 
 
-def create(config: Config, predictions: Predictions) -> list[Evaluator]:
-    """The evaluators that the config asks for."""
+class Suite:
+    """The evaluators of a run, by name, on shared predictions."""
+
+    def __init__(self, evaluators: dict[str, Evaluator], predictions: Predictions) -> None:
+        self.evaluators, self.predictions = evaluators, predictions
+
+    def run(self, params: Any, folder: Path) -> dict[str, float]:
+        """Return all results of these parameters in one flat dict; draw pictures into `folder`.
+
+        unreadable/SPLIT counts the images that are missing from them, if any are.
+        """
+        results: dict[str, float] = {}
+        for evaluator in self.evaluators.values():
+            results |= evaluator.run(params)
+        results |= self.predictions.unreadable()
+        if hosts.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            for evaluator in self.evaluators.values():
+                evaluator.draw(folder)
+        return results
+
+    def notes(self) -> dict[str, Any]:
+        """Return what the last results are of: the images and how they are seen, and protocols."""
+        protocols = {name: evaluator.protocol() for name, evaluator in self.evaluators.items()}
+        return {"data": self.predictions.data(), "protocols": protocols}
+
+
+def create(config: Config, predictions: Predictions) -> Suite:
+    """Return the evaluators that the config asks for."""
     names = config.evaluator_names
-    return [EVALUATORS[name](predictions, config) for name in names]
-
-
-def run(
-    evaluators: list[Evaluator], predictions: Predictions, params: Any, folder: Path
-) -> dict[str, float]:
-    """All results of these parameters in one flat dict; pictures go to `folder`.
-
-    unreadable/SPLIT counts the images that are missing from them, if any are.
-    """
-    results: dict[str, float] = {}
-    for evaluator in evaluators:
-        results |= evaluator.run(params)
-    results |= predictions.unreadable()
-    if hosts.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        for evaluator in evaluators:
-            evaluator.draw(folder)
-    return results
-
-
-def notes(
-    evaluators: list[Evaluator], predictions: Predictions, step: int, digest: str
-) -> dict[str, Any]:
-    """What the results of a run are of: the checkpoint, the images and how they are seen, and each
-    evaluator's protocol, by name.
-    """
-    names = {of: name for name, of in EVALUATORS.items()}
-    protocols = {names[type(evaluator)]: evaluator.protocol() for evaluator in evaluators}
-    return {
-        "checkpoint": {"step": step, "digest": digest},
-        "data": predictions.data(),
-        "protocols": protocols,
-    }
+    return Suite({name: EVALUATORS[name](predictions, config) for name in names}, predictions)

@@ -193,9 +193,9 @@ class Evaluator:
 
     def run(self, params: Any) -> dict[str, float]:
         """See Evaluator protocol."""
-        view, mesh = self.predictions.task.probe_features, self.predictions.mesh
+        forward, mesh = self.predictions.task.probe_features, self.predictions.mesh
         train_on, out = (
-            self.predictions.embedded(params, part, view) for part in ("train", "eval")
+            self.predictions.embedded(params, part, forward) for part in ("train", "eval")
         )
         features, label = train_on["features"], train_on["label"]
         rows, held_out = learnable_split(label)

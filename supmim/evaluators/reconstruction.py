@@ -40,7 +40,7 @@ class Evaluator:
         scores = self.predictions.collect(fill_in, "eval")
         self._images = len(scores["index"])
         self._drawn = self.pictures(params, scores["index"])
-        return self.task.target.results(scores)
+        return self.task.fill_in_results(scores)
 
     def pictures(self, params: Any, index: np.ndarray) -> dict[str, np.ndarray]:
         """What is drawn: images evenly taken among those of an index, on every host."""
@@ -60,11 +60,10 @@ class Evaluator:
 
     def draw(self, folder: Path) -> None:
         """reconstructions.png of evenly taken images."""
-        columns = zip(self.task.target.columns, self._drawn["pictures"], strict=True)
         reconstructions.draw(
             folder / "reconstructions.png",
             image=self._drawn["image"],
             mask=self._drawn["mask"],
             patch_size=self.patch_size,
-            columns=dict(columns),
+            columns=self._drawn["pictures"],
         )

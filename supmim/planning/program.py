@@ -12,9 +12,11 @@ from supmim import assemble, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.data import pipeline
+from supmim.data.raw import Raw
 from supmim.errors import DeviceError
 from supmim.planning import flops, topology
-from supmim.tasks import TASKS
+from supmim.tasks.base import Prepared
+from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 
 
@@ -24,8 +26,8 @@ class Step(NamedTuple):
     config: Config
     mesh: jax.sharding.Mesh
     state: step.State
-    raw: step.Batch
-    prepared: step.Batch
+    raw: Raw
+    prepared: Prepared
     frozen: Any
     key: Any
     tokenize: Any
@@ -39,12 +41,12 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Step:
     total_steps = config.optimizer.warmup_steps + 1
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, total_steps))
-    state, placement = assemble.place(
+    state = assemble.place(
         lambda: step.create_state(jax.random.key(config.seed), task, tx),
         mesh,
         config.mesh.fsdp_splits,
     )
-    ahead, prepare, train_step = assemble.programs(config, task, tx, mesh, placement)
+    ahead, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
     everywhere = sharding.replicated(mesh)
     frozen = placed(task.frozen, jax.tree.map(lambda _: everywhere, task.frozen))
     raw = pipeline.abstract_batch(config, mesh)

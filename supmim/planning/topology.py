@@ -81,8 +81,8 @@ def load(name: str) -> Topology:
         )
     chip = CHIPS[kind]
     if size.count("x") + 1 != max(chip.sides, 1):
-        wanted = "x".join("4" * chip.sides) or "8"
-        raise ConfigError(f"--topology={name}: a {kind} has a size like {kind}:{wanted}")
+        expected = "x".join("4" * chip.sides) or "8"
+        raise ConfigError(f"--topology={name}: a {kind} has a size like {kind}:{expected}")
     jax.config.update("jax_platforms", "cpu")  # leave an accelerator that is there alone
     return {"h200": _h200, "cpu": _cpu}.get(kind, _tpu)(name, chip)
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from supmim.config import Config
 from supmim.report import page
 
-SHOWN = (
-    ("class_loss", "class", ".3f"),
-    ("mim_loss", "mim", ".3f"),
-    ("train_top1", "top1", ".0%"),
-    ("token_accuracy", "tokens", ".0%"),
-    ("reconstruction_loss", "loss", ".4f"),
-    ("pixel_loss", "loss", ".3f"),
-    ("pixel_accuracy", "pixels", ".0%"),
-    ("psnr", "psnr", ".2f"),
-    ("images_per_second", "img/s", ".0f"),
-    ("data_wait", "wait", ".0%"),
-)
+Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
+SPEED = (("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"))
 
 
 class Terminal:
-    """One progress line on a terminal, plain lines elsewhere."""
+    """Messages and, from `begin` on, one progress line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, total_steps: int, start: int) -> None:
+    def __init__(self) -> None:
         self.console = Console(
             highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=jax.process_index() != 0
         )
-        self.total_steps, self.start = total_steps, start
+        self.columns: Columns = ()
+        self.total_steps = self.start = 0
         self._began = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
@@ -43,36 +35,41 @@ class Terminal:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._bar = self._progress.add_task(
-            "compiling the train step", total=total_steps, completed=start
-        )
+        self._bar = self._progress.add_task("compiling the train step", visible=False)
 
     def __enter__(self) -> "Terminal":
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def tell(self, message: str) -> None:
-        """A message that stays."""
+    def begin(self, columns: Columns, total_steps: int, start: int) -> None:
+        """Show the progress from here on; start: steps that are done already."""
+        self.columns, self.total_steps, self.start = (*columns, *SPEED), total_steps, start
+        self._progress.update(self._bar, total=total_steps, completed=start, visible=True)
+        self._progress.start()
+
+    def log(self, message: str) -> None:
+        """Print a message that stays."""
         self.console.print(message, markup=False)
 
     def compiled(self, seconds: float) -> None:
         """The step is compiled: the time left is counted from here."""
         self._began = time.monotonic()
-        self.tell(f"compiled    the train step, in {seconds:.1f} s")
+        self.log(f"compiled    the train step, in {seconds:.1f} s")
 
     def show_step(self, step: int, scalars: dict[str, float]) -> None:
         """Where the training stands, from the metrics of the last steps."""
         line = " ".join(
-            f"{short} {scalars[name]:{form}}" for name, short, form in SHOWN if name in scalars
+            f"{short} {scalars[name]:{form}}"
+            for name, short, form in self.columns
+            if name in scalars
         )
         self._progress.update(self._bar, completed=step, description=line)
         if not self.console.is_terminal:
             seconds = (time.monotonic() - self._began) / max(step - self.start, 1)
             left = seconds * (self.total_steps - step)
-            self.tell(f"{step}/{self.total_steps} {line} left {brief(left)}")
+            self.log(f"{step}/{self.total_steps} {line} left {brief(left)}")
 
 
 def brief(seconds: float) -> str:

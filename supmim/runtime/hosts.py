@@ -118,7 +118,7 @@ def waiting(for_whom: str, timeout: float = TIMEOUT, every: float = 60) -> Itera
     """Tells each minute who is waited for; ends the process with exit code 6 at the timeout."""
     began, arrived = time.monotonic(), threading.Event()
 
-    def tell() -> None:
+    def log() -> None:
         while not arrived.wait(every):
             waited = time.monotonic() - began
             print(f"supmim: waiting {for_whom}, {waited:.0f} s", file=sys.stderr, flush=True)
@@ -130,7 +130,7 @@ def waiting(for_whom: str, timeout: float = TIMEOUT, every: float = 60) -> Itera
                 )  # fmt: skip
                 os._exit(DeviceError.exit_code)  # the wait is in C++: no exception reaches it
 
-    teller = threading.Thread(target=tell, daemon=True)
+    teller = threading.Thread(target=log, daemon=True)
     teller.start()
     try:
         yield

@@ -37,8 +37,8 @@ def needed(message: str) -> str:
     """What XLA's message says was asked for."""
     found = re.search(r"([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
     if found:
-        wanted, unit, limit, limit_unit = found.groups()
-        return f"it needed {_gib(wanted, unit)} of {_gib(limit, limit_unit)}"
+        expected, unit, limit, limit_unit = found.groups()
+        return f"it needed {_gib(expected, unit)} of {_gib(limit, limit_unit)}"
     found = re.search(r"allocat\w+ ([\d.]+) ?([KMGT]?)(?:i?B|bytes)?", message)
     return f"it asked for {_gib(*found.groups())} more" if found else "it asked for too much"
 

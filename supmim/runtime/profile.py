@@ -14,8 +14,8 @@ from supmim.errors import ConfigError
 class Profile:
     """Traces steps START to STOP, both included, into `folder`; an empty span traces nothing."""
 
-    def __init__(self, span: str, folder: Path, tell: Callable[[str], None]) -> None:
-        self.folder, self.tell = folder, tell
+    def __init__(self, span: str, folder: Path, log: Callable[[str], None]) -> None:
+        self.folder, self.log = folder, log
         self.start, self.stop = parse(span)
         if jax.process_index():
             self.start, self.stop = 0, 0  # the first process writes
@@ -40,13 +40,13 @@ class Profile:
         if self._tracing:
             self._finish(result)
         elif not self._over:
-            self.tell(f"profile     no step from {self.start} to {self.stop} was run: no trace")
+            self.log(f"profile     no step from {self.start} to {self.stop} was run: no trace")
 
     def _finish(self, result: Any) -> None:
         jax.block_until_ready(result)
         jax.profiler.stop_trace()
         self._tracing, self._over = False, True
-        self.tell(
+        self.log(
             f"profile     {self.folder}; look at it with:\n"
             f"            pip install -e '.[profile]' && xprof --logdir={self.folder}"
         )

@@ -12,7 +12,7 @@ from supmim.data import pipeline
 from supmim.errors import SupmimError
 from supmim.planning import flops
 from supmim.sweeps.members import Member, without_seeds
-from supmim.tasks import TASKS
+from supmim.tasks.registry import TASKS
 
 
 @dataclasses.dataclass(frozen=True)

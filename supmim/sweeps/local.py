@@ -43,10 +43,10 @@ class Local:
 
     def __init__(
         self, members: Sequence[Member], jobs: int, environment: Mapping[str, str],
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.waiting = collections.deque(members)
-        self.jobs, self.environment, self.tell = jobs, environment, tell
+        self.jobs, self.environment, self.log = jobs, environment, log
         self.running: dict[Member, tuple[subprocess.Popen, float]] = {}
         self.codes: dict[Member, int] = {}
         self.signals = self.passed_on = 0
@@ -79,7 +79,7 @@ class Local:
         """Signals that came since the last look go to every member."""
         if self.signals > self.passed_on:
             self.passed_on = self.signals
-            self.tell(f"stopping    {len(self.running)} members save; again to end them at once")
+            self.log(f"stopping    {len(self.running)} members save; again to end them at once")
             for child, _ in self.running.values():
                 child.terminate()
 
@@ -114,7 +114,7 @@ class Local:
     def told(self, what: str, member: Member, how: str) -> None:
         """One line of at most 80 columns, with how many are left."""
         left = f"{len(self.waiting) + len(self.running)} left"
-        self.tell(f"{what:<12}{member.name:<48} {', '.join(filter(None, (how, left)))}"[:80])
+        self.log(f"{what:<12}{member.name:<48} {', '.join(filter(None, (how, left)))}"[:80])
 
 
 def ending(code: int) -> str:

@@ -145,8 +145,8 @@ class Cache:
         packed = np.zeros((len(index), self.layout.row_bytes - CRC_BYTES), np.uint8)
         number = index // self.layout.rows_per_file
         for e, file in sorted(set(zip(epoch.tolist(), number.tolist(), strict=True))):
-            wanted = np.flatnonzero((epoch == e) & (number == file))
-            packed[wanted] = self._checked(e, file, index[wanted])
+            expected = np.flatnonzero((epoch == e) & (number == file))
+            packed[expected] = self._checked(e, file, index[expected])
         return unpack(packed, self.layout.bits, self.layout.num_tokens)
 
     def _checked(self, epoch: int, number: int, index: np.ndarray) -> np.ndarray:

@@ -78,9 +78,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     )
 
 
-def differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Names of what two identities, as JSON has them, do not share."""
-    return [n for n in sorted(found.keys() | wanted.keys()) if found.get(n) != wanted.get(n)]
+    return [n for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n)]
 
 
 def flags_of(folder: Path, found: dict[str, Any], names: list[str]) -> list[str]:
@@ -91,14 +91,14 @@ def flags_of(folder: Path, found: dict[str, Any], names: list[str]) -> list[str]
     return [f"--config.{name}={held[name]}" for name in asked] if known else []
 
 
-def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_same(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """DataError, naming the fields, if a cache holds ids of other views, or another tokenizer's."""
-    wanted = json.loads(json.dumps(wanted))
-    names = differing(found, wanted)
+    expected = json.loads(json.dumps(expected))
+    names = differing(found, expected)
     if not names:
         return
     lines = [
-        f"  {name}: the cache has {found.get(name)!r}, the run {wanted.get(name)!r}"
+        f"  {name}: the cache has {found.get(name)!r}, the run {expected.get(name)!r}"
         for name in names
     ]
     if flags := flags_of(folder, found, names):
@@ -140,7 +140,7 @@ def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache
     return cache
 
 
-def tell_agreement(
+def log_agreement(
     config: Config,
     source: Source,
     cache: Cache,

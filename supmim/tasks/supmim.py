@@ -1,4 +1,4 @@
-"""Labels and masked image tokens: the task of arXiv 2312.00950.
+"""Labels and masked image tokens: the method of arXiv 2312.00950.
 
 Shapes: B batch, S image side, N tokens, M predicted tokens, C classes.
 """
@@ -8,23 +8,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from supmim import config as config_lib
-from supmim import losses, masking, metrics, models, tokenizers
-from supmim.config import Config, options
+from supmim import losses, masking, metrics, tokenizers
+from supmim.config import Config
+from supmim.config.options import that_change
 from supmim.data.augment import mixing, views
 from supmim.data.images import Images
-from supmim.models import supmim as supmim_model
+from supmim.data.raw import Raw
+from supmim.metrics import Metrics
+from supmim.models import supmim as networks
 from supmim.target_ids import identity
-from supmim.tasks import probe, targets
+from supmim.tasks import filling, probe, targets
+from supmim.tasks.base import Drawn, Prepared, Task
 from supmim.tokenizers import inputs
 from supmim.workdir.files import holds_run
 
 STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
-KEPT = ("label", "valid", "target_ids")  # of a raw batch, in a prepared one
+
+Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
 
 
-class SupMIM:
+class SupMIM(Task):
     """total = class_weight * class_loss + mim_weight * mim_loss. digest: of the tokenizer."""
 
     def __init__(
@@ -33,204 +39,224 @@ class SupMIM:
         self.config, self.frozen, self.digest = config, tokenizer, digest
         self.fixed = ("encoder",) if config.optimizer.frozen == "encoder" else ()
         self.target = targets.create(config)
-        self.model: models.supmim.SupMIM = supmim_model.create(config, self.target.size)
+        self.model = networks.create(config, self.target.size)
         self.class_weight, self.mim_weight = config.class_weight, config.mim_weight
-        self.grid = config.data.image_size // config.encoder.patch_size
+        if self.model.decoder is None:
+            self.arm = self.labels_only
+        else:
+            self.arm = {"one": self.one_pass, "two": self.two_passes}[config.mim.passes]
+
+    @classmethod
+    def abstract(cls, config: Config) -> "SupMIM":
+        """See Task."""
+        return cls(config, tokenizers.abstract(config) if config.has_tokenizer else None)
+
+    @classmethod
+    def create(cls, config: Config, images: Images, workdir: Path) -> "SupMIM":
+        """See Task. The tokenizer is that of config.tokenizer.path, or of the cached targets.
+
+        Otherwise it is in the workdir, or it is fitted and put there: on MIM views of the first
+        epoch, which is what it will be asked to encode.
+        """
+        if not config.has_tokenizer:
+            return cls(config, None)
+        data = config_lib.flatten(config.data, "data.")
+        paths = ("data.seed", *that_change("crop", "geometry"))
+        made_from = {
+            "tokenizer": config_lib.flatten(config.tokenizer),
+            "data": {path.removeprefix("data."): data[path] for path in paths},
+            "source": images.source.fingerprint(),
+        }
+        tokenizer = tokenizers.load_or_fit(
+            identity.with_tokenizer(config),
+            workdir / "tokenizer",
+            made_from,
+            lambda: inputs.first(config, images),
+            needed=holds_run(workdir),
+        )
+        return cls(config, tokenizer, tokenizer.fingerprint())
 
     def init(self, rng: jax.Array) -> Any:
-        """Parameters of encoder, classifier and, unless mim_weight is 0, decoder."""
+        """See Task: encoder, classifier and, unless mim_weight is 0, decoder."""
         data = self.config.data
         image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
         return self.model.init(rng, image, self.draw_mask(rng, 1))["params"]
 
     def fingerprint(self) -> dict[str, str]:
-        """The tokenizer, if there is one: other ids would be another training."""
+        """See Task: the tokenizer, since other ids would be another training."""
         return {"tokenizer": self.digest} if self.digest else {}
 
-    def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
-        """One mask per image, as config.mim says."""
-        return masking.draw(rng, batch_size, self.grid, self.config.mim)
+    # From a raw batch to a drawn one.
 
-    def tokenize(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
-        """Raw batch -> the same with target_ids [B, N] of the MIM view at the tokenizer's size."""
+    def tokenize(self, frozen: tokenizers.Tokenizer | None, batch: Raw) -> Raw:
+        """See Task: the ids of the MIM view at the tokenizer's size."""
         if frozen is None or "target_ids" in batch:
             return batch
-        return batch | {"target_ids": frozen.encode(self.view(batch, inputs.shown(batch)))}
+        return {**batch, "target_ids": frozen.encode(self.mim_view(batch, inputs.shown(batch)))}
 
-    def view(self, batch: dict, image: jax.Array) -> jax.Array:
-        """Raw batch, its uint8 images of any size -> their MIM view, in [0, 1]."""
+    def mim_view(self, batch: Raw, image: jax.Array) -> jax.Array:
+        """Return the MIM view, in [0, 1], of the uint8 images, of any size, of a raw batch."""
         return views.geometry(self.keys(batch), views.to_float(image), self.config.data)
 
-    def keys(self, batch: dict) -> jax.Array:
-        """[B] keys of the examples."""
+    def keys(self, batch: Raw) -> jax.Array:
+        """Return the random keys [B] of the examples."""
         return views.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
 
-    def prepare(self, batch: dict) -> dict:
-        """Raw batch -> views [B, S, S, C], in [0, 1]; the target_ids of the MIM view stay.
-
-        `image` is the MIM view, or without MIM the class view; `class_image` is the class view
-        where it is another: an array under two names would be two in memory.
-        """
-        view = self.view(batch, batch["image"])
-        class_view = views.class_view(self.keys(batch), view, self.config.data)
-        kept = {name: batch[name] for name in KEPT if name in batch}
+    def prepare(self, batch: Raw) -> Prepared:
+        """See Task."""
+        mim_view = self.mim_view(batch, batch["image"])
+        class_view = views.class_view(self.keys(batch), mim_view, self.config.data)
+        label, valid = batch["label"], batch["valid"]
+        target_ids = batch.get("target_ids")
         if self.model.decoder is None:
-            return {"image": class_view, **kept}
-        second = {} if class_view is view else {"class_image": class_view}
-        return {"image": view, **second, **kept}
+            return Prepared(class_view, label=label, target_ids=target_ids, valid=valid)
+        other = None if class_view is mim_view else class_view
+        return Prepared(other, mim_view, label, target_ids=target_ids, valid=valid)
 
-    def draw(self, batch: dict, rng: jax.Array) -> dict:
-        """Adds the class view [B, S, S, C], its target [B, C], and a mask per image."""
+    def draw(self, batch: Prepared, rng: jax.Array) -> Drawn:
+        """See Task: mixed class views with their targets, and a mask per image."""
         head, data = self.config.classifier, self.config.data
-        target = losses.one_hot(batch["label"], head.num_classes, head.label_smoothing)
-        image = batch["class_image"] if "class_image" in batch else batch["image"]
+        target = losses.one_hot(batch.label, head.num_classes, head.label_smoothing)
+        image = batch.mim_view if batch.class_view is None else batch.class_view
         if data.mixup or data.cutmix:
-            mix_rng, valid = stream(rng, "mixing"), batch["valid"]
-            image, target = mixing.mix(mix_rng, image, target, valid, data.mixup, data.cutmix)
-        drawn = batch | {"class_image": image, "class_target": target}
+            mix_rng = stream(rng, "mixing")
+            image, target = mixing.mix(mix_rng, image, target, batch.valid, data.mixup, data.cutmix)
+        token_mask = None
         if self.model.decoder is not None:
-            drawn["token_mask"] = self.draw_mask(stream(rng, "mask"), len(image))
-        return drawn
+            token_mask = self.draw_mask(stream(rng, "mask"), len(image))
+        prepared = vars(batch) | {"class_view": image}
+        return Drawn(**prepared, class_target=target, token_mask=token_mask)
 
-    def loss_fn(self, params: Any, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
-        """Weighted sum of the losses of a drawn batch, and totals of what is logged."""
-        class_rng, mim_rng = stream(rng, "class pass"), stream(rng, "MIM pass")
-        image, target = batch["class_image"], batch["class_target"]
-        token_mask = None if self.model.decoder is None else batch["token_mask"]
-        if token_mask is None or self.config.mim.passes == "two":
-            logits, _ = self.apply("classify", params, image, rng=class_rng)
-        if token_mask is not None and self.config.mim.passes == "two":
-            predicted = self.apply(
-                "predict_tokens", params, batch["image"], token_mask, rng=mim_rng
-            )
-        elif token_mask is not None:
-            logits, predicted = self.apply(
-                "classify_and_predict", params, image, token_mask, rng=class_rng
-            )
-        loss, totals = self.class_terms(logits, target, batch)
-        if token_mask is not None:
-            mim_loss, mim_totals = self.mim_terms(predicted, token_mask, batch)
-            loss, totals = loss + mim_loss, totals | mim_totals
+    def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
+        """Draw one mask per image, as config.mim says."""
+        return masking.draw(rng, batch_size, self.config.grid, self.config.mim)
+
+    # The loss, one function for each arm.
+
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> Terms:
+        """See Task."""
+        loss, totals = self.arm(params, batch, stream(rng, "class pass"), stream(rng, "MIM pass"))
         return loss, totals | {"loss": metrics.scalar(loss)}
 
-    def apply(self, method: str, params: Any, image: jax.Array, *args, rng: jax.Array) -> Any:
-        """One training pass over images in [0, 1]; a fixed encoder works as in inference."""
+    def labels_only(
+        self, params: Any, batch: Drawn, class_rng: jax.Array, mim_rng: jax.Array
+    ) -> Terms:
+        """The baseline: the class loss on the whole image."""
+        logits, _ = self.apply("classify", params, batch.class_view, rng=class_rng)
+        return self.class_terms(logits, batch)
+
+    def two_passes(
+        self, params: Any, batch: Drawn, class_rng: jax.Array, mim_rng: jax.Array
+    ) -> Terms:
+        """The class loss on the whole image, the token loss on a masked one."""
+        logits, _ = self.apply("classify", params, batch.class_view, rng=class_rng)
+        predicted = self.apply(
+            "predict_tokens", params, batch.mim_view, batch.token_mask, rng=mim_rng
+        )
+        return added(self.class_terms(logits, batch), self.mim_terms(predicted, batch))
+
+    def one_pass(
+        self, params: Any, batch: Drawn, class_rng: jax.Array, mim_rng: jax.Array
+    ) -> Terms:
+        """Both losses on one masked image: cheaper, and without mixing."""
+        logits, predicted = self.apply(
+            "classify_and_predict", params, batch.class_view, batch.token_mask, rng=class_rng
+        )
+        return added(self.class_terms(logits, batch), self.mim_terms(predicted, batch))
+
+    def apply(self, method: str, params: Any, image: jax.Array, *args: Any, rng: jax.Array) -> Any:
+        """Run one training pass over images in [0, 1]; a fixed encoder works as in inference."""
         rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
         return self.model.apply(
-            {"params": params}, to_input(image), *args, train=not self.fixed, rngs=rngs,
+            {"params": params},
+            views.to_input(image),
+            *args,
+            train=not self.fixed,
+            rngs=rngs,
             method=method,
-        )  # fmt: skip
+        )
 
-    def class_terms(self, logits: jax.Array, target: jax.Array, batch: dict):
-        """[B, C], [B, C] -> weighted class loss () and its metrics."""
-        loss = losses.CLASS_LOSSES[self.config.classifier.loss](logits, target)
-        correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
-        loss = metrics.mean(loss, batch["valid"])
-        totals = {"class_loss": loss, "train_top1": metrics.mean(correct, batch["valid"])}
+    def class_terms(self, logits: jax.Array, batch: Drawn) -> Terms:
+        """Return the weighted class loss of logits [B, C], and its metrics."""
+        loss = losses.CLASS_LOSSES[self.config.classifier.loss](logits, batch.class_target)
+        correct = (logits.argmax(axis=-1) == batch.label).astype(jnp.float32)
+        loss = metrics.mean(loss, batch.valid)
+        totals: Metrics = {"class_loss": loss, "train_top1": metrics.mean(correct, batch.valid)}
         return self.class_weight * loss.compute(), totals
 
-    def mim_terms(self, predicted: jax.Array, token_mask: masking.TokenMask, batch: dict):
-        """[B, M, values of a patch] -> weighted loss of the target () and its metrics."""
-        ids = token_mask.ids_predict
-        target = masking.take_tokens(self.target.of(batch), ids)
-        mask = masking.take_tokens(token_mask.mask, ids)
-        loss = metrics.mean(self.target.loss(predicted, target, mask), batch["valid"])
+    def mim_terms(self, predicted: jax.Array, batch: Drawn) -> Terms:
+        """Return the weighted loss of predictions [B, M, values of a patch], and its metrics."""
+        ids = batch.token_mask.ids_predict
+        target = self.target.of(batch.mim_view, batch.target_ids)
+        target = masking.take_tokens(target, ids)
+        mask = masking.take_tokens(batch.token_mask.mask, ids)
+        loss = metrics.mean(self.target.loss(predicted, target, mask), batch.valid)
         totals = {"mim_loss": loss, **self.target.totals(predicted, target, mask, batch)}
         return self.mim_weight * loss.compute(), totals
 
-    def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
-        """Gradients change all there is."""
-        return params, totals
+    # Evaluation, of whole images.
 
-    def predict(self, params: Any, batch: dict) -> dict:
-        """Raw batch -> logits [B, C] and embedding [B, D] of whole images."""
-        image = to_input(views.to_float(batch["image"]))
-        logits, encoded = self.model.apply({"params": params}, image, method="classify")
+    def classify(
+        self, params: Any, batch: Raw, taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, Any]:
+        """Return logits [B, C] and the models.encoder.Encoded of a raw batch."""
+        image = views.to_input(views.to_float(batch["image"]))
+        return self.model.apply({"params": params}, image, taps=taps, method="classify")
+
+    def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
+        """See Task."""
+        logits, encoded = self.classify(params, batch)
         return {"logits": logits, "embedding": encoded.embedding}
 
-    def probe_features(self, params: Any, batch: dict) -> dict:
-        """Raw batch -> `features` [B, F] of whole images, as tasks.probe has them."""
-        image, encoder = to_input(views.to_float(batch["image"])), self.config.encoder
-        _, encoded = self.model.apply(
-            {"params": params}, image, taps=probe.taps(encoder), method="classify"
-        )
+    def probe_features(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
+        """See Task; the features of tasks.probe."""
+        encoder = self.config.encoder
+        _, encoded = self.classify(params, batch, probe.taps(encoder))
         return {"features": probe.features(encoded, params["encoder"]["norm"], encoder)}
 
-    def patch_tokens(self, params: Any, batch: dict) -> jax.Array:
-        """Raw batch -> patch tokens [B, N, D] of whole images, after the last norm."""
-        image = to_input(views.to_float(batch["image"]))
-        _, encoded = self.model.apply({"params": params}, image, method="classify")
-        return encoded.latent
+    def patch_tokens(self, params: Any, batch: Raw) -> jax.Array:
+        """See Task."""
+        return self.classify(params, batch)[1].latent
 
-    def tokenize_whole(self, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
-        """Raw batch -> the same with target_ids [B, N] of its images as they are."""
+    def tokenize_whole(self, frozen: tokenizers.Tokenizer | None, batch: Raw) -> Raw:
+        """See Task."""
         if frozen is None:
             return batch
         image = views.to_float(inputs.shown(batch))
-        return batch | {"target_ids": frozen.encode(image)}
+        return {**batch, "target_ids": frozen.encode(image)}
 
-    def fill_in(self, params: Any, batch: dict) -> dict:
-        """Tokenized batch of whole images -> the target's scores, with index and valid [B]."""
-        of_batch = {name: batch[name] for name in ("index", "valid")}
-        return of_batch | self.target.scores(*self.filled(params, batch))
-
-    def filled(self, params: Any, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Target [B, N, ...], the same with answers where it is hidden, masks by index [B, N]."""
-        image = views.to_float(batch["image"])
+    def filled(self, params: Any, batch: Raw) -> filling.Filled:
+        """Fill in the images of a batch; the mask of an image depends on its index alone."""
         token_mask = jax.vmap(lambda key: self.draw_mask(key, 1))(self.keys(batch))
         token_mask = jax.tree.map(lambda x: x[:, 0], token_mask)
-        predicted = self.model.apply(
-            {"params": params}, to_input(image), token_mask, method="predict_tokens"
-        )
-        target, rows = self.target.of(batch | {"image": image}), jnp.arange(len(image))[:, None]
-        answers = target.at[rows, token_mask.ids_predict].set(self.target.answer(predicted))
-        hidden = token_mask.mask.reshape(token_mask.mask.shape + (1,) * (target.ndim - 2)) > 0
-        return target, jnp.where(hidden, answers, target), token_mask.mask
-
-    def pictures(self, params: Any, frozen: tokenizers.Tokenizer | None, batch: dict) -> dict:
-        """Raw batch of whole images -> mask [B, N], and pictures for the target's columns."""
-        batch = self.tokenize_whole(frozen, batch)
-        target, filled, mask = self.filled(params, batch)
         image = views.to_float(batch["image"])
-        return {"mask": mask, "pictures": self.target.pictures(frozen, image, target, filled)}
+        return filling.fill_in(
+            self.model, params, self.target, image, batch.get("target_ids"), token_mask
+        )
+
+    def fill_in(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
+        """See Task."""
+        filled = self.filled(params, batch)
+        scores = self.target.scores(filled.target, filled.filled, filled.mask)
+        return {"index": batch["index"], "valid": batch["valid"], **scores}
+
+    def fill_in_results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
+        """See Task."""
+        return self.target.results(scores)
+
+    def pictures(self, params: Any, frozen: Any, batch: Raw) -> dict[str, Any]:
+        """See Task."""
+        filled = self.filled(params, self.tokenize_whole(frozen, batch))
+        image = views.to_float(batch["image"])
+        drawn = self.target.pictures(frozen, image, filled.target, filled.filled)
+        return {"mask": filled.mask, "pictures": dict(zip(self.target.columns, drawn, strict=True))}
 
 
 def stream(rng: jax.Array, purpose: str) -> jax.Array:
-    """The key of one purpose within a step."""
+    """Return the key of one purpose within a step."""
     return jax.random.fold_in(rng, STREAMS.index(purpose))
 
 
-def to_input(image: jax.Array) -> jax.Array:
-    """[0, 1] -> [-1, 1], what the encoder takes."""
-    return 2 * image - 1
-
-
-def abstract(config: Config) -> SupMIM:
-    """The task of a config without data: enough to trace and compile it."""
-    return SupMIM(config, tokenizers.abstract(config) if config.has_tokenizer else None)
-
-
-def create(config: Config, images: Images, workdir: Path) -> SupMIM:
-    """The task of a run; its tokenizer is that of config.tokenizer.path, or of its cached targets.
-
-    Else it is in the workdir, or is fitted and put there: on MIM views of the first epoch, which is
-    what it will be asked to encode.
-    """
-    if not config.has_tokenizer:
-        return SupMIM(config, None)
-    data = config_lib.flatten(config.data)
-    moving = options.that_change("crop", "geometry")
-    names = ["seed", *(path.removeprefix("data.") for path in moving)]
-    made_from = {
-        "tokenizer": config_lib.flatten(config.tokenizer),
-        "data": {name: data[name] for name in names},
-        "source": images.source.fingerprint(),
-    }
-    tokenizer = tokenizers.load_or_fit(
-        identity.with_tokenizer(config),
-        workdir / "tokenizer",
-        made_from,
-        lambda: inputs.first(config, images),
-        needed=holds_run(workdir),
-    )
-    return SupMIM(config, tokenizer, tokenizer.fingerprint())
+def added(first: Terms, second: Terms) -> Terms:
+    """Return the sum of two losses, and the metrics of both."""
+    return first[0] + second[0], first[1] | second[1]

@@ -12,7 +12,9 @@ import numpy as np
 
 from supmim import losses, metrics
 from supmim.config import Config
+from supmim.metrics import Metrics
 from supmim.models import layers
+from supmim.tasks.base import Drawn
 from supmim.tokenizers import Tokenizer
 
 EPSILON = 1e-6  # of a patch's variance, as MAE has it
@@ -27,13 +29,15 @@ class Target(Protocol):
     def __init__(self, config: Config) -> None:
         """Of a config."""
 
-    def of(self, batch: dict) -> jax.Array:
-        """What is to be predicted of every patch [B, N, ...] of a batch with its MIM view."""
+    def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
+        """Return what is to be predicted [B, N, ...] of every patch of MIM views and their ids."""
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, M, size], [B, M, ...], mask [B, M] -> mean over hidden patches [B]."""
 
-    def totals(self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: dict) -> dict:
+    def totals(
+        self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: Drawn
+    ) -> Metrics:
         """Totals of what is logged besides the loss."""
 
     def answer(self, predicted: jax.Array) -> jax.Array:
@@ -59,20 +63,23 @@ class Tokens:
     def __init__(self, config: Config) -> None:
         self.size, self.label_smoothing = config.tokenizer.codebook_size, config.mim.label_smoothing
 
-    def of(self, batch: dict) -> jax.Array:
-        """target_ids [B, N]."""
-        return batch["target_ids"]
+    def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
+        """[B, N]."""
+        assert target_ids is not None
+        return target_ids
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
         """In nats."""
         return losses.token_cross_entropy(predicted, target, mask, self.label_smoothing)
 
-    def totals(self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: dict) -> dict:
+    def totals(
+        self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: Drawn
+    ) -> Metrics:
         """Accuracy on hidden patches, and how much of the codebook all patches use."""
         correct = (self.answer(predicted) == target).astype(jnp.float32)
         return {
-            "token_accuracy": metrics.mean(losses.masked_mean(correct, mask), batch["valid"]),
-            **metrics.code_metrics(batch["target_ids"], self.size, batch["valid"]),
+            "token_accuracy": metrics.mean(losses.masked_mean(correct, mask), batch.valid),
+            **metrics.code_metrics(batch.target_ids, self.size, batch.valid),
         }
 
     def answer(self, predicted: jax.Array) -> jax.Array:
@@ -114,15 +121,17 @@ class Pixels:
         """[B, S, S, C] -> [B, N, F], in [-1, 1]."""
         return 2 * layers.patchify(image, self.patch_size) - 1
 
-    def of(self, batch: dict) -> jax.Array:
+    def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
         """[B, N, F]."""
-        return self.patches(batch["image"])
+        return self.patches(image)
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
         """Mean over the pixels of hidden patches."""
         return losses.patch_squared_error(predicted, target, mask)
 
-    def totals(self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: dict) -> dict:
+    def totals(
+        self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: Drawn
+    ) -> Metrics:
         """The loss says it all."""
         return {}
 
@@ -155,9 +164,9 @@ class NormalizedPixels(Pixels):
 
     columns = ("predicted pixels, at each\npatch's own mean, contrast",)
 
-    def of(self, batch: dict) -> jax.Array:
+    def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
         """[B, N, F]."""
-        patches = self.patches(batch["image"])
+        patches = self.patches(image)
         mean, deviation = self.statistics(patches)
         return (patches - mean) / deviation
 

@@ -15,6 +15,9 @@ from supmim import metrics, tokenizers
 from supmim.config import Config
 from supmim.data.augment import views
 from supmim.data.images import Images
+from supmim.data.raw import Raw
+from supmim.metrics import Metrics
+from supmim.tasks.base import Drawn, Prepared, Task
 from supmim.tokenizers import codebook, losses, perceptual, quality
 from supmim.tokenizers.discriminators import DISCRIMINATORS
 
@@ -22,14 +25,12 @@ NETWORK = ("encoder", "quantizer", "decoder")
 LOGIT_DECAY = 0.99  # of LeCAM's averages, arXiv 2104.03310
 
 
-class Tokenizer:
+class TokenizerTraining(Task):
     """Losses of both sides in one sum: each side's parameters are constants in the other's terms.
 
     So one optimizer serves both, as in MaskGIT, where both have the same settings; clipping is by
     the norm of all gradients together. What is kept besides gradients is in params["statistics"].
     """
-
-    frozen, fixed = None, ()
 
     def __init__(self, config: Config, features: perceptual.Features | None) -> None:
         self.config, self.sizes, self.features = config, config.tokenizer, features
@@ -39,6 +40,19 @@ class Tokenizer:
         if self.sizes.adversarial_weight:
             kind = DISCRIMINATORS[self.sizes.discriminator]
             self.discriminator = kind(self.sizes.discriminator_filters, self.network.dtype)
+
+    @classmethod
+    def abstract(cls, config: Config) -> "TokenizerTraining":
+        """See Task."""
+        return cls(config, perceptual.zeros() if config.tokenizer.perceptual_weight else None)
+
+    @classmethod
+    def create(cls, config: Config, images: Images, workdir: Path) -> "TokenizerTraining":
+        """See Task. CheckpointError if perceptual weights are asked for and cannot be used."""
+        sizes, features = config.tokenizer, None
+        if sizes.perceptual_weight:
+            features = perceptual.load(Path(sizes.perceptual_weights), sizes.perceptual_sha256)
+        return cls(config, features)
 
     def init(self, rng: jax.Array) -> Any:
         """Parameters of encoder, quantizer, decoder and discriminator, and the statistics."""
@@ -59,31 +73,23 @@ class Tokenizer:
         """Whether the codebook is kept alive by more than gradients."""
         return self.sizes.codebook == "ema" or self.sizes.revive_below > 0
 
-    def fingerprint(self) -> dict[str, str]:
-        """Nothing besides config and data."""
-        return {}
-
-    def tokenize(self, frozen: None, batch: dict) -> dict:
-        """A raw batch as it is: nothing here predicts ids."""
-        return batch
-
-    def prepare(self, batch: dict) -> dict:
+    def prepare(self, batch: Raw) -> Prepared:
         """Raw batch -> `image` [B, S, S, C], the MIM view, in [0, 1]."""
         data = self.config.data
         keys = views.example_keys(data.seed, batch["epoch"], batch["index"])
         image = views.geometry(keys, views.to_float(batch["image"]), data)
-        return {"image": image, "valid": batch["valid"]}
+        return Prepared(mim_view=image, valid=batch["valid"])
 
-    def draw(self, batch: dict, rng: jax.Array) -> dict:
-        """Adds which latents dead codes may become, [B, N]."""
-        if not self.counts_codes:
-            return batch
-        drawn = codebook.candidates(rng, len(batch["image"]), self.num_tokens)
-        return batch | {"candidate": drawn}
+    def draw(self, batch: Prepared, rng: jax.Array) -> Drawn:
+        """See Task: which latents may replace unused codes."""
+        candidate = None
+        if self.counts_codes:
+            candidate = codebook.candidates(rng, len(batch.mim_view), self.num_tokens)
+        return Drawn(**vars(batch), candidate=candidate)
 
-    def loss_fn(self, params: Any, batch: dict, rng: jax.Array) -> tuple[jax.Array, dict]:
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """Weighted sum of the losses of both sides, and totals of what is logged."""
-        image, valid = batch["image"], batch["valid"]
+        image, valid = batch.mim_view, batch.valid
         latents = self.apply(params, image, "latents").astype(jnp.float32)
         ids = self.apply(params, jax.lax.stop_gradient(latents), "quantize")
         codes = self.apply(params, ids, "codes")
@@ -105,7 +111,7 @@ class Tokenizer:
         if self.counts_codes:
             latents = latents.reshape(*flat.shape, -1)
             seen = codebook.statistics(
-                latents, flat, batch["candidate"], valid, self.sizes.codebook_size
+                latents, flat, batch.candidate, valid, self.sizes.codebook_size
             )
             totals["code_statistics"] = metrics.Sum(seen)
         return loss, totals
@@ -174,7 +180,7 @@ class Tokenizer:
         terms["generator_loss"] = jnp.where(started, terms["generator_loss"], 0)
         return terms | {"real_logit": real.mean(axis=1), "fake_logit": fake.mean(axis=1)}
 
-    def after_update(self, params: Any, totals: dict) -> tuple[Any, dict]:
+    def after_update(self, params: Any, totals: Metrics) -> tuple[Any, Metrics]:
         """Moves averages, and codes where they say so; takes the code statistics out of totals."""
         totals, kept = dict(totals), dict(params.get("statistics", {}))
         if self.counts_codes:
@@ -195,7 +201,7 @@ class Tokenizer:
             book = codebook.means(averages, book)
         return codebook.revive(book, averages, seen, self.sizes.revive_below)
 
-    def predict(self, params: Any, batch: dict) -> dict:
+    def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
         """Raw batch -> `ids` [B, N] and, of the clipped reconstruction, `quality.of` its image."""
         image = views.to_float(batch["image"])
         latents = self.apply(params, image, "latents")
@@ -207,16 +213,3 @@ class Tokenizer:
         """[B, S, S, C] in [0, 1] -> the same, from its codes."""
         ids = self.apply(params, self.apply(params, image, "latents"), "quantize")
         return self.apply(params, self.apply(params, ids, "codes"), "decode").clip(0, 1)
-
-
-def abstract(config: Config) -> Tokenizer:
-    """The task of a config without data or files: enough to trace and compile it."""
-    return Tokenizer(config, perceptual.zeros() if config.tokenizer.perceptual_weight else None)
-
-
-def create(config: Config, images: Images, workdir: Path) -> Tokenizer:
-    """The task of a run; CheckpointError if perceptual weights are asked for and not usable."""
-    sizes, features = config.tokenizer, None
-    if sizes.perceptual_weight:
-        features = perceptual.load(Path(sizes.perceptual_weights), sizes.perceptual_sha256)
-    return Tokenizer(config, features)

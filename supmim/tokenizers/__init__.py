@@ -57,9 +57,11 @@ def load(config: Config) -> Tokenizer:
             f"--config.tokenizer.name={kind}, or choose another --config.tokenizer.path"
         )
     tokenizer = TOKENIZERS[kind].load(folder, config.tokenizer_dtype)
-    held, wanted = tokenizer.options(), abstract(config).options()
-    if differ := [name for name in held if held[name] != wanted[name]]:
-        lines = [f"config.{name}: {held[name]} there, {wanted[name]} asked for" for name in differ]
+    held, expected = tokenizer.options(), abstract(config).options()
+    if differ := [name for name in held if held[name] != expected[name]]:
+        lines = [
+            f"config.{name}: {held[name]} there, {expected[name]} asked for" for name in differ
+        ]
         flags = " ".join(f"--config.{name}={held[name]}" for name in differ)
         raise ConfigError(
             f"the tokenizer in {folder} has other sizes than the config:\n  "

@@ -14,20 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from supmim import sharding
+from supmim.data.raw import Raw
 
-Batch = dict[str, jax.Array]
 ROWS = PartitionSpec(sharding.BATCH)
 
 
 class Tokenize:
     """frozen, raw batch -> the batch with target_ids [B, N]; of `tokenize`, which does so for rows.
 
-    Batches come back as they are without a tokenizer, and where ids were read with the images.
+    Rawes come back as they are without a tokenizer, and where ids were read with the images.
     """
 
-    def __init__(
-        self, tokenize: Callable[[Any, Batch], Batch], mesh: Mesh, microbatch: int
-    ) -> None:
+    def __init__(self, tokenize: Callable[[Any, Raw], Raw], mesh: Mesh, microbatch: int) -> None:
         self.mesh, self.microbatch = mesh, microbatch
         self._ids = jax.jit(
             jax.shard_map(
@@ -36,7 +34,7 @@ class Tokenize:
             )
         )  # fmt: skip
 
-    def __call__(self, frozen: Any, batch: Batch) -> Batch:
+    def __call__(self, frozen: Any, batch: Raw) -> Raw:
         """See the class; `index` of the batch divides over the mesh."""
         if frozen is None or "target_ids" in batch:
             return batch
@@ -45,7 +43,7 @@ class Tokenize:
         rest = {name: x for name, x in batch.items() if name != "tokenizer_image"}
         return rest | {"target_ids": join(self.mesh, rows, ids)}
 
-    def microbatches(self, frozen: Any, batch: Batch) -> list[Batch]:
+    def microbatches(self, frozen: Any, batch: Raw) -> list[Raw]:
         """Of shapes: what the program is called with; nothing where it is not."""
         if frozen is None or "target_ids" in batch:
             return []
@@ -55,22 +53,22 @@ class Tokenize:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), parts
         )
 
-    def lower(self, frozen: Any, rows: Batch) -> jax.stages.Lowered:
+    def lower(self, frozen: Any, rows: Raw) -> jax.stages.Lowered:
         """The program of a microbatch, of shapes."""
         return self._ids.lower(frozen, rows)
 
 
-def seen(batch: Batch) -> Batch:
+def seen(batch: Raw) -> Raw:
     """What of a raw batch its ids depend on."""
     image = "tokenizer_image" if "tokenizer_image" in batch else "image"
     return {name: batch[name] for name in (image, "epoch", "index")}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def split(mesh: Mesh, microbatch: int, batch: Batch) -> list[Batch]:
+def split(mesh: Mesh, microbatch: int, batch: Raw) -> list[Raw]:
     """A batch in parts of so many rows on each device, the last one padded with zeros."""
 
-    def parts(rows: Batch) -> list[Batch]:
+    def parts(rows: Raw) -> list[Raw]:
         count = -(-len(rows["index"]) // microbatch)
         padding = count * microbatch - len(rows["index"])
         padded = {

@@ -74,21 +74,21 @@ def load(path: Path, digest: str) -> Features:
 
 def checked(weights: dict[str, np.ndarray], path: Path) -> Features:
     """The tensors that are used, float32; CheckpointError with a table of those that do not fit."""
-    wanted = shapes()
+    expected = shapes()
     if any(name.startswith("lin") for name in weights):
-        wanted |= linear_shapes()
+        expected |= linear_shapes()
     rows = [
         f"  {name:<24}{'missing' if name not in weights else weights[name].shape!s:<20}{shape}"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name not in weights or weights[name].shape != shape
     ]
     if rows:
-        head = f"  {'tensor':<24}{'found':<20}wanted"
+        head = f"  {'tensor':<24}{'found':<20}expected"
         raise CheckpointError(
             f"the perceptual weights {path} are not torchvision's VGG16:\n"
             + "\n".join([head, *rows])
         )
-    return {name: weights[name].astype(np.float32) for name in wanted}
+    return {name: weights[name].astype(np.float32) for name in expected}
 
 
 def distance(weights: Features, image: jax.Array, decoded: jax.Array) -> jax.Array:

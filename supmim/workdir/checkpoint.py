@@ -45,9 +45,9 @@ class Checkpoints:
     """The checkpoints of a workdir. kept: which of them stay; tell: where messages go."""
 
     def __init__(
-        self, folder: Path, tell: Callable[[str], None], kept: Checkpoint = NEWEST_ONLY
+        self, folder: Path, log: Callable[[str], None], kept: Checkpoint = NEWEST_ONLY
     ) -> None:
-        self.folder, self.tell, self.kept = folder.absolute(), tell, kept
+        self.folder, self.log, self.kept = folder.absolute(), log, kept
         self._finishing: threading.Thread | None = None
         self._pending, self._failure = False, ""
         self._failures = 0
@@ -146,7 +146,7 @@ class Checkpoints:
         self._failure, self._failures = "", self._failures + 1 if failure else 0
         if not failure:
             return
-        self.tell(f"a checkpoint could not be saved in {self.folder}: {failure}")
+        self.log(f"a checkpoint could not be saved in {self.folder}: {failure}")
         if self._failures >= FAILED_SAVES:
             raise CheckpointError(
                 f"{self._failures} saves in a row failed in {self.folder}: {failure}. "
@@ -179,7 +179,7 @@ class Checkpoints:
             if int(path.name) in whole:
                 continue
             if any(path.iterdir()):
-                self.tell(f"checkpoint {path} was not finished; it is ignored")
+                self.log(f"checkpoint {path} was not finished; it is ignored")
             else:
                 self._set_aside(path, "it is empty")
         for step in reversed(whole):
@@ -218,12 +218,12 @@ class Checkpoints:
         for newer in (self.folder / str(s) for s in self.steps() if s > step):
             aside = free_name(newer, "superseded")
             os.replace(newer, aside)
-            self.tell(f"checkpoint {newer} is newer than step {step}; kept as {aside.name}")
+            self.log(f"checkpoint {newer} is newer than step {step}; kept as {aside.name}")
 
     def _set_aside(self, path: Path, problem: str) -> None:
         aside = free_name(path, "corrupt")
         os.replace(path, aside)
-        self.tell(f"checkpoint {path} is damaged: {problem}; kept as {aside.name}")
+        self.log(f"checkpoint {path} is damaged: {problem}; kept as {aside.name}")
 
 
 def free_name(path: Path, suffix: str) -> Path:
@@ -253,14 +253,14 @@ def digest(note: dict[str, Any]) -> str:
 def damage(path: Path) -> str:
     """What is wrong with the files of a whole checkpoint, or an empty string."""
     try:
-        wanted = json.loads((path / DIGESTS).read_text(encoding="utf-8"))["files"]
+        expected = json.loads((path / DIGESTS).read_text(encoding="utf-8"))["files"]
         found = file_digests(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{DIGESTS} cannot be read ({error!r})"
-    for name in wanted:
+    for name in expected:
         if name not in found:
             return f"{name} is missing"
-        if wanted[name] != found[name]:
+        if expected[name] != found[name]:
             return f"{name} is not what was written (its SHA-256 differs)"
     return ""
 
@@ -268,11 +268,11 @@ def damage(path: Path) -> str:
 def load(path: Path, abstract_state: Any) -> Restored:
     """Reads a verified checkpoint. CheckpointError lists leaves that differ in shape or dtype."""
     stored = _leaves(ocp.metadata(path).metadata)
-    wanted = _leaves(abstract_state)
+    expected = _leaves(abstract_state)
     rows = [
-        f"  {name}: stored {stored.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
-        for name in sorted(stored.keys() | wanted.keys())
-        if stored.get(name) != wanted.get(name)
+        f"  {name}: stored {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in sorted(stored.keys() | expected.keys())
+        if stored.get(name) != expected.get(name)
     ]
     if rows:
         more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
@@ -291,12 +291,12 @@ def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[
     The others are not read.
     """
 
-    def wanted(at, leaf):
+    def expected(at, leaf):
         where = place(path_name(at), leaf.shape)
         asked = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         return asked if where else ocp.PLACEHOLDER
 
-    tree = jax.tree_util.tree_map_with_path(wanted, ocp.metadata(path).metadata)
+    tree = jax.tree_util.tree_map_with_path(expected, ocp.metadata(path).metadata)
     leaves = jax.tree_util.tree_leaves_with_path(ocp.load(path, tree))
     return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
 

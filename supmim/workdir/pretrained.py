@@ -74,14 +74,14 @@ def check_kind(stored: Config, config: Config) -> None:
 
 def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
     """{"encoder": what `find` found}, as the encoder of abstract `params` takes it; says so."""
-    stored, wanted = read(origin, mesh), params["encoder"]
-    names = stored.keys() & wanted.keys()
-    where = {name: jax.tree.map(lambda leaf: leaf.sharding, wanted[name]) for name in names}
-    fit = jax.jit(functools.partial(fitted, wanted=wanted), out_shardings=where)
+    stored, expected = read(origin, mesh), params["encoder"]
+    names = stored.keys() & expected.keys()
+    where = {name: jax.tree.map(lambda leaf: leaf.sharding, expected[name]) for name in names}
+    fit = jax.jit(functools.partial(fitted, expected=expected), out_shardings=where)
     if hosts.is_first():
         averaged = ", averaged parameters" if origin["averaged"] else ""
         kind = f"encoder     of {origin['workdir']}, step {origin['step']:,}{averaged}"
-        print("; ".join([kind, *changes(stored, wanted)]))
+        print("; ".join([kind, *changes(stored, expected)]))
     return {"encoder": fit(stored)}
 
 
@@ -111,24 +111,24 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     return nested(named)
 
 
-def fitted(stored: Any, wanted: Any) -> Any:
+def fitted(stored: Any, expected: Any) -> Any:
     """Blocks stacked or not, positions of the grid, and nothing that is not wanted."""
     params = layers.unstack_blocks(stored)
-    if "stack" in wanted["blocks"]:
+    if "stack" in expected["blocks"]:
         params = layers.stack_blocks(params)
-    if "positions" in wanted:
-        grid = grid_of(wanted)
+    if "positions" in expected:
+        grid = grid_of(expected)
         params["positions"] = layers.resample_positions(params["positions"], grid)
-    return {name: group for name, group in params.items() if name in wanted}
+    return {name: group for name, group in params.items() if name in expected}
 
 
-def changes(stored: Any, wanted: Any) -> list[str]:
+def changes(stored: Any, expected: Any) -> list[str]:
     """What of the stored parameters is not taken as it is."""
     told = []
-    if "positions" in wanted and (old := grid_of(stored)) != (new := grid_of(wanted)):
+    if "positions" in expected and (old := grid_of(stored)) != (new := grid_of(expected)):
         told.append(f"positions resampled from {old} x {old} to {new} x {new}")
-    told += [f"its {name} is left out" for name in stored.keys() - wanted.keys()]
-    return told + [f"a new {name}" for name in wanted.keys() - stored.keys()]
+    told += [f"its {name} is left out" for name in stored.keys() - expected.keys()]
+    return told + [f"a new {name}" for name in expected.keys() - stored.keys()]
 
 
 def grid_of(encoder: Any) -> int:

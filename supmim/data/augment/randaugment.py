@@ -109,6 +109,6 @@ def _table(image: jax.Array, operation: jax.Array, level: float) -> jax.Array:
     for name, make in (
         ("autocontrast", operations.autocontrast), ("equalize", operations.equalize)
     ):  # fmt: skip
-        wanted = operation == OPERATIONS.index(name)
-        table = jnp.where(wanted[:, None, None], make(image), table)
+        expected = operation == OPERATIONS.index(name)
+        table = jnp.where(expected[:, None, None], make(image), table)
     return table

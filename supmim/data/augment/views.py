@@ -30,6 +30,11 @@ def to_float(image: jax.Array) -> jax.Array:
     return jnp.asarray(image, jnp.float32) / 255
 
 
+def to_input(image: jax.Array) -> jax.Array:
+    """[0, 1] -> [-1, 1], what the encoder takes."""
+    return 2 * image - 1
+
+
 def geometry(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
     """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved.
 

@@ -211,16 +211,16 @@ def manual_lines(builder: Any) -> list[str]:
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return []
     folder = manual_folder(builder)
-    wanted = MANUAL_FILES.get(builder.name)
-    if not wanted:
+    expected = MANUAL_FILES.get(builder.name)
+    if not expected:
         told = builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip().splitlines()
         return [f"Its files are fetched by hand, into {folder}:", *(f"  {s.strip()}" for s in told)]
     lines = [f"Its files are fetched by hand, from https://image-net.org/download, into {folder}:"]
     return lines + [f"  {file}  {size:,} bytes: {state}" for file, size, state in
-                    manual_states(folder, wanted)]  # fmt: skip
+                    manual_states(folder, expected)]  # fmt: skip
 
 
-def manual_states(folder: Path, wanted: dict[str, int]) -> list[tuple[str, int, str]]:
+def manual_states(folder: Path, expected: dict[str, int]) -> list[tuple[str, int, str]]:
     """(file, bytes it should have, is it there)."""
 
     def state(file: str, size: int) -> str:
@@ -228,7 +228,7 @@ def manual_states(folder: Path, wanted: dict[str, int]) -> list[tuple[str, int, 
         found = path.stat().st_size if path.is_file() else 0
         return "there" if found == size else f"{found:,} bytes are there" if found else "missing"
 
-    return [(file, size, state(file, size)) for file, size in wanted.items()]
+    return [(file, size, state(file, size)) for file, size in expected.items()]
 
 
 # Features.

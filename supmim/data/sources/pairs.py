@@ -72,8 +72,8 @@ class FolderPairs(base.Masked):
         elif part == base.WHOLE:
             taken = self.names
         else:
-            wanted = part == base.HELD_OUT
-            taken = [n for n in self.names if folders.is_held_out(n, holdout) == wanted]
+            expected = part == base.HELD_OUT
+            taken = [n for n in self.names if folders.is_held_out(n, holdout) == expected]
         if not taken:
             raise base.NothingHeldOut(
                 f"{self.name} has {len(self)} pairs, of which config.data.holdout={holdout:g} "

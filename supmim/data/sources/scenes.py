@@ -61,12 +61,12 @@ class Scenes(base.Masked):
 
 def free_places(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
     """Even corners (y, x) of squares that do not overlap, as many as were drawn or as fit."""
-    wanted = rng.integers(FEWEST, MOST, endpoint=True)
+    expected = rng.integers(FEWEST, MOST, endpoint=True)
     kept: list[tuple[int, int]] = []
     halves = rng.integers((SIDE - side) // STEP, size=(PLACES, 2), endpoint=True)
     for y, x in (STEP * halves).tolist():
         free = all(abs(y - other[0]) >= side or abs(x - other[1]) >= side for other in kept)
-        if free and len(kept) < wanted:
+        if free and len(kept) < expected:
             kept.append((y, x))
     return kept
 

@@ -13,6 +13,7 @@ from supmim.data.images import Images, told
 from supmim.data.landmarks import Landmarks
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators.lib import ranking
+from supmim.tasks.base import Task
 
 SOURCES = {"train": "the training source", "eval": "the evaluation source",
            "gallery": "the gallery", "queries": "the queries"}  # fmt: skip
@@ -27,7 +28,7 @@ class Predictions:
 
     def __init__(
         self,
-        task: step.Task,
+        task: Task,
         sources: dict[str, Images],
         batch_size: int,
         mesh: jax.sharding.Mesh,
@@ -36,51 +37,53 @@ class Predictions:
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
         self.readers, self.landmarks = readers, landmarks
-        self._programs: dict[step.View, Any] = {}
+        self._programs: dict[step.Forward, Any] = {}
         self._params: Any = None
-        self._known: dict[tuple[step.View, str], dict[str, np.ndarray]] = {}
+        self._known: dict[tuple[step.Forward | None, str], dict[str, np.ndarray]] = {}
         self._banks: dict[str, tuple[np.ndarray, ranking.Bank]] = {}
         self._unreadable: dict[str, int] = {}
 
-    def of(self, params: Any, split: str, view: step.View | None = None) -> dict[str, np.ndarray]:
+    def of(
+        self, params: Any, split: str, forward: step.Forward | None = None
+    ) -> dict[str, np.ndarray]:
         """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order.
 
-        view: another method of the task than `predict`, whose arrays come in place of the first.
+        forward: a method of the task other than `predict`, whose arrays are returned instead.
         NumericsError if any is not finite.
         """
         if params is not self._params:
             self._params, self._known, self._banks = params, {}, {}
-        if (view, split) not in self._known:
-            out = self.fresh(params, split, view)
+        if (forward, split) not in self._known:
+            out = self.fresh(params, split, forward)
             for name in out:
                 check_finite(out[name], f"{name} of {SOURCES[split]}")
-            self._known[view, split] = out
-        return self._known[view, split]
+            self._known[forward, split] = out
+        return self._known[forward, split]
 
     def embedded(
-        self, params: Any, split: str, view: step.View | None = None
+        self, params: Any, split: str, forward: step.Forward | None = None
     ) -> dict[str, np.ndarray]:
         """`of`, for those who learn from it: NumericsError for embeddings that mean nothing."""
-        out = self.of(params, split, view)
+        out = self.of(params, split, forward)
         for name in out.keys() & set(EMBEDDINGS):
             ranking.norms(out[name], SOURCES[split])
         return out
 
     def fresh(
-        self, params: Any, split: str, view: step.View | None = None
+        self, params: Any, split: str, forward: step.Forward | None = None
     ) -> dict[str, np.ndarray]:
         """The same of other parameters, without a word to those that share."""
-        program = functools.partial(self._program(view or self.task.predict), params)
+        program = functools.partial(self._program(forward or self.task.predict), params)
         return self.collect(program, split)
 
-    def _program(self, view: step.View) -> Any:
-        """Compiled once for each view."""
-        if view not in self._programs:
-            self._programs[view] = jax.jit(
-                functools.partial(step.eval_step, view=view),
+    def _program(self, forward: step.Forward) -> Any:
+        """The compiled program of one method of the task."""
+        if forward not in self._programs:
+            self._programs[forward] = jax.jit(
+                functools.partial(step.eval_step, forward=forward),
                 out_shardings=sharding.replicated(self.mesh),
             )
-        return self._programs[view]
+        return self._programs[forward]
 
     def bank(self, params: Any, split: str, mib: float) -> tuple[np.ndarray, ranking.Bank]:
         """Unit embeddings [n, D] of a source and the bank of them, made once like the rest.
@@ -118,11 +121,11 @@ class Predictions:
 
     def data(self) -> dict[str, Any]:
         """Name, number of images and digest of each source, and the `view` of their images."""
-        view = self.sources["eval"]
+        seen = self.sources["eval"]
         return {
             **{split: told(images.source) for split, images in self.sources.items()},
             **(self.landmarks.fingerprint() if self.landmarks else {}),
-            "view": dataclasses.asdict(view.box_of) | {"interpolation": view.method},
+            "view": dataclasses.asdict(seen.box_of) | {"interpolation": seen.method},
         }
 
     def unreadable(self) -> dict[str, float]:

@@ -1,0 +1,35 @@
+"""The metrics of the training steps: merged over a window, then written and shown."""
+
+from collections.abc import Callable
+
+from supmim import metrics
+from supmim.report.terminal import Terminal
+from supmim.runtime.clock import Clock
+from supmim.workdir.writer import NoWriter, Writer
+
+
+class StepLog:
+    """Writes one line of metrics for every `every` steps."""
+
+    def __init__(
+        self,
+        every: int,
+        clock: Clock,
+        learning_rate: Callable,
+        writer: Writer | NoWriter,
+        screen: Terminal,
+    ) -> None:
+        self.every, self.clock, self.learning_rate = every, clock, learning_rate
+        self.writer, self.screen = writer, screen
+        self._window: list[metrics.Metrics] = []
+
+    def add(self, step: int, totals: metrics.Metrics) -> None:
+        """Take the metrics of a step; nothing is fetched from the devices before a line is due."""
+        self._window.append(totals)
+        if step % self.every:
+            return
+        scalars = metrics.summarize(self._window) | self.clock.summary(len(self._window))
+        scalars["learning_rate"] = float(self.learning_rate(step - 1))
+        self.writer.write_scalars(step, scalars)
+        self.screen.show_step(step, scalars)
+        self._window = []
