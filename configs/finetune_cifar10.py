@@ -1,9 +1,9 @@
-"""CIFAR-10 at 48 x 48 pixels, from the encoder of `cifar10.py`, after MAE's fine-tuning.
+"""Fine-tuning on CIFAR-10 at 48 x 48 pixels, from the encoder of `cifar10.py`, after MAE.
 
 supmim train --config=configs/finetune_cifar10.py --workdir=runs/cifar10_finetuned \
     --config.init.workdir=runs/cifar10
 
-Decay of weights and of layers, stochastic depth, mixup, CutMix and smoothing are those of MAE's
+Weight decay, layer decay, stochastic depth, mixup, CutMix and label smoothing are those of MAE's
 ViT-B; the length is ours. Hardware, hours and result: not run yet.
 """
 
@@ -11,7 +11,7 @@ from supmim import config as base
 
 
 def get_config():
-    """Of the source run, only the encoder."""
+    """Return the preset, which starts from the encoder of the source run alone."""
     config = base.get_config()
     config.init.workdir = "runs/cifar10"
     config.mim_weight = 0.0

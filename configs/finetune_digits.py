@@ -1,17 +1,17 @@
-"""Digits at 16 x 16 pixels, from the encoder of `digits.py`: fine-tuning in a minute or two.
+"""Fine-tuning on digits at 16 x 16 pixels, from the encoder of `digits.py`, in a minute or two.
 
 supmim train --config=configs/finetune_digits.py --workdir=runs/finetuned \
     --config.init.workdir=runs/digits
 
-59 s on two CPU cores: top-1 99.33 %, kNN R@1 99.33 % on 297 test digits. The same from scratch,
-`--config.init.workdir=`: 95.29 %, 96.63 %. One seed, not tuned.
+In 59 s on two CPU cores it reaches top-1 99.33 % and kNN R@1 99.33 % on 297 test digits. From
+scratch, with `--config.init.workdir=`, it reaches 95.29 % and 96.63 %. One seed, not tuned.
 """
 
 from supmim import config as base
 
 
 def get_config():
-    """Of the source run, only the encoder."""
+    """Return the preset, which starts from the encoder of the source run alone."""
     config = base.get_config()
     config.init.workdir = "runs/digits"
     config.mim_weight = 0.0

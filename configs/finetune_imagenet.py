@@ -1,11 +1,11 @@
-"""ViT-B/14 at 336 pixels, ImageNet-1k, from the encoder of `imagenet_b14.py`, after MAE.
+"""Fine-tuning of ViT-B/14 on ImageNet-1k at 336 pixels, from `imagenet_b14.py`, after MAE.
 
 supmim train --config=configs/finetune_imagenet.py --workdir=runs/b14_finetuned \
     --config.init.workdir=runs/b14
 
-MAE's values for ViT-B (FINETUNE.md and main_finetune.py of facebookresearch/mae: 83.66 % top-1 at
-224 pixels from its own encoder): 5e-4 per 256 images, 100 epochs, 5 of them warm-up. Other than
-there: RandAugment's operations, erased boxes are grey, the last learning rate is 0, not 1e-6.
+The values are MAE's for ViT-B (FINETUNE.md and main_finetune.py of facebookresearch/mae, 83.66 %
+top-1 at 224 pixels from its own encoder): 5e-4 per 256 images, 100 epochs, 5 of them warm-up. These
+differ: RandAugment's operations, erased boxes are grey, the last learning rate is 0, not 1e-6.
 Hardware, hours and result: not run yet.
 """
 
@@ -13,7 +13,7 @@ from supmim import config as base
 
 
 def get_config():
-    """Of the source run, only the encoder."""
+    """Return the preset, which starts from the encoder of the source run alone."""
     config = base.get_config()
     config.init.workdir = "runs/b14"
     config.mim_weight = 0.0

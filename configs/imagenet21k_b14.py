@@ -3,15 +3,16 @@
 supmim train --config=configs/imagenet21k_b14.py --workdir=runs/b14_i21k
 supmim train --config=configs/imagenet21k_b14.py:baseline --workdir=runs/b14_i21k_baseline
 
-TFDS does not have it: `supmim data convert folder:PATH --out=imagenet21k` once, and run beside that
-folder, or name it: --config.data.train=records:PATH. Hardware, hours and result: not run yet.
+TFDS does not have this dataset. Run `supmim data convert folder:PATH --out=imagenet21k` once and
+train from the folder that contains imagenet21k, or set --config.data.train=records:PATH. Hardware,
+hours and result: not run yet.
 """
 
 from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """arm: supmim or baseline."""
+    """Return the preset. arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 4096
     config.total_epochs = 90

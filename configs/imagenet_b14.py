@@ -3,15 +3,15 @@
 supmim train --config=configs/imagenet_b14.py --workdir=runs/b14
 supmim train --config=configs/imagenet_b14.py:baseline --workdir=runs/b14_baseline
 
-Hardware and hours: not run yet. The paper reports 81.72 % top-1, 2.01 above its baseline; of its
-recipe only the abstract is known. This preset: not run yet.
+The paper reports 81.72 % top-1, 2.01 above its baseline; only its abstract is known, not its
+recipe. Hardware, hours and result of this preset: not run yet.
 """
 
 from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """arm: supmim or baseline."""
+    """Return the preset. arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 4096
     config.total_epochs = 300

@@ -3,15 +3,15 @@
 supmim train --config=configs/imagenet_b16_deit3.py --workdir=runs/b16_deit3
 supmim train --config=configs/imagenet_b16_deit3.py:baseline --workdir=runs/b16_deit3_baseline
 
-Hardware and hours: not run yet. Sizes, rates and decay are those of deit3-jax (83.6 % top-1). What
-is not here: LayerScale and repeated augmentation. This preset: not run yet.
+Sizes, rates and decay are those of deit3-jax (83.6 % top-1). LayerScale and repeated augmentation
+are missing. Hardware, hours and result of this preset: not run yet.
 """
 
 from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """arm: supmim or baseline."""
+    """Return the preset. arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 2048
     config.total_epochs = 400

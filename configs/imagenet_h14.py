@@ -1,16 +1,16 @@
-"""ViT-H/14, ImageNet-1k, 300 epochs: the L/14 recipe, the state split 16 ways.
+"""ViT-H/14, ImageNet-1k, 300 epochs: the L/14 recipe, with the state split 16 ways.
 
 supmim train --config=configs/imagenet_h14.py --workdir=runs/h14
 supmim train --config=configs/imagenet_h14.py:baseline --workdir=runs/h14_baseline
 
-Hardware, hours and top-1: not run yet. What a pod would do: docs/plan.md.
+Hardware, hours and top-1: not run yet. docs/plan.md has plans for pods.
 """
 
 from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """arm: supmim or baseline."""
+    """Return the preset. arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 4096
     config.total_epochs = 300

@@ -5,15 +5,15 @@ supmim train --config=configs/pictures.py --workdir=runs/pictures --config.data.
 
 The arm :baseline trains the same encoder on labels alone.
 
-PATH/CLASS/IMAGE, or PATH/train and PATH/val; else a tenth of the images is held out. Meant for
-10,000 to 100,000 pictures on one accelerator; hours and result are those of your data: not run yet.
+Pictures are PATH/CLASS/IMAGE, of which a tenth is held out, or in PATH/train and PATH/val. The
+preset is meant for 10,000 to 100,000 pictures on one accelerator. Hours and result: not run yet.
 """
 
 from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """arm: supmim or baseline."""
+    """Return the preset. arm: supmim or baseline."""
     config = base.get_config()
     config.batch_size = 256
     config.total_epochs = 100

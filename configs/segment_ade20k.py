@@ -4,17 +4,18 @@ supmim data prepare scene_parse150
 supmim train --config=configs/segment_ade20k.py --workdir=runs/ade20k \
     --config.init.workdir=runs/b14
 
-DINOv3's linear protocol: 40,000 steps of 16 images, AdamW 1e-3, decay 1e-3, 1,500 steps of warm-up,
-cosine; short side and crop 512, windows every 341. Other than there: 518 and 345 pixels, which
-patches of 14 divide; no batch norm before the layer; random square crops of a tenth of the image or
-more. Its ViT-B: 51.8 % mean IoU, DINOv2's 51.3. Hardware, hours and ours: not run yet.
+DINOv3's linear protocol is 40,000 steps of 16 images, AdamW 1e-3, decay 1e-3, 1,500 steps of
+warm-up, a cosine, short side and crop 512, windows every 341. These differ: 518 and 345 pixels,
+which patches of 14 divide; no batch norm before the layer; random square crops of at least a
+tenth of the image. Mean IoU is 51.8 % for DINOv3's ViT-B, 51.3 % for DINOv2's. Hardware, hours
+and result: not run yet.
 """
 
 from supmim import config as base
 
 
 def get_config():
-    """Id 0 of the masks does not count: 1 to 150 are the classes."""
+    """Return the preset; id 0 of the masks is ignored, ids 1 to 150 are the classes."""
     config = base.get_config()
     config.task = "segmentation"
     config.batch_size = 16

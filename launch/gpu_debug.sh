@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries a config on this host in about 20 seconds: 2 layers, small images, checks for NaN.
+# Try a config on this host in about 20 seconds: 2 layers, small images, checks for NaN.
 set -euo pipefail
 
 if [[ ${1-} != --config=* ]]; then
@@ -17,6 +17,6 @@ fi
 
 workdir=$(mktemp -d "${TMPDIR:-/tmp}/supmim-debug.XXXXXX")
 echo "workdir: $workdir"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # leaves the rest of the GPU to others
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # leave the rest of the GPU to other processes
 supmim doctor
 exec supmim train --workdir="$workdir" --debug "$@"

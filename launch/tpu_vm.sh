@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies this tree to every worker of a TPU VM, installs it there, and trains on all of them.
+# Copy this tree to every worker of a TPU VM, install it there, and train on all of them.
 set -euo pipefail
 
 usage() {
@@ -19,7 +19,7 @@ shift 2
 while [[ $# -gt 0 && $1 != -- ]]; do where+=("$1") && shift; done
 [[ $# -ge 2 ]] || usage
 shift
-printf -v flags ' %q' "$@" # the remote shell reads them once more
+printf -v flags ' %q' "$@" # quoted, because the remote shell parses them again
 
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Hands a run to a GKE cluster made by xpk; it restarts there when it was interrupted.
+# Submit a run to a GKE cluster made by xpk; the cluster restarts it after an interruption.
 set -euo pipefail
 
 usage() {
@@ -21,6 +21,6 @@ shift 4
 while [[ $# -gt 0 && $1 != -- ]]; do create+=("$1") && shift; done
 [[ $# -ge 2 ]] || usage
 shift
-printf -v flags ' %q' "$@" # the container's shell reads them once more
+printf -v flags ' %q' "$@" # quoted, because the container's shell parses them again
 
 xpk workload create "${create[@]}" --command="exec supmim train$flags"

@@ -1,4 +1,4 @@
-"""`python -m supmim VERB ...` is the same as `supmim VERB ...`."""
+"""Run the command line: `python -m supmim VERB ...` equals `supmim VERB ...`."""
 
 from supmim.cli import main
 

@@ -1,6 +1,6 @@
-"""What a run is put together from: mesh, sources, task, state, programs, predictions.
+"""The parts of a run: mesh, sources, task, state, programs, predictions.
 
-Shared by training, by evaluation and by what plans or times a run.
+Training, evaluation, plans and benchmarks put them together in their own ways.
 """
 
 import functools
@@ -29,15 +29,15 @@ from supmim.tokenizers import online
 from supmim.workdir import pretrained
 from supmim.workdir.checkpoint import Checkpoints
 
-NEVER_ANOTHER = {"classes", "tokenizer"}  # what parameters mean
+FIXED_FOR_A_RUN = {"classes", "tokenizer"}  # parts of a fingerprint that parameters depend on
 
 
 class Start(NamedTuple):
     """What may differ from one start of a run to the next.
 
-    resume: a checkpoint to go on from; profile: steps to trace; bad_steps: so many updates in a row
-    that are not finite end the run; allow_data_change: go on though the data is another. verb: the
-    one that starts it, for the message that says how to go on.
+    resume: the checkpoint to continue from. profile: the steps to trace. bad_steps: how many
+    updates in a row may be not finite before the run ends. allow_data_change: continue on other
+    data. verb: the command that started the run, for the message that says how to continue.
     """
 
     resume: str = ""
@@ -51,7 +51,7 @@ DEFAULT_START = Start()
 
 
 def mesh_of(config: Config) -> Mesh:
-    """The mesh of the config; ConfigError where the devices do not fit it or the evaluation."""
+    """Return the mesh of a config; ConfigError if it does not fit the devices or the batches."""
     platform = devices.check()[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
         raise ConfigError(
@@ -62,8 +62,8 @@ def mesh_of(config: Config) -> Mesh:
     return mesh
 
 
-def load_sources(config: Config) -> tuple[Any, base.Source, base.Source]:
-    """The config, settled to the classes of its training source; training and evaluation source."""
+def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
+    """Return the config with its number of classes, the training and the evaluation source."""
     source, eval_source = sources.load(config.data, config.facts.has_labels)
     return with_num_classes(config, source), source, eval_source
 
@@ -97,8 +97,8 @@ def with_num_classes(config: Config, source: base.Source) -> Config:
     return config_lib.replaced(config, {"classifier.num_classes": found})
 
 
-def settled(config: Config) -> Any:
-    """The config with its number of classes, for which a source is opened if need be."""
+def settled(config: Config) -> Config:
+    """Return the config with its number of classes, opening its sources only if it is unknown."""
     known = config.classifier.num_classes or not config.facts.has_labels
     return config if known else load_sources(config)[0]
 
@@ -106,7 +106,7 @@ def settled(config: Config) -> Any:
 def readers_of(
     config: Config, source: base.Source, bad_records: BadRecords, limit: float
 ) -> pipeline.Readers:
-    """How a source is read; a larger share of bad records than the limit is a DataError."""
+    """Return how to read a source; reading raises DataError above this share of bad records."""
     workers = pipeline.num_workers(source, config.data.workers)
     note = bad_records.of(source, limit)
     return pipeline.Readers(workers, note, bad_records.log)
@@ -120,7 +120,7 @@ def create_predictions(
     mesh: Mesh,
     bad_records: BadRecords,
 ) -> Predictions:
-    """What evaluators ask of both sources; bad records are missing from it and counted."""
+    """Return the predictions on both sources that evaluators share; bad records are left out."""
     names = config.evaluator_names
     tokenized = "reconstruction" in names and config.has_tokenizer
     second = images.second_of(config)._replace(made=tokenized)
@@ -131,7 +131,7 @@ def create_predictions(
     found, asked = None, config.eval.landmarks
     if asked and "landmarks" in names:
         found = landmarks.load(asked, config.data.max_pixels)
-        seen |= found.views(config.data)
+        seen |= found.evaluation_images(config.data)
     check_alike(source, eval_source, found)
     readers = {
         name: readers_of(config, view.source, bad_records, 1.0) for name, view in seen.items()
@@ -140,20 +140,17 @@ def create_predictions(
 
 
 def check_alike(*data: base.Source | landmarks.Landmarks | None) -> None:
-    """DataError if the processes of a run do not read the same images."""
+    """Raise DataError if the processes of a run do not read the same images."""
     of_each = [one.fingerprint() for one in data if one is not None]
     names = ("training source", "evaluation source", "landmarks")
-    hosts.agree_on_data(
-        {
-            f"{name}, {what}": value
-            for name, fingerprint in zip(names, of_each, strict=False)
-            for what, value in fingerprint.items()
-        }  # fmt: skip
-    )
+    fields = {}
+    for name, fingerprint in zip(names, of_each, strict=False):
+        fields |= {f"{name}, {field}": value for field, value in fingerprint.items()}
+    hosts.agree_on_data(fields)
 
 
 def steps_of(config: Config, source: base.Source) -> int:
-    """Length of the training in steps.
+    """Return the length of the training in steps.
 
     DataError if a batch is larger than the source, ConfigError if the warm-up does not fit.
     """
@@ -174,23 +171,25 @@ def steps_of(config: Config, source: base.Source) -> int:
 
 
 def check_data(stored: dict[str, Any], found: dict[str, Any], allowed: bool = False) -> None:
-    """DataError, naming the fields, if a checkpoint was trained on other data than is found.
+    """Raise DataError, naming the fields, if a checkpoint was trained on other data.
 
-    allowed: all but classes and tokenizer may differ. What `stored` lacks can't be compared.
+    stored, found: fingerprints; only the fields of `stored` are compared. allowed: everything but
+    classes and tokenizer may differ.
     """
-    if "classes" not in found:  # of a tokenizer, whose checkpoints had them once
-        stored = {name: was for name, was in stored.items() if name != "classes"}
-    changed = {name: f"  {name}: was {was}, is {found.get(name)}"
-               for name, was in sorted(stored.items()) if was != found.get(name)}  # fmt: skip
+    changed = {
+        name: f"  {name}: was {was}, is {found.get(name)}"
+        for name, was in sorted(stored.items())
+        if was != found.get(name)
+    }
     lines = "\n".join(changed.values())
-    if changed and (not allowed or changed.keys() & NEVER_ANOTHER):
+    if changed and (not allowed or changed.keys() & FIXED_FOR_A_RUN):
         raise DataError(
             f"the data is not what this run was trained on:\n{lines}\nRestore the data, start "
-            "again in a new --workdir, or let supmim train go on with --allow-data-change, which "
-            "takes other images, though not other classes or tokens"
+            "again in a new --workdir, or continue with supmim train --allow-data-change, which "
+            "accepts other images, but no other classes or tokens"
         )
     if changed and hosts.is_first():
-        print(f"going on with other data:\n{lines}")
+        print(f"continuing with other data:\n{lines}")
 
 
 def create_task(config: Config, seen: images.Images, workdir: Path, mesh: Mesh) -> Task:
@@ -229,7 +228,7 @@ def place(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits: str) ->
 
 
 class Programs(NamedTuple):
-    """What a step runs: `tokenize`, `prepare`, and `train_step`, which donates its state.
+    """The programs of a step: `tokenize`, `prepare`, and `train_step`, which donates its state.
 
     `train_step` is the same program wherever target_ids come from.
     """
@@ -264,7 +263,7 @@ def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[st
         begins = not start.resume and not checkpoints.steps()
         return pretrained.find(config) if config.init.workdir and begins else {}
 
-    return hosts.together(find)
+    return hosts.on_first(find)
 
 
 def first_state(

@@ -1,4 +1,4 @@
-"""`supmim VERB ...`: parses the flags, checks the config, then imports the verb and runs it."""
+"""The command line `supmim VERB ...`: parse the flags, check the config, then run the verb."""
 
 import os
 import re
@@ -12,57 +12,59 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from supmim import config as config_lib
-from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, of_family, overview, verb_help
+from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, overview, subverbs, verb_help
 from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, SupmimError
 from supmim.workdir import files
 
+HELP = ("-h", "--help", "help")
+
 
 def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
-    """The verb's flags; everything wrong with them is a ConfigError.
+    """Return the parsed flags of a verb; anything wrong with them is a ConfigError.
 
-    `config` is the preset of the command line, else the workdir's own, with its overrides.
+    `config` is the preset of the command line, else the config of the workdir, with its overrides.
     """
     verb = VERBS[name]
-    if verb.actions and (not args or args[0] not in verb.actions):
-        asked = f"not {args[0]!r}" if args else f"e.g. {verb.usage}"
-        raise ConfigError(
-            f"supmim {name} takes {', '.join([*verb.actions, *of_family(name)])}; {asked}\n"
-            f"See: supmim {name} --help"
-        )
-    if verb.actions:
-        args = [f"--action={args[0]}", *args[1:]]
-    if verb.argument:
-        if len(args) < 2 or args[1].startswith("-"):
-            asked = args[0].partition("=")[2]
-            raise ConfigError(f"supmim {name} {asked} takes a {verb.argument}, e.g. {verb.usage}")
-        args = [args[0], f"--{verb.argument.lower()}={args[1]}", *args[2:]]
-    argv = ["supmim", *map(underscored, args)]
+    args = words_as_flags(name, args)
     values = own_flags(verb)
     preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
     next_command = f"See: supmim {name} --help"
     try:
-        if "workdir" in verb.flags and not (verb.takes_config and preset):
-            folder = workdir_of(verb, argv)
-            stored = config_lib.to_dict(files.read_config(folder)) if folder else ConfigDict()
-            config_flags.DEFINE_config_dict(
-                "config", stored, flag_values=values, sys_argv=argv, lock_config=True
-            )
-        elif verb.takes_config:
-            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        argv = ["supmim", *map(underscored, args)]
+        define_config(verb, values, argv, preset)
         rest = values(argv)[1:]
         if verb.takes_config and values.config is not None:
             config_lib.flatten(values.config)  # a preset that failed to load raises here
     except SupmimError:
         raise
     except Exception as error:
-        raise ConfigError(_told(error, preset, next_command)) from error
+        raise ConfigError(_message(error, preset, next_command)) from error
     if rest:
         raise ConfigError(f"{rest[0]!r} is not a flag of supmim {name}\n{next_command}")
     for flag in verb.required:
         if not values[flag].value:
             raise ConfigError(f"--{flag} is missing, e.g. {verb.usage}\n{next_command}")
     return values
+
+
+def words_as_flags(name: str, args: Sequence[str]) -> Sequence[str]:
+    """Turn words into flags: `data check DIR` -> `data --action=check --source=DIR`."""
+    verb = VERBS[name]
+    if not verb.actions:
+        return args
+    if not args or args[0] not in verb.actions:
+        problem = f"not {args[0]!r}" if args else f"e.g. {verb.usage}"
+        raise ConfigError(
+            f"supmim {name} takes {', '.join([*verb.actions, *subverbs(name)])}; {problem}\n"
+            f"See: supmim {name} --help"
+        )
+    action, *rest = args
+    if verb.argument:
+        if not rest or rest[0].startswith("-"):
+            raise ConfigError(f"supmim {name} {action} takes a {verb.argument}, e.g. {verb.usage}")
+        rest[0] = f"--{verb.argument.lower()}={rest[0]}"
+    return [f"--action={action}", *rest]
 
 
 def underscored(arg: str) -> str:
@@ -72,11 +74,13 @@ def underscored(arg: str) -> str:
 
 
 def own_flags(verb: Verb) -> flags.FlagValues:
-    """The flags of a verb, without the config's."""
+    """Define the flags of a verb, without the config's."""
     values = flags.FlagValues()
     for flag, (default, meaning) in verb.flags.items():
-        define = flags.DEFINE_boolean if default is False else flags.DEFINE_string
-        define(flag, default, meaning, flag_values=values)
+        if isinstance(default, bool):
+            flags.DEFINE_boolean(flag, default, meaning, flag_values=values)
+        else:
+            flags.DEFINE_string(flag, default, meaning, flag_values=values)
     if verb.actions:
         flags.DEFINE_enum("action", None, list(verb.actions), "what to do", flag_values=values)
     if verb.argument:
@@ -84,31 +88,37 @@ def own_flags(verb: Verb) -> flags.FlagValues:
     return values
 
 
-def workdir_of(verb: Verb, argv: Sequence[str]) -> Path | None:
-    """The workdir among arguments that are not parsed yet."""
-    values = own_flags(verb)
-    own = [arg for arg in argv if not arg.startswith(("--config", "-config"))]
-    values(own, known_only=True)
-    return Path(values.workdir) if values.workdir else None
+def define_config(verb: Verb, values: flags.FlagValues, argv: list[str], preset: str) -> None:
+    """Define --config with its overrides: as a preset, or as the config of the workdir in argv."""
+    if "workdir" in verb.flags and not (verb.takes_config and preset):
+        own = own_flags(verb)
+        own([arg for arg in argv if not arg.startswith(("--config", "-config"))], known_only=True)
+        stored = ConfigDict()
+        if own.workdir:
+            stored = config_lib.to_dict(files.read_config(Path(own.workdir)))
+        config_flags.DEFINE_config_dict(
+            "config", stored, flag_values=values, sys_argv=argv, lock_config=True
+        )
+    elif verb.takes_config:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
 
 
-def _told(error: Exception, preset: str, next_command: str) -> str:
-    """What went wrong while parsing; a preset is code, so its faults come with their line."""
+def _message(error: Exception, preset: str, next_command: str) -> str:
+    """Describe an error of parsing; a preset is code, so its errors come with a line number."""
     path = preset.partition("=")[2].partition(":")[0]
     if fault := pyfile.fault(error, path):
         return fault
-    if switch := re.match(r"flag (--\w+=.*): \('Non-boolean", str(error)):
-        return (
-            f"{switch[1]}: it is a switch, which takes no value, or true or false\n{next_command}"
-        )
-    if isinstance(error, KeyError | AttributeError):
+    text = str(error)
+    if switch := re.match(r"flag (--\w+=.*): \('Non-boolean", text):
+        text = f"{switch[1]}: it is a switch; give it no value, or true or false"
+    elif isinstance(error, KeyError | AttributeError):
         text = str(error.args[0]).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
-        return f"no such option: {text}\n{next_command}"
-    return f"{error}\n{next_command}"
+        text = f"no such option: {text}"
+    return f"{text}\n{next_command}"
 
 
 def config_of(verb: Verb, values: flags.FlagValues) -> Config:
-    """The validated config that was parsed; that of an evaluation where a verb takes no other."""
+    """Return the validated config of parsed flags; for `evaluate`, the config of the evaluation."""
     if not isinstance(values.config, ConfigDict):
         raise ConfigError(
             f"get_config() of the preset returned {type(values.config).__name__}; it must return "
@@ -121,7 +131,7 @@ def config_of(verb: Verb, values: flags.FlagValues) -> Config:
 
 
 def command(verb: str) -> ModuleType:
-    """The module whose `run(config, flags)` is the verb; only its import brings JAX."""
+    """Import the module whose `run(config, flags)` is the verb; only this import brings JAX."""
     match verb:
         case "train":
             from supmim.commands import train as module
@@ -147,21 +157,21 @@ def command(verb: str) -> ModuleType:
 
 
 def run(args: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code."""
-    if not args or args[0] in ("-h", "--help", "help"):
+    """Run one command line and return its exit code."""
+    if not args or args[0] in HELP:
         print(overview())
         return 0
     name, *rest = args
     if rest and f"{name} {rest[0]}" in VERBS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     try:
-        if name in FAMILIES and rest and rest[0] in ("-h", "--help", "help"):
+        if name in FAMILIES and rest and rest[0] in HELP:
             print(family_help(name))
             return 0
         if name in FAMILIES:
-            asked = f", not {rest[0]!r}" if rest else ""
-            words = " or ".join(of_family(name))
-            raise ConfigError(f"supmim {name} takes {words}{asked}\n\n{family_help(name)}")
+            problem = f", not {rest[0]!r}" if rest else ""
+            words = " or ".join(subverbs(name))
+            raise ConfigError(f"supmim {name} takes {words}{problem}\n\n{family_help(name)}")
         if name not in VERBS:
             raise ConfigError(f"{name!r} is not a verb of supmim: {', '.join(VERBS)}")
         if {"-h", "--help"} & set(rest):
@@ -178,7 +188,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script `supmim`."""
     try:
         code = run(sys.argv[1:])
     except Exception:

@@ -1,43 +1,43 @@
-"""What a user can get wrong, each with the exit code that a scheduler reads."""
+"""Errors that a user can cause, each with the exit code that a scheduler reads."""
 
 
 class SupmimError(Exception):
-    """A fault that is told in plain words: what, where, why, and the next command."""
+    """An error whose message says what happened, where, why, and what to do next."""
 
     exit_code = 1
 
 
 class ConfigError(SupmimError):
-    """Usage or config."""
+    """The command line or the config is wrong."""
 
     exit_code = 2
 
 
 class DataError(SupmimError):
-    """A data source, a record or a label."""
+    """A data source, a record or a label is wrong."""
 
     exit_code = 3
 
 
 class CheckpointError(SupmimError):
-    """A checkpoint or the workdir that holds it."""
+    """A checkpoint, or the workdir that holds it, cannot be used."""
 
     exit_code = 4
 
 
 class NumericsError(SupmimError):
-    """Training went to NaN or infinity."""
+    """Training produced NaN or infinity."""
 
     exit_code = 5
 
 
 class DeviceError(SupmimError):
-    """An accelerator, its driver or its memory."""
+    """An accelerator, its driver or its memory failed."""
 
     exit_code = 6
 
 
 class Interrupted(SupmimError):
-    """A signal stopped the run after a save: start it again to go on."""
+    """A signal stopped the run after a save; the same command continues it."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""Which patches are hidden: random, BEiT blocks, SimMIM units, MAGE's variable ratio.
+"""Masks of patches: random, BEiT blocks, SimMIM units, MAGE's variable ratio.
 
 Shapes: B batch, G grid side, N = G * G tokens, V tokens that enter the encoder, D width.
 """
@@ -15,12 +15,12 @@ BLOCK_ASPECT = 0.3  # most extreme height / width of a rectangle, as in BEiT
 
 @struct.dataclass
 class TokenMask:
-    """The order in which an image's patches are taken: surely visible ones first.
+    """The order in which an image's patches are taken, visible ones first.
 
     ids_shuffle: [B, N] patch ids, from visible to hidden.
     mask: [B, N] in grid order, 1 = hidden.
     num_keep: V, how many of ids_shuffle enter the encoder (the rest is dropped).
-    num_visible: how many of ids_shuffle are never hidden, whatever the ratio drawn.
+    num_visible: how many of ids_shuffle are visible whatever ratio is drawn.
     """
 
     ids_shuffle: jax.Array
@@ -40,23 +40,23 @@ class TokenMask:
 
 
 def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """x[b, ids[b]]: [B, N, ...], [B, V] -> [B, V, ...]."""
+    """Return x[b, ids[b]] [B, V, ...] of x [B, N, ...] and ids [B, V]."""
     return jnp.take_along_axis(x, ids.reshape(ids.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
 def num_hidden(num_tokens: int, mask_ratio: float, unit: int = 1) -> int:
-    """How many of `num_tokens` patches a ratio hides, in whole units of unit x unit patches."""
+    """Return how many patches a ratio hides, in whole units of unit x unit patches."""
     units = num_tokens // unit**2
     return (units - round(units * (1 - mask_ratio))) * unit**2
 
 
 def random_order(rng: jax.Array, batch_size: int, grid: int) -> jax.Array:
-    """[B, N] scores, each patch on its own; low scores stay visible."""
+    """Return scores [B, N], independent for each patch; low scores stay visible."""
     return jax.random.uniform(rng, (batch_size, grid * grid))
 
 
 def unit_order(rng: jax.Array, batch_size: int, grid: int, unit: int) -> jax.Array:
-    """[B, N] scores that keep the unit x unit patches of a unit together (SimMIM)."""
+    """Return scores [B, N] that are the same for the patches of a unit (SimMIM)."""
     coarse = random_order(rng, batch_size, grid // unit)
     rank = jnp.argsort(jnp.argsort(coarse, axis=1), axis=1)
     rank = rank.reshape(batch_size, grid // unit, grid // unit)
@@ -64,7 +64,7 @@ def unit_order(rng: jax.Array, batch_size: int, grid: int, unit: int) -> jax.Arr
 
 
 def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, largest: int):
-    """[B, N] scores that hide patches rectangle by rectangle (BEiT).
+    """Return scores [B, N] that hide patches rectangle by rectangle (BEiT).
 
     A fixed number of rectangles of `smallest` to `largest` patches is drawn; patches of an earlier
     one are hidden earlier, and within the last one that fits the count, at random.
@@ -86,7 +86,7 @@ def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, large
 
 
 def draw(rng: jax.Array, batch_size: int, grid: int, mim: options.Mim) -> TokenMask:
-    """One mask per image, with a fixed number of dropped patches, so that shapes are static.
+    """Draw one mask per image, with a fixed number of dropped patches, so that shapes are static.
 
     With `variable` masking (MAGE) one ratio is drawn per batch, from a normal truncated to
     [mask_ratio, 1]; mask_ratio of the patches is dropped, the other hidden ones become mask tokens.

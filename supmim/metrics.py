@@ -4,98 +4,100 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Average, Metric
+from flax import struct
 
 Metrics = dict[str, Metric]
 
 
 def mean(values: jax.Array, valid: jax.Array) -> Average:
-    """Weighted mean of [B] values; a value that is not valid is not read, be it NaN."""
-    return Average(total=jnp.where(valid > 0, values * valid, 0).sum(), count=valid.sum())
+    """Return the weighted mean of values [B]; one that is not valid is not read, be it NaN."""
+    return average(jnp.where(valid > 0, values * valid, 0).sum(), valid.sum())
 
 
 def scalar(value: jax.Array) -> Average:
-    """One value of a step."""
-    return Average(total=value, count=jnp.ones(()))
+    """Return one value of a step as a mean of count 1."""
+    return average(value, jnp.ones(()))
 
 
-@flax.struct.dataclass
+def average(total: jax.Array, count: jax.Array) -> Average:
+    """Return the mean total / count, both ()."""
+    return Average(total=total, count=count)  # pyright: ignore[reportCallIssue]
+
+
+@struct.dataclass
 class Last(Metric):
-    """The value of the last step, for what is a total already; value: ()."""
+    """The value () of the last step, for what is a running total already."""
 
     value: jax.Array
 
     def merge(self, other: "Last") -> "Last":
-        """Forgets what was before."""
         return other
 
     def compute(self) -> jax.Array:
-        """The value."""
         return self.value
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Sum(Metric):
-    """What adds up over parts; value: a tree of arrays."""
+    """A tree of arrays that adds up over the parts of a batch."""
 
     value: Any
 
     def merge(self, other: "Sum") -> "Sum":
-        """Adds leaf to leaf."""
         return Sum(jax.tree.map(jnp.add, self.value, other.value))
 
     def compute(self) -> Any:
-        """The sums."""
         return self.value
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Psnr(Average):
-    """Of a mean squared error of values in [0, 1], in dB."""
+    """The peak signal-to-noise ratio, in dB, of images in [0, 1]: of the mean of all errors."""
 
     def compute(self) -> jax.Array:
-        """Of the mean of all errors, not the mean of PSNRs."""
         return -10 * jnp.log10(super().compute())
 
 
-@flax.struct.dataclass
+def psnr(error: Average) -> Metric:
+    """Return the PSNR of a mean squared error."""
+    return Psnr(error.total, error.count)  # pyright: ignore[reportCallIssue]
+
+
+@struct.dataclass
 class CodeUsage(Metric):
-    """Share of the codes that were seen at all; counts: [K]."""
+    """The share, in [0, 1], of the codes that were used at all. counts: [K]."""
 
     counts: jax.Array
 
     def merge(self, other: "CodeUsage") -> "CodeUsage":
-        """Adds the counts."""
-        return self.replace(counts=self.counts + other.counts)
+        return type(self)(self.counts + other.counts)
 
     def compute(self) -> jax.Array:
-        """In [0, 1]."""
         return (self.counts > 0).mean()
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class CodePerplexity(CodeUsage):
-    """exp(entropy) of the codes seen: how many of them carry the images."""
+    """exp(entropy) of the use of the codes, in [1, K]: how many codes carry the images."""
 
     def compute(self) -> jax.Array:
-        """In [1, K]."""
         share = self.counts / self.counts.sum()
         return jnp.exp(-(share * jnp.log(jnp.where(share > 0, share, 1))).sum())
 
 
 def code_metrics(target_ids: jax.Array, codebook_size: int, valid: jax.Array) -> Metrics:
-    """Codebook usage and perplexity of [B, N] ids; padding is not counted."""
+    """Return usage and perplexity of the codebook for ids [B, N]; padding is not counted."""
     weights = jnp.broadcast_to(valid[:, None], target_ids.shape)
     counts = jnp.zeros(codebook_size).at[target_ids].add(weights)
     return {"code_usage": CodeUsage(counts), "code_perplexity": CodePerplexity(counts)}
 
 
 def merge(parts: Sequence[Metrics]) -> Metrics:
-    """The metrics of all parts together."""
+    """Return the metrics of all parts together."""
     return {
         name: functools.reduce(lambda a, b: a.merge(b), [part[name] for part in parts])
         for name in parts[0]
@@ -103,6 +105,6 @@ def merge(parts: Sequence[Metrics]) -> Metrics:
 
 
 def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Fetches the metrics of several steps and merges each over the steps."""
+    """Fetch the metrics of several steps, and merge each over the steps."""
     fetched = jax.device_get(list(steps))
     return {name: float(np.asarray(metric.compute())) for name, metric in merge(fetched).items()}

@@ -17,26 +17,28 @@ STACK = "encoder/blocks/stack/"
 
 
 def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
-    """Linear warm-up to the learning rate of config.optimizer, then cosine to 0 at total_steps."""
+    """Return a linear warm-up to the learning rate, then a cosine to 0 at total_steps."""
     return optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.warmup_steps, total_steps
     )
 
 
 def decayed(name: str) -> bool:
-    """True for kernels: by name, since scan changes ranks. Not for biases, norms, positions."""
+    """Return whether a parameter is decayed: kernels are, not biases, norms and positions.
+
+    It goes by the name, since scanned blocks have other ranks.
+    """
     return name.endswith("/kernel")
 
 
 def decay_mask(params: Any) -> Any:
-    """A tree of `decayed`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: decayed(sharding.path_name(path)), params
     )
 
 
 def trust_ratio() -> optax.GradientTransformation:
-    """LAMB's layer-wise scale |param| / |update| (arXiv 1904.00962), for what is decayed only.
+    """Scale updates by |param| / |update|, as LAMB (arXiv 1904.00962), where they are decayed.
 
     NVIDIA's and timm's LAMB, with which DeiT-III was trained, leave the other parameters alone. A
     stack of scanned blocks has one ratio per block, as unrolled ones have.
@@ -58,7 +60,7 @@ def trust_ratio() -> optax.GradientTransformation:
 
 
 def layer_decay(decay: float) -> optax.GradientTransformation:
-    """Multiplies updates, decay of weights included, by the factors of their layers.
+    """Multiply updates, weight decay included, by the factors of their layers.
 
     Numbered as in BEiT (optim_factory.py) and MAE (util/lr_decay.py): with L blocks, embedding,
     positions and learned tokens are layer 0, block l from 0 is layer l + 1, and all else, from the
@@ -74,7 +76,7 @@ def layer_decay(decay: float) -> optax.GradientTransformation:
 
 
 def layer_factors(params: Any, decay: float) -> Any:
-    """A tree of factors: numbers or, for a stack of L blocks, arrays [L, 1, ...]."""
+    """Return a tree of factors: numbers or, for a stack of L blocks, arrays [L, 1, ...]."""
     depth = depth_of(params["encoder"])
 
     def factor(path, param):
@@ -92,28 +94,28 @@ def layer_factors(params: Any, decay: float) -> Any:
 
 
 def depth_of(encoder: Any) -> int:
-    """Number of blocks, unrolled or scanned."""
+    """Return the number of blocks, unrolled or scanned."""
     blocks = encoder["blocks"]
     return len(jax.tree.leaves(blocks)[0]) if "stack" in blocks else len(blocks)
 
 
 class AverageState(NamedTuple):
-    """Averaged parameters and the number of updates they have seen."""
+    """Averaged parameters, and the number of updates that they have seen."""
 
     count: jax.Array
     average: Any
 
 
 def average_params(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the parameters; leaves the updates as they are.
+    """Keep an exponential moving average of the parameters; do not change the updates.
 
-    The first updates use min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten.
+    The first updates use min(decay, (1 + n) / (10 + n)), so that initial values soon lose weight.
     """
 
     def init(params):
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         rate = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
         average = jax.tree.map(
             lambda old, param, step: rate * old + (1 - rate) * (param + step),
@@ -127,7 +129,7 @@ def average_params(decay: float) -> optax.GradientTransformation:
 def create(
     config: options.Optimizer, learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The transformation of config.optimizer.
+    """Return the transformation of config.optimizer.
 
     adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by
     weight_decay times the schedule alone, which peaks at 1 (big_vision), lamb as adamw and with
@@ -158,6 +160,6 @@ def create(
 
 
 def evaluated_params(state: Any) -> Any:
-    """The averaged parameters where there are any, else the parameters."""
+    """Return the averaged parameters if there are any, else the parameters."""
     averages = optax.tree_utils.tree_get_all_with_path(state.opt_state, "average")
     return state.params | averages[0][1] if averages else state.params

@@ -1,4 +1,4 @@
-"""The mesh, and where every array of the training lives on it."""
+"""The mesh, and the placement of every array on it."""
 
 import math
 import re
@@ -31,13 +31,13 @@ RULES = (
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """A mesh over all devices; one axis may be -1, the rest. ConfigError if they do not fit.
+    """Return a mesh over all devices; one axis may be -1, the rest. ConfigError if they do not fit.
 
     Neighbours along `tensor` and `fsdp` are near each other. `data` is outermost: it alone crosses
     the slow links between slices of TPUs, and between hosts where the others fit into one.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     rest = [axis for axis, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -56,7 +56,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
 
 
 def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
-    """Devices [data, fsdp, tensor] for these sizes, by the links between them."""
+    """Return the devices as an array [data, fsdp, tensor], arranged by the links between them."""
     shape = tuple(sizes.values())
     if devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(shape, devices)  # in order: host after host
@@ -77,7 +77,7 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
 
 
 def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """ConfigError unless each part of a batch splits evenly over the batch axes."""
+    """Raise ConfigError unless each part of a batch splits evenly over the batch axes."""
     shards = batch_shards(mesh) * parts
     if batch_size % shards:
         below = batch_size // shards * shards
@@ -90,30 +90,30 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> Non
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Return over how many devices a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over `data` and `fsdp`."""
+    """Return the sharding that splits the leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 class Group(NamedTuple):
-    """Processes that hold the same rows of a batch, or some of them; and these rows, in order."""
+    """Processes that share rows of a batch, and all rows that they hold, in order."""
 
     processes: list[int]
     rows: np.ndarray
 
 
 def batch_groups(batch_size: int, mesh: Mesh) -> list[Group]:
-    """All processes of a run, in order; no two groups share a row."""
+    """Return all processes of a run, in order, in groups that share no row of a batch."""
     placement = batch_sharding(mesh).devices_indices_map((batch_size,))
     return grouped((at.process_index, range(batch_size)[rows]) for at, (rows,) in placement.items())
 
 
 def grouped(held: Iterable[tuple[int, Iterable[int]]]) -> list[Group]:
-    """Groups of processes from (process, rows of one of its devices)."""
+    """Return the groups of (process, rows of one of its devices)."""
     groups: list[tuple[set[int], set[int]]] = []
     for process, own in held:
         processes, rows = {process}, set(own)
@@ -125,17 +125,17 @@ def grouped(held: Iterable[tuple[int, Iterable[int]]]) -> list[Group]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Return the sharding that keeps a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def path_name(path: tuple) -> str:
-    """A pytree path as `encoder/blocks/block_0/mlp/up/kernel`."""
+    """Return a pytree path as `encoder/blocks/block_0/mlp/up/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The spec of the first rule that matches; an axis that does not divide its dim is left out."""
+    """Return the spec of the first rule that matches, without axes that do not divide their dim."""
     for pattern, axes in RULES:
         if re.search(pattern, name):
             axes = (None,) * (len(shape) - len(axes)) + axes  # scan stacks blocks in front
@@ -147,7 +147,7 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def state_sharding(abstract_state: Any, mesh: Mesh, fsdp_splits: str = "state") -> Any:
-    """A NamedSharding for each leaf of a tree of shapes, by its path.
+    """Return a NamedSharding for each leaf of a tree of shapes, by its path.
 
     fsdp_splits: the whole `state`, or the `optimizer` state alone (ZeRO-1, arXiv 1910.02054).
     """
@@ -168,7 +168,7 @@ def of(tree: Any) -> Any:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps x [B, ...] split over the batch axes; outside a mesh, x itself.
+    """Keep x [B, ...] split over the batch axes; outside a mesh, return x itself.
 
     Without it the partitioner replicates the activations of a scan over sharded parameters.
     """

@@ -1,7 +1,7 @@
-"""The step: pure functions of state, batch and key. They know a task, not what it trains."""
+"""The step: pure functions of state, batch and key, for any task."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from supmim.tasks.base import Drawn, Prepared, Task
 
 @struct.dataclass
 class State:
-    """All that changes in training; averaged parameters and skip counts are in opt_state."""
+    """Everything that training changes; averaged parameters and skip counts are in opt_state."""
 
     step: jax.Array
     params: Any
@@ -25,14 +25,14 @@ class State:
 def create_state(
     rng: jax.Array, task: Task, tx: optax.GradientTransformation, loaded: Any = None
 ) -> State:
-    """The state before the first step; loaded: what some groups of its parameters begin with."""
+    """Return the state before the first step; loaded: values of some parameters, by group."""
     params = task.init(rng)
     params |= {name: params[name] | group for name, group in (loaded or {}).items()}
     return State(jnp.zeros((), jnp.int32), params, tx.init(divided(params, task)[0]))
 
 
 def divided(params: Any, task: Task) -> tuple[Any, Any]:
-    """The groups of parameters that are trained, and those that are not."""
+    """Return the groups of parameters that are trained, and those that are fixed."""
     fixed = {name: params[name] for name in task.fixed}
     return {name: group for name, group in params.items() if name not in fixed}, fixed
 
@@ -46,14 +46,18 @@ def train_step(
     tx: optax.GradientTransformation,
     parts: int = 1,
 ) -> tuple[State, metrics.Metrics]:
-    """One update from a prepared batch, taken in so many parts; `rng` is the same at every step."""
+    """Return the next state, and metrics, from a prepared batch.
+
+    rng: the same at every step. parts: into how many parts the batch is split to save memory.
+    """
     rng = jax.random.fold_in(rng, state.step)
     drawn = task.draw(batch, rng)
     free, fixed = divided(state.params, task)
     grads, totals = gradients(
         lambda params, *rest: task.loss_fn(params | fixed, *rest), free, drawn, rng, parts
     )
-    updates, opt_state = tx.update(grads, state.opt_state, free)
+    updates, new_opt_state = tx.update(grads, state.opt_state, free)
+    opt_state = cast(optax.ApplyIfFiniteState, new_opt_state)
     params = optax.apply_updates(free, updates) | fixed
     changed, totals = task.after_update(params, totals)
     finite = opt_state.notfinite_count == 0
@@ -67,10 +71,10 @@ def train_step(
 def gradients(
     loss_fn: Callable, params: Any, batch: Drawn, rng: jax.Array, parts: int
 ) -> tuple[Any, metrics.Metrics]:
-    """Gradients and metric totals of a batch; taken in parts, they are those of the whole.
+    """Return gradients and metrics of a batch, which splitting it into parts does not change.
 
-    A part is every parts-th row, so that each device keeps its own. Only what the model draws
-    itself, such as dropout, differs from part to part.
+    A part is every parts-th row, so that each device keeps its own rows. Only what the model draws
+    itself, such as dropout, depends on the number of parts.
     """
     grad = jax.grad(loss_fn, has_aux=True)
     if parts == 1:
@@ -94,6 +98,6 @@ Forward = Callable[[Any, Raw], dict[str, jax.Array]]  # a method of a task, e.g.
 
 
 def eval_step(params: Any, batch: Raw, *, forward: Forward) -> dict[str, jax.Array]:
-    """What a task computes of a raw batch, with what identifies each example."""
+    """Return what a task computes from a raw batch, with label, index and valid of each example."""
     kept = {"label": batch["label"], "index": batch["index"], "valid": batch["valid"]}
     return forward(params, batch) | kept

@@ -2,9 +2,13 @@
 
 import contextlib
 import functools
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import optax
+from jax.sharding import Mesh
 
 from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim import config as config_lib
@@ -12,12 +16,15 @@ from supmim.assemble import DEFAULT_START, Start
 from supmim.config import Config
 from supmim.data import images, pipeline
 from supmim.data.bad_records import BadRecords
+from supmim.data.raw import Raw
+from supmim.data.sources.base import Source
 from supmim.errors import Interrupted
 from supmim.report import curves, figures, page, terminal
 from supmim.report.step_log import StepLog
 from supmim.runtime import hosts, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.runtime.preemption import StopSignal
+from supmim.tasks.base import Task
 from supmim.workdir import files, lock
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.folder import Workdir
@@ -46,18 +53,29 @@ def train_and_evaluate(
         return results
 
 
-def train(
-    config: Config,
-    folder: Workdir,
-    start: Start,
-    mesh: jax.sharding.Mesh,
-    stop: StopSignal,
-    screen: terminal.Terminal,
-) -> dict[str, float]:
-    """Set-up, loop and end of one run, in a workdir that it holds."""
-    clock = Clock(config.batch_size)
-    checkpoints = Checkpoints(folder.path / "checkpoints", screen.log, config.checkpoint)
-    bad_records = BadRecords(folder.path / hosts.own_file("bad_records.jsonl"), screen.log)
+class Run(NamedTuple):
+    """A run that is set up, before its first step here."""
+
+    config: Config
+    source: Source
+    task: Task
+    state: step.State
+    programs: assemble.Programs
+    batches: Generator[Raw]
+    learning_rate: optax.Schedule
+    total_steps: int
+    suite: evaluators.Suite
+    watch: numerics.NumericsWatch
+    checkpoints: Checkpoints
+    fingerprint: dict[str, Any]
+
+
+def set_up(
+    config: Config, folder: Workdir, start: Start, mesh: Mesh, log: Callable[[str], None]
+) -> Run:
+    """Open the data, create or restore the state, and write down what the run is."""
+    checkpoints = Checkpoints(folder.path / "checkpoints", log, config.checkpoint)
+    bad_records = BadRecords(folder.path / hosts.own_file("bad_records.jsonl"), log)
     origin = assemble.origin_of(config, checkpoints, start)
     config, source, eval_source = assemble.load_sources(config)
     total_steps = assemble.steps_of(config, source)
@@ -67,82 +85,106 @@ def train(
 
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
-    rng = jax.random.key(config.seed)
-    make_state = functools.partial(step.create_state, rng, task, tx)
-    fingerprint = pipeline.fingerprint(source, eval_source, config) | task.fingerprint()
+    make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
+    fingerprint = pipeline.data_fingerprint(source, eval_source, config) | task.fingerprint()
     state = assemble.first_state(config, make_state, mesh, checkpoints, fingerprint, origin, start)
-    first = int(state.step) + 1
-    folder.begin(config, origin)
+    folder.begin_run(config, origin)
     programs = assemble.programs(config, task, tx, mesh, state)
-    suite = evaluators.create(
-        config,
-        assemble.create_predictions(config, task, source, eval_source, mesh, bad_records),
-    )
-    watch = numerics.NumericsWatch(
-        folder.path / "postmortem.json",
-        {"seed": config.seed, "data_seed": config.data.seed},
-        start.bad_steps,
-    )
+
+    predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
+    suite = evaluators.create(config, predictions)
+    seeds = {"seed": config.seed, "data_seed": config.data.seed}
+    watch = numerics.NumericsWatch(folder.path / "postmortem.json", seeds, start.bad_steps)
+    readers = assemble.readers_of(config, source, bad_records, config.data.bad_share)
     batches = pipeline.train_batches(
         seen,
         config.data.seed,
         config.batch_size,
         mesh,
-        first - 1,
+        int(state.step),
         total_steps,
-        assemble.readers_of(config, source, bad_records, config.data.bad_share),
+        readers,
+    )
+    return Run(
+        config,
+        source,
+        task,
+        state,
+        programs,
+        batches,
+        learning_rate,
+        total_steps,
+        suite,
+        watch,
+        checkpoints,
+        fingerprint,
     )
 
-    with contextlib.closing(batches), open_writer(folder.path, first - 1) as writer:
+
+def train(
+    config: Config,
+    folder: Workdir,
+    start: Start,
+    mesh: Mesh,
+    stop: StopSignal,
+    screen: terminal.Terminal,
+) -> dict[str, float]:
+    """Set-up, loop and end of one run, in a workdir that it holds."""
+    clock = Clock(config.batch_size)
+    run = set_up(config, folder, start, mesh, screen.log)
+    config, state, programs, total_steps = run.config, run.state, run.programs, run.total_steps
+    first, rng = int(state.step) + 1, jax.random.key(config.seed)
+
+    with contextlib.closing(run.batches), open_writer(folder.path, first - 1) as writer:
+        screen.begin(config.facts.progress, total_steps, first - 1)
         screen.log(
             terminal.plan(
-                config, folder.path, state.params, mesh, len(source), first - 1, total_steps
+                config, folder.path, state.params, mesh, len(run.source), first - 1, total_steps
             )
         )
         folder.write_parameters(state.params)
         tracer = profile.Profile(start.profile, folder.path / "profile", screen.log)
-        log = StepLog(config.log_every, clock, learning_rate, writer, screen)
-        screen.begin(config.facts.progress, total_steps, first - 1)
+        log = StepLog(config.log_every, clock, run.learning_rate, writer, screen)
         clock.begin()
         for done in range(first, total_steps + 1):
             if stop.after(done - 1):
                 break
             with clock.spending("data_wait"):
-                batch = next(batches)
+                batch = next(run.batches)
             with tracer.step(done):
-                prepared = programs.prepare(programs.tokenize(task.frozen, batch))
+                prepared = programs.prepare(programs.tokenize(run.task.frozen, batch))
                 if done == first:
                     with clock.spending("compile"):
                         programs = programs.compiled(state, prepared, rng)
                     screen.compiled(clock.spent["compile"])
                 state, totals = programs.train_step(state, prepared, rng)
             tracer.done(done, totals)
-            watch.add(done, batch["index"], totals)
+            run.watch.add(done, batch["index"], totals)
             log.add(done, totals)
             results: dict[str, float] = {}
             if due(done, config.eval_every, total_steps):
-                watch.check()
+                run.watch.check()
                 with clock.spending("evaluate"):
-                    results = evaluate(suite, state, folder.path, writer, done)
+                    results = evaluate(run.suite, state, folder.path, writer, done)
             with clock.spending("save"):
                 if due(done, config.save_every, total_steps):
-                    checkpoints.save(done, state, results, fingerprint)
-                checkpoints.poll()
+                    run.checkpoints.save(done, state, results, run.fingerprint)
+                run.checkpoints.poll()
 
         tracer.close(state)
-        watch.check()
+        run.watch.check()
         with clock.spending("save"):
-            checkpoints.save_now(int(state.step), state, fingerprint)
+            run.checkpoints.save_now(int(state.step), state, run.fingerprint)
         if int(state.step) < total_steps:
             raise Interrupted(
                 f"stopped at step {int(state.step)} of {total_steps} and saved in {folder.path}; "
-                f"go on with:\n  supmim {start.verb} --workdir={folder.path}"
+                f"continue with:\n  supmim {start.verb} --workdir={folder.path}"
             )
         with clock.spending("evaluate"):
-            results = evaluate(suite, state, folder.path, writer, total_steps)
+            results = evaluate(run.suite, state, folder.path, writer, total_steps)
         writer.write_scalars(total_steps, clock.shares())
-        checkpoints.rank(total_steps, results)
-    conclude(config, folder, checkpoints, suite, total_steps, results)
+        run.checkpoints.rank(total_steps, results)
+    conclude(run, folder, results)
     return results
 
 
@@ -170,21 +212,15 @@ def evaluate(
     return results
 
 
-def conclude(
-    config: Config,
-    folder: Workdir,
-    checkpoints: Checkpoints,
-    suite: evaluators.Suite,
-    total_steps: int,
-    results: dict[str, float],
-) -> None:
+def conclude(run: Run, folder: Workdir, results: dict[str, float]) -> None:
     """Write the report, and results.json, which marks the run as finished."""
-    notes = suite.notes()
+    notes = run.suite.notes()
 
     def write() -> None:
-        checkpoint = {"step": total_steps, "digest": checkpoints.digest(total_steps)}
+        digest = run.checkpoints.digest(run.total_steps)
+        checkpoint = {"step": run.total_steps, "digest": digest}
         about = {"checkpoint": checkpoint, **notes, **files.read_origin(folder.path)}
-        page.write(folder.path, results, config_lib.to_json(config), about)
-        files.write_results(folder.path, {"step": total_steps, **results}, about)
+        page.write(folder.path, results, config_lib.to_json(run.config), about)
+        files.write_results(folder.path, {"step": run.total_steps, **results}, about)
 
-    hosts.together(write)
+    hosts.on_first(write)

@@ -166,7 +166,7 @@ def test_parts_of_one_collective_are_one():
 
 
 def test_described_h200s_fill_whole_hosts_or_say_what_is_missing():
-    with pytest.raises(ConfigError, match="fill no hosts"):
+    with pytest.raises(ConfigError, match="do not fill hosts"):
         h200.devices(12)
     try:
         found = h200.devices(16)

@@ -125,7 +125,7 @@ def test_evaluation_leaves_bad_images_out_in_their_place():
 
 @pytest.mark.parametrize(
     ("label", "told"),
-    [(2, "file 4: label 2 is outside 0..1"), (-1, "file 4: label -1 is"), (0.5, "no integer")],
+    [(2, "file 4: label 2 is outside 0..1"), (-1, "file 4: label -1 is"), (0.5, "not an integer")],
 )
 def test_a_label_that_names_no_class_ends_the_run_with_its_file(label, told):
     """N5, from a thread and from a reader process."""
@@ -161,14 +161,14 @@ def test_a_killed_reader_is_named_and_restarted_once(tmp_path):
     expected = [stream.Training(**parts)(step)[0] for step in range(6)]
     flag.touch()
     readers = pipeline.Readers(2, lambda met: None, told.append)
-    batches = list(pipeline.read(Deadly(flag, **parts), 0, 6, readers))
+    batches = list(pipeline.read_steps(Deadly(flag, **parts), 0, 6, readers))
     jax.tree.map(np.testing.assert_array_equal, batches, expected)
     assert len(told) == 1 and "most likely because memory ran out" in told[0]
     assert "--config.data.workers=1" in told[0]
     flag.with_name("always").touch()
     alone = pipeline.Readers(1, lambda met: None, told.append)
-    with pytest.raises(DeviceError, match="exit code -9.*restarted once before"):
-        list(pipeline.read(Deadly(flag, **parts), 0, 6, alone))
+    with pytest.raises(DeviceError, match="exit code -9.*already restarted once"):
+        list(pipeline.read_steps(Deadly(flag, **parts), 0, 6, alone))
     assert len(told) == 2
 
 
@@ -177,7 +177,7 @@ import os, time
 from supmim.data import pipeline
 child = os.fork()
 if not child:
-    pipeline._follow_the_run()
+    pipeline._init_reader()
     print(os.getpid(), flush=True)
 time.sleep(60)
 """

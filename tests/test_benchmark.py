@@ -41,7 +41,7 @@ def value_and_gradients(model, params, image):
 
 def test_the_plain_vit_is_the_same_function(encoder):
     model, params, image = encoder
-    plain = naive.PlainViT(GRID, 2, 16, 1, 2, 32, gelu="tanh", dtype="float32")
+    plain = naive.PlainViT(SIZES, GRID)
     theirs = {name: part for name, part in params.items() if name != "blocks"}
     kernel = params["embedding"]["kernel"].reshape(2, 2, 3, 16)
     theirs["embedding"] = params["embedding"] | {"kernel": kernel}
@@ -58,7 +58,7 @@ def test_the_plain_vit_is_the_same_function(encoder):
 def test_a_naive_choice_changes_the_program_and_not_the_function(encoder, choice):
     model, params, image = encoder
     value, gradients = value_and_gradients(model, params, image)
-    with naive.naive(choice):
+    with naive.patched(choice):
         assert getattr(layers, naive.NAIVE[choice][0]) is naive.NAIVE[choice][1]
         fresh = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
         again, its_gradients = value_and_gradients(model, params, image)
@@ -69,7 +69,7 @@ def test_a_naive_choice_changes_the_program_and_not_the_function(encoder, choice
     ours = str(jax.make_jaxpr(lambda p: value_and_gradients(model, p, image))(params))
     if choice != "scores":  # in float32 they are the same
         assert program != ours
-    assert layers.flat is not naive.spread
+    assert layers.flat is not naive.unflattened
 
 
 def test_naive_scores_are_float32_in_a_bfloat16_network():
@@ -113,7 +113,7 @@ def test_the_verb_times_ours_against_the_plain_step(capsys, tmp_path, monkeypatc
 
 def test_a_network_that_the_plain_one_is_not_is_refused():
     with pytest.raises(ConfigError, match="compares with a plain ViT"):
-        step.check(tiny_config(**{"encoder.pool": "map"}))
+        step.check_plain(tiny_config(**{"encoder.pool": "map"}))
     assert cli.run(["benchmark", "step", "--config=configs/digits.py", "--rounds=no"]) == 2
 
 
@@ -121,7 +121,7 @@ def test_settings_take_away_what_only_one_of_the_two_has():
     config = tiny_config(
         **{"encoder.scan": True, "encoder.remat": "full", "encoder.stochastic_depth": 0.2}
     )
-    found = step.settings(config, mim_weight=0.0).encoder
+    found = step.simplified(config, mim_weight=0.0).encoder
     assert (found.scan, found.remat, found.stochastic_depth) == (False, "none", 0.0)
 
 
@@ -157,7 +157,7 @@ def test_the_verb_times_the_stages_of_the_input(capsys, tmp_path, monkeypatch):
 def test_the_references_of_the_input_show_the_same_picture():
     pixels = photo(120, 160)
     file, box = encoded(pixels, quality=95), (10.0, 20.0, 110.0, 100.0)
-    exact = input.pillow_view(file, box, 32, input.PILLOW["bilinear"]).astype(int)
+    exact = input.pillow_crop(file, box, 32, input.PILLOW["bilinear"]).astype(int)
     ours = crop.resize(input.bare_decode(file), box, 32, "bilinear")
     assert np.abs(ours - exact).mean() < 2
 
@@ -166,19 +166,19 @@ def test_ids_that_are_read_cost_no_tokenizer_and_the_table_fits():
     config = tiny_config(batch_size=8, **{"data.shift": 0.0, "data.rotate": 0.0})
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        online = tokenizer.whole_step("online", config, mesh)
-        cached = tokenizer.whole_step("cached", config, mesh, cached=True)
-        alone = tokenizer.encoder(config, "float32", mesh)
+        online = tokenizer.training_step("online", config, mesh)
+        cached = tokenizer.training_step("cached", config, mesh, cached=True)
+        alone = tokenizer.tokenizer_alone(config, "float32", mesh)
         turns.take_turns([online, cached, alone], 1)
-        raw = tokenizer.raw_batch(config, mesh)
+        raw = tokenizer.raw_noise(config, mesh)
     assert online.flops - cached.flops == alone.flops == 8 * 2 * 16 * 4 * 16  # patches x codes
     assert len(np.unique(np.asarray(raw["image"]))) > 99
-    rows = [tokenizer.of_step(one, cached, 8) for one in (cached, online)]
+    rows = [tokenizer.training_row(one, cached, 8) for one in (cached, online)]
     assert rows[0]["time_ratio"] == rows[0]["time_by_flops"] == 1 < rows[1]["flop_ratio"]
     text = tokenizer.table({
         "device": "1 x cpu", "batch_size": 8, "rounds": 1, "matmul_tflops": 0.1,
         "weights": "random", "agreement_of_bfloat16": 0.5, "steps": rows,
-        "tokenizers": [tokenizer.of_encoder(alone, config, 1e11)],
+        "tokenizers": [tokenizer.tokenizer_row(alone, 8, 1e11)],
     })  # fmt: skip
     assert max(map(len, text.splitlines())) <= 80
 
@@ -192,7 +192,7 @@ def test_what_predicts_no_ids_has_no_cost_of_them():
 def test_the_verb_times_search_against_references_that_find_the_same(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "TURN_SECONDS", 0)
     monkeypatch.setattr(knn, "REFERENCE", 3000)
-    monkeypatch.setitem(knn.SIDE, "cpu", 16)
+    monkeypatch.setitem(step.SIDE, "cpu", 16)
     preset = tmp_path / "tiny.py"
     preset.write_text("from tests.conftest import tiny_preset as get_config\n")
     command = ["benchmark", "knn", f"--config={preset}", "--rounds=1", "--queries=30", "--bank=200"]
@@ -206,7 +206,7 @@ def test_the_verb_times_search_against_references_that_find_the_same(capsys, tmp
     assert theirs["time_to_ours"] == pytest.approx(2 * theirs["seconds"] / rows["ours"]["seconds"])
     assert max(map(len, knn.table(result).splitlines())) <= 80
     assert cli.run([*command, "--neighbours=201"]) == 2
-    assert "--neighbours=201 are more than --bank=200 holds" in capsys.readouterr().err
+    assert "--neighbours=201 is more than --bank=200 holds" in capsys.readouterr().err
     assert cli.run([*command, "--neighbours=-1"]) == 2
 
 

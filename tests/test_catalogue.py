@@ -233,7 +233,7 @@ def intact(tfds_dir):
         ("tfds:/nowhere:train", "holds no data set of TFDS"),
         ("cifar10:train", "supmim data prepare cifar10 --tfds-dir="),
         ("cifar10/odd:train", "TFDS has no cifar10/odd"),
-        ("tiny_scenes:train", r"no one class label; its features are .*annotation \(Image\)"),
+        ("tiny_scenes:train", r"exactly one class label; its features are .*annotation \(Image\)"),
     ],
 )
 def test_what_can_not_be_read_is_told(tfds_dir, spec, told):
@@ -398,7 +398,7 @@ def test_an_interrupted_preparation_ends_in_5_seconds_and_the_next_is_clean(tmp_
     began = time.monotonic()
     _, told = child.communicate()
     assert child.returncode == code and time.monotonic() - began < 5
-    assert number == 9 or "the same command goes on" in told
+    assert number == 9 or "the same command continues it" in told
     left = list((tmp_path / "tiny_birds").glob("incomplete.*"))
     assert bool(left) == (number == 9)
     assert run("prepare", "tiny_birds", f"--tfds-dir={tmp_path}") == 0
@@ -444,5 +444,5 @@ def test_a_tfds_set_with_masks_gives_pairs(tfds_dir, capsys):
     assert len(found) == 4 and masks == {0, 1, 2}
     assert run("check", "pairs:tiny_scenes:train", f"--tfds-dir={tfds_dir}") == 0
     assert "ids of the masks: 0 to 2" in capsys.readouterr().out
-    with pytest.raises(DataError, match="has no one image and one mask"):
+    with pytest.raises(DataError, match="does not have exactly one image and one mask"):
         pairs.load("tiny_birds:train", base.WHOLE, data_of(tfds_dir))

@@ -132,7 +132,7 @@ def test_resume_takes_the_step_asked_for_and_sets_newer_ones_aside(saved, told):
     restored = saved.restore_from("2", abstract_of(state_of(0)))
     assert int(restored.state["step"]) == 2 and saved.steps() == [1, 2, 3]
     saved.set_aside_newer(2)
-    assert (saved.folder / "3.superseded").is_dir() and "kept as 3.superseded" in told[0]
+    assert (saved.folder / "3.superseded").is_dir() and "renamed to 3.superseded" in told[0]
     path = str(saved.folder / "1")
     assert int(saved.restore_from(path, abstract_of(state_of(0))).state["step"]) == 1
     assert saved.steps() == [1, 2]
@@ -141,7 +141,7 @@ def test_resume_takes_the_step_asked_for_and_sets_newer_ones_aside(saved, told):
 def test_a_missing_resume_is_an_error_with_the_nearest_steps(saved):
     with pytest.raises(CheckpointError, match="nearest: 3, 2, 1"):
         saved.restore_from("9", abstract_of(state_of(0)))
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         saved.restore_from("/nowhere/3", abstract_of(state_of(0)))
 
 
@@ -238,7 +238,7 @@ def test_failed_saves_are_told_and_stop_the_run_after_three(tmp_path, told, monk
         return FullLater()
 
     monkeypatch.setattr(ocp, "save_async", full)
-    with pytest.raises(CheckpointError, match="3 saves in a row .* goes on from step 1"):
+    with pytest.raises(CheckpointError, match="3 saves in a row .* continues from step 1"):
         for step in (2, 3, 4):
             checkpoints.save(step, state_of(step), {}, NOTE)
             checkpoints.wait()

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, log_loss
 
 from supmim.data.sources.base import Record, Sample
-from supmim.data.sources.folders import Folder
+from supmim.data.sources.folders import Folder, Listing
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators import classification
 from supmim.evaluators.lib import real_labels
@@ -72,10 +72,10 @@ def test_the_loss_is_that_of_training_on_hard_labels(loss):
 
 def test_confusions_are_scikit_learns_and_drawn_for_few_classes_alone(tmp_path):
     label, predicted = rng.integers(0, 4, 50), rng.integers(0, 4, 50)
-    found = classification.confusions(predicted, label, 5)
+    found = classification.confusion_matrix(predicted, label, 5)
     np.testing.assert_array_equal(found, confusion_matrix(label, predicted, labels=range(5)))
     judge = judge_of({})
-    judge._confusions = confusion_matrix(label, predicted, labels=range(10))
+    judge._confusion = confusion_matrix(label, predicted, labels=range(10))
     judge.num_classes = 51
     judge.draw(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -120,8 +120,9 @@ def test_real_labels_are_matched_by_number_and_never_by_place(tmp_path):
 
 
 def test_real_labels_of_a_folder_are_found_without_reading_it(tmp_path):
-    paths = [f"{c}/ILSVRC2012_val_{n:08}.JPEG" for c, n in (("a", 2), ("b", 1))]
-    folder = Folder(tmp_path / "gone", "folder:gone", ["a", "b"], paths, [1, 1])
+    paths = tuple(f"{c}/ILSVRC2012_val_{n:08}.JPEG" for c, n in (("a", 2), ("b", 1)))
+    found = Listing(("a", "b"), (), paths, (1, 1), ())
+    folder = Folder(tmp_path / "gone", "folder:gone", found)
     (tmp_path / "real.json").write_text("[[1, 0], [0]]")
     assert real_labels.read(tmp_path / "real.json", folder) == [[0], [1, 0]]
 
@@ -144,8 +145,8 @@ def test_real_labels_count_any_that_fits_and_skip_images_without():
 
 @pytest.mark.parametrize(
     ("document", "told"),
-    [("[[1], [2", "cannot be read"), (7, "no list and no object"),
-     ([[0]], "nothing of 1 of 2 images .* ILSVRC2012_val_00000002"), ({"a": [1]}, "nothing of 2"),
+    [("[[1], [2", "cannot be read"), (7, "neither a list nor an object"),
+     ([[0]], "no entry for 1 of 2 images .* ILSVRC2012_val_00000002"), ({"a": [1]}, "no entry f"),
      ([[0], [3, 10]], r"image 1 has \[3, 10\], not a list of classes from 0"),
      ([[-1], [0]], "image 0"), ([[True], [0]], "image 0"), ([4, [0]], "image 0 has 4")],
 )  # fmt: skip

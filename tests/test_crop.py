@@ -46,7 +46,7 @@ def test_the_evaluation_view_is_the_short_side_resized_and_the_centre_cropped(si
     scaled = (64, int(64 * width / height)) if height <= width else (int(64 * height / width), 64)
     whole = np.asarray(Image.fromarray(pixels).resize(scaled[::-1], PILLOW[method]))
     top, left = round((scaled[0] - 56) / 2), round((scaled[1] - 56) / 2)
-    box = crop.short_side_box(height, width, 64, 56)
+    box = crop.CentralCrop("short_side", 64, 56)(height, width, 0, 0)
     close_to_pillow(crop.resize(pixels, box, 56, method), whole[top : top + 56, left : left + 56])
 
 
@@ -55,7 +55,7 @@ def test_the_stretched_view_ignores_the_aspect(size):
     """big_vision's few-shot view."""
     pixels = photo(*size)
     whole = np.asarray(Image.fromarray(pixels).resize((64, 64), PILLOW["bilinear"]))
-    box = crop.stretch_box(*size, 64, 56)
+    box = crop.CentralCrop("stretch", 64, 56)(*size, 0, 0)
     close_to_pillow(crop.resize(pixels, box, 56, "bilinear"), whole[4:60, 4:60])
 
 
@@ -94,8 +94,9 @@ def test_a_crop_is_fixed_by_seed_epoch_and_index():
 def test_extreme_shapes_have_a_box(size):
     left, top, right, bottom = INCEPTION(*size, 0, 0)
     assert 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
-    for box_of in crop.EVAL_BOXES.values():
-        pixels = crop.resize(photo(*size), box_of(*size, 64, 56), 56, "bilinear")
+    for view in crop.EVAL_SIZES:
+        box = crop.CentralCrop(view, 64, 56)(*size, 0, 0)
+        pixels = crop.resize(photo(*size), box, 56, "bilinear")
         assert pixels.shape == (56, 56, 3)
 
 
@@ -110,7 +111,7 @@ def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
     for index in range(20):
         box = seen.box_of(640, 800, 0, index)
         theirs = np.asarray(Image.fromarray(exact).resize((32, 32), PILLOW["bilinear"], box=box))
-        differences.append(np.abs(seen.view(source, 0, index)["image"].astype(int) - theirs).mean())
+        differences.append(np.abs(seen.crop(source, 0, index)["image"].astype(int) - theirs).mean())
     assert 0 < np.mean(differences) < 2
 
 

@@ -152,7 +152,7 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
     config = tiny_config()
 
     def fingerprint(source=None, eval_source=None, config=config):
-        return pipeline.fingerprint(source or small(), eval_source or small(), config)
+        return pipeline.data_fingerprint(source or small(), eval_source or small(), config)
 
     renamed = small()
     renamed.class_names = ("a", "b", "z")

@@ -102,7 +102,7 @@ def test_labels_that_name_no_class_are_listed():
     source = digits("test")
     source.label = source.label.copy()
     source.label[7] = 12
-    found = inspection.summary(source, 10**6)
+    found = inspection.source_summary(source, 10**6)
     (told,) = found["wrong_labels"]
     assert "record 7: label 12 is outside 0..9" in told and found["formats"] == {"raw": 297}
     found = {"parts": {"all": found}, "class_differences": []}
@@ -131,8 +131,8 @@ def test_any_source_can_be_checked(folder, tmp_path, capsys):
         (["convert", "--out=x"], "supmim data convert takes a SOURCE"),
         (["check", "digits:train", "stray"], "'stray' is not a flag"),
         (["check", "digits:train", "--jsn"], "Did you mean: json"),
-        (["check", "folder:/x", "--holdout=much"], "--holdout=much is no number"),
-        (["check", "folder:/x", "--holdout=0.95"], "is no number from 0 to 0.9"),
+        (["check", "folder:/x", "--holdout=much"], "--holdout=much is not a number"),
+        (["check", "folder:/x", "--holdout=0.95"], "is not a number from 0 to 0.9"),
     ],
 )
 def test_usage_errors_exit_2(capsys, args, told):
@@ -167,6 +167,6 @@ def test_a_flag_of_another_action_and_a_bare_path_are_told(tmp_path, capsys):
 
 def test_a_source_that_holds_nothing_out_says_what_a_training_will_ask_for(capsys):
     assert cli.run(["data", "check", "digits:test"]) == 0
-    assert "asks for --config.data.eval" in capsys.readouterr().out
+    assert "set --config.data.eval" in capsys.readouterr().out
     assert cli.run(["data", "check", "digits:train"]) == 0
-    assert "asks for --config.data.eval" not in capsys.readouterr().out
+    assert "set --config.data.eval" not in capsys.readouterr().out

@@ -141,5 +141,5 @@ def test_an_orientation_far_behind_in_the_header_is_found():
 
 @pytest.mark.parametrize("kind", ["ICO", "EPS"])
 def test_formats_that_decode_before_their_size_is_known_are_refused(kind):
-    with pytest.raises(decode.BadImage, match="^no image in a format that is known: JPEG, PNG"):
+    with pytest.raises(decode.BadImage, match="^not an image in a known format: JPEG, PNG"):
         decoded(encoded(PHOTO, kind))

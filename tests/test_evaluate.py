@@ -10,7 +10,7 @@ from PIL import Image
 
 from supmim import assemble, cli, optimizer, sharding, step
 from supmim import config as config_lib
-from supmim.commands import evaluate
+from supmim.commands import evaluate, evaluation_results
 from supmim.data import pipeline, sources
 from supmim.data.sources import base
 from supmim.runtime import devices
@@ -27,15 +27,17 @@ def stored_run(workdir, **changes):
     workdir.mkdir()
     (workdir / "config.json").write_text(config_lib.to_json(config))
     source, eval_source = sources.load(config.data)
-    own = evaluate.of_run(config, config)
+    own = evaluate.model_config(config, config)
     tx = optimizer.create(own.optimizer, lambda _: 0.0)
     mesh = assemble.mesh_of(own)
     with jax.set_mesh(mesh):
-        make = functools.partial(step.create_state, jax.random.key(0), evaluate.abstract(own), tx)
+        make = functools.partial(
+            step.create_state, jax.random.key(0), evaluate.abstract_task(own), tx
+        )
         state = jax.jit(make, out_shardings=sharding.of(assemble.place(make, mesh, "state")))()
         state = state.replace(step=state.step + STEP)
         checkpoints = Checkpoints(workdir / "checkpoints", print)
-        checkpoints.save_now(STEP, state, pipeline.fingerprint(source, eval_source, config))
+        checkpoints.save_now(STEP, state, pipeline.data_fingerprint(source, eval_source, config))
     notes = {"checkpoint": {"step": STEP, "digest": checkpoints.digest(STEP)}, "protocols": {}}
     numbers = {"step": STEP, "classification/top1": 0.5, "retrieval/old": 0.1, "unreadable/x": 2.0}
     write_results(workdir, numbers, notes)
@@ -109,9 +111,9 @@ def test_results_of_other_images_have_a_file_of_their_own(workdir, capsys):
 
 def test_a_sample_of_either_source_is_other_data():
     stored = {"name": "a", "evaluated name": "b", "tokenizer": "t"}
-    assert evaluate.differences(stored, {"name": "a", "evaluated name": "b"}) == []
+    assert evaluation_results.differences(stored, {"name": "a", "evaluated name": "b"}) == []
     for one, other in ((stored, stored | {"sample": 4}), (stored | {"sample": 4}, stored)):
-        assert len(evaluate.differences(one, other)) == 1
+        assert len(evaluation_results.differences(one, other)) == 1
 
 
 def test_windows_at_another_stride_are_another_view():
@@ -122,28 +124,30 @@ def test_windows_at_another_stride_are_another_view():
         for stride in (2, 4)
     )  # fmt: skip
     source, eval_source = sources.load(near.data)
-    stored, seen = (evaluate.fingerprint(source, eval_source, c) for c in (near, far))
-    assert evaluate.differences(stored, seen) == ["stride: was 2, is 4"]
+    stored, seen = (evaluation_results.fingerprint(source, eval_source, c) for c in (near, far))
+    assert evaluation_results.differences(stored, seen) == ["stride: was 2, is 4"]
 
 
 def test_counts_of_unreadable_images_stay_with_the_numbers_they_qualify(tmp_path):
     of_step = {"checkpoint": {"step": 5, "digest": "a"}, "data": {}}
     first = {"knn/recall_at_1": 0.5, "unreadable/train": 3.0, "unreadable/eval": 1.0}
     file = "results_step_5.json"
-    evaluate.note(tmp_path, file, first, of_step | {"protocols": {"knn": {}}}, ("train", "eval"))
+    evaluation_results.write(
+        tmp_path, file, first, of_step | {"protocols": {"knn": {}}}, ("train", "eval")
+    )
     other = {"classification/top1": 0.4}
     notes = of_step | {"protocols": {"classification": {}}}
-    evaluate.note(tmp_path, file, other, notes, ("eval",))
+    evaluation_results.write(tmp_path, file, other, notes, ("eval",))
     joined = {"step": 5, "knn/recall_at_1": 0.5, "unreadable/train": 3.0, **other}
     assert read_results(tmp_path, file) == joined
     assert list(read_notes(tmp_path, file)["protocols"]) == ["knn", "classification"]
     notes = notes | {"checkpoint": {"step": 5, "digest": "b"}}
-    evaluate.note(tmp_path, file, other, notes, ("eval",))  # of another checkpoint
+    evaluation_results.write(tmp_path, file, other, notes, ("eval",))  # of another checkpoint
     assert read_results(tmp_path, file) == {"step": 5, **other}
 
 
 def test_another_checkpoint_of_the_last_step_does_not_join(run):
-    found = evaluate.results_of(run, STEP, "another digest", [], "x", {})
+    found = evaluation_results.file_name(run, STEP, "another digest", "x", {})
     assert found == "results_step_15.json"
 
 
@@ -184,9 +188,9 @@ def test_disjoint_classes_are_searched_among_themselves_alone(workdir, tmp_path,
 def test_what_means_nothing_is_left_out_of_all_and_refused_by_name(run, capsys):
     config = tiny_config(**{"eval.evaluators": "all", "data.image_size": 12})
     run_config = tiny_config()
-    left = evaluate.judged(
-        config, run_config, {"classes": "others"}, digits("train"), digits("test")
-    )
+    stored = {"classes": "others"}
+    reasons = evaluate.meaningless(config, run_config, stored, digits("train"), digits("test"))
+    left = evaluate.without_meaningless(config, run_config, reasons)
     assert left.eval.evaluators == "knn,retrieval,fewshot,linear,logistic,maps"
     out = capsys.readouterr().out
     assert "left out    classification: " in out and "left out    reconstruction: " in out

@@ -17,7 +17,7 @@ rng = np.random.default_rng(0)
 def test_ridge_agrees_with_scikit_learn(count):
     embedding, label = rng.normal(2, 3, (count, 30)), rng.integers(0, 4, count)
     queries = rng.normal(2, 3, (50, 30))
-    bank, seen = fewshot.whitened(embedding, queries)
+    bank, seen = fewshot.whiten(embedding, queries)
     assert (bank[:, -1] == 100).all() and bank.shape[1] == 31
     np.testing.assert_allclose(bank[:, :-1].mean(axis=0), 0, atol=1e-9)
     theirs = Ridge(alpha=2**10, fit_intercept=False).fit(bank, 2 * np.eye(4)[label] - 1)
@@ -27,11 +27,11 @@ def test_ridge_agrees_with_scikit_learn(count):
 
 def test_draws_have_each_class_nest_and_differ_by_seed():
     label = np.repeat([3, 0, 1], [40, 2, 30])
-    few, more = fewshot.draw(label, 5, 0), fewshot.draw(label, 10, 0)
+    few, more = fewshot.draw_shots(label, 5, 0), fewshot.draw_shots(label, 10, 0)
     assert np.bincount(label[few]).tolist() == [2, 5, 0, 5]
     assert np.bincount(label[more]).tolist() == [2, 10, 0, 10]
     assert set(few) < set(more) and len(set(more)) == len(more)
-    assert set(few) != set(fewshot.draw(label, 5, 1))
+    assert set(few) != set(fewshot.draw_shots(label, 5, 1))
 
 
 def test_shots_that_no_class_has_are_no_result_and_classes_with_fewer_are_told():

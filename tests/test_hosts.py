@@ -190,7 +190,7 @@ def test_waiting_is_told_and_ends_with_exit_code_6():
     script = """
 import time
 from supmim.runtime import hosts
-with hosts.waiting("for 4 processes at 10.0.0.1:9", timeout=0.5, every=0.2):
+with hosts.waiting("4 processes at 10.0.0.1:9", timeout=0.5, every=0.2):
     time.sleep(60)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -54,17 +54,17 @@ def with_query(**changes):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"images": "nowhere"}, "set.json: its images are to be in .*nowhere, which is no folder"),
+        ({"images": "nowhere"}, "set.json: its images should be in .*nowhere, which is not a f"),
         ({"gallery": []}, "set.json: gallery is empty"),
         ({"queries": []}, "set.json: queries is empty"),
-        ({"gallery": "a.png"}, "'gallery' is to be a list, it is 'a.png'"),
-        ({"gallery": [*GALLERY, 7]}, r"gallery\[5\] is to be the name of an image, not 7"),
-        ({"gallery": [*GALLERY, "b.png"]}, r"gallery\[5\], 'b.png', is there twice"),
+        ({"gallery": "a.png"}, "'gallery' must be a list, but it is 'a.png'"),
+        ({"gallery": [*GALLERY, 7]}, r"gallery\[5\] must be the name of an image, not 7"),
+        ({"gallery": [*GALLERY, "b.png"]}, r"gallery\[5\], 'b.png', is listed twice"),
         ({"gallery": ["x.png"]}, r"gallery\[0\]: there is no image 'x.png' in .*pictures"),
-        ({"queries": [7]}, r"queries\[0\]: 'image' is to be a text"),
-        (with_query(image="../set.json"), r"queries\[0\], '../set.json': there is no image"),
+        ({"queries": [7]}, r"queries\[0\]: 'image' must be a string"),
+        (with_query(image="../set.json"), r"queries\[0\]: there is no image '../set.json' in"),
         (with_query(easy=["x.png"]), r"queries\[0\], 'q.png': 'x.png' of its easy is not in the"),
-        (with_query(easy=["a.png"] * 2), r"queries\[0\], 'q.png': easy\[1\], 'a.png', is there tw"),
+        (with_query(easy=["a.png"] * 2), r"queries\[0\], 'q.png': easy\[1\], 'a.png', is listed t"),
         (with_query(easy=["b.png"]), r"queries\[0\], 'q.png': 'b.png' is both easy and junk"),
         (with_query(esay=[]), "'esay' is not among image, box, easy, hard, junk"),
         (with_query(box=[0, 0, 33.5, 9]), r"'q.png': box .* outside of .* 32 x 16 pixels"),
@@ -75,7 +75,7 @@ def with_query(**changes):
         (with_query(box=[9, 0, 9, 9]), r"box \[9, 0, 9, 9\] is not \[left, top, right, bottom\]"),
         (with_query(box=[0, 0, float("nan"), 9]), "is not"),
         (with_query(box="all"), "box all is not"),
-        ({"queries": [{"image": "q.png", "positives": []}]}, "'junk' is to be a list"),
+        ({"queries": [{"image": "q.png", "positives": []}]}, "'junk' must be a list"),
     ],
 )  # fmt: skip
 def test_a_wrong_entry_is_named(folder, changes, told):
@@ -88,7 +88,7 @@ def test_what_is_no_file_of_json_is_told(folder):
         landmarks.load(str(folder / "none.json"), 10**6)
     for text in (b'{"images": ', b"\xff\xfe\x00"):
         (folder / "set.json").write_bytes(text)
-        with pytest.raises(DataError, match="set.json is no JSON"):
+        with pytest.raises(DataError, match="set.json is not JSON"):
             landmarks.load(str(folder / "set.json"), 10**6)
     with pytest.raises(ConfigError, match=r"--config.eval.landmarks=FILE.json"):
         tiny_config(**{"eval.evaluators": "landmarks", "checkpoint.keep_best": 0})
@@ -97,7 +97,8 @@ def test_what_is_no_file_of_json_is_told(folder):
 def test_a_query_is_seen_within_its_box_and_a_rounded_box_fits(folder):
     queries = with_query()["queries"] + [
         {**BASE["queries"][1], "box": [-0.5, 0, 16, 16.4]}, BASE["queries"][1]]  # fmt: skip
-    views = landmarks.load(write(folder, queries=queries), 10**6).views(tiny_config().data)
+    found = landmarks.load(write(folder, queries=queries), 10**6)
+    views = found.evaluation_images(tiny_config().data)
     image = views["queries"].read(np.arange(3))["image"]
     assert (image[0, :, 1:] == 160).all() and (image[1, :, :-1] == 20).all()
     assert (image[2, :, :4] < 60).all() and (image[2, :, 4:] > 120).all()
@@ -111,7 +112,7 @@ def test_a_view_of_a_box_is_that_of_the_image_cut_out(folder):
     save(folder / "pictures/q.png", picture)
     save(folder / "pictures/a.png", picture[3:35, 10:50])
     found = landmarks.load(write(folder, **with_query(box=[10, 3, 50, 35])), 10**6)
-    views = found.views(tiny_config().data)
+    views = found.evaluation_images(tiny_config().data)
     cut, whole = (views[name].read([0])["image"].astype(int) for name in ("queries", "gallery"))
     assert np.abs(cut - whole)[0, 1:-1, 1:-1].max() <= 1  # edges see what lies beyond the box
 
@@ -127,7 +128,7 @@ def predict(params, batch):
 def results(folder, **changes):
     found = landmarks.load(write(folder, **changes), 10**6)
     config = tiny_config()
-    views = found.views(config.data)
+    views = found.evaluation_images(config.data)
     readers = {name: plain_readers() for name in views}
     task, mesh = types.SimpleNamespace(predict=predict), sharding.make_mesh(8, 1, 1)
     predictions = Predictions(task, views, 8, mesh, readers, found)

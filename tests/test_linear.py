@@ -89,7 +89,7 @@ def test_heads_take_a_step_per_image_between_bounds_that_no_set_moves(count, ste
 
 @pytest.mark.parametrize(("place", "told"), [(0, "smallest"), (6, ""), (12, "largest")])
 def test_a_rate_at_an_end_of_the_grid_is_told(place, told, monkeypatch):
-    monkeypatch.setattr(linear, "FEWEST", 1)
+    monkeypatch.setattr(linear, "MIN_STEPS", 1)
     monkeypatch.setattr(linear, "best", lambda right, loss: (0, place))
     _, said = evaluated(easy(100), easy(40))
     assert said["steps"] == 90
@@ -188,7 +188,7 @@ def test_features_that_mean_nothing_are_an_error_and_no_number(evaluator, place,
 @pytest.mark.parametrize("evaluator", [linear, logistic])
 def test_what_cannot_be_probed_is_told(evaluator):
     features, label = easy(40)
-    with pytest.raises(DataError, match="less than two classes"):
+    with pytest.raises(DataError, match="fewer than two classes"):
         evaluated((features, np.zeros_like(label)), easy(20), evaluator)
     with pytest.raises(DataError, match="from 1 training images"):
         evaluated((features[:2], label[:2]), easy(20), evaluator)

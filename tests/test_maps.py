@@ -16,28 +16,28 @@ rng = np.random.default_rng(0)
 
 def test_small_sets_are_placed_by_tsne_and_others_by_components(monkeypatch):
     rows = np.concatenate([c + 0.05 * rng.normal(size=(20, 8)) for c in np.eye(8)[:3]])
-    points, how = maps.placed(rows)
+    points, how = maps.project(rows)
     assert points.shape == (60, 2) and "t-SNE" in how
     centre = points.reshape(3, 20, 2).mean(axis=1)
     own = np.linalg.norm(points.reshape(3, 20, 2) - centre[:, None], axis=2)
     others = np.linalg.norm(points.reshape(3, 20, 1, 2) - centre, axis=3)
     assert (others.argmin(axis=2) == np.arange(3)[:, None]).all() and own.mean() < others.mean()
     monkeypatch.setattr(maps, "NEIGHBOURHOODS", range(0))
-    points, how = maps.placed(rows)
+    points, how = maps.project(rows)
     assert "principal" in how and np.abs((points.T @ points)[0, 1]) < 1e-6
     for few in (rows[:1], rows[:2], rows[:, :1]):
-        assert maps.placed(few)[0].shape == (len(few), 2)
+        assert maps.project(few)[0].shape == (len(few), 2)
 
 
 def test_patches_alike_in_any_image_are_of_one_colour():
     kinds = rng.normal(size=(4, 6))
     which = rng.integers(0, 4, (3, 16))
-    colours = maps.coloured(kinds[which])
+    colours = maps.patch_colours(kinds[which])
     assert colours.shape == (3, 16, 3) and colours.min() == 0 and colours.max() == 1
     found = [np.unique(colours[which == kind].round(6), axis=0) for kind in range(4)]
     assert [len(one) for one in found] == [1] * 4
     assert len(np.unique(np.concatenate(found), axis=0)) == 4
-    assert maps.coloured(np.ones((1, 1, 2))).shape == (1, 1, 3)
+    assert maps.patch_colours(np.ones((1, 1, 2))).shape == (1, 1, 3)
 
 
 @pytest.mark.parametrize(("classes", "others"), [(20, []), (22, ["2 other classes"])])
@@ -83,11 +83,11 @@ def test_every_evaluator_has_a_panel_once_it_has_two_results():
     names = ("knn/recall_at_1", "knn/dino_k20", "fewshot/1_shot", "floor/top1",
              "retrieval/without_positives", "reconstruction/token_accuracy")  # fmt: skip
     rows = [{"step": n, "loss": 1.0, **dict.fromkeys(names, 0.5)} for n in (1, 2)]
-    assert list(curves.of_evaluators(rows[:1])) == []
-    found = {title: [name for name, _ in panel] for title, panel in curves.of_evaluators(rows)}
+    assert list(curves.evaluator_panels(rows[:1])) == []
+    found = {title: [name for name, _ in panel] for title, panel in curves.evaluator_panels(rows)}
     assert found == {"knn, %": list(names[:2]), "fewshot, %": ["fewshot/1_shot"]}
     many = [{"step": n, **{f"linear/{i}": 0.5 for i in range(12)}} for n in (1, 2)]
-    assert [len(panel) for _, panel in curves.of_evaluators(many)] == [10, 2]
+    assert [len(panel) for _, panel in curves.evaluator_panels(many)] == [10, 2]
 
 
 def test_curves_have_the_units_of_the_report_and_no_panel_for_each_of_many_classes():
@@ -95,11 +95,11 @@ def test_curves_have_the_units_of_the_report_and_no_panel_for_each_of_many_class
              "segmentation/classes_in_masks"]  # fmt: skip
     few = [f"segmentation/iou/{name}" for name in ("sky", "a/b")]
     rows = [{"step": n, **dict.fromkeys(names + few, 1.5)} for n in (1, 2)]
-    found = {title: [name for name, _ in panel] for title, panel in curves.of_evaluators(rows)}
+    found = {title: [name for name, _ in panel] for title, panel in curves.evaluator_panels(rows)}
     assert found == {
         "classification, %": names[:1], "segmentation, %": names[2:3],
         "classification/loss": names[1:2], "segmentation/classes_in_masks": names[3:],
         "segmentation/iou, %": few,
     }  # fmt: skip
     many = [{"step": n, **{f"segmentation/iou/{i}": 0.5 for i in range(150)}} for n in (1, 2)]
-    assert list(curves.of_evaluators(many)) == []
+    assert list(curves.evaluator_panels(many)) == []

@@ -341,7 +341,7 @@ def test_the_command_writes_a_folder_that_gives_the_same_ids_and_says_how_to_use
         assert f"  --config.tokenizer.{flag}\n" in told
     back, imported = vqgan.load(out), maskgit.read(path).tokenizer
     jax.tree.map(np.testing.assert_array_equal, back.params, imported.params)
-    assert folder.note_of(out)["origin"] == "weights.safetensors, open-muse (PyTorch)"
+    assert folder.read_note(out)["origin"] == "weights.safetensors, open-muse (PyTorch)"
     assert max(map(len, told.replace(str(tmp_path), "").splitlines())) <= 80
 
     written = (out / folder.NOTE).stat().st_mtime_ns
@@ -350,15 +350,15 @@ def test_the_command_writes_a_folder_that_gives_the_same_ids_and_says_how_to_use
     assert (out / folder.NOTE).stat().st_mtime_ns == written
     again = ["tokenizer", "import", f"--from={out / folder.WEIGHTS}", f"--out={tmp_path / 'b'}"]
     assert cli.run(again) == 4  # its norm_groups and origin would be lost
-    assert f"is a tokenizer already: --config.tokenizer.path={out}" in capsys.readouterr().err
+    assert f"is a tokenizer already: set --config.tokenizer.path={out}" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_overwritten(tmp_path, capsys):
     path, out = saved(tmp_path, MUSE), tmp_path / "out"
     vqgan.VQGAN(flax_tree(), vqgan.Network(**NETWORK)).save(out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    for where, told in ((out, "holds another tokenizer"), (tmp_path, "is no empty folder"),
-                        (path, "is no empty folder")):  # fmt: skip
+    for where, told in ((out, "holds another tokenizer"), (tmp_path, "is not an empty folder"),
+                        (path, "is not an empty folder")):  # fmt: skip
         assert cli.run(["tokenizer", "import", f"--from={path}", f"--out={where}"]) == 2
         assert told in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
@@ -413,7 +413,7 @@ def test_tensors_that_do_not_fit_are_told_in_one_table(tmp_path, fault):
     told = str(caught.value).replace(str(path), "w")
     assert row in told and "tensor    " in told
     assert max(map(len, told.splitlines())) <= 80 and len(told.splitlines()) < 26
-    assert f"w: {1 if fault != 'another rank' else 8} tensors are not those" in told
+    assert f"w: {1 if fault != 'another rank' else 8} tensors do not fit a network" in told
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_a_damaged_file_is_told(tmp_path, kind, harm):
         "text": b"<!DOCTYPE html><html>", "a list": serialization.msgpack_serialize([1, 2]),
     }  # fmt: skip
     path.write_bytes(damaged[harm])
-    with pytest.raises(CheckpointError, match="no whole safetensors file and no whole Flax"):
+    with pytest.raises(CheckpointError, match="neither a complete safetensors.*complete Flax"):
         maskgit.read(path)
 
 
@@ -508,5 +508,5 @@ def test_layouts_name_every_parameter_of_the_default_network_once():
     for layout in maskgit.LAYOUTS:
         network = layout.network()
         paths = traverse_util.flatten_dict(vqgan.shapes(network))
-        keys = {layout.key(path, network) for path in paths}
-        assert len(keys) == len(paths) and layout.has in keys
+        keys = {layout.name_of(path, network) for path in paths}
+        assert len(keys) == len(paths) and layout.marker in keys

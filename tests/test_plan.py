@@ -145,7 +145,7 @@ def test_the_verb_prints_a_table_or_json_and_ends_with_6_where_it_does_not_fit(
         (["--topology=v5e:4x4x4"], "a v5e has a size like v5e:4x4"),
         (["--topology=v5p:4x4"], "a v5p has a size like v5p:4x4x4"),
         (["--topology=cpu:2x2"], "a cpu has a size like cpu:8"),
-        (["--topology=h200:12"], "fill no hosts of 8"),
+        (["--topology=h200:12"], "do not fill hosts of 8"),
         (["--topology=cpu:8", "--images=many"], "--images=many is not a number"),
         (["--topology=cpu:8", "--config.batch_size=12"], "does not divide over 8 devices"),
         (["--topology=cpu:8", "--config.encoder.attention=cudnn",
@@ -176,7 +176,7 @@ def test_a_mesh_for_more_chips_is_planned_smaller_with_a_note():
 
 def test_an_evaluation_batch_that_train_would_refuse_is_noted(where):
     config = tiny_config(**{"eval.batch_size": 100})
-    (note,) = plan.check(config, where, sharding.make_mesh(8, 1, 1))
+    (note,) = plan.check_config(config, where, sharding.make_mesh(8, 1, 1))
     assert "--config.eval.batch_size=104" in note
 
 

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from supmim import assemble, cli, optimizer, sharding, step, train
@@ -35,7 +36,8 @@ def encoder_in(workdir, averaged=False):
         return state["params"]["encoder"]
     named = {sharding.path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(state)
              if "/average/encoder/" in sharding.path_name(at)}  # fmt: skip
-    return pretrained.nested({name.split("/average/encoder/")[1]: x for name, x in named.items()})
+    named = {name.split("/average/encoder/")[1]: x for name, x in named.items()}
+    return traverse_util.unflatten_dict(named, sep="/")
 
 
 def steps_of(workdir):

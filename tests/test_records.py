@@ -264,7 +264,7 @@ def test_a_conversion_that_dies_goes_on_and_ends_the_same(
         patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
             converted(source, tmp_path / "part")
-    with pytest.raises(DataError, match="is not finished; the same `supmim data convert` goes on"):
+    with pytest.raises(DataError, match="is not finished; the same `supmim data convert` command"):
         records.load(str(tmp_path / "part"), base.WHOLE)
     before = {path: os.stat(path).st_mtime_ns for path in written}
     store = converted(source, tmp_path / "part")
@@ -324,7 +324,7 @@ def test_a_folder_of_something_else_is_left_alone(folder, tmp_path, capsys):
     assert run("convert", f"folder:{folder}", f"--out={tmp_path}") == 2
     assert "holds notes.txt" in capsys.readouterr().err
     assert run("convert", f"folder:{folder}", f"--out={folder}") == 2
-    assert "which is no part of this conversion" in capsys.readouterr().err
+    assert "which is not part of this conversion" in capsys.readouterr().err
     assert sorted(p.name for p in folder.iterdir()) == ["lock", "test", "train"]
     (folder / "lock").unlink()
 
@@ -439,7 +439,7 @@ def test_what_is_no_store_is_told(store, tmp_path):
     with pytest.raises(DataError, match="there is no such folder"):
         records.load("/nowhere", base.WHOLE)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="is no store: it has no metadata.json"):
+    with pytest.raises(DataError, match="is not a store: it has no metadata.json"):
         records.load(str(tmp_path / "empty"), base.WHOLE)
     with pytest.raises(base.NothingHeldOut, match="--config.data.eval=records:PATH"):
         records.load(store.root, base.HELD_OUT)

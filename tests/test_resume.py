@@ -107,5 +107,5 @@ def test_killed_then_asked_to_stop_saves_exits_75_and_goes_on(tmp_path, undistur
     child = start(workdir)
     out, err = child.communicate()
     assert child.returncode == 0, err
-    assert f"goes on from step {max(steps)}" in out
+    assert f"continues from step {max(steps)}" in out
     assert_same_end(workdir, undisturbed)

@@ -178,7 +178,7 @@ def test_out_of_memory_tells_needed_and_three_settings(tmp_path):
 
 def test_every_setting_that_saves_memory_is_a_valid_override_that_changes_something():
     config = config_lib.validate(config_lib.get_config())
-    for line in memory.settings(config):
+    for line in memory.memory_savers(config):
         path, _, value = line.split()[0].partition("=")
         option = options.OPTIONS[path]
         assert not option.problem(type(option.default)(value))
@@ -186,7 +186,7 @@ def test_every_setting_that_saves_memory_is_a_valid_override_that_changes_someth
     saving = {"encoder.dtype": "bfloat16", "encoder.remat": "full"}
     saving |= {"optimizer.moment_dtype": "bfloat16"}
     with_all = config_lib.replaced(config, saving)
-    offered = [line.split("=")[0] for line in memory.settings(with_all)]
+    offered = [line.split("=")[0] for line in memory.memory_savers(with_all)]
     assert "encoder.remat" not in offered and "batch_size" in offered
 
 

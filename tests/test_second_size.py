@@ -146,7 +146,7 @@ def test_debug_keeps_the_tokenizers_grid():
 def test_a_size_of_its_own_is_part_of_the_fingerprint_and_the_same_size_is_not():
     source = digits("test")
     plain, same, other = (
-        pipeline.fingerprint(source, source, tiny_config(**changes))
+        pipeline.data_fingerprint(source, source, tiny_config(**changes))
         for changes in ({}, {"tokenizer.image_size": 8}, OWN_SIZE)
     )
     assert plain == same and other == plain | {"tokenizer.image_size": 16}

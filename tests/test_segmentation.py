@@ -216,7 +216,8 @@ def test_a_pair_that_does_not_fit_is_an_error_and_an_unreadable_one_a_bad_record
     def read(change):
         return images.evaluation(Halves([(32, 32)] * 3, change), data).take([0, 1], [0, 0])
 
-    with pytest.raises(DataError, match="pair 0: its mask has 32 x 20 pixels, the image 32 x 32"):
+    message = "pair 0: its mask has 32 x 20 pixels, but the image has 32 x 32"
+    with pytest.raises(DataError, match=message):
         read(lambda mask: png(mask[:20]))
     with pytest.raises(DataError, match=r"pair 0: its mask has the id 7 \(512 pixels\), which is "):
         read(lambda mask: png(7 * mask))
@@ -341,8 +342,8 @@ def test_a_frozen_encoder_stays_and_drops_nothing_while_the_head_learns():
 
 
 def test_four_blocks_are_those_of_beit_and_heads_have_their_sides():
-    assert heads.tapped(12) == (3, 5, 7, 11) and heads.tapped(24) == (7, 11, 15, 23)
-    assert heads.tapped(3) == (0, 1, 1, 2) and heads.tapped(1) == (0, 0, 0, 0)
+    assert heads.tapped_blocks(12) == (3, 5, 7, 11) and heads.tapped_blocks(24) == (7, 11, 15, 23)
+    assert heads.tapped_blocks(3) == (0, 1, 1, 2) and heads.tapped_blocks(1) == (0, 0, 0, 0)
     for head, side in (("linear", 5), ("multiscale", 20)):
         config = small_config(**{"data.image_size": 20, "segmentation.head": head,
                                  "encoder.pool": "cls"})  # fmt: skip
@@ -364,16 +365,16 @@ def test_the_matrix_resizes_as_jax_does(old, new):
 
 def test_a_window_that_covers_the_image_is_the_whole_image():
     logits = rng.normal(size=(1, 4, 4, 3)).astype(np.float32)
-    whole = np.concatenate(list(windows.whole(windows.grid(16, 16, 16, 5), logits, 16, 16)))
+    whole = np.concatenate(list(windows.upsample(windows.grid(16, 16, 16, 5), logits, 16, 16)))
     theirs = jax.image.resize(jnp.asarray(logits[0]), (16, 16, 3), "bilinear")
     np.testing.assert_allclose(whole, theirs, atol=1e-5)
-    larger = np.concatenate(list(windows.whole(windows.grid(16, 16, 16, 5), logits, 40, 30)))
+    larger = np.concatenate(list(windows.upsample(windows.grid(16, 16, 16, 5), logits, 40, 30)))
     theirs = jax.image.resize(theirs, (40, 30, 3), "bilinear")
     np.testing.assert_allclose(larger, theirs, atol=1e-5)
 
 
 def test_logits_are_averaged_where_windows_overlap_and_every_pixel_is_in_one(monkeypatch):
-    monkeypatch.setattr(windows, "ROWS", 100)
+    monkeypatch.setattr(windows, "MOST_LOGITS", 100)
     grid = windows.grid(13, 21, 8, 5)
     assert grid.rows == (0, 5) and grid.columns == (0, 5, 10, 13)
     assert windows.starts(8, 8, 5) == (0,) and windows.starts(16, 8, 8) == (0, 8)
@@ -384,7 +385,7 @@ def test_logits_are_averaged_where_windows_overlap_and_every_pixel_is_in_one(mon
         total[y : y + 8, x : x + 8] += jax.image.resize(one, (8, 8, 3), "bilinear")
         seen[y : y + 8, x : x + 8] += 1
     assert seen.min() == 1
-    ours = np.concatenate(list(windows.whole(grid, logits, 13, 21)))
+    ours = np.concatenate(list(windows.upsample(grid, logits, 13, 21)))
     np.testing.assert_allclose(ours, total / seen, atol=1e-5)
     np.testing.assert_array_equal(windows.classes(grid, logits, 13, 21), ours.argmax(axis=-1))
     cut = grid.cut(np.arange(13 * 21).reshape(13, 21))
@@ -419,8 +420,8 @@ def test_every_pixel_that_counts_is_counted_once(monkeypatch, batch_size, device
     sizes = [(32, 32), (70, 40), (33, 90), (64, 64), (20, 25)]
     source = Halves(sizes, lambda mask: png(np.where(np.arange(len(mask))[:, None] < 3, 9, mask)))
     counts = []
-    keep = segmentation.confusion_of
-    monkeypatch.setattr(segmentation, "confusion_of",
+    keep = segmentation.pixel_confusion
+    monkeypatch.setattr(segmentation, "pixel_confusion",
                         lambda *args: counts.append(keep(*args)) or counts[-1])  # fmt: skip
     evaluator, predictions = evaluator_of(
         source, batch_size, devices, **{"data.ignore_label": 9, "segmentation.stride": 11}
@@ -437,10 +438,10 @@ def test_processes_that_see_the_same_windows_are_counted_once_if_they_read_alike
     evaluator, _ = evaluator_of(Halves([(32, 32)]))
     evaluator.groups = [sharding.Group([0, 2], np.arange(2)), sharding.Group([1], np.arange(2))]
     told = [[[[1]], [7]], [[[2]], []], [[[1]], [7]]]
-    assert evaluator.of_groups(told) == told[:2]
+    assert evaluator.one_per_group(told) == told[:2]
     told[2][1] = [8]
     with pytest.raises(DataError, match="not every process could read the same images"):
-        evaluator.of_groups(told)
+        evaluator.one_per_group(told)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -461,7 +462,7 @@ def test_logits_that_are_not_finite_are_an_error_and_no_class(monkeypatch, wrong
 def test_scores_agree_with_scikit_learn_and_a_confusion_matrix_by_hand():
     truth, answer = rng.integers(-1, 5, (2, 40, 30))
     answer = np.maximum(answer, 0)
-    confusion = segmentation.confusion_of(truth, answer, 5)
+    confusion = segmentation.pixel_confusion(truth, answer, 5)
     by_hand = np.zeros((5, 5), int)
     for t, a in zip(truth.ravel(), answer.ravel(), strict=True):
         if t >= 0:
@@ -469,7 +470,7 @@ def test_scores_agree_with_scikit_learn_and_a_confusion_matrix_by_hand():
     np.testing.assert_array_equal(confusion, by_hand)
     counted = truth.ravel() >= 0
     flat = truth.ravel()[counted], answer.ravel()[counted]
-    found = segmentation.summary(confusion, tuple("abcde"))
+    found = segmentation.summarize_confusion(confusion, tuple("abcde"))
     assert found["segmentation/miou"] == pytest.approx(jaccard_score(*flat, average="macro"))
     assert found["segmentation/pixel_accuracy"] == accuracy_score(*flat)
     each = jaccard_score(*flat, average=None)
@@ -478,11 +479,11 @@ def test_scores_agree_with_scikit_learn_and_a_confusion_matrix_by_hand():
 
 def test_a_class_that_is_nowhere_has_no_iou_and_one_only_answered_has_zero():
     confusion = np.diag([6, 0, 4])
-    found = segmentation.summary(confusion, ("a", "b", "c"))
+    found = segmentation.summarize_confusion(confusion, ("a", "b", "c"))
     assert found["segmentation/miou"] == 1 and "segmentation/iou/b" not in found
     assert found["segmentation/classes_in_masks"] == 2 and found["floor/segmentation_miou"] == 0.3
     confusion[0, 1] = 6
-    found = segmentation.summary(confusion, ("a", "b", "c"))
+    found = segmentation.summarize_confusion(confusion, ("a", "b", "c"))
     assert found["segmentation/iou/b"] == 0 and found["segmentation/miou"] == 0.5
     assert found["segmentation/mean_accuracy"] == 0.75
 

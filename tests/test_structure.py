@@ -1,6 +1,8 @@
 """Arrows point down only, the core stays small, and TensorFlow stays out."""
 
 import ast
+import copy
+import importlib.util
 import re
 import subprocess
 import sys
@@ -8,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from supmim.commands.verbs import VERBS
 from supmim.config import options
 
 PACKAGE = Path(__file__).parents[1] / "supmim"
+TOOLS = PACKAGE.parent / "tools"
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
@@ -101,6 +105,65 @@ def test_the_core_stays_below_2000_lines():
     files.remove(PACKAGE / "models/segmentation.py")
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
     assert len(lines) < 2000
+
+
+# Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
+# that needs it.
+BUDGETS = {
+    "": 1560,
+    "benchmarks": 970,
+    "commands": 1580,
+    "config": 1570,
+    "data": 3720,
+    "evaluators": 2030,
+    "interop": 320,
+    "models": 650,
+    "planning": 1040,
+    "report": 970,
+    "runtime": 650,
+    "sweeps": 560,
+    "target_ids": 360,
+    "tasks": 1040,
+    "tokenizers": 1410,
+    "workdir": 760,
+}
+
+
+def test_folders_stay_within_their_budgets():
+    lines = dict.fromkeys(BUDGETS, 0)
+    for path in MODULES.values():
+        inside = path.relative_to(PACKAGE).parts
+        lines[inside[0] if len(inside) > 1 else ""] += len(path.read_text().splitlines())
+    assert not {room: (n, BUDGETS[room]) for room, n in lines.items() if n > BUDGETS[room]}
+
+
+def test_the_top_of_the_package_stays_small():
+    assert len(list(PACKAGE.glob("*.py"))) <= 14
+    verbs = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__", "verbs"}
+    names = {name.replace(" ", "_") for name in VERBS}
+    assert names <= verbs
+
+
+def test_configs_and_groups_of_options_are_typed():
+    groups = {name for name in vars(options) if isinstance(vars(options)[name], type)}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arg) and node.arg in {"config", *map(str.lower, groups)}:
+                kind = ast.unparse(node.annotation) if node.annotation else ""
+                assert kind != "Any", f"{module}, line {node.lineno}: {node.arg} is Any"
+
+
+def test_the_proof_of_value_finds_a_changed_number():
+    """tools/same_results.py, which every refactoring is held to."""
+    spec = importlib.util.spec_from_file_location("same_results", TOOLS / "same_results.py")
+    same_results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(same_results)
+    before = {"run": {"results.json": {"knn/recall_at_1": 0.5}, "metrics.jsonl": [{"loss": 1.0}]}}
+    assert same_results.compare(before, copy.deepcopy(before)) == []
+    after = copy.deepcopy(before)
+    after["run"]["metrics.jsonl"][0]["loss"] = 1.0000001
+    (line,) = same_results.compare(before, after)
+    assert line == "run metrics.jsonl[0] loss: 1.0 before, 1.0000001 after"
 
 
 def test_no_module_needs_tensorflow():

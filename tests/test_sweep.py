@@ -59,7 +59,7 @@ def write_sweep(folder, code):
 @pytest.fixture
 def sweep(tmp_path, monkeypatch, capsys):
     """sweep(action, code, *flags) -> exit code, stdout, stderr; trainings are pretended."""
-    monkeypatch.setattr(local, "POLL", 0.02)
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(
         local, "command", lambda member: [sys.executable, "-S", "-c", TRAINING, str(member)]
     )
@@ -303,10 +303,10 @@ def test_the_table_has_means_and_spreads_over_seeds_best_first(measured):
 
 def test_the_table_has_the_units_of_the_report():
     row = table.Row(("a",), ({"knn/recall_at_1": 0.5, "classification/loss": 0.5},), 1)
-    assert "knn/recall_at_1, %" in table.text([row], "knn/recall_at_1")
-    assert table.shown(row, "knn/recall_at_1") == " 50.00"
-    assert "%" not in table.text([row], "classification/loss")
-    assert table.shown(row, "classification/loss") == "0.5"
+    assert "knn/recall_at_1, %" in table.format_table([row], "knn/recall_at_1")
+    assert table.format_mean(row, "knn/recall_at_1") == " 50.00"
+    assert "%" not in table.format_table([row], "classification/loss")
+    assert table.format_mean(row, "classification/loss") == "0.5"
 
 
 def test_members_that_have_begun_share_the_row_of_those_that_have_not(measured):

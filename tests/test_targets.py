@@ -120,7 +120,7 @@ def test_reader_processes_read_the_same_ids(folder):
     cache.read([0], [0])  # its open files stay here
     seen = images.training(source, config.data, images.NO_SECOND, cache)
     read = stream.Training(seen, 0, 24, np.arange(24))
-    thread, processes = (pipeline.read(read, 0, 4, plain_readers(workers=n)) for n in (0, 1))
+    thread, processes = (pipeline.read_steps(read, 0, 4, plain_readers(workers=n)) for n in (0, 1))
     for ours, theirs in zip(thread, processes, strict=True):
         np.testing.assert_array_equal(ours["target_ids"], theirs["target_ids"])
 
@@ -186,16 +186,16 @@ def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute
     parts = cache.missing(range(2))
     seen = images.training(source, config.data)
     with pytest.raises(DataError, match=r"1 of the 20 images of .* config.data.bad_share=0.001 al"):
-        data_tokens.fill(config_of(**view), cache, seen, task, parts, ON)
+        data_tokens.write_files(config_of(**view), cache, seen, task, parts, ON)
     assert '"index": 3,' in (tmp_path / "bad_records.jsonl").read_text()
-    assert data_tokens.fill(config, cache, seen, task, parts, ON) == 2  # once in each epoch
+    assert data_tokens.write_files(config, cache, seen, task, parts, ON) == 2  # once in each epoch
     read = images.training(source, config.data, images.NO_SECOND, cache)
     batches = (stream.Training(x, 0, 20, np.arange(20)) for x in (seen, read))
     for ours, theirs in zip(*(map(batch, range(2)) for batch in batches), strict=True):
         assert 3 not in theirs[0]["index"]
         computed = task.tokenize(task.frozen, ours[0])["target_ids"]
         np.testing.assert_array_equal(computed, theirs[0]["target_ids"])
-    with pytest.raises(DataError, match=r"row 3 \(image 3\): the image could not be read when it"):
+    with pytest.raises(DataError, match=r"row 3 \(image 3\) has no ids: the image could not be"):
         cache.read([0], [3])  # it can be read now: black's ids are not its own
 
 
@@ -213,7 +213,7 @@ def test_a_cache_written_in_two_goes_is_that_of_one(folder, tmp_path):
             return self.left < 0
 
     for count in (1, 3, 4):
-        with pytest.raises(Interrupted, match="to go on:\n  supmim data tokens"):
+        with pytest.raises(Interrupted, match="to continue:\n  supmim data tokens"):
             data_tokens.write(config_of(), tmp_path, After(count))
     assert 0 < len(files_of(tmp_path)) < len(files_of(folder)) and list(tmp_path.glob("*.part"))
     data_tokens.write(config_of(), tmp_path, ON)
@@ -234,7 +234,7 @@ def test_the_shares_of_two_hosts_are_the_cache_of_one(folder, tmp_path):
     shares = [data_tokens.share(parts, host, 2) for host in range(2)]
     assert sorted(itertools.chain(*shares)) == parts and not set(shares[0]) & set(shares[1])
     for share in shares:
-        data_tokens.fill(config, cache, seen, task, share, ON)
+        data_tokens.write_files(config, cache, seen, task, share, ON)
     assert files_of(tmp_path) == files_of(folder)
 
 
@@ -277,7 +277,9 @@ def test_a_run_of_other_views_or_codes_is_refused_by_field(folder, changes, told
     with pytest.raises(DataError) as error:
         opened(folder, **changes)
     assert told in str(error.value) and error.value.exit_code == 3
-    assert "--config.data.targets=DIR; else have it made:\n  supmim data tokens" in str(error.value)
+    assert "--config.data.targets=DIR to its folder; to compute one:\n  supmim data tokens" in str(
+        error.value
+    )
     flag = told.partition(":")[0] + "=" + told.partition("has ")[2].partition(",")[0].strip("'")
     an_option = told.startswith(("data.", "tokenizer."))
     assert ("To train with these ids" in str(error.value)) == an_option
@@ -304,12 +306,12 @@ def test_a_folder_without_a_cache_is_told(tmp_path, content):
 
 def test_a_folder_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, where in ((tmp_path / "ids", ""), ("ids", f" in {tmp_path}, from")):
+    for folder, where in ((tmp_path / "ids", ""), ("ids", f" in {tmp_path}, the")):
         with pytest.raises(DataError) as error:
             opened(folder)
         told = str(error.value)
         assert f"config.data.targets={folder}: there is no such folder{where}" in told
-        assert "new place with --config.data.targets=DIR" in told
+        assert "set --config.data.targets=DIR to their new place" in told
         assert told.endswith(f":\n  supmim data tokens --config=FILE.py --out={folder}")
 
 
@@ -356,7 +358,7 @@ def test_ids_from_elsewhere_are_told_with_how_many_are_the_same(folder, tmp_path
     tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
 
     def told():
-        identity.tell_agreement(config, source, cache, task.frozen, tokenize, mesh)
+        identity.log_agreement(config, source, cache, task.frozen, tokenize, mesh)
         return capsys.readouterr().out
 
     assert told() == ""
@@ -394,7 +396,7 @@ def test_what_no_cache_can_be_made_of_is_told(tmp_path, capsys):
     (tmp_path / "ids").mkdir(exist_ok=True)
     (tmp_path / "ids" / "thesis.txt").write_text("mine")
     code, told = run(*given)
-    assert code == 2 and "thesis.txt, which is no target ids" in told
+    assert code == 2 and "thesis.txt, which is no part of a cache of target ids" in told
     assert "Traceback" not in told and os.listdir(tmp_path / "ids") != []
     with pytest.raises(ConfigError, match="convert, tokens; not 'token'"):
         cli.parse("data", ["token"])

@@ -99,7 +99,7 @@ def test_statistics_count_valid_latents_and_averages_follow_them():
     close(seen["offered"], [[3], [0], [0], [1]])
     close(seen["offers"], [1, 0, 0, 1])
     book = jnp.full((4, 1), 8.0)
-    averages = codebook.average(codebook.begin(book), seen, 0.9)
+    averages = codebook.average(codebook.initial_averages(book), seen, 0.9)
     close(averages["count"], [0.2, 0, 0, 0])
     close(codebook.means(averages, book), [[2], [8], [8], [8]])  # 4 / 2; the others stay
 

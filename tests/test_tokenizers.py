@@ -130,5 +130,5 @@ def test_codes_in_the_old_format_are_read_and_replaced_by_the_new(tmp_path, imag
 
 def test_sizes_that_are_not_those_of_the_codes_are_told(tmp_path, tokenizer):
     tokenizer.replace(patch_size=3).save(tmp_path)
-    with pytest.raises(CheckpointError, match="its sizes are not those of its codes"):
+    with pytest.raises(CheckpointError, match="its sizes do not match the shape of its codes"):
         patch_vq.load(tmp_path)

@@ -181,7 +181,7 @@ def test_images_outside_0_1_are_refused_where_there_are_values(kind, image):
     tokenizer = random_tokenizer()
     if kind == "patch_vq":
         tokenizer = patch_vq.PatchVQ(jnp.zeros((3, 4)), 2, 1)
-    with pytest.raises(DataError, match=r"in \[0, 1\], these run from"):
+    with pytest.raises(DataError, match=r"in \[0, 1\], but these run from"):
         tokenizer.encode(image)
     jax.eval_shape(tokenizer.encode, image)  # a program that is traced cannot look
 
@@ -285,7 +285,7 @@ def test_a_folder_of_another_size_or_kind_is_told_with_the_flags_that_fit(tmp_pa
     config = tiny_config(**OPTIONS, **{"tokenizer.path": str(tmp_path)})
     with pytest.raises(ConfigError) as caught:
         tokenizers.load(config)
-    assert "config.tokenizer.codebook_size: 32 there, 16 asked for" in str(caught.value)
+    assert "config.tokenizer.codebook_size: 32 in the folder, 16 in the config" in str(caught.value)
     assert "Set --config.tokenizer.embedding_dim=4 --config.tokenizer.codebook_size=32," in str(
         caught.value
     )

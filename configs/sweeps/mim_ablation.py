@@ -1,12 +1,12 @@
-"""What of masked image modelling matters on digits: one option at a time, three seeds, 51 members.
+"""An ablation of masked image modelling on digits: one option at a time, three seeds, 51 members.
 
 supmim sweep run --sweep=configs/sweeps/mim_ablation.py --folder=sweeps/mim_ablation
 
-Weight, mask ratio, decoder depth, one pass against two (both without mixup, which one pass cannot
-take), dropping against mask tokens, pooling, tokens against pixels as targets. Values that
-digits.py has already are one member under several names.
+The options are the weight, the mask ratio, the decoder depth, one pass or two (both without mixup,
+which one pass cannot use), dropped patches or mask tokens, pooling, and tokens or pixels as
+targets. Entries that equal digits.py are one member with several names.
 
-Two CPU cores, one member at a time: not run yet.
+On two CPU cores, one member at a time: not run yet.
 """
 
 from supmim import grid
@@ -15,7 +15,7 @@ PRESET = "../digits.py"
 
 
 def get_sweep():
-    """Single changes x seeds."""
+    """Return every single change with every seed."""
     changes = (
         grid.values("mim_weight", 0.1, 0.3, 1.0, 3.0)
         | grid.values("mim.mask_ratio", 0.25, 0.5, 0.75, 0.9)

@@ -1,12 +1,14 @@
-"""What masked image modelling adds on digits: four arms, three seeds, 12 members.
+"""The gain from masked image modelling on digits: four arms, three seeds, 12 members.
 
 supmim sweep run --sweep=configs/sweeps/mim_gain.py --folder=sweeps/mim_gain
 
-baseline: labels alone. baseline_matched: labels alone for as many FLOPs as two_pass trains with,
-by `sweep plan`'s count (by time on two CPU cores it would be 268 epochs). two_pass: digits.py as it
-is. one_pass: the class loss on the masked pass, which takes unmixed images, so without mixup.
+baseline: labels alone. baseline_matched: labels alone, with as many FLOPs as two_pass by the count
+of `sweep plan` (matched by time on two CPU cores, it would be 268 epochs). two_pass: digits.py as
+it is. one_pass: the class loss on the masked pass, without mixup, since that pass needs unmixed
+images.
 
-Two CPU cores that other jobs shared, one member at a time: about 45 minutes. Results: README.md.
+It takes about 45 minutes on two CPU cores shared with other jobs, one member at a time. README.md
+has the results.
 """
 
 from supmim import grid
@@ -15,7 +17,7 @@ PRESET = "../digits.py"
 
 
 def get_sweep():
-    """Arms x seeds."""
+    """Return every arm with every seed."""
     arms = {
         "baseline": {"mim_weight": 0.0},
         "baseline_matched": {"mim_weight": 0.0, "total_epochs": 262},

@@ -1,1 +1,1 @@
-"""What `supmim benchmark` times, and the references that it is timed against."""
+"""The programs that `supmim benchmark` times, and the references that they are compared with."""

@@ -1,10 +1,11 @@
-"""Times the input of a config: each stage on one core, the whole pipeline per number of readers.
+"""Timing of a config's input: each stage on one core, the whole pipeline by number of readers.
 
-Pillow's decode, crop and resize of the same boxes, and OpenCV's where it is installed, take turns
-in the same run.
+Pillow's decode, crop and resize of the same boxes, and OpenCV's if it is installed, take turns with
+the stages in the same run.
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -25,109 +26,115 @@ from supmim.data import crop, decode, images, pipeline
 from supmim.data.sources import base
 from supmim.errors import ConfigError
 
-SAMPLE = 128  # records, evenly taken
+SAMPLE = 128  # evenly spaced records
 PIPELINE_SECONDS = 6.0
-BATCHED = "ours, with reading, into a batch"
+OURS, BATCHED = "ours: decode, crop, resize", "ours, with reading, into a batch"
+BY_PILLOW = "Pillow: decode, crop, resize"
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+STAGE_ROW = "{stage:36}{images_per_second:10,.0f}{to_pillow:10.2f}{share_of_ours:10.0%}"
+PIPELINE_ROW = (
+    "{name:36}{images_per_second:10,.0f}{share:10.0%}{peak_gib:10.2f}{largest_reader_gib:10.2f}"
+)
+LEGEND = """
+x Pillow: rate to Pillow's. of ours: time, as a share of our decode, crop and
+resize. share: of the rate of as many cores that each read into batches.
+GiB: peak memory."""
 
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
-    """Everything that is printed: stages on one core, then pipelines on all."""
+    """Return what `table` prints: the stages on one core, then the pipelines on all cores."""
     config, source, _ = assemble.load_sources(config)
     if not isinstance(source[0].image, bytes):
         raise ConfigError(
             f"{source.name} holds decoded images: there is no decoding to time. Name a folder, "
             "e.g. --config.data.train=folder:PATH"
         )
-    seen = images.training(source, config.data)
+    cropped = images.training(source, config.data)
     index = base.evenly(len(source), SAMPLE)
     with one_core():
-        stages = list(contestants(seen, index, config.data))
-        take_turns(stages, rounds)
-    pillow = next(one for one in stages if one.name.startswith("Pillow"))
-    ours = next(one for one in stages if one.name.startswith("ours"))
-    rate = len(index) / next(one for one in stages if one.name == BATCHED).median()
+        timed = list(stages(cropped, index, config.data))
+        take_turns(timed, rounds)
+    named = {one.name: one for one in timed}
+    rate = len(index) / named[BATCHED].median()
     return {
         "source": source.name,
         "records": len(index),
         "rounds": rounds,
         "stages": [
-            {"stage": one.name, "images_per_second": len(index) / one.median(),
-             "to_pillow": 1 / one.ratio(pillow), "share_of_ours": one.ratio(ours)}
-            for one in stages
+            {
+                "stage": one.name,
+                "images_per_second": len(index) / one.median(),
+                "to_pillow": 1 / one.ratio(named[BY_PILLOW]),
+                "share_of_ours": one.ratio(named[OURS]),
+            }
+            for one in timed
         ],
-        "pipelines": [whole(config, seen, workers, rate) for workers in worker_counts()],
+        "pipelines": [pipeline_row(config, cropped, n, rate) for n in worker_counts()],
         "cores": len(os.sched_getaffinity(0)),
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Within it this process and its threads run on one processor."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
+    """Keep this process and its threads on one processor."""
+    previous = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(previous)})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setaffinity(0, previous)
 
 
-def contestants(seen: images.Images, index: np.ndarray, data: options.Data) -> Iterator[Contestant]:
-    """The stages, ours as a whole, and the references; each runs over all records."""
-    records = seen.source.__getitems__([int(i) for i in index])
-    files = [record.image for record in records]
+def stages(cropped: images.Images, index: np.ndarray, data: options.Data) -> Iterator[Contestant]:
+    """Yield our stages, alone and together, and the references; each processes all records."""
+    indices = [int(i) for i in index]
+    records = cropped.source.__getitems__(indices)
+    files: list[Any] = [record.image for record in records]
     headers = [decode.read_header(file, data.max_pixels) for file in files]
-    boxes = [seen.box_of(h.height, h.width, 0, int(i)) for h, i in zip(headers, index, strict=True)]
+    boxes = [
+        cropped.box_of(header.height, header.width, 0, i)
+        for header, i in zip(headers, indices, strict=True)
+    ]
     pixels = [decode.decode(*both, data.channels) for both in zip(files, headers, strict=True)]
-    size, method = data.image_size, data.interpolation
+    size, method, zeros = data.image_size, data.interpolation, np.zeros_like(index)
 
-    def each(function: Callable, *columns: list) -> Callable[[], int]:
+    def stage(name: str, function: Callable, *columns: list) -> Contestant:
         def advance():
             for row in zip(*columns, strict=True):
                 function(*row)
             return 0
 
-        return advance
+        return Contestant(name, advance)
 
-    def read_only():
-        seen.source.__getitems__([int(i) for i in index])
-        return 0
-
-    yield Contestant("read", read_only)
+    yield stage("read", cropped.source.__getitems__, [indices])
     if all(file.startswith(decode.JPEG) for file in files):
-        yield Contestant("bare simplejpeg decode", each(bare_decode, files))
-    resized = each(lambda p, box: crop.resize(p, box, size, method), pixels, boxes)
-    yield Contestant("crop and resize", resized)
-    view = each(lambda record, i: seen.view(record, 0, int(i)), records, list(index))
-    yield Contestant("ours: decode, crop, resize", view)
-    zeros = np.zeros_like(index)
-    yield Contestant(BATCHED, lambda: seen.take(index, zeros)[1] and 0)
-    yield Contestant(
-        "Pillow: decode, crop, resize",
-        each(lambda file, box: pillow_view(file, box, size, PILLOW[method]), files, boxes),
-    )
+        yield stage("bare simplejpeg decode", bare_decode, files)
+    resize = functools.partial(crop.resize, size=size, method=method)
+    yield stage("crop and resize", resize, pixels, boxes)
+    yield stage(OURS, cropped.crop, records, [0] * len(indices), indices)
+    yield stage(BATCHED, cropped.take, [index], [zeros])
+    by_pillow = functools.partial(pillow_crop, size=size, method=PILLOW[method])
+    yield stage(BY_PILLOW, by_pillow, files, boxes)
     if importlib.util.find_spec("cv2"):
-        yield Contestant(
-            "OpenCV: decode, crop, area resize",
-            each(lambda file, box: opencv_view(file, box, size), files, boxes),
-        )
+        by_opencv = functools.partial(opencv_crop, size=size)
+        yield stage("OpenCV: decode, crop, area resize", by_opencv, files, boxes)
 
 
 def bare_decode(file: bytes) -> np.ndarray:
-    """simplejpeg alone, with its fast kernels."""
+    """Decode with simplejpeg's fast kernels and nothing else."""
     return simplejpeg.decode_jpeg(file, fastdct=True, fastupsample=True)
 
 
-def pillow_view(file: bytes, box: crop.Box, size: int, method: int) -> np.ndarray:
-    """What torchvision's loader and RandomResizedCrop do."""
+def pillow_crop(file: bytes, box: crop.Box, size: int, method: Image.Resampling) -> np.ndarray:
+    """Decode, crop and resize like torchvision's loader and RandomResizedCrop."""
     image = Image.open(io.BytesIO(file)).convert("RGB")
-    return np.asarray(image.crop(tuple(map(round, box))).resize((size, size), method))
+    left, top, right, bottom = map(round, box)
+    return np.asarray(image.crop((left, top, right, bottom)).resize((size, size), method))
 
 
-def opencv_view(file: bytes, box: crop.Box, size: int) -> np.ndarray:
-    """OpenCV's decoder and its antialiased resize."""
-    import cv2
-
+def opencv_crop(file: bytes, box: crop.Box, size: int) -> np.ndarray:
+    """Decode, crop and resize with OpenCV; its area resize is antialiased."""
+    cv2 = importlib.import_module("cv2")  # an optional dependency
     cv2.setNumThreads(1)
     whole = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
     left, top, right, bottom = map(round, box)
@@ -135,20 +142,22 @@ def opencv_view(file: bytes, box: crop.Box, size: int) -> np.ndarray:
 
 
 def worker_counts() -> list[int]:
-    """A thread, then 1, 2, 4, ... processes up to the processors there are."""
+    """Return 0 for a thread, then 1, 2, 4, ... processes up to the number of processors."""
     cores = len(os.sched_getaffinity(0))
     return [0, *sorted({2**k for k in range(cores.bit_length()) if 2**k <= cores} | {cores})]
 
 
-def whole(config: Config, seen: images.Images, workers: int, rate: float) -> dict[str, Any]:
-    """Images per second as the training would get them, once the readers are warm.
+def pipeline_row(
+    config: Config, cropped: images.Images, workers: int, rate: float
+) -> dict[str, Any]:
+    """Return the images per second that a training run would get once its readers are warm.
 
-    share: of what so many cores would do at the rate of BATCHED on one.
+    rate: of BATCHED on one core; `share` is relative to it, times the workers.
     """
     mesh = assemble.mesh_of(config)
     readers = pipeline.Readers(workers, lambda met: None)
     batches = pipeline.train_batches(
-        seen, config.data.seed, config.batch_size, mesh, 0, 2**40, readers
+        cropped, config.data.seed, config.batch_size, mesh, 0, 2**40, readers
     )
     for _ in range(2 * workers + pipeline.READ_AHEAD + pipeline.DEVICE_AHEAD):
         next(batches)
@@ -158,41 +167,31 @@ def whole(config: Config, seen: images.Images, workers: int, rate: float) -> dic
         count += config.batch_size
     per_second = count / (time.perf_counter() - began)
     batches.close()
-    peak = [resource.getrusage(who).ru_maxrss / 2**20 for who in
-            (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]  # fmt: skip
+    own, reader = (
+        resource.getrusage(who).ru_maxrss / 2**20
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return {
         "workers": workers,
         "images_per_second": per_second,
         "share": per_second / rate / max(workers, 1),
-        "peak_gib": peak[0],
-        "largest_reader_gib": peak[1] if workers else 0.0,
+        "peak_gib": own,
+        "largest_reader_gib": reader if workers else 0.0,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text of at most 80 columns."""
+    """Return the result as text of at most 80 columns."""
     lines = [
-        f"{base.printable(result['source'])[-78:]}",
+        base.printable(result["source"])[-78:],
         f"{result['records']} records, median of {result['rounds']} rounds, on one core",
         "",
         f"{'stage':36}{'img/s':>10}{'x Pillow':>10}{'of ours':>10}",
     ]
-    for one in result["stages"]:
-        lines.append(
-            f"{one['stage']:36}{one['images_per_second']:10,.0f}{one['to_pillow']:10.2f}"
-            f"{one['share_of_ours']:10.0%}"
-        )
-    lines += ["", f"{'pipeline, on ' + str(result['cores']) + ' cores':36}{'img/s':>10}"
-              f"{'share':>10}{'GiB':>10}{'a reader':>10}"]  # fmt: skip
+    lines += [STAGE_ROW.format(**one) for one in result["stages"]]
+    title = f"pipeline, on {result['cores']} cores"
+    lines += ["", f"{title:36}{'img/s':>10}{'share':>10}{'GiB':>10}{'a reader':>10}"]
     for one in result["pipelines"]:
         name = f"{one['workers']} processes" if one["workers"] else "a thread"
-        lines.append(
-            f"{name:36}{one['images_per_second']:10,.0f}{one['share']:10.0%}"
-            f"{one['peak_gib']:10.2f}{one['largest_reader_gib']:10.2f}"
-        )
-    return "\n".join([
-        *lines, "",
-        "x Pillow: rate to its rate. of ours: time, as a share of decode, crop and",
-        "resize. share: of so many cores that read into batches at the rate of one.",
-        "GiB: peak memory.",
-    ])  # fmt: skip
+        lines.append(PIPELINE_ROW.format(name=name, **one))
+    return "\n".join([*lines, LEGEND])

@@ -1,5 +1,5 @@
-"""Times exact search by cosine: ours, scikit-learn's brute force, and NumPy's product with
-argpartition, beside the bare product. All take turns in the same run, on unit rows of noise.
+"""Timing of exact search by cosine similarity: ours, scikit-learn's brute force, NumPy's product
+with argpartition, and the product alone. All take turns in one run, on unit rows of noise.
 
 Shapes: Q queries, M bank entries, D width, k neighbours.
 """
@@ -11,79 +11,92 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.flags import FlagValues
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from sklearn.neighbors import NearestNeighbors
 
 from supmim import assemble
-from supmim.benchmarks.step import SIDE, Step
-from supmim.benchmarks.turns import take_turns
+from supmim.benchmarks.step import matmul
+from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.evaluators.lib import ranking
 
-IMAGENET = (50_000, 1_281_167)  # images that are evaluated, and searched
-FITTING = {"gpu": IMAGENET, "tpu": IMAGENET, "cpu": (5_000, 50_000)}  # by platform
-REFERENCE = 250_000_000  # similarities that a reference on the host computes in a turn, at most
-CLOSE = 1e-5  # cosines that rounding may put in another order
+IMAGENET = (50_000, 1_281_167)  # queries and bank: evaluation and training images
+DEFAULT_SIZES = {"gpu": IMAGENET, "tpu": IMAGENET, "cpu": (5_000, 50_000)}  # by platform
+REFERENCE = 250_000_000  # most similarities that a reference on the host computes in a turn
+CLOSE = 1e-5  # difference of cosines that rounding may put in another order
+ROW = (
+    "{search:29}{queries:9,}{seconds:9.3f}{queries_per_second:12,.0f}{time_to_ours:9.2f}"
+    "{share_of_matmul:9.0%}"
+)
 
 
 def run(config: Config, flags: FlagValues) -> dict[str, Any]:
-    """Everything that is printed; width of the encoder, memory of config.eval.similarity_mib."""
+    """Return what `table` prints; width and memory are those of the config's encoder and eval."""
     mesh = assemble.mesh_of(config)
-    default = FITTING[mesh.devices.flat[0].platform]
+    platform, kind = mesh.devices.flat[0].platform, mesh.devices.flat[0].device_kind
+    default = DEFAULT_SIZES[platform]
     count, length = number(flags, "queries", default[0]), number(flags, "bank", default[1])
     k = number(flags, "neighbours", 20)
     if k > length:
-        raise ConfigError(f"--neighbours={k} are more than --bank={length} holds")
+        raise ConfigError(
+            f"--neighbours={k} is more than --bank={length} holds; set fewer, or a larger --bank"
+        )
     queries, rows = noise(count, length, config.encoder.width)
     bank = ranking.Bank(rows, mesh, config.eval.similarity_mib)
     few = queries[: max(1, min(count, REFERENCE // length))]
     brute = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(rows)
     work = 2.0 * length * rows.shape[1]
-    contestants = [
-        Step("ours", lambda: bank.nearest(queries, k), flops=work * count),
-        Step("scikit-learn brute force", lambda: brute.kneighbors(few), flops=work * len(few)),
-        Step("NumPy product, argpartition", lambda: by_numpy(few, rows, k), flops=work * len(few)),
-        Step("bare product, same blocks", lambda: product(bank, queries), flops=work * count),
+    ours = Contestant("ours", lambda: bank.nearest(queries, k), work * count)
+    theirs = work * len(few)
+    searches = [
+        ours,
+        Contestant("scikit-learn brute force", lambda: brute.kneighbors(few), theirs),
+        Contestant("NumPy product, argpartition", lambda: by_numpy(few, rows, k), theirs),
+        Contestant("bare product, same blocks", lambda: product(bank, queries), work * count),
     ]
-    ceiling = float32_ceiling(mesh)
-    take_turns([ceiling, *contestants], int(flags.rounds))
-    peak = ceiling.flops / ceiling.median()
+    ceiling = matmul("float32", mesh, mesh.axis_names, "highest")
+    take_turns([ceiling, *searches], int(flags.rounds))
     return {
-        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "rounds": int(flags.rounds), "bank": length, "width": rows.shape[1], "neighbours": k,
+        "device": f"{mesh.size} x {kind}",
+        "rounds": int(flags.rounds),
+        "bank": length,
+        "width": rows.shape[1],
+        "neighbours": k,
         "share_of_imagenet": count * length / IMAGENET[0] / IMAGENET[1],
-        "block": bank.block, "matmul_tflops": peak / 1e12,
+        "block": bank.block,
+        "matmul_tflops": ceiling.rate() / 1e12,
         "agreement": agreement(bank, few, rows, k),
-        "searches": [row(one, contestants[0], work, peak) for one in contestants],
-    }  # fmt: skip
+        "searches": [search_row(one, ours, work, ceiling.rate()) for one in searches],
+    }
 
 
 def number(flags: FlagValues, name: str, default: int) -> int:
-    """A flag that is a number from 1; ConfigError if it is none."""
+    """Return the value of a flag; ConfigError unless it is a whole number from 1."""
     text = flags[name].value or str(default)
     if not text.isdecimal() or not int(text):
-        raise ConfigError(f"--{name}={text} is no whole number from 1, e.g. --{name}={default}")
+        raise ConfigError(f"--{name}={text} is not a whole number from 1, e.g. --{name}={default}")
     return int(text)
 
 
 def noise(count: int, length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows [Q, D] and [M, D], float32."""
+    """Return unit rows [Q, D] and [M, D], float32."""
     rng = np.random.default_rng(0)
-    drawn = (rng.standard_normal((n, width), np.float32) for n in (count, length))
-    return tuple(ranking.unit(rows, "noise") for rows in drawn)
+    queries, bank = (rng.standard_normal((n, width), np.float32) for n in (count, length))
+    return ranking.unit(queries, "noise"), ranking.unit(bank, "noise")
 
 
 def by_numpy(queries: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
-    """Ids [Q, k] of the nearest, best first."""
+    """Return the ids [Q, k] of the nearest rows, best first."""
     similarity = queries @ rows.T
     ids = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(similarity, ids, 1), axis=1)
     return np.take_along_axis(ids, order, 1)
 
 
-def product(bank: ranking.Bank, queries: np.ndarray) -> jax.Array:
-    """All similarities, in our chunks of queries, and nothing kept of them."""
+def product(bank: ranking.Bank, queries: np.ndarray) -> jax.Array | None:
+    """Compute all similarities, in the chunks of our search, and return those of the last block."""
+    last = None
     for first in range(0, len(queries), ranking.QUERIES):
         chunk = queries[first : first + ranking.QUERIES]
         padded = np.pad(chunk, ((0, ranking.QUERIES - len(chunk)), (0, 0)))
@@ -93,8 +106,8 @@ def product(bank: ranking.Bank, queries: np.ndarray) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
 def _product(queries, rows, mesh, block):
-    """[devices, Q, block]: of each device's last block, after all before it."""
-    spread = PartitionSpec(mesh.axis_names)
+    """Return similarities [devices, Q, block] with each device's last block, after all others."""
+    split = PartitionSpec(mesh.axis_names)
 
     def share(queries, rows):
         def step(_, part):
@@ -104,30 +117,23 @@ def _product(queries, rows, mesh, block):
         return jax.lax.scan(step, nothing, rows.reshape(-1, block, rows.shape[1]))[0][None]
 
     return jax.shard_map(
-        share, mesh=mesh, in_specs=(PartitionSpec(), spread), out_specs=spread, check_vma=False
+        share, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
     )(queries, rows)
 
 
-def float32_ceiling(mesh: jax.sharding.Mesh) -> Step:
-    """One large square product per device, in what search computes in."""
-    side = SIDE[mesh.devices.flat[0].platform]
-    where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    left = jax.device_put(jnp.ones((mesh.size * side, side)), where)
-    right = jax.device_put(jnp.ones((side, side)), NamedSharding(mesh, PartitionSpec()))
-    multiply = jax.jit(functools.partial(jnp.matmul, precision="highest"), out_shardings=where)
-    return Step("matmul", lambda: multiply(left, right), flops=2.0 * mesh.size * side**3)
-
-
 def agreement(bank: ranking.Bank, queries: np.ndarray, rows: np.ndarray, k: int) -> float:
-    """Share of ours and NumPy's neighbours [Q, k] that are the same, or as near to a rounding."""
+    """Return the share of neighbours [Q, k] that our search and NumPy's have in common.
+
+    Neighbours that differ count too if their cosines are equal up to rounding.
+    """
     similarity, ids = bank.nearest(queries, k)
     theirs = by_numpy(queries, rows, k)
     cosines = np.stack([rows[some] @ query for query, some in zip(queries, theirs, strict=True)])
     return float(((ids == theirs) | (np.abs(cosines - similarity) < CLOSE)).mean())
 
 
-def row(one: Step, ours: Step, work: float, peak: float) -> dict[str, Any]:
-    """Rates of a search; `time_to_ours` is of the same number of queries."""
+def search_row(one: Contestant, ours: Contestant, work: float, peak: float) -> dict[str, Any]:
+    """Return the rates of a search; `time_to_ours` is relative to ours for as many queries."""
     queries, own = one.flops / work, ours.flops / work
     return {
         "search": one.name,
@@ -135,12 +141,12 @@ def row(one: Step, ours: Step, work: float, peak: float) -> dict[str, Any]:
         "seconds": one.median(),
         "queries_per_second": queries / one.median(),
         "time_to_ours": one.ratio(ours) * own / queries,
-        "share_of_matmul": one.flops / one.median() / peak,
+        "share_of_matmul": one.rate() / peak,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text of at most 80 columns."""
+    """Return the result as text of at most 80 columns."""
     lines = [
         f"{result['device']}, median of {result['rounds']} rounds, "
         f"{result['neighbours']} neighbours, {result['width']} wide",
@@ -151,13 +157,6 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{'search':29}{'queries':>9}{'s':>9}{'queries/s':>12}{'/ ours':>9}{'matmul':>9}",
     ]
-    for one in result["searches"]:
-        lines.append(
-            f"{one['search']:29}{one['queries']:9,}{one['seconds']:9.3f}"
-            f"{one['queries_per_second']:12,.0f}{one['time_to_ours']:9.2f}"
-            f"{one['share_of_matmul']:9.0%}"
-        )
-    return "\n".join([
-        *lines, "",
-        "/ ours: time of as many queries to ours; matmul: share of the ceiling.",
-    ])  # fmt: skip
+    lines += [ROW.format(**one) for one in result["searches"]]
+    legend = "/ ours: time to ours for as many queries; matmul: share of the ceiling."
+    return "\n".join([*lines, "", legend])

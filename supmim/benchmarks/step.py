@@ -1,17 +1,17 @@
-"""Times training steps side by side: ours, a plain Flax ViT's, and the way from one to the other.
+"""Timing of training steps side by side: ours, a plain Flax ViT's, and those in between.
 
-All take turns in the same run, so that ratios hold on a machine that does other things too.
+All take turns in the same run, so that ratios hold on a machine that is shared.
 """
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from supmim import assemble, optimizer, sharding, step
 from supmim import config as config_lib
@@ -26,11 +26,14 @@ from supmim.tasks.base import Prepared, Task
 from supmim.tasks.registry import TASKS
 
 Batch = TypeVar("Batch", Raw, Prepared)
+MakeTask = Callable[[Config], Task]
+Rung = tuple[str, tuple[str, ...]]  # name of a step, and its naive choices
 
-SIDE = {"gpu": 8192, "tpu": 8192, "cpu": 1024}  # of the square matrices of the ceiling
+# Side of the square matrices whose product is the ceiling, by platform.
+SIDE = {"gpu": 8192, "tpu": 8192, "cpu": 1024}
 
-# docs/performance.md's steps from a naive bfloat16 build to ours; what each leaves naive.
-LADDER = (
+# The steps of docs/performance.md from a naive bfloat16 build to ours.
+LADDER: tuple[Rung, ...] = (
     ("1 naive", ("scores", "flat", "attention", "gelu", "separate")),
     ("2 scores in the compute dtype", ("flat", "attention", "gelu", "separate")),
     ("3 tokens flat", ("attention", "gelu", "separate")),
@@ -38,53 +41,47 @@ LADDER = (
     ("5 GELU keeps its input", ("separate",)),
     ("6 separate q, k, v: ours", ()),
 )
-
-
-@dataclasses.dataclass
-class Step(Contestant):
-    """A training step, or the product that is its ceiling."""
-
-    flops: float = 0.0
-    temp_bytes: int = 0
+ROW = (
+    "{step:41}{milliseconds:8.1f}{images_per_second:8.0f}{time_to_plain:8.3f}{share_of_matmul:7.0%}"
+    "{temporaries_gb:7.2f}"
+)
+LEGEND = """
+/ plain: time of a step to the plain step's; matmul: share of the ceiling; GB:
+temporaries. Each rung keeps those before it."""
 
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
-    """Everything that is printed: a row per step, and the matmul ceiling of the same run."""
+    """Return what `table` prints: a row for each step, and the ceiling of the same run."""
     config = assemble.settled(config)
-    check(config)
+    check_plain(config)
     mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)
     with jax.set_mesh(mesh):
         ceiling = matmul(config.encoder.dtype, mesh)
         steps = list(contestants(config, mesh))
         take_turns([ceiling, *steps], rounds)
-    plain = steps[0]
-    peak = ceiling.flops / ceiling.median()
     return {
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "batch_size": config.batch_size,
         "dtype": config.encoder.dtype,
         "rounds": rounds,
-        "matmul_tflops": peak / 1e12,
-        "steps": [row(one, plain, config.batch_size, peak) for one in steps],
+        "matmul_tflops": ceiling.rate() / 1e12,
+        "steps": [
+            {
+                "step": one.name,
+                "milliseconds": 1000 * one.median(),
+                "images_per_second": config.batch_size / one.median(),
+                "time_to_plain": one.ratio(steps[0]),
+                "share_of_matmul": one.rate() / ceiling.rate(),
+                "temporaries_gb": one.temp_bytes / 1e9,
+            }
+            for one in steps
+        ],
     }
 
 
-def row(one: Step, plain: Step, batch_size: int, peak: float) -> dict[str, Any]:
-    """Medians of a step; `time_to_plain` is the median of its ratios within a round."""
-    seconds = one.median()
-    return {
-        "step": one.name,
-        "milliseconds": 1000 * seconds,
-        "images_per_second": batch_size / seconds,
-        "time_to_plain": one.ratio(plain),
-        "share_of_matmul": one.flops / seconds / peak,
-        "temporaries_gb": one.temp_bytes / 1e9,
-    }
-
-
-def check(config: Config) -> None:
-    """ConfigError where the plain ViT would not be the same network."""
+def check_plain(config: Config) -> None:
+    """Raise ConfigError if the plain ViT would be another network than the config's."""
     encoder = config.encoder
     if (encoder.pool, encoder.positions, encoder.attention) != ("gap", "sincos2d", "xla"):
         raise ConfigError(
@@ -94,8 +91,8 @@ def check(config: Config) -> None:
         )
 
 
-def settings(config: Config, **changes: Any) -> Config:
-    """The config, unrolled and without what only the one or the other has, and with changes."""
+def simplified(config: Config, **changes: Any) -> Config:
+    """Return the config with changes, unrolled and without what the plain ViT does not have."""
     plain = {
         "accumulation_steps": 1,
         "encoder.scan": False,
@@ -106,94 +103,84 @@ def settings(config: Config, **changes: Any) -> Config:
     return config_lib.validate(config_lib.flatten(config) | plain | changes)
 
 
-def contestants(config: Config, mesh: jax.sharding.Mesh) -> Iterator[Step]:
-    """The plain step first, then each rung for the supervised step and for SupMIM's."""
-    supervised = settings(config, mim_weight=0.0)
+def contestants(config: Config, mesh: Mesh) -> Iterator[Contestant]:
+    """Yield the plain step, then each rung of the supervised step and of SupMIM's."""
+    supervised, make_task = simplified(config, mim_weight=0.0), TASKS[config.task].abstract
     yield from compiled("plain", [("Flax ViT", ())], supervised, mesh, plain_task)
-    yield from compiled("supervised", rungs(supervised, mesh), supervised, mesh, abstract_task)
+    yield from compiled("supervised", rungs(supervised, mesh), supervised, mesh, make_task)
     if config.mim_weight:
-        joint = settings(config)
-        yield from compiled("SupMIM", rungs(joint, mesh), joint, mesh, abstract_task)
+        joint = simplified(config)
+        yield from compiled("SupMIM", rungs(joint, mesh), joint, mesh, make_task)
 
 
 def compiled(
-    arm: str, steps: list[tuple[str, tuple[str, ...]]], config: Config, mesh: jax.sharding.Mesh,
-    make_task: Callable[[Any], Task],
-) -> Iterator[Step]:  # fmt: skip
-    """The steps of one task, each naive in its own choices, all from the same state."""
+    arm: str, steps: Sequence[Rung], config: Config, mesh: Mesh, make_task: MakeTask
+) -> Iterator[Contestant]:
+    """Yield the compiled steps of a task, each with its naive choices, from the same state."""
     rng = jax.random.key(config.seed)
-    state, tx = first_state(config, make_task(config), mesh)
-    for name, left in steps:
-        expected = "cudnn" if "attention" not in left and has_cudnn(config, mesh) else "xla"
-        with naive.naive(*left):
-            task = make_task(settings(config, **{"encoder.attention": expected}))
+    state, tx = initial_state(config, make_task(config), mesh)
+    for name, choices in steps:
+        attention = "cudnn" if "attention" not in choices and has_cudnn(config, mesh) else "xla"
+        with naive.patched(*choices):
+            task = make_task(simplified(config, **{"encoder.attention": attention}))
             _, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
             raw = pipeline.abstract_batch(config, mesh)
             shapes = jax.eval_shape(prepare, jax.eval_shape(task.tokenize, task.frozen, raw))
-            batch = made_up(shapes, sharding.batch_sharding(mesh))
+            batch = noise_batch(shapes, sharding.batch_sharding(mesh))
             yield contestant(f"{arm} {name}", train_step, state, batch, rng)
 
 
-def first_state(
-    config: Config, task: Task, mesh: jax.sharding.Mesh
+def initial_state(
+    config: Config, task: Task, mesh: Mesh
 ) -> tuple[step.State, optax.GradientTransformation]:
-    """The state of a task before its first step, on the mesh, and its optimizer."""
+    """Return the state before the first step, on the mesh, and the optimizer."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
     placement = sharding.of(assemble.place(make_state, mesh, config.mesh.fsdp_splits))
     return jax.jit(make_state, out_shardings=placement)(), tx
 
 
-def rungs(config: Config, mesh: jax.sharding.Mesh) -> list[tuple[str, tuple[str, ...]]]:
-    """LADDER, without cuDNN's rung where there is none."""
-    if has_cudnn(config, mesh):
-        return list(LADDER)
-    return [rung for rung in LADDER if "cuDNN" not in rung[0]]
+def rungs(config: Config, mesh: Mesh) -> list[Rung]:
+    """Return LADDER, without cuDNN's rung if cuDNN is not available."""
+    return [rung for rung in LADDER if "cuDNN" not in rung[0] or has_cudnn(config, mesh)]
 
 
-def has_cudnn(config: Config, mesh: jax.sharding.Mesh) -> bool:
-    """Whether the config could use cuDNN's attention here."""
+def has_cudnn(config: Config, mesh: Mesh) -> bool:
+    """Return whether the config could use cuDNN's attention on these devices."""
     if mesh.devices.flat[0].platform != "gpu":
         return False
     with contextlib.suppress(ConfigError):
-        settings(config, **{"encoder.attention": "cudnn"})
+        simplified(config, **{"encoder.attention": "cudnn"})
         return True
     return False
 
 
-def abstract_task(config: Config) -> Task:
-    """The task of a config, without data."""
-    return TASKS[config.task].abstract(config)
-
-
 def plain_task(config: Config) -> Task:
-    """The supervised task with a plain ViT for its encoder."""
-    task = abstract_task(config)
-    names = ("patch_size", "width", "depth", "num_heads", "mlp_dim", "gelu", "dtype")
-    sizes = {name: vars(config.encoder)[name] for name in names}
-    task.model = task.model.clone(encoder=naive.PlainViT(grid=task.grid, **sizes))
+    """Return the task with a plain ViT as its encoder."""
+    task: Any = TASKS[config.task].abstract(config)
+    task.model = task.model.clone(encoder=naive.PlainViT(config.encoder, config.grid))
     return task
 
 
 def contestant(
     name: str, train_step: Any, state: step.State, batch: Prepared, rng: jax.Array
-) -> Step:
-    """A jitted step, compiled, with a state of its own to run it on."""
+) -> Contestant:
+    """Return a compiled step with its own copy of the state."""
     count = flops.count(train_step, state, batch, rng)
     program = train_step.lower(state, batch, rng).compile()
     temp_bytes = program.memory_analysis().temp_size_in_bytes
-    state = jax.tree.map(jnp.copy, state)  # it is donated
+    state = jax.tree.map(jnp.copy, state)  # the step donates it
 
     def advance():
         nonlocal state
         state, totals = program(state, batch, rng)
         return totals
 
-    return Step(name, advance, flops=count, temp_bytes=temp_bytes)
+    return Contestant(name, advance, count, temp_bytes)
 
 
-def made_up(shapes: Batch, where: jax.sharding.Sharding) -> Batch:
-    """A batch, raw or prepared: images of noise, all valid, every label and id 0 or 1."""
+def noise_batch(shapes: Batch, where: jax.sharding.Sharding) -> Batch:
+    """Return a raw or prepared batch of noise: all images valid, each label and id 0 or 1."""
 
     def fill(path, shape):
         if sharding.path_name(path) == "valid":
@@ -206,18 +193,20 @@ def made_up(shapes: Batch, where: jax.sharding.Sharding) -> Batch:
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def matmul(dtype: str, mesh: jax.sharding.Mesh) -> Step:
-    """The ceiling: one large square product per device, in the dtype of the steps."""
+def matmul(
+    dtype: str, mesh: Mesh, axes: tuple[str, ...] = sharding.BATCH, precision: str | None = None
+) -> Contestant:
+    """Return the ceiling: one large square product per device, split over these axes."""
     side = SIDE[mesh.devices.flat[0].platform]
-    where = sharding.batch_sharding(mesh)
+    where = NamedSharding(mesh, PartitionSpec(axes))
     left = jax.device_put(jnp.ones((mesh.size * side, side), dtype), where)
     right = jax.device_put(jnp.ones((side, side), dtype), sharding.replicated(mesh))
-    product = jax.jit(jnp.matmul, out_shardings=where)
-    return Step("matmul", lambda: product(left, right), flops=2.0 * mesh.size * side**3)
+    product = jax.jit(functools.partial(jnp.matmul, precision=precision), out_shardings=where)
+    return Contestant("matmul", lambda: product(left, right), 2.0 * mesh.size * side**3)
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text of at most 80 columns."""
+    """Return the result as text of at most 80 columns."""
     lines = [
         f"{result['device']}, {result['dtype']}, batch {result['batch_size']}, median of "
         f"{result['rounds']} rounds",
@@ -225,13 +214,4 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{'step':41}{'ms':>8}{'img/s':>8}{'/ plain':>8}{'matmul':>7}{'GB':>7}",
     ]
-    for one in result["steps"]:
-        lines.append(
-            f"{one['step']:41}{one['milliseconds']:8.1f}{one['images_per_second']:8.0f}"
-            f"{one['time_to_plain']:8.3f}{one['share_of_matmul']:7.0%}{one['temporaries_gb']:7.2f}"
-        )
-    return "\n".join([
-        *lines, "",
-        "/ plain: time of a step to the plain step's; matmul: share of the ceiling; GB:",
-        "temporaries. Each rung keeps those before it.",
-    ])  # fmt: skip
+    return "\n".join([*lines, *(ROW.format(**one) for one in result["steps"]), LEGEND])

@@ -1,5 +1,5 @@
-"""Times what target ids cost: the tokenizer alone, and a training step without masked images, with
-ids computed beside it, and with ids that were read. All take turns in the same run.
+"""Timing of target ids: the tokenizer alone, and a training step without masked image modelling,
+with ids that it computes, and with ids from a cache. All take turns in the same run.
 
 Shapes: B batch, S image side, C channels, N tokens.
 """
@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from supmim import assemble, sharding, tokenizers
 from supmim import config as config_lib
-from supmim.benchmarks.step import Step, first_state, made_up, matmul, settings
-from supmim.benchmarks.turns import take_turns
+from supmim.benchmarks.step import initial_state, matmul, noise_batch, simplified
+from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config, options
 from supmim.data import images, pipeline, sources
 from supmim.data.raw import Raw
@@ -25,13 +26,21 @@ from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 
-DTYPES = {"patch_vq": ("float32",)}  # of the others: both
-BOTH = ("float32", "bfloat16")
-WITHOUT = "no MIM"
+DTYPES = ("float32", "bfloat16")
+TOKENIZER_ROW = (
+    "{tokenizer:33}{images_per_second:10,.1f}{gmac_per_image:10.4g}{share_of_matmul:10.0%}"
+)
+STEP_ROW = (
+    "{step:25}{milliseconds:10,.1f}{images_per_second:10,.1f}{time_ratio:10.3f}{flop_ratio:10.3f}"
+    "{time_by_flops:10.3f}"
+)
+LEGEND = """
+GMAC: per image. time, FLOPs: as multiples of the step without MIM, from raw
+images on. by FLOPs: time over FLOPs, 1 where MIM costs what it computes."""
 
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
-    """Everything that is printed."""
+    """Return what `table` prints. ConfigError if the config has no tokenizer."""
     if not config.has_tokenizer:
         raise ConfigError(
             "supmim benchmark tokenizer times target ids: it takes a config of task=supmim with "
@@ -40,42 +49,36 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
     config = config_lib.replaced(assemble.settled(config), {"data.targets": ""})
     mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)
+    dtypes = DTYPES[:1] if config.tokenizer.name == "patch_vq" else DTYPES
     with jax.set_mesh(mesh):
-        encoders = [encoder(config, dtype, mesh) for dtype in dtypes(config)]
-        ceiling, steps = matmul(config.encoder.dtype, mesh), list(contestants(config, mesh))
+        encoders = [tokenizer_alone(config, dtype, mesh) for dtype in dtypes]
+        ceiling, steps = matmul(config.encoder.dtype, mesh), list(training_steps(config, mesh))
         take_turns([ceiling, *encoders, *steps], rounds)
-        agreement = agree(config) if len(encoders) == 2 else None
-    peak = ceiling.flops / ceiling.median()
+        agreement = dtype_agreement(config) if len(encoders) == 2 else None
     return {
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "batch_size": config.batch_size,
         "rounds": rounds,
-        "matmul_tflops": peak / 1e12,
+        "matmul_tflops": ceiling.rate() / 1e12,
         "weights": config.tokenizer.path or "random",
         "agreement_of_bfloat16": agreement,
-        "tokenizers": [of_encoder(one, config, peak) for one in encoders],
-        "steps": [of_step(one, steps[0], config.batch_size) for one in steps],
+        "tokenizers": [tokenizer_row(one, config.batch_size, ceiling.rate()) for one in encoders],
+        "steps": [training_row(one, steps[0], config.batch_size) for one in steps],
     }
 
 
-def dtypes(config: Config) -> tuple[str, ...]:
-    """Those that the tokenizer can compute in."""
-    return DTYPES.get(config.tokenizer.name, BOTH)
-
-
-def of_encoder(one: Step, config: Config, peak: float) -> dict[str, Any]:
-    """Rate and cost of the tokenizer; a multiplication with its addition is 1 MAC."""
-    size, seconds = config.batch_size, one.median()
+def tokenizer_row(one: Contestant, batch_size: int, peak: float) -> dict[str, Any]:
+    """Return rate and cost of the tokenizer; a multiplication with its addition is 1 MAC."""
     return {
         "tokenizer": one.name,
-        "images_per_second": size / seconds,
-        "gmac_per_image": one.flops / size / 2e9,
-        "share_of_matmul": one.flops / seconds / peak,
+        "images_per_second": batch_size / one.median(),
+        "gmac_per_image": one.flops / batch_size / 2e9,
+        "share_of_matmul": one.rate() / peak,
     }
 
 
-def of_step(one: Step, without: Step, batch_size: int) -> dict[str, Any]:
-    """Medians of a step, and its ratios to the step without MIM."""
+def training_row(one: Contestant, without: Contestant, batch_size: int) -> dict[str, Any]:
+    """Return the medians of a step, and its ratios to the step without MIM."""
     time_ratio, flop_ratio = one.ratio(without), one.flops / without.flops
     return {
         "step": one.name,
@@ -87,65 +90,59 @@ def of_step(one: Step, without: Step, batch_size: int) -> dict[str, Any]:
     }
 
 
-def tokenizer_of(config: Config) -> tokenizers.Tokenizer:
-    """That of config.tokenizer.path, or one of random weights: its cost is the same."""
+def load_tokenizer(config: Config) -> tokenizers.Tokenizer:
+    """Return the tokenizer of config.tokenizer.path, or one of random weights, equal in cost."""
     if config.tokenizer.path:
         return tokenizers.load(config)
-    shapes = tokenizers.abstract(config)
-    leaves, tree = jax.tree.flatten(shapes)
+    leaves, tree = jax.tree.flatten(tokenizers.abstract(config))
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    return jax.tree.unflatten(
-        tree,
-        [
-            jax.random.normal(key, leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
-            for key, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
+    weights = [
+        jax.random.normal(key, leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, weights)
 
 
-def encoder(config: Config, dtype: str, mesh: jax.sharding.Mesh) -> Step:
-    """Images to ids as a run does it, with nothing else."""
+def tokenizer_alone(config: Config, dtype: str, mesh: Mesh) -> Contestant:
+    """Return the program that turns images into ids, as a run has it."""
     config = config_lib.replaced(config, {"tokenizer.dtype": dtype})
-    task, raw = task_of(config, mesh), raw_batch(config, mesh)
+    task, raw = task_with_tokenizer(config, mesh), raw_noise(config, mesh)
     tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
     count = flops.count(task.tokenize, task.frozen, raw)
-    return Step(dtype, lambda: tokenize(task.frozen, raw), flops=count)
+    return Contestant(dtype, lambda: tokenize(task.frozen, raw), count)
 
 
-def task_of(config: Config, mesh: jax.sharding.Mesh) -> Task:
-    """The task of a config without data, with a tokenizer that computes."""
+def task_with_tokenizer(config: Config, mesh: Mesh) -> Task:
+    """Return the task of a config, without data; its tokenizer, if any, has weights."""
     task = TASKS[config.task].abstract(config)
     if task.frozen is not None:
-        task.frozen = jax.device_put(tokenizer_of(config), sharding.replicated(mesh))
+        task.frozen = jax.device_put(load_tokenizer(config), sharding.replicated(mesh))
     return task
 
 
-def raw_batch(config: Config, mesh: jax.sharding.Mesh) -> Raw:
-    """What the readers would have placed on the devices: noise."""
-    return made_up(pipeline.abstract_batch(config, mesh), sharding.batch_sharding(mesh))
+def raw_noise(config: Config, mesh: Mesh) -> Raw:
+    """Return a raw batch of noise, placed on the devices as readers do."""
+    return noise_batch(pipeline.abstract_batch(config, mesh), sharding.batch_sharding(mesh))
 
 
-def contestants(config: Config, mesh: jax.sharding.Mesh) -> Iterator[Step]:
-    """A training step without MIM; then with it, in two passes and in one, online and cached."""
-    yield whole_step(WITHOUT, settings(config, mim_weight=0.0), mesh)
+def training_steps(config: Config, mesh: Mesh) -> Iterator[Contestant]:
+    """Yield a step without MIM, then with two passes and with one, with ids online and cached."""
+    yield training_step("no MIM", simplified(config, mim_weight=0.0), mesh)
     for passes, name in (("two", "two passes"), ("one", "one pass")):
-        arm = settings(config, **one_view(passes), **{"mim.passes": passes})
-        yield whole_step(f"{name}, ids online", arm, mesh)
-        yield whole_step(f"{name}, ids cached", arm, mesh, cached=True)
+        # With one pass there is only one view, so the options of the class view have no effect.
+        paths = options.that_change("colours", "class view") if passes == "one" else ()
+        one_view = {path: options.OPTIONS[path].default for path in paths}
+        arm = simplified(config, **one_view, **{"mim.passes": passes})
+        yield training_step(f"{name}, ids online", arm, mesh)
+        yield training_step(f"{name}, ids cached", arm, mesh, cached=True)
 
 
-def one_view(passes: str) -> dict[str, Any]:
-    """What a single pass must do without: a class view of its own."""
-    paths = options.that_change("colours", "class view") if passes == "one" else ()
-    return {path: options.OPTIONS[path].default for path in paths}
-
-
-def whole_step(name: str, config: Config, mesh: jax.sharding.Mesh, cached: bool = False) -> Step:
-    """All that a step runs on the devices from a raw batch on; cached: target ids are in that."""
-    task, rng = task_of(config, mesh), jax.random.key(config.seed)
-    state, tx = first_state(config, task, mesh)
+def training_step(name: str, config: Config, mesh: Mesh, cached: bool = False) -> Contestant:
+    """Return all that runs on the devices in a step, from a raw batch on; cached: with its ids."""
+    task, rng = task_with_tokenizer(config, mesh), jax.random.key(config.seed)
+    state, tx = initial_state(config, task, mesh)
     tokenize, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
-    raw = raw_batch(config, mesh)
+    raw = raw_noise(config, mesh)
     tokenized = tokenize(task.frozen, raw)
     raw = tokenized if cached else raw
     prepared = prepare(tokenized)
@@ -158,34 +155,30 @@ def whole_step(name: str, config: Config, mesh: jax.sharding.Mesh, cached: bool 
         state, totals = program(state, prepare(tokenize(task.frozen, raw)), rng)
         return totals
 
-    return Step(name, advance, flops=count)
+    return Contestant(name, advance, count)
 
 
-def agree(config: Config) -> float:
-    """Share of ids that bfloat16 and float32 have in common, on one microbatch.
+def dtype_agreement(config: Config) -> float:
+    """Return the share of ids that are the same in bfloat16 and float32, on one microbatch.
 
-    Of evaluation images where there is a trained tokenizer, else of noise.
+    The images are those of the evaluation for a trained tokenizer, and noise for a random one.
     """
     size, count = config.tokenizer_size, config.tokenizer.microbatch
     if config.tokenizer.path:
         data = config_lib.replaced(config, {"data.image_size": size}).data
-        seen = images.evaluation(sources.load(config.data)[1], data)
-        pixels = seen.read(base.evenly(len(seen), count))["image"] / np.float32(255)
+        cropped = images.evaluation(sources.load(config.data)[1], data)
+        pixels = cropped.read(base.evenly(len(cropped), count))["image"] / np.float32(255)
     else:
         shape = (count, size, size, config.data.channels)
         pixels = jax.random.uniform(jax.random.key(1), shape)
-    ids = [
-        jax.jit(lambda frozen, x: frozen.encode(x))(
-            tokenizer_of(config_lib.replaced(config, {"tokenizer.dtype": dtype})),
-            jnp.asarray(pixels),
-        )
-        for dtype in BOTH
-    ]
+    encode = jax.jit(lambda frozen, x: frozen.encode(x))
+    found = [load_tokenizer(config_lib.replaced(config, {"tokenizer.dtype": d})) for d in DTYPES]
+    ids = [encode(tokenizer, jnp.asarray(pixels)) for tokenizer in found]
     return float((ids[0] == ids[1]).mean())
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text of at most 80 columns."""
+    """Return the result as text of at most 80 columns."""
     weights = "random weights" if result["weights"] == "random" else result["weights"]
     lines = [
         f"{result['device']}, batch {result['batch_size']}, median of {result['rounds']} rounds",
@@ -194,21 +187,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{'tokenizer':33}{'img/s':>10}{'GMAC':>10}{'matmul':>10}",
     ]
-    for one in result["tokenizers"]:
-        lines.append(
-            f"{one['tokenizer']:33}{one['images_per_second']:10,.1f}{one['gmac_per_image']:10.4g}"
-            f"{one['share_of_matmul']:10.0%}"
-        )
+    lines += [TOKENIZER_ROW.format(**one) for one in result["tokenizers"]]
     if result["agreement_of_bfloat16"] is not None:
         lines.append(f"ids of bfloat16 and float32 agree: {result['agreement_of_bfloat16']:.2%}")
     lines += ["", f"{'step':25}{'ms':>10}{'img/s':>10}{'time':>10}{'FLOPs':>10}{'by FLOPs':>10}"]
-    for one in result["steps"]:
-        lines.append(
-            f"{one['step']:25}{one['milliseconds']:10,.1f}{one['images_per_second']:10,.1f}"
-            f"{one['time_ratio']:10.3f}{one['flop_ratio']:10.3f}{one['time_by_flops']:10.3f}"
-        )
-    return "\n".join([
-        *lines, "",
-        "GMAC: per image. time, FLOPs: as multiples of the step without MIM, from raw",
-        "images on. by FLOPs: time over FLOPs, 1 where MIM costs what it computes.",
-    ])  # fmt: skip
+    return "\n".join([*lines, *(STEP_ROW.format(**one) for one in result["steps"]), LEGEND])

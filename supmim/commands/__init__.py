@@ -1,1 +1,1 @@
-"""What each verb of `supmim` does, one module per verb."""
+"""The verbs of `supmim`, one module each."""

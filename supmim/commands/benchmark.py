@@ -1,4 +1,4 @@
-"""`supmim benchmark`: how fast step, input, tokenizer and search are, against references."""
+"""`supmim benchmark`: time the step, the input, the tokenizer or the search against references."""
 
 import json
 
@@ -12,9 +12,8 @@ BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer, "knn": knn}
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    """The verb."""
     if not flags.rounds.isdigit() or not int(flags.rounds):
         raise ConfigError(f"--rounds={flags.rounds} is not a number of rounds, e.g. --rounds=10")
-    what = BENCHMARKS[flags.action]
-    result = what.run(config, flags if what is knn else int(flags.rounds))
-    print(json.dumps(result, indent=1) if flags.json else what.table(result))
+    benchmark = BENCHMARKS[flags.action]
+    result = benchmark.run(config, flags if benchmark is knn else int(flags.rounds))
+    print(json.dumps(result, indent=1) if flags.json else benchmark.table(result))

@@ -1,16 +1,17 @@
-"""`supmim data`: check, prepare and convert images, before any training."""
+"""`supmim data`: check, prepare and convert images before any training."""
 
+import functools
 import json
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl.flags import FlagValues
 
 from supmim import config as config_lib
-from supmim.config import options
+from supmim.config import Config, options
 from supmim.data import convert, inspection, prepare, progress, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base
@@ -19,58 +20,59 @@ from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.runtime import host_memory
 from supmim.workdir import lock
 
-LISTED = 20  # lines of a list that are printed; --json has all
+MAX_LISTED = 20  # lines of a list that are printed; --json has all
 WIDTH = 80
-QUALITY = "90"
-OWN_FLAGS = {
+DEFAULT_QUALITY = "90"
+GIB = 2**30
+ACTION_FLAGS = {  # flags that only one action takes
     "convert": ("out", "size", "quality", "raw"),
     "check": ("json", "mask_classes", "ignore_label"),
 }
-GIB = 2**30
+Report = tuple[dict[str, Any], Iterable[str], list[str]]  # results as JSON, lines, faults
+
+log = functools.partial(print, flush=True)  # shows a line at once, also through a pipe
 
 
-def run(_: Any, flags: FlagValues) -> None:
-    """The verb."""
-    check_flags(flags)
-    try:
-        ACTIONS[flags.action](flags.source, data_options(flags), flags)
-    except KeyboardInterrupt as error:
-        goes_on = "goes on" if flags.action == "convert" else "starts anew"
-        raise Interrupted(f"{flags.action} was interrupted; the same command {goes_on}") from error
-
-
-def check_flags(flags: FlagValues) -> None:
-    """ConfigError for a flag that another action takes."""
-    for action, names in OWN_FLAGS.items():
+def run(_: Config | None, flags: FlagValues) -> None:
+    for action, names in ACTION_FLAGS.items():
         for name in names if flags.action != action else ():
             if flags[name].value:
                 raise ConfigError(f"--{name} is a flag of supmim data {action}")
+    try:
+        ACTIONS[flags.action](flags.source, data_options(flags), flags)
+    except KeyboardInterrupt as error:
+        then = "continues it" if flags.action == "convert" else "starts it again"
+        raise Interrupted(f"{flags.action} was interrupted; the same command {then}") from error
 
 
 def data_options(flags: FlagValues) -> options.Data:
-    """Return config.data as the flags have it, with the crops of a usual training."""
-    asked = {"data.crop": "inception", "data.tfds_dir": flags.tfds_dir}
+    """Return config.data as the flags set it, with the crops of a usual training."""
+    values = {"data.crop": "inception", "data.tfds_dir": flags.tfds_dir}
     if flags.holdout:
-        asked["data.holdout"] = number("holdout", flags.holdout, float, 0, 0.9)
+        values["data.holdout"] = number("holdout", flags.holdout, float, 0, 0.9)
     for name in ("mask_classes", "ignore_label"):
         if text := flags[name].value:
-            asked[f"data.{name}"] = number(name.replace("_", "-"), text, int, -1)
-    return config_lib.validate(config_lib.flatten(config_lib.get_config()) | asked).data
+            values[f"data.{name}"] = number(name.replace("_", "-"), text, int, -1)
+    return config_lib.validate(config_lib.flatten(config_lib.get_config()) | values).data
 
 
 def number(flag: str, text: str, kind: type, low: float = 0, high: float = 10**6) -> Any:
-    """The value of a flag; ConfigError if it is no number from low to high."""
+    """Return the value of a flag; ConfigError if it is not a number from low to high."""
     try:
         value = kind(text)
     except ValueError:
         value = None
     if value is None or not low <= value <= high:
-        raise ConfigError(f"--{flag}={text} is no number from {low:g} to {high:g}")
+        raise ConfigError(f"--{flag}={text} is not a number from {low:g} to {high:g}")
     return value
 
 
 def parts_of(spec: str, data: options.Data) -> dict[str, Source]:
-    """train and val of a source; the whole, as "", of one that holds nothing out."""
+    """Return train and val of a source, or "" -> all of it if it holds nothing out.
+
+    A NAME without a split means its training split.
+    """
+    spec = spec if ":" in spec else f"{spec}:train"
     try:
         held_out = sources.find(spec, base.HELD_OUT, data)
     except base.NothingHeldOut:
@@ -78,40 +80,31 @@ def parts_of(spec: str, data: options.Data) -> dict[str, Source]:
     return {"train": sources.find(spec, base.KEPT, data), "val": held_out}
 
 
-def with_split(spec: str) -> str:
-    """A lone NAME means its training split."""
-    return spec if ":" in spec else f"{spec}:train"
-
-
-# check
-
-
 def check(spec: str, data: options.Data, flags: FlagValues) -> None:
-    """Decodes everything and says what is there. DataError if that should not be trained on."""
-    if spec.startswith("pairs:"):
-        return check_pairs(spec, data, flags)
-    parts = parts_of(with_split(spec), data)
-    found = {
-        "source": spec,
-        "parts": {
-            name or "all": inspection.summary(s, data.max_pixels) for name, s in parts.items()
-        },
-        "class_differences": list(sources.class_differences(*parts.values()))
-        if len(parts) == 2
-        else [],
+    """Decode every image and print what is there; DataError if training would refuse it."""
+    report = report_pairs if spec.startswith("pairs:") else report_images
+    found, lines, faults = report(spec, data)
+    log(json.dumps(found, indent=1) if flags.json else "\n".join(lines))
+    if faults:
+        raise DataError(f"{spec} should not be trained on: " + "; ".join(faults))
+
+
+def report_images(spec: str, data: options.Data) -> Report:
+    parts = parts_of(spec, data)
+    summaries = {
+        name or "all": inspection.source_summary(part, data.max_pixels)
+        for name, part in parts.items()
     }
-    first = next(iter(found["parts"].values()))
-    if not first["wrong_labels"]:
+    differences = list(sources.class_differences(*parts.values())) if len(parts) == 2 else []
+    found = {"source": spec, "parts": summaries, "class_differences": differences}
+    if not next(iter(summaries.values()))["wrong_labels"]:
         speed = inspection.images_per_second(next(iter(parts.values())), data)
         found["images_per_second_and_core"] = speed
-    log(json.dumps(found, indent=1) if flags.json else "\n".join(check_lines(found, data)))
-    if faults := list(check_faults(found, data.bad_share)):
-        raise DataError(f"{spec} should not be trained on: " + "; ".join(faults))
-    return None
+    return found, check_lines(found, data), list(check_faults(found, data.bad_share))
 
 
 def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
-    """What a training would stop at."""
+    """Yield why training would refuse a source of images."""
     for name, part in found["parts"].items():
         unreadable, wrong = len(part["unreadable"]), len(part["wrong_labels"])
         if unreadable > bad_share * part["images"]:
@@ -126,24 +119,22 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
 
 
 def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
-    """The report, at most 80 columns wide."""
+    """Yield the report of a source of images, at most 80 columns wide."""
     for name, part in found["parts"].items():
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
-    yield from nothing_held_out(found["parts"])
+    yield from held_out_lines(found["parts"])
     if speed := found.get("images_per_second_and_core"):
-        yield from needs_lines(next(iter(found["parts"].values())), speed, data.image_size)
+        yield from resource_lines(next(iter(found["parts"].values())), speed, data.image_size)
 
 
-def nothing_held_out(parts: dict[str, Any]) -> list[str]:
-    """A line, if there is but one part."""
-    told = "held out    nothing: a training on this alone asks for --config.data.eval=SOURCE"
-    return [told] if len(parts) == 1 else []
+def held_out_lines(parts: dict[str, Any]) -> Iterator[str]:
+    if len(parts) == 1:
+        yield "held out    nothing: to train on this alone, set --config.data.eval=SOURCE"
 
 
 def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
-    """What one part holds."""
     size = (
         f"{part['bytes'] / 1e9:.2f} GB" if part["bytes"] > 1e8 else f"{part['bytes'] / 1e6:.2f} MB"
     )
@@ -162,28 +153,28 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
             yield f"  {title.replace('_', ' '):<12}{least:,} to {most:,} pixels, median {median:,}"
     if empty := part["without_images"] + part["empty_folders"]:
         yield cut(f"  {len(empty):,} classes without images: {', '.join(map(printable, empty))}")
-    yield from listed("links that lead back up, not followed", part["loops"])
-    yield from listed("labels that name no class", part["wrong_labels"])
-    yield from listed("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
+    yield from list_lines("links that lead back up, not followed", part["loops"])
+    yield from list_lines("labels that name no class", part["wrong_labels"])
+    yield from list_lines("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
 
 
-def listed(title: str, items: Sequence[str]) -> Iterator[str]:
-    """The first of them, and how many there are."""
+def list_lines(title: str, items: Sequence[str]) -> Iterator[str]:
+    """Yield how many items there are, and the first of them."""
     if items:
         yield f"  {title}: {len(items):,}"
-        for item in items[:LISTED]:
+        for item in items[:MAX_LISTED]:
             yield from wrapped(f"    {printable(item)}")
-    if len(items) > LISTED:
-        yield f"    and {len(items) - LISTED:,} more: --json lists all"
+    if len(items) > MAX_LISTED:
+        yield f"    and {len(items) - MAX_LISTED:,} more: --json lists all"
 
 
-def needs_lines(part: dict[str, Any], speed: float, image_size: int) -> Iterator[str]:
-    """What a training would need of this machine."""
+def resource_lines(part: dict[str, Any], speed: float, image_size: int) -> Iterator[str]:
+    """Yield the time and the memory that training would take on this machine."""
     cores = len(os.sched_getaffinity(0))
     seconds = part["images"] / speed / cores
     yield cut(
         f"speed       {speed:,.0f} images/s a core, cropped to {image_size}; with {cores} cores "
-        f"{short_time(seconds)} an epoch"
+        f"{duration(seconds)} an epoch"
     )
     files, pixels = part["bytes"] / GIB, part["images"] * 3 * image_size**2 / GIB
     free = host_memory.available()
@@ -196,42 +187,33 @@ def needs_lines(part: dict[str, Any], speed: float, image_size: int) -> Iterator
         yield "faster      supmim data convert SOURCE --out=DIR --size=256 shrinks them first"
 
 
-def short_time(seconds: float) -> str:
-    """3 s, 4 min, 5.0 h."""
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def cut(line: str) -> str:
-    """A line that fits."""
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
 def wrapped(line: str) -> list[str]:
-    """Lines that fit, of one that is told whole."""
     indent = " " * (len(line) - len(line.lstrip()) + 2)
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def check_pairs(spec: str, data: options.Data, flags: FlagValues) -> None:
-    """The same for images with masks."""
+def report_pairs(spec: str, data: options.Data) -> Report:
     parts = parts_of(spec, data)
     with progress.bar("decoding", sum(map(len, parts.values()))) as advance:
         found = {
             part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }
-    if flags.json:
-        log(json.dumps(found, indent=1))
-    else:
-        lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
-        log("\n".join([*lines, *nothing_held_out(found)]))
-    if faults := [fault for name, part in found.items() for fault in pairs_faults(name, part)]:
-        raise DataError(f"{spec} should not be trained on: " + "; ".join(faults))
+    lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
+    faults = [fault for name, part in found.items() for fault in pairs_faults(name, part)]
+    return found, [*lines, *held_out_lines(found)], faults
 
 
 def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
-    """What the masks of one part hold."""
     yield from wrapped(f"{printable(name)}: {part['pairs']:,} images with masks")
     yield from wrapped(f"  ids of the masks: {inspection.ranges(part['ids'])}")
     if not part["classes"]:
@@ -239,14 +221,14 @@ def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
             "  nothing says which of them are classes: write classes.txt, or give --mask-classes=N "
             "and --ignore-label=ID as the training will"
         )
-    yield from listed(f"of {part['classes']} classes without a pixel", part["without_pixels"])
-    yield from listed("masks of which no pixel counts", part["all_ignored"])
-    yield from listed("unreadable", part["unreadable"])
-    yield from listed("masks with ids that are no class", part["wrong_ids"])
+    yield from list_lines(f"of {part['classes']} classes without a pixel", part["without_pixels"])
+    yield from list_lines("masks of which no pixel counts", part["all_ignored"])
+    yield from list_lines("unreadable", part["unreadable"])
+    yield from list_lines("masks with ids that are no class", part["wrong_ids"])
 
 
 def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
-    """What a training would stop at."""
+    """Yield why training would refuse images with masks."""
     if unreadable := len(part["unreadable"]):
         yield f"{unreadable} pairs of {name} can't be used"
     if wrong := len(part["wrong_ids"]):
@@ -258,11 +240,8 @@ def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
         yield f"no pixel of the masks of {name} counts"
 
 
-# prepare
-
-
 def prepare_tfds(name: str, data: options.Data, flags: FlagValues) -> None:
-    """Downloads and writes a data set of TFDS, if that is not done yet."""
+    """Download a TFDS dataset and write it, unless that was done before."""
     builder = prepare.prepare(name, data.tfds_dir, log)
     splits = ", ".join(f"{n} {s.num_examples:,}" for n, s in builder.info.splits.items())
     log(f"ready       {builder.info.full_name} in {builder.data_dir}: {splits}")
@@ -270,23 +249,23 @@ def prepare_tfds(name: str, data: options.Data, flags: FlagValues) -> None:
     log(f"next        supmim data check {name}:train{elsewhere}")
 
 
-# convert
-
-
 def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
-    """Writes a store."""
+    """Write a source as a store; DataError if too many of its images cannot be read."""
     if not flags.out:
-        raise ConfigError("supmim data convert takes --out=DIR, the folder that gets the store")
-    how, out = how_of(flags, data.max_pixels), Path(flags.out)
-    parts = parts_of(with_split(spec), data)
+        raise ConfigError("supmim data convert takes --out=DIR, the folder to write the store to")
+    size = number("size", flags.size, int, 1, 2**15) if flags.size else 0
+    if flags.quality and (flags.raw or not size):
+        raise ConfigError("--quality is that of the JPEGs of --size: give --size, and no --raw")
+    quality = number("quality", flags.quality or DEFAULT_QUALITY, int, 1, 100)
+    how, out = convert.How(size, quality, flags.raw, data.max_pixels), Path(flags.out)
+    parts = parts_of(spec, data)
     if any(isinstance(part, base.Masked) for part in parts.values()):
         raise DataError(f"{spec} has masks, for which a store has no place; train on it as it is")
     with lock.hold(out, "--out"):
         bad = convert.convert(parts, out, how, log)
     for name, images in bad.items():
-        for line in listed(
-            f"{name or 'all'}: unreadable, stored as empty", bad_lines(images, spec)
-        ):
+        title = f"{name or 'all'}: unreadable, stored as empty"
+        for line in list_lines(title, bad_lines(images, spec)):
             log(line)
     for name, images in bad.items():
         if len(images) > data.bad_share * len(parts[name]):
@@ -298,23 +277,9 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
 
 
 def bad_lines(images: Sequence[Bad], spec: str) -> list[str]:
-    """A line for each, with its place below the source's folder."""
+    """Return a line for each unreadable image, with its path below the source's folder."""
     folder = spec.partition(":")[2] + "/"
     return [f"{bad.name.removeprefix(folder)}: {bad.why}" for bad in images]
 
 
-def how_of(flags: FlagValues, max_pixels: int) -> convert.How:
-    """How images are to be stored; ConfigError for flags that don't go together."""
-    size = number("size", flags.size, int, 1, 2**15) if flags.size else 0
-    if flags.quality and (flags.raw or not size):
-        raise ConfigError("--quality is that of the JPEGs of --size: give --size, and no --raw")
-    quality = number("quality", flags.quality or QUALITY, int, 1, 100)
-    return convert.How(size, quality, flags.raw, max_pixels)
-
-
 ACTIONS = {"check": check, "prepare": prepare_tfds, "convert": convert_to}
-
-
-def log(line: str) -> None:
-    """A line that is seen at once, also through a pipe."""
-    print(line, flush=True)

@@ -1,13 +1,10 @@
-"""`supmim evaluate`: any evaluators on a workdir's checkpoint; reads its config.json only.
+"""`supmim evaluate`: run evaluators on a checkpoint of a workdir; needs its config.json only.
 
-The model is the run's. Images may be others, or be seen otherwise, than its own: then what has no
-meaning there is left out, or refused if it was asked for by name.
+The model is that of the run. The images may be others than the run's, or be cropped and resized
+differently. Evaluators that have no meaning there are left out, or refused if asked for by name.
 """
 
 import functools
-import hashlib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +13,27 @@ from absl.flags import FlagValues
 
 from supmim import assemble, evaluators, optimizer, step
 from supmim import config as config_lib
-from supmim.config import Config, options, tasks
+from supmim.commands import evaluation_results
+from supmim.config import Config, tasks
 from supmim.data import images, pipeline, sources
 from supmim.data.bad_records import BadRecords
-from supmim.data.sources import base
+from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError
-from supmim.report import page, terminal
+from supmim.report import terminal
 from supmim.runtime import devices, hosts
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.workdir import lock
 from supmim.workdir.checkpoint import Checkpoints, Restored
-from supmim.workdir.files import (
-    RESULTS,
-    read_config,
-    read_notes,
-    read_origin,
-    read_results,
-    write_results,
-)
+from supmim.workdir.files import read_config
 
-NOT_OF_DATA = {"classes", "tokenizer", "tokenizer.image_size"}  # in a fingerprint: the model's
-BY_CLASSES = ("knn", "fewshot", "linear", "logistic")  # that are learnt from the training source
-OF_HEAD = ("classification", "segmentation")  # that ask the trained head
+USE_TRAINED_HEAD = ("classification", "segmentation")
+USE_TRAINING_CLASSES = ("knn", "fewshot", "linear", "logistic")  # learn from the training source
+CONDITIONAL = ("landmarks", "reconstruction")  # need landmarks, or a run with a decoder
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    """The verb: prints the results and notes them, in the file that `results_of` names."""
+    """Print the results and write them into the file that `evaluation_results` names."""
     devices.prepare(flags.fake_devices, False)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
     workdir = Path(flags.workdir)
@@ -53,41 +44,50 @@ def run(config: Config, flags: FlagValues) -> None:
         evaluate(config, workdir, flags.step, mesh)
 
 
-def evaluate(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh) -> None:
-    """The same in a workdir that it holds; asked: see `restored`."""
+def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh) -> None:
+    """Evaluate a checkpoint (see `restore`); the caller holds the lock of the workdir."""
     run_config = read_config(workdir)
     config, source, eval_source = load_sources(config)
-    own = of_run(config, run_config)
-    found = restored(own, workdir, asked, mesh)
-    config = judged(config, run_config, found.fingerprint, source, eval_source)
-    task = abstract(own)
+    trained = model_config(config, run_config)
+    restored = restore(trained, workdir, checkpoint, mesh)
+    reasons = meaningless(config, run_config, restored.fingerprint, source, eval_source)
+    config = without_meaningless(config, run_config, reasons)
+    task = abstract_task(trained)
     if "reconstruction" in config.evaluator_names:
-        task = with_tokenizer(own, found.fingerprint, source, workdir, mesh)
+        seen = images.training(source, trained.data, images.second_of(trained))
+        task = assemble.create_task(trained, seen, workdir, mesh)
+        stored = {n: x for n, x in restored.fingerprint.items() if n == "tokenizer"}
+        assemble.check_data(stored, task.fingerprint())
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
 
-    seen = fingerprint(source, eval_source, config)
-    changed = differences(found.fingerprint | window(run_config), seen)
-    done = int(found.state.step)
-    file = results_of(workdir, done, found.digest, changed, eval_source.name, seen)
-    log(source, eval_source, changed)
+    found = evaluation_results.fingerprint(source, eval_source, config)
+    run_fingerprint = restored.fingerprint | evaluation_results.window_fingerprint(run_config)
+    changed = evaluation_results.differences(run_fingerprint, found)
+    if hosts.is_first():
+        print(
+            f"images      {eval_source.name}: {len(eval_source):,}; "
+            f"training source {source.name}: {len(source):,}"
+        )
+        if changed:
+            print("\n  ".join(["not what the run was trained and evaluated on:", *changed]))
+    done = int(restored.state.step)
+    file = evaluation_results.file_name(
+        workdir, done, restored.digest, eval_source.name, found if changed else {}
+    )
     pictures = workdir / "pictures" / Path(file).stem.removeprefix("results").removeprefix("_")
     suite = evaluators.create(config, predictions)
-    params = optimizer.evaluated_params(found.state)
-    results = suite.run(params, pictures)
-    notes = {"checkpoint": {"step": done, "digest": found.digest}, **suite.notes()}
-    again = predictions.read()
-    hosts.together(lambda: note(workdir, file, results, notes, again))
+    results = suite.run(optimizer.evaluated_params(restored.state), pictures)
+    notes = {"checkpoint": {"step": done, "digest": restored.digest}, **suite.notes()}
+    read = predictions.sources_read()
+    hosts.on_first(lambda: evaluation_results.write(workdir, file, results, notes, read))
     terminal.print_results(results, f"step {done} of {workdir}, in {file}:")
 
 
-# What is evaluated.
+def load_sources(config: Config) -> tuple[Config, Source, Source]:
+    """Return the config with the number of classes, the training and the evaluation source.
 
-
-def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
-    """The config with the number of classes of its images; training and evaluation source.
-
-    Classes of images are those of both sources, which need not be alike.
+    The classes are those of both sources, which need not be alike.
     """
     labelled = config.facts.has_labels
     source, eval_source = sources.load(config.data, labelled, joined=config.facts.may_join_classes)
@@ -95,174 +95,80 @@ def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
     return assemble.with_num_classes(unknown, source), source, eval_source
 
 
-def of_run(config: Config, run_config: Config) -> Config:
-    """The config of the model: the run's data and classes, whatever is evaluated on.
+def model_config(config: Config, run_config: Config) -> Config:
+    """Return the config of the model: with the run's data and classes, whatever is evaluated on.
 
-    No loss is taken, so none asks for its weights.
+    No loss is computed, so the perceptual loss and its weights are switched off.
     """
-    return options.changed(
-        config,
-        data=options.changed(run_config.data, targets=config.data.targets),
-        classifier=run_config.classifier,
-        tokenizer=options.changed(config.tokenizer, perceptual_weight=0.0),
-    )
+    run_data = config_lib.flatten(run_config.data, "data.")
+    run_classifier = config_lib.flatten(run_config.classifier, "classifier.")
+    own = {"data.targets": config.data.targets, "tokenizer.perceptual_weight": 0.0}
+    return config_lib.replaced(config, run_data | run_classifier | own)
 
 
-def abstract(config: Config) -> Task:
-    """The task of a run without the tokenizer that its training had."""
+def abstract_task(config: Config) -> Task:
+    """Return the task of a run without the tokenizer that its training had."""
     task = TASKS[config.task].abstract(config)
     task.frozen = None
     return task
 
 
-def restored(config: Config, workdir: Path, asked: str, mesh: jax.sharding.Mesh) -> Restored:
-    """One checkpoint of a run, the newest unless a step is asked for, on the mesh."""
+def restore(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh) -> Restored:
+    """Restore a checkpoint of a run on the mesh; checkpoint: a STEP or a PATH, empty: the newest.
+
+    CheckpointError if there is none.
+    """
     tx = optimizer.create(config.optimizer, lambda _: 0.0)
     make_state = functools.partial(
-        step.create_state, jax.random.key(config.seed), abstract(config), tx
+        step.create_state, jax.random.key(config.seed), abstract_task(config), tx
     )
-    abstract_state = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
+    state = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
-    found = (
-        checkpoints.restore_from(asked, abstract_state)
-        if asked
-        else checkpoints.restore(abstract_state)
-    )
-    if found is None:
+    if checkpoint:
+        return checkpoints.restore_from(checkpoint, state)
+    if (restored := checkpoints.restore(state)) is None:
         raise CheckpointError(
             f"{workdir} has no checkpoint yet; train it with: supmim train --workdir={workdir}"
         )
-    return found
-
-
-def with_tokenizer(
-    config: Config, stored: dict[str, Any], source: base.Source, workdir: Path,
-    mesh: jax.sharding.Mesh,
-) -> Task:  # fmt: skip
-    """The task of a run; DataError if its tokenizer is not what it was."""
-    seen = images.training(source, config.data, images.second_of(config))
-    task = assemble.create_task(config, seen, workdir, mesh)
-    assemble.check_data({n: x for n, x in stored.items() if n == "tokenizer"}, task.fingerprint())
-    return task
-
-
-def judged(
-    config: Config, run_config: Config, stored: dict[str, Any], source: base.Source,
-    eval_source: base.Source,
-) -> Config:  # fmt: skip
-    """The config without the evaluators that mean nothing on these images, which are told.
-
-    ConfigError if one of them was asked for by name, or no other is left.
-    """
-    asked = config.eval.evaluators
-    reasons = meaningless(config, run_config, stored, source, eval_source)
-    names = config.evaluator_names
-    left_out = {name: reasons[name] for name in names if name in reasons}
-    kept = [name for name in names if name not in reasons]
-    lines = [f"{name}: {why}" for name, why in left_out.items()]
-    if left_out and (not kept or asked not in (tasks.ALL, run_config.eval.evaluators)):
-        others = [n for n in config.facts.evaluators
-                  if n not in reasons and n not in ("landmarks", "reconstruction")]  # fmt: skip
-        raise ConfigError(
-            "not every evaluator has a meaning on these images:\n  " + "\n  ".join(lines) +
-            f"\nThese have: --evaluators={','.join(others)}"
-        )  # fmt: skip
-    if hosts.is_first():
-        print("".join(f"left out    {line}\n" for line in lines), end="")
-    return config_lib.replaced(config, {"eval.evaluators": ",".join(kept)})
+    return restored
 
 
 def meaningless(
-    config: Config, run_config: Config, stored: dict[str, Any], source: base.Source,
-    eval_source: base.Source,
-) -> dict[str, str]:  # fmt: skip
-    """Evaluators of which nothing can be said here, with the reason."""
+    config: Config, run_config: Config, stored: dict[str, Any], source: Source, eval_source: Source
+) -> dict[str, str]:
+    """Return the evaluators whose results would mean nothing on these images -> the reason.
+
+    stored: the fingerprint of the checkpoint.
+    """
     reasons = {}
     classes = pipeline.classes_of(source)
     if stored.get("classes", classes) != classes:
-        reasons |= dict.fromkeys(OF_HEAD, "the run's classes are not those of the images")
+        why = "the run's classes are not those of the images"
+        reasons |= dict.fromkeys(USE_TRAINED_HEAD, why)
     if config.data.image_size != run_config.data.image_size:
-        reasons["reconstruction"] = (
-            f"the decoder knows images of {run_config.data.image_size} pixels alone"
-        )
+        size = run_config.data.image_size
+        reasons["reconstruction"] = f"the decoder knows images of {size} pixels alone"
     if not sources.share_classes(source, eval_source):
-        reasons |= dict.fromkeys(BY_CLASSES, "the training source has no class of the images")
+        why = "the training source has no class of the images"
+        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
     return reasons
 
 
-# Where results go.
+def without_meaningless(config: Config, run_config: Config, reasons: dict[str, str]) -> Config:
+    """Return the config without the evaluators that have a reason against them; print the reasons.
 
-
-def fingerprint(source: base.Source, eval_source: base.Source, config: Config) -> dict[str, Any]:
-    """Of the images and how they are seen."""
-    found = pipeline.fingerprint(source, eval_source, config)
-    return {n: x for n, x in found.items() if n not in NOT_OF_DATA} | window(config)
-
-
-def window(config: Config) -> dict[str, int]:
-    """How segmentation sees them besides; empty for other tasks."""
-    if not config.facts.has_masks:
-        return {}
-    return dict(zip(("window", "stride"), config.window, strict=True))
-
-
-def differences(stored: dict[str, Any], seen: dict[str, Any]) -> list[str]:
-    """Lines for what the run saw otherwise, whichever side lacks it."""
-    names = sorted((stored.keys() | seen.keys()) - NOT_OF_DATA)
-    return [
-        f"{name}: was {stored.get(name)}, is {seen.get(name)}"
-        for name in names
-        if stored.get(name) != seen.get(name)
-    ]
-
-
-def log(source: base.Source, eval_source: base.Source, changed: list[str]) -> None:
-    """Which images are used, and how they differ from the run's."""
-    if not hosts.is_first():
-        return
-    print(f"images      {eval_source.name}: {len(eval_source):,}; "
-          f"training source {source.name}: {len(source):,}")  # fmt: skip
-    if changed:
-        print("\n  ".join(["not what the run was trained and evaluated on:", *changed]))
-
-
-def results_of(
-    workdir: Path, done: int, digest: str, changed: list[str], name: str, seen: dict[str, Any]
-) -> str:
-    """The file of the results: results.json of a finished run's last step, on the run's own images.
-
-    Else results_step_STEP.json; on others, or seen otherwise, results_step_STEP_on_NAME_DIGEST.json
-    with their digest.
+    ConfigError if one of them was asked for by name, or no other is left.
     """
-    if changed:
-        text = json.dumps(seen, sort_keys=True)
-        short = re.sub(r"\W+", "-", name.rpartition("/")[2]).strip("-")[:40]
-        which = f"{short}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        return f"results_step_{done}_on_{which}.json"
-    noted = read_notes(workdir).get("checkpoint", {"digest": digest})  # older runs noted none
-    at_end = read_results(workdir).get("step") == done and noted["digest"] == digest
-    return RESULTS if at_end else f"results_step_{done}.json"
-
-
-def note(
-    workdir: Path, file: str, results: dict[str, float], notes: dict[str, Any],
-    again: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Writes results and what they are of, beside those that the file has of the same checkpoint.
-
-    again: the sources that were read, whose unreadable images are counted anew.
-    """
-    had = read_notes(workdir, file)
-    if had.get("checkpoint", notes["checkpoint"]) == notes["checkpoint"]:
-        replaced = tuple(f"{n}/" for n in notes["protocols"]) + tuple(
-            f"unreadable/{s}" for s in again
+    names, asked = config.evaluator_names, config.eval.evaluators
+    kept = [name for name in names if name not in reasons]
+    lines = [f"{name}: {reasons[name]}" for name in names if name in reasons]
+    if lines and (not kept or asked not in (tasks.ALL, run_config.eval.evaluators)):
+        others = [n for n in config.facts.evaluators if n not in reasons and n not in CONDITIONAL]
+        raise ConfigError(
+            "not every evaluator has a meaning on these images:\n  "
+            + "\n  ".join(lines)
+            + f"\nThese have: --evaluators={','.join(others)}"
         )
-        stored = read_results(workdir, file)
-        results = {n: x for n, x in stored.items() if not n.startswith(replaced)} | results
-        of_both = {name: had.get(name, {}) | notes[name] for name in ("data", "protocols")}
-        notes = notes | of_both
-    notes |= read_origin(workdir)
-    numbers = {name: value for name, value in results.items() if name != "step"}
-    if file == RESULTS:
-        page.write(workdir, numbers, config_lib.to_json(read_config(workdir)), notes)
-    write_results(workdir, {"step": notes["checkpoint"]["step"], **numbers}, notes, file)
+    if hosts.is_first():
+        print("".join(f"left out    {line}\n" for line in lines), end="")
+    return config_lib.replaced(config, {"eval.evaluators": ",".join(kept)})

@@ -1,4 +1,4 @@
-"""`supmim plan`: the real train step, and ids if it needs them, compiled for absent devices."""
+"""`supmim plan`: compile the real train step, and target ids if any, for devices not at hand."""
 
 import json
 import math
@@ -26,7 +26,7 @@ EXAMPLE = "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16"
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    """The verb. DeviceError, after its table is printed, if the step does not fit."""
+    """Print the plan; then DeviceError if the step does not fit."""
     if flags.table:
         return table.write(Path(flags.table))
     for name, value in (("config", config), ("topology", flags.topology)):
@@ -45,7 +45,7 @@ def run(config: Config, flags: FlagValues) -> None:
 
 
 def training_images(config: Config, asked: str) -> int:
-    """Images of the training source, or 0: as asked, by ImageNet's count, or by opening it."""
+    """Return how many images the training source has, opening it if need be; 0: unknown."""
     if asked:
         if not asked.isdigit():
             raise ConfigError(f"--images={asked} is not a number of images")
@@ -58,19 +58,21 @@ def training_images(config: Config, asked: str) -> int:
         return 0
 
 
-def fitted_mesh(config: Config, chips: int) -> tuple[Any, list[str]]:
-    """The config with an fsdp axis that divides the chips, and what had to change for it."""
+def fitted_mesh(config: Config, chips: int) -> tuple[Config, list[str]]:
+    """Return the config with an fsdp axis that divides the chips, and a note if it was changed."""
     fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
     if fsdp < 1 or tensor < 1 or config.mesh.data != -1 or not chips % (fsdp * tensor):
         return config, []
     smaller = math.gcd(fsdp, chips // tensor if not chips % tensor else 1)
-    change = f"--config.mesh.fsdp={smaller}"
-    note = f"config.mesh.fsdp={fsdp} does not fit {chips} chips: planned, and to train, {change}"
+    note = (
+        f"config.mesh.fsdp={fsdp} does not fit {chips} chips: this is the plan for, and train "
+        f"with, --config.mesh.fsdp={smaller}"
+    )
     return config_lib.replaced(config, {"mesh.fsdp": smaller}), [note]
 
 
-def check(config: Config, where: topology.Topology, mesh: jax.sharding.Mesh) -> list[str]:
-    """Notes on what `train` would refuse besides; ConfigError for what no step can be made of."""
+def check_config(config: Config, where: topology.Topology, mesh: jax.sharding.Mesh) -> list[str]:
+    """Return notes on what else `train` would refuse; ConfigError if there can be no step."""
     platform = where.devices[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
         raise ConfigError(
@@ -82,22 +84,19 @@ def check(config: Config, where: topology.Topology, mesh: jax.sharding.Mesh) -> 
         size = math.ceil(config.eval.batch_size / shards) * shards
         return [
             f"config.eval.batch_size={config.eval.batch_size} does not divide over {shards} chips:"
-            f" to train, --config.eval.batch_size={size}"
+            f" to train, set --config.eval.batch_size={size}"
         ]
     return []
 
 
-# The plan of one config on one topology.
-
-
 def make(config: Config, where: topology.Topology, num_images: int) -> dict[str, Any]:
-    """The plan as JSON: bytes and seconds are those of one chip and one step."""
+    """Return the plan as JSON; bytes and seconds are per chip and per step."""
     began = time.monotonic()
     config, notes = fitted_mesh(config, len(where.devices))
     mesh = sharding.make_mesh(
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=where.devices
     )
-    notes += check(config, where, mesh)
+    notes += check_config(config, where, mesh)
     with jax.set_mesh(mesh):
         real = program.build(config, mesh)
         work = program.count_flops(real)
@@ -108,34 +107,40 @@ def make(config: Config, where: topology.Topology, num_images: int) -> dict[str,
     usable = where.chip.memory * topology.MEMORY_SHARE
     needed = max(compiled.needed, ids.needed if ids else 0)
     fits = not needed and memory["total"] <= usable
+    share = f"{forecast.size(memory['total'])} of {forecast.size(usable)} usable"
+    verdict = f"fits: {share}" if fits else f"it needs {share}"
+    if needed:
+        verdict = f"the compiler needs {forecast.size(needed)} for temporaries alone"
     result = {
-        "topology": where.name, "chip": where.chip.name, "chips": mesh.devices.size,
-        "compiler": where.compiler, "train": config.data.train, "epochs": config.total_epochs,
-        "batch_size": config.batch_size, "images_per_chip": config.batch_size / mesh.devices.size,
-        "accumulation_steps": config.accumulation_steps, "mesh": dict(mesh.shape),
+        "topology": where.name,
+        "chip": where.chip.name,
+        "chips": mesh.devices.size,
+        "compiler": where.compiler,
+        "train": config.data.train,
+        "epochs": config.total_epochs,
+        "batch_size": config.batch_size,
+        "images_per_chip": config.batch_size / mesh.devices.size,
+        "accumulation_steps": config.accumulation_steps,
+        "mesh": dict(mesh.shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(real.state.params)),
-        "memory": memory, "memory_of_chip": where.chip.memory, "fits": fits, "flops": work,
-        "tokenizer": tokenizer, "notes": notes,
-        "verdict": verdict(memory["total"], usable, needed),
-    }  # fmt: skip
+        "memory": memory,
+        "memory_of_chip": where.chip.memory,
+        "fits": fits,
+        "flops": work,
+        "tokenizer": tokenizer,
+        "notes": notes,
+        "verdict": verdict,
+    }
     if compiled.text:
         result |= speed(result, where, hlo.Program(compiled.text), num_images)
     result["advice"] = [] if fits else list(advice(real, memory, tokenizer))
     return result | {"plan_seconds": time.monotonic() - began}
 
 
-def verdict(total: int, usable: float, needed: int) -> str:
-    """One line."""
-    if needed:
-        return f"the compiler needs {forecast.size(needed)} for temporaries alone"
-    share = f"{forecast.size(total)} of {forecast.size(usable)} usable"
-    return f"fits: {share}" if total <= usable else f"it needs {share}"
-
-
 def speed(
     result: dict, where: topology.Topology, compiled: hlo.Program, num_images: int
 ) -> dict[str, Any]:
-    """Collectives, the roofline, and images/s and hours at some utilisations."""
+    """Return the collectives, the roofline, and images/s and hours at several utilisations."""
     collectives = compiled.collectives()
     kinds: dict[tuple, Counter] = {}
     for one in collectives:
@@ -157,7 +162,7 @@ def speed(
 
 
 def speeds(result: dict, chip: topology.Chip, num_images: int) -> Iterator[dict[str, Any]]:
-    """At each share of the chip's peak spent on the training's own FLOPs (MFU)."""
+    """Yield the speed at each share of the chip's peak that training FLOPs may use (MFU)."""
     for mfu in roofline.MFUS:
         rate = mfu * chip.flops * result["chips"] / result["flops"]["train"]
         hours = result["epochs"] * num_images / rate / 3600 if num_images else None
@@ -165,44 +170,40 @@ def speeds(result: dict, chip: topology.Chip, num_images: int) -> Iterator[dict[
         yield {"mfu": mfu, "step_seconds": seconds, "images_per_second": rate, "hours": hours}
 
 
-# The largest batch.
-
-
 def largest_batch(
     config: Config, where: topology.Topology, num_images: int, first: dict[str, Any]
 ) -> dict[str, Any]:
-    """The most images that fit: a line through two plans, `first` maybe one, then compiled itself.
+    """Return the largest batch that fits: predict it by a line through two plans, then compile it.
 
-    Images are counted per chip and part. `batch_size` is 0 where not even one fits.
+    first: a plan that is known. Images are counted per chip and part of the batch. `batch_size` is
+    0 if not even one image fits.
     """
     unit = round(first["batch_size"] / first["images_per_chip"]) * config.accumulation_steps
     plans = {first["batch_size"] // unit: first}
 
-    def tried(images: int) -> dict[str, Any]:
+    def plan_for(images: int) -> dict[str, Any]:
         if images not in plans:
             changed = config_lib.replaced(config, {"batch_size": images * unit})
             plans[images] = make(changed, where, num_images)
         return plans[images]
 
     low = min(plans)
-    while not tried(low)["fits"] and low > 1:
+    while not plan_for(low)["fits"] and low > 1:
         low //= 2
-    if not tried(low)["fits"]:
-        return {"batch_size": 0, "total": tried(low)["memory"]["total"]}
+    if not plan_for(low)["fits"]:
+        return {"batch_size": 0, "total": plan_for(low)["memory"]["total"]}
     low, high = sorted((low, low // 2 or 2))
-    total, each = line(*((images, tried(images)["memory"]["total"]) for images in (low, high)))
-    best = max(1, int((where.chip.memory * topology.MEMORY_SHARE - total) / each))
-    predicted = total + each * best
-    while best > 1 and not tried(best)["fits"]:
+    first_total, total = (plan_for(images)["memory"]["total"] for images in (low, high))
+    slope = max(1.0, (total - first_total) / (high - low))  # bytes per image
+    intercept = first_total - slope * low
+    best = max(1, int((where.chip.memory * topology.MEMORY_SHARE - intercept) / slope))
+    predicted = intercept + slope * best
+    while best > 1 and not plan_for(best)["fits"]:
         best = best * 9 // 10
     return {
-        "batch_size": best * unit, "images_per_chip": tried(best)["images_per_chip"],
-        "predicted": round(predicted), "total": tried(best)["memory"]["total"],
-        "bytes_per_image": round(each / config.accumulation_steps),
-    }  # fmt: skip
-
-
-def line(first: tuple[int, float], second: tuple[int, float]) -> tuple[float, float]:
-    """Value at 0 and slope, at least 1, of the line through two points."""
-    slope = max(1.0, (second[1] - first[1]) / (second[0] - first[0]))
-    return first[1] - slope * first[0], slope
+        "batch_size": best * unit,
+        "images_per_chip": plan_for(best)["images_per_chip"],
+        "predicted": round(predicted),
+        "total": plan_for(best)["memory"]["total"],
+        "bytes_per_image": round(slope / config.accumulation_steps),
+    }

@@ -1,11 +1,11 @@
-"""`supmim sweep`: many trainings from one file; a rerun does only what is missing."""
+"""`supmim sweep`: train many members from one file; a rerun trains only what is missing."""
 
+import functools
 import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl.flags import FlagValues
 
@@ -13,61 +13,60 @@ from supmim.config import Config
 from supmim.errors import ConfigError, Interrupted, SupmimError
 from supmim.report import sweep as picture
 from supmim.sweeps import local, members, slurm, table
-from supmim.sweeps.members import Member
+from supmim.sweeps.members import Cost, Member
 from supmim.workdir import files, lock
 from supmim.workdir.writer import read_metrics
 
 
-def run(config: Config, flags: FlagValues) -> None:
-    """The verb."""
+def run(config: Config | None, flags: FlagValues) -> None:
     ACTIONS[flags.action](Path(flags.folder), flags)
 
 
-# The actions.
-
-
 def plan(folder: Path, flags: FlagValues) -> None:
-    """Validates, costs and freezes every member; trains nothing."""
+    """Validate every member, print its cost and write its config; train nothing."""
     found = members_of(folder, flags)
     with lock.hold(folder, "--folder"):
-        print(cost_table(found, freeze(found, folder)))
+        print(cost_table(found, write_costed(found, folder)))
     print(f"next: supmim sweep run --folder={folder}")
 
 
 def train(folder: Path, flags: FlagValues) -> None:
-    """Trains what is missing, once all members are known to be sound."""
+    """Train the members that are not finished, after all have been checked."""
     engine = ENGINES.get(flags.engine)
     if engine is None:
         raise ConfigError(f"--engine={flags.engine} is not known; it takes {', '.join(ENGINES)}")
     found = members_of(folder, flags)
     with lock.hold(folder, "--folder"):
         if flags.sweep:
-            freeze(found, folder)
+            write_costed(found, folder)
         engine([member for member in found if not member.results], folder, flags)
 
 
 def status(folder: Path, flags: FlagValues) -> None:
-    """Where every member stands."""
+    """Print the state of every member, and the last logged step of the unfinished ones."""
     found = members_of(folder, flags)
     states = {member: member.state for member in found}
     for member, state in states.items():
-        print(f"{state:<16}{member.name:<48}{progress(member, state)}".rstrip())
+        logged = read_metrics(member.workdir / "metrics.jsonl") if state != "finished" else []
+        progress = f"step {logged[-1]['step']:,}" if logged else ""
+        print(f"{state:<16}{member.name:<48}{progress}".rstrip())
     counts = Counter(states.values())
     print(f"{len(found)} members: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
 
 
 def results(folder: Path, flags: FlagValues) -> None:
-    """The table, as text, as table.csv and as table.png."""
+    """Print the table; write it as table.csv and table.png."""
     found = members_of(folder, flags)
     rows = table.rows(found, flags.metric)
-    print(table.text(rows, flags.metric))
+    print(table.format_table(rows, flags.metric))
     for member in found:
         if (state := member.state) != "finished":
             print(f"missing: {member.name} ({state})")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "table.csv", table.csv_text(rows))
     drawn = [
-        (row.labels[0], row.values(flags.metric), table.shown(row, flags.metric)) for row in rows
+        (row.labels[0], row.values(flags.metric), table.format_mean(row, flags.metric))
+        for row in rows
     ]
     picture.draw(folder / "table.png", drawn, flags.metric)
     print(f"see {folder / 'table.csv'} and {folder / 'table.png'}")
@@ -77,42 +76,41 @@ ACTIONS = {"plan": plan, "run": train, "status": status, "table": results}
 
 
 def members_of(folder: Path, flags: FlagValues) -> list[Member]:
-    """Those of the sweep file, or else those that the folder holds."""
     return members.expand(Path(flags.sweep), folder) if flags.sweep else members.read(folder)
 
 
-def freeze(found: Sequence[Member], folder: Path) -> list[Any]:
-    """The costs of the members, which are written into the folder when all of them have one."""
-    from supmim.sweeps import cost  # JAX: after all that can be told without it
+def write_costed(found: Sequence[Member], folder: Path) -> list[Cost]:
+    """Return the costs of the members; write them into the folder if all of them have one."""
+    from supmim.sweeps import cost  # imports JAX: only after all checks that need none
 
     costs = cost.costs(found)
     members.freeze(found, folder)
     return costs
 
 
-# Engines: what trains members that are not finished.
-
-
-def here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
-    """On this host. Errors: the members that failed; Interrupted, if any can go on."""
+def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
+    """Train on this host; SupmimError if members fail, Interrupted if any can be continued."""
     if not flags.jobs.isdigit() or not int(flags.jobs):
         raise ConfigError(f"--jobs={flags.jobs} is not a number of members")
-    trained = local.Local(left, int(flags.jobs), environment(folder), log)
-    trained.run()
-    again = f"the same again goes on: supmim sweep run --folder={folder}"
-    failed = [m for m, code in trained.codes.items() if code and not members.was_interrupted(code)]
+    cache = folder.absolute() / "compiled"  # programs that one member compiles, the next one loads
+    cache.mkdir(exist_ok=True)
+    cache.chmod(0o700)  # its files are executed
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache)} | os.environ
+    runner = local.Local(left, int(flags.jobs), environment, functools.partial(print, flush=True))
+    runner.run()
+    again = f"continue them with: supmim sweep run --folder={folder}"
+    failed = [m for m, code in runner.codes.items() if code and not members.was_interrupted(code)]
     if failed:
-        lines = [f"  exit {trained.codes[m]}  {m.workdir / 'log.txt'}" for m in failed]
+        lines = [f"  exit {runner.codes[m]}  {m.workdir / 'log.txt'}" for m in failed]
         error = SupmimError("\n".join([f"{len(failed)} of {len(left)} failed:", *lines, again]))
-        error.exit_code = trained.codes[failed[0]]
+        error.exit_code = runner.codes[failed[0]]
         raise error
-    if missing := [member for member in left if trained.codes.get(member) != 0]:
+    if missing := [member for member in left if runner.codes.get(member) != 0]:
         raise Interrupted(f"{len(missing)} of {len(left)} members are not finished; {again}")
     print(f"all finished; see: supmim sweep table --folder={folder}")
 
 
-def on_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
-    """As jobs in Slurm's queue."""
+def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     idle = [member for member in left if member.state != "running"]
     jobs = slurm.submit(idle, folder, flags.slurm) if idle else []
     for member, job in zip(idle, jobs, strict=True):
@@ -120,39 +118,17 @@ def on_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     print(f"{len(jobs)} submitted; see: supmim sweep status --folder={folder}")
 
 
-def as_commands(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
-    """One line per member, for whatever starts commands: xpk, SkyPilot, parallel."""
+def print_commands(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
+    """Print one command per member, for xpk, SkyPilot, parallel and the like to run."""
     lines = [shlex.join(["supmim", "train", f"--workdir={member.workdir}"]) for member in left]
     print("\n".join(lines))
 
 
-ENGINES = {"local": here, "slurm": on_slurm, "commands": as_commands}
+ENGINES = {"local": train_here, "slurm": submit_to_slurm, "commands": print_commands}
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The members': programs that one has compiled, the next one loads."""
-    cache = folder.absolute() / "compiled"
-    cache.mkdir(exist_ok=True)
-    cache.chmod(0o700)  # what lies there is run
-    return {"JAX_COMPILATION_CACHE_DIR": str(cache)} | os.environ
-
-
-# What is printed.
-
-
-def log(line: str) -> None:
-    """A line that is seen at once, also through a pipe."""
-    print(line, flush=True)
-
-
-def progress(member: Member, state: str) -> str:
-    """The last step that an unfinished member has logged."""
-    rows = read_metrics(member.workdir / "metrics.jsonl") if state != "finished" else []
-    return f"step {rows[-1]['step']:,}" if rows else ""
-
-
-def cost_table(found: Sequence[Member], costs: Sequence[Any]) -> str:
-    """What the members cost, and all that is missing together."""
+def cost_table(found: Sequence[Member], costs: Sequence[Cost]) -> str:
+    """Return the table of costs, with the total of the unfinished members."""
     width = max(len("member"), *(len(name) for member in found for name in member.names))
     lines = [f"{'member':<{width}}{'params':>8}{'steps':>8}{'images':>8}{'FLOPs':>8}"]
     for member, cost in zip(found, costs, strict=True):
@@ -168,7 +144,7 @@ def cost_table(found: Sequence[Member], costs: Sequence[Any]) -> str:
 
 
 def short(number: float) -> str:
-    """Three digits with a decimal prefix: 5.25k, 193k, 85.6M."""
+    """Return three digits with a decimal prefix: 5.25k, 193k, 85.6M."""
     prefixes = iter("kMGTPEZY")
     prefix = ""
     while number >= 999.5:

@@ -1,6 +1,8 @@
-"""`supmim tokenizer train`: train one like anything else, then write its folder."""
+"""`supmim tokenizer train`: train a tokenizer like anything else, then write its folder."""
 
+import dataclasses
 from pathlib import Path
+from typing import cast
 
 import jax
 from absl.flags import FlagValues
@@ -18,27 +20,28 @@ from supmim.tokenizers import vqgan
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    """`supmim train`, then WORKDIR/tokenizer and how to use it."""
+    """Train, then write WORKDIR/tokenizer and print how to use it."""
     if config.task != "tokenizer":
         raise ConfigError(
             f"supmim tokenizer train takes a config of task=tokenizer, not {config.task}, e.g. "
-            "--config=configs/tokenizer_cifar10.py; supmim train trains any"
+            "--config=configs/tokenizer_cifar10.py; supmim train takes a config of any task"
         )
     train_command.run(config, flags, "tokenizer train")
     workdir = Path(flags.workdir)
     config = config_lib.debug(config) if flags.debug else config
-    tokenizer, out = trained(config, workdir), workdir / "tokenizer"
+    tokenizer, out = load_trained(config, workdir), workdir / "tokenizer"
     if hosts.is_first():
         tokenizer.save(out, f"trained in {workdir.name}")
         report.print_folder(tokenizer, out, "written")
 
 
-def trained(config: Config, workdir: Path) -> vqgan.VQGAN:
-    """What the newest checkpoint of a run holds, averaged parameters where there are any."""
+def load_trained(config: Config, workdir: Path) -> vqgan.VQGAN:
+    """Return the tokenizer of the newest checkpoint, with averaged parameters if there are any."""
     mesh = assemble.mesh_of(config)
     with jax.set_mesh(mesh):
-        state = evaluate.restored(evaluate.of_run(config, config), workdir, "", mesh).state
+        state = evaluate.restore(evaluate.model_config(config, config), workdir, "", mesh).state
         everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
         found = optimizer.evaluated_params(state)
         params = everywhere({name: found[name] for name in NETWORK})
-    return tokenizers.abstract(config).replace(params=jax.device_get(params))
+    tokenizer = cast(vqgan.VQGAN, tokenizers.abstract(config))  # the only kind that is trained
+    return dataclasses.replace(tokenizer, params=jax.device_get(params))

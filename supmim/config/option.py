@@ -20,8 +20,8 @@ class Option:
         how; "geometry": flips and moves on the device; "colours" and "class view": what only the
         class view undergoes; "parameters": the names, shapes or meaning of the encoder's
         parameters; "ids": target ids, beyond what "crop" and "geometry" change.
-    on_resume: whether a run may continue with a different value.
-    in_evaluation: whether `evaluate` may use a different value than the run.
+    may_change: whether a run may continue with a different value ("on resume"), or an evaluation
+        may use one ("in evaluation"), or both ("always").
     augmentation: whether a named kind of augmentation (`config.augmentation`) sets it.
     unused_by: tasks that do not read it; setting it there is an error.
     debug: the value under `--debug`, if it has one.
@@ -36,12 +36,21 @@ class Option:
     low: float = -math.inf
     high: float = math.inf
     changes: tuple[Change, ...] = ()
-    on_resume: bool = False
-    in_evaluation: bool = False
+    may_change: Literal["never", "on resume", "in evaluation", "always"] = "never"
     augmentation: bool = False
     unused_by: tuple[str, ...] = ()
     debug: Value | None = None
     default_is_before: bool = False
+
+    @property
+    def on_resume(self) -> bool:
+        """Whether a run may continue with a different value."""
+        return self.may_change in ("on resume", "always")
+
+    @property
+    def in_evaluation(self) -> bool:
+        """Whether `evaluate` may use a different value than the run."""
+        return self.may_change in ("in evaluation", "always")
 
     def problem(self, value: Any) -> str:
         """Return why `value` is not allowed, or an empty string."""

@@ -27,27 +27,26 @@ class Data:
     train: str = option(
         "digits:train",
         "digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
-        on_resume=True,  # a folder may have moved; a checkpoint's fingerprint identifies the data
-        in_evaluation=True,
+        may_change="always",  # a folder may have moved: a fingerprint identifies the data
     )
     eval: str = option(
-        "",
-        "evaluation source; empty: what the training source holds out",
-        on_resume=True,
-        in_evaluation=True,
+        "", "evaluation source; empty: what the training source holds out", may_change="always"
     )
     holdout: float = option(
         0.1,
         "share held out of a folder that has no validation part",
         low=0.0,
         high=0.9,
-        in_evaluation=True,
+        may_change="in evaluation",
     )
-    tfds_dir: str = option(
-        "", "folder of TFDS's datasets; empty: TFDS's own", on_resume=True, in_evaluation=True
-    )
+    tfds_dir: str = option("", "folder of TFDS's datasets; empty: TFDS's own", may_change="always")
     image_size: int = option(
-        224, "side of the square image", unit="pixels", low=1, changes=("crop",), in_evaluation=True
+        224,
+        "side of the square image",
+        unit="pixels",
+        low=1,
+        changes=("crop",),
+        may_change="in evaluation",
     )
     channels: int = option(
         3, "channels of an image: 1, grey, or 3", low=1, high=3, changes=("crop", "parameters")
@@ -55,8 +54,7 @@ class Data:
     targets: str = option(
         "",
         "folder of target ids from `supmim data tokens`; empty: none",
-        on_resume=True,  # a cache identifies what it holds
-        in_evaluation=True,
+        may_change="always",  # a cache identifies what it holds
         unused_by=("tokenizer", "segmentation"),
     )
     ignore_label: int = option(
@@ -64,25 +62,28 @@ class Data:
         "masks: id of pixels that are not counted; -1: none",
         low=-1,
         high=2**16 - 1,
-        in_evaluation=True,
+        may_change="in evaluation",
     )
     mask_classes: int = option(
         0,
         "masks: number of classes where no classes.txt names them",
         low=0,
         high=2**15 - 1,
-        in_evaluation=True,
+        may_change="in evaluation",
     )
     limit: int = option(
-        0, "images used of each source, evenly spaced; 0: all", low=0, in_evaluation=True, debug=64
+        0,
+        "images used of each source, evenly spaced; 0: all",
+        low=0,
+        may_change="in evaluation",
+        debug=64,
     )
     workers: int = option(
         -1,
         "reader processes per host; 0: a thread; -1: as many as fit",
         low=-1,
         high=512,
-        on_resume=True,
-        in_evaluation=True,
+        may_change="always",
     )
     max_pixels: int = option(
         178_956_970,
@@ -90,14 +91,14 @@ class Data:
         unit="pixels",
         low=1,
         changes=("ids",),
-        in_evaluation=True,
+        may_change="in evaluation",
     )
     bad_share: float = option(
         0.001,
         "share of unreadable training images that ends the run",
         low=0.0,
         high=1.0,
-        on_resume=True,
+        may_change="on resume",
     )
     crop: str = option(
         "none",
@@ -144,15 +145,14 @@ class Data:
         choices=("bilinear", "bicubic"),
         changes=("crop",),
         augmentation=True,
-        in_evaluation=True,
+        may_change="in evaluation",
     )
     eval_view: str = option(
         "short_side",
         "evaluation: resize the short side, or to a square; then crop the centre",
         choices=("short_side", "stretch"),
         changes=("crop",),
-        on_resume=True,
-        in_evaluation=True,
+        may_change="always",
     )
     eval_resize: int = option(
         0,
@@ -160,8 +160,7 @@ class Data:
         unit="pixels",
         low=0,
         changes=("crop",),
-        on_resume=True,
-        in_evaluation=True,
+        may_change="always",
     )
     flip: bool = option(
         False, "mirror half of the images", changes=("geometry",), augmentation=True
@@ -263,7 +262,7 @@ class Encoder:
         "xla",
         "attention kernel, also of the decoder",
         choices=("xla", "cudnn"),
-        in_evaluation=True,  # this device may not have the kernel
+        may_change="in evaluation",  # this device may not have the kernel
     )
     dtype: str = option(
         "float32", "compute dtype, also of the decoder", choices=("float32", "bfloat16")
@@ -313,14 +312,14 @@ class Segmentation:
         "evaluation: side of the sliding window; 0: image_size",
         unit="pixels",
         low=0,
-        in_evaluation=True,
+        may_change="in evaluation",
     )
     stride: int = option(
         0,
         "evaluation: distance between windows; 0: two thirds of one",
         unit="pixels",
         low=0,
-        in_evaluation=True,
+        may_change="in evaluation",
     )
 
 
@@ -375,8 +374,7 @@ class Tokenizer:
     path: str = option(
         "",
         "folder of a trained or imported one; patch_vq, empty: fitted",
-        on_resume=True,  # a checkpoint's fingerprint identifies the tokenizer
-        in_evaluation=True,
+        may_change="always",  # a checkpoint's fingerprint identifies the tokenizer
         unused_by=("tokenizer",),
     )
     image_size: int = option(
@@ -428,7 +426,7 @@ class Tokenizer:
     perceptual_weights: str = option(
         "",
         "safetensors FILE with the weights of torchvision's VGG16",
-        on_resume=True,  # its SHA-256 is what must not change
+        may_change="on resume",  # its SHA-256 is what must not change
     )
     perceptual_sha256: str = option("", "SHA-256 of that file")
     adversarial_weight: float = option(0.0, "adversarial loss; 0 builds no discriminator", low=0)
@@ -502,28 +500,19 @@ class Mesh:
     """Devices along each axis."""
 
     data: int = option(
-        -1, "devices that split the batch; -1: the rest", low=-1, on_resume=True, in_evaluation=True
+        -1, "devices that split the batch; -1: the rest", low=-1, may_change="always"
     )
     fsdp: int = option(
-        1,
-        "devices that split batch and parameters; -1: the rest",
-        low=-1,
-        on_resume=True,
-        in_evaluation=True,
+        1, "devices that split batch and parameters; -1: the rest", low=-1, may_change="always"
     )
     tensor: int = option(
-        1,
-        "devices that split heads and MLP; -1: the rest",
-        low=-1,
-        on_resume=True,
-        in_evaluation=True,
+        1, "devices that split heads and MLP; -1: the rest", low=-1, may_change="always"
     )
     fsdp_splits: str = option(
         "state",
         "what fsdp splits: the whole state, or the optimizer's alone (ZeRO-1)",
         choices=("state", "optimizer"),
-        on_resume=True,
-        in_evaluation=True,
+        may_change="always",
     )
 
 
@@ -534,42 +523,41 @@ class Eval:
     evaluators: str = option(
         "classification,knn,reconstruction",
         "evaluators, separated by commas, or all",
-        in_evaluation=True,
+        may_change="in evaluation",
     )
     batch_size: int = option(
-        512, "images per evaluation batch, over all devices", low=1, in_evaluation=True, debug=16
+        512,
+        "images per evaluation batch, over all devices",
+        low=1,
+        may_change="in evaluation",
+        debug=16,
     )
     similarity_mib: int = option(
-        256, "similarities that a device holds at once", unit="MiB", low=1, in_evaluation=True
+        256,
+        "similarities that a device holds at once",
+        unit="MiB",
+        low=1,
+        may_change="in evaluation",
     )
     landmarks: str = option(
-        "",
-        "landmarks: JSON file of gallery, queries and their matches",
-        on_resume=True,
-        in_evaluation=True,
+        "", "landmarks: JSON file of gallery, queries and their matches", may_change="always"
     )
     real_labels: str = option(
         "",
         "JSON file of all labels that fit each image, as real.json; empty: none",
-        on_resume=True,
-        in_evaluation=True,
+        may_change="always",
     )
-    pictures: int = option(8, "fixed images in each picture", low=1, in_evaluation=True)
+    pictures: int = option(8, "fixed images in each picture", low=1, may_change="in evaluation")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Which checkpoints stay."""
 
-    keep: int = option(2, "newest checkpoints kept", low=1, on_resume=True)
-    keep_best: int = option(
-        1, "best checkpoints kept besides", low=0, on_resume=True, in_evaluation=True
-    )
+    keep: int = option(2, "newest checkpoints kept", low=1, may_change="on resume")
+    keep_best: int = option(1, "best checkpoints kept besides", low=0, may_change="always")
     keep_best_metric: str = option(
-        "knn/recall_at_1",
-        "result that ranks them, higher is better",
-        on_resume=True,
-        in_evaluation=True,
+        "knn/recall_at_1", "result that ranks them, higher is better", may_change="always"
     )
 
 
@@ -589,13 +577,21 @@ class Config:
     class_weight: float = option(1.0, "weight of the class loss", low=0)
     mim_weight: float = option(1.0, "weight of the token loss; 0 builds no decoder", low=0)
     log_every: int = option(
-        50, "steps between two lines of metrics", low=1, on_resume=True, debug=1
+        50, "steps between two lines of metrics", low=1, may_change="on resume", debug=1
     )
     eval_every: int = option(
-        0, "steps between two evaluations; 0: only at the end", low=0, on_resume=True, debug=0
+        0,
+        "steps between two evaluations; 0: only at the end",
+        low=0,
+        may_change="on resume",
+        debug=0,
     )
     save_every: int = option(
-        1000, "steps between two checkpoints; 0: only at the end", low=0, on_resume=True, debug=10
+        1000,
+        "steps between two checkpoints; 0: only at the end",
+        low=0,
+        may_change="on resume",
+        debug=10,
     )
     data: Data = Data()
     encoder: Encoder = Encoder()

@@ -1,4 +1,4 @@
-"""Files of code that a user names, presets and sweeps; their faults are told with a line number."""
+"""Python files that a user names, presets and sweeps; faults in them are reported by line."""
 
 import contextlib
 import importlib.util
@@ -11,18 +11,19 @@ from supmim.errors import ConfigError, SupmimError
 
 
 def load(path: Path) -> ModuleType:
-    """Runs the file as a module; ConfigError if there is none."""
+    """Run the file as a module and return it; ConfigError if it cannot be read."""
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"{path} is not a Python file that can be read")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # as for every .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Whatever the code of `path` raises in here becomes a ConfigError."""
+def faults_reported(path: Path) -> Iterator[None]:
+    """Turn whatever the code of `path` raises inside into a ConfigError."""
     try:
         yield
     except SupmimError:
@@ -32,7 +33,7 @@ def told(path: Path) -> Iterator[None]:
 
 
 def fault(error: BaseException, path: str) -> str:
-    """`FILE, line N: what`, or an empty string if it did not happen in a file named `path`."""
+    """Return `FILE, line N: what`, or an empty string if it happened in no file named `path`."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
     cause: BaseException | None = error

@@ -1,1 +1,1 @@
-"""From stored records to batches on the mesh and, there, to the views that are trained on."""
+"""Data pipeline: read, decode and crop records, batch them, and augment them on the devices."""

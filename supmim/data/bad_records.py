@@ -1,4 +1,4 @@
-"""Records without a readable image: listed, counted, and too many of them end the run."""
+"""Unreadable images: list and count them, and stop the run when there are too many."""
 
 import functools
 import json
@@ -11,10 +11,11 @@ from supmim.errors import DataError
 
 
 class BadRecords:
-    """bad_records.jsonl of a workdir: source, index, name and fault of each record, once.
+    """The file bad_records.jsonl of a workdir: source, index, name and fault of each bad record.
 
-    Every host lists those that it met itself; `tell` is handed a line for each new one. Those of
-    earlier starts are not listed again, but do not count: they may have been mended.
+    Every host lists the records that it met itself, once each, and passes a line for each new one
+    to `log`. Records from previous starts are neither listed again nor counted until they are met
+    again: they may have been repaired.
     """
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
@@ -25,11 +26,13 @@ class BadRecords:
         self.met: set[tuple[str, int]] = set()
 
     def of(self, source: Source, limit: float) -> Callable[[Iterable[Bad]], None]:
-        """What notes the bad records of a source; DataError above so large a share of it."""
-        return functools.partial(self.add, source.name, len(source), limit)
+        """Return a function that records bad records of a source.
 
-    def add(self, source: str, length: int, limit: float, met: Iterable[Bad]) -> None:
-        """Notes what a batch met."""
+        It raises DataError once they are more than the share `limit` of the source.
+        """
+        return functools.partial(self._record, source.name, len(source), limit)
+
+    def _record(self, source: str, length: int, limit: float, met: Iterable[Bad]) -> None:
         for bad in met:
             self.met.add((source, bad.index))
             if (source, bad.name) in self.listed:
@@ -42,6 +45,6 @@ class BadRecords:
         if count > limit * length:
             raise DataError(
                 f"{count} of the {length} images of {source} can't be read, more than "
-                f"config.data.bad_share={limit:g} allows. They are listed in {self.path}: mend or "
-                "remove them, or allow more"
+                f"config.data.bad_share={limit:g} allows. They are listed in {self.path}; repair "
+                "or remove them, or raise --config.data.bad_share"
             )

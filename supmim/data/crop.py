@@ -1,49 +1,41 @@
-"""Which part of an image becomes a square view, and its resize: always one box, resized once.
+"""Crops: a box in an image, resized once to a square.
 
-A box is (left, top, right, bottom) in pixels of the whole image, fractions allowed. That of a
-training view is drawn from (data.seed, epoch, index) alone.
+A box is (left, top, right, bottom) in pixels of the whole image; fractions are allowed. The box of
+a random crop is drawn from (data.seed, epoch, index) alone.
 """
 
 import dataclasses
 import math
 import threading
 
+import cykooz_resizer as cykooz
 import numpy as np
-from cykooz_resizer import (
-    CropBox,
-    FilterType,
-    ImageData,
-    PixelType,
-    ResizeAlg,
-    ResizeOptions,
-    Resizer,
-)
 
 Box = tuple[float, float, float, float]
-FILTERS = {  # each with the radius of its support, in pixels of the smaller grid
-    "bilinear": (ResizeAlg.convolution(FilterType.bilinear), 1),
-    "bicubic": (ResizeAlg.convolution(FilterType.catmull_rom), 2),  # Pillow's a = -0.5
+FILTERS = {  # name -> filter and the radius of its support, in pixels of the smaller grid
+    "bilinear": (cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear), 1),
+    "bicubic": (cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom), 2),  # as Pillow's
 }
-PIXEL_TYPES = {1: PixelType.U8, 3: PixelType.U8x3}
+PIXEL_TYPES = {1: cykooz.PixelType.U8, 3: cykooz.PixelType.U8x3}
 ATTEMPTS = 10
 
 
-class OwnResizer(threading.local):
-    """One for each thread: it keeps buffers."""
+class ThreadResizer(threading.local):
+    """A resizer for each thread, since a resizer keeps buffers."""
 
     def __init__(self) -> None:
-        self.resize = Resizer().resize
+        self.resize = cykooz.Resizer().resize
 
 
-RESIZER = OwnResizer()
+RESIZER = ThreadResizer()
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random area and aspect, placed at random, as torchvision's RandomResizedCrop.
+    """A random area and aspect ratio at a random place, as in torchvision's RandomResizedCrop.
 
-    area: lowest and highest share of the image, uniform; aspect: of width by height, log-uniform.
-    Sides are integers. If ten tries don't fit: the largest central part with an allowed aspect.
+    area: range of the share of the image, uniform. aspect: range of width / height, log-uniform.
+    Sides are integers. If no attempt fits: the largest central box with an allowed aspect ratio.
     """
 
     seed: int
@@ -51,12 +43,11 @@ class RandomCrop:
     aspect: tuple[float, float]
 
     def __call__(self, height: int, width: int, epoch: int, index: int) -> Box:
-        """The box of one example of one epoch."""
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, epoch, index]))
-        logs = tuple(map(math.log, self.aspect))
+        low, high = map(math.log, self.aspect)
         for _ in range(ATTEMPTS):
             area = height * width * rng.uniform(*self.area)
-            aspect = math.exp(rng.uniform(*logs))
+            aspect = math.exp(rng.uniform(low, high))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
@@ -67,60 +58,52 @@ class RandomCrop:
         return float(left), float(top), float(left + w), float(top + h)
 
 
-def short_side_box(height: int, width: int, resize: int, size: int) -> Box:
-    """What a central size x size crop shows after the short side was resized to `resize`.
+def short_side_size(height: float, width: float, resize: int) -> tuple[int, int]:
+    """Return (height, width) after a resize of the short side to `resize`.
 
-    Sides and offsets round as torchvision's Resize and CenterCrop, the protocol of DINO's kNN.
+    Rounds as torchvision's Resize does, which is the protocol of DINO's kNN.
     """
-    return _crop_of_resized(height, width, *short_side_size(height, width, resize), size)
-
-
-def stretch_box(height: int, width: int, resize: int, size: int) -> Box:
-    """The same after a resize to a square that ignores the aspect: big_vision's few-shot view."""
-    return _crop_of_resized(height, width, *stretch_size(height, width, resize), size)
-
-
-def _crop_of_resized(height: int, width: int, new_height: int, new_width: int, size: int) -> Box:
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    x, y = width / new_width, height / new_height
-    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
-
-
-def short_side_size(height: int, width: int, resize: int) -> tuple[int, int]:
-    """Height and width once the short side is `resize`."""
     scaled = int(resize * max(height, width) / min(height, width))
     return (resize, scaled) if height <= width else (scaled, resize)
 
 
-def stretch_size(height: int, width: int, resize: int) -> tuple[int, int]:
-    """Those of a square."""
+def stretch_size(height: float, width: float, resize: int) -> tuple[int, int]:
+    """Return (resize, resize), whatever the aspect ratio, as in big_vision's few-shot evaluator."""
     return resize, resize
 
 
 EVAL_SIZES = {"short_side": short_side_size, "stretch": stretch_size}
-EVAL_BOXES = {"short_side": short_side_box, "stretch": stretch_box}
 
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop:
-    """The same part of every image: a view of EVAL_BOXES, its resize and the side that is left."""
+    """The central square of side `size` after a resize to `resize` by EVAL_SIZES[view].
+
+    Offsets round as in torchvision's CenterCrop. The fields are stored with results.
+    """
 
     view: str
     resize: int
     size: int
 
-    def __call__(self, height: int, width: int, epoch: int, index: int) -> Box:
-        """The box of any example."""
-        return EVAL_BOXES[self.view](height, width, self.resize, self.size)
+    def __call__(self, height: float, width: float, epoch: int, index: int) -> Box:
+        new_height, new_width = EVAL_SIZES[self.view](height, width, self.resize)
+        left, top = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
+        right, bottom = left + self.size, top + self.size
+        x, y = width / new_width, height / new_height
+        return left * x, top * y, min(right * x, width), min(bottom * y, height)
 
 
 def resize(pixels: np.ndarray, box: Box, size: int, method: str) -> np.ndarray:
-    """The box of uint8 [H, W, 1 or 3] as [size, size, C], antialiased; Pillow's to a level."""
+    """Return the box of uint8 [H, W, 1 or 3] as [size, size, C]: see resize_to."""
     return resize_to(pixels, box, (size, size), method)
 
 
 def resize_to(pixels: np.ndarray, box: Box, size: tuple[int, int], method: str) -> np.ndarray:
-    """The same as [*size, C], for any height and width."""
+    """Return the box of uint8 [H, W, 1 or 3] as [*size, C].
+
+    The resize is antialiased and equals Pillow's up to one level.
+    """
     height, width, channels = pixels.shape
     if (height, width) == size and box == (0, 0, width, height):
         return pixels
@@ -129,17 +112,17 @@ def resize_to(pixels: np.ndarray, box: Box, size: tuple[int, int], method: str) 
     x_margin = 1 + math.ceil(radius * max(1, (right - left) / size[1]))
     y_margin = 1 + math.ceil(radius * max(1, (bottom - top) / size[0]))
     x, y = max(0, math.floor(left) - x_margin), max(0, math.floor(top) - y_margin)
-    part = pixels[y : math.ceil(bottom) + y_margin, x : math.ceil(right) + x_margin]
+    region = pixels[y : math.ceil(bottom) + y_margin, x : math.ceil(right) + x_margin]
     kind = PIXEL_TYPES[channels]
-    source = ImageData(part.shape[1], part.shape[0], kind, part.tobytes())
-    view = ImageData(size[1], size[0], kind)
-    shown = CropBox(left - x, top - y, right - left, bottom - top)
-    RESIZER.resize(source, view, ResizeOptions(algorithm, crop_box=shown))
-    return np.frombuffer(view.get_buffer(), np.uint8).reshape(*size, channels)
+    source = cykooz.ImageData(region.shape[1], region.shape[0], kind, region.tobytes())
+    resized = cykooz.ImageData(size[1], size[0], kind)
+    crop_box = cykooz.CropBox(left - x, top - y, right - left, bottom - top)
+    RESIZER.resize(source, resized, cykooz.ResizeOptions(algorithm, crop_box=crop_box))
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(*size, channels)
 
 
 def resize_ids(ids: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """The box of ids [H, W] as [size, size]: those at the centres of the new pixels."""
+    """Return the box of ids [H, W] as [size, size]: the ids at the centres of the new pixels."""
     left, top, right, bottom = box
     middle = (np.arange(size) + 0.5) / size
     y, x = top + middle * (bottom - top), left + middle * (right - left)
@@ -148,6 +131,9 @@ def resize_ids(ids: np.ndarray, box: Box, size: int) -> np.ndarray:
 
 
 def scaled(box: Box, size: tuple[int, int], new: tuple[int, int]) -> Box:
-    """The box in an image of another (height, width); rounding does not let it stick out."""
+    """Return the box after a resize of its image between two sizes (height, width).
+
+    Rounding never moves it beyond the image.
+    """
     y, x = new[0] / size[0], new[1] / size[1]
     return box[0] * x, box[1] * y, min(box[2] * x, new[1]), min(box[3] * y, new[0])

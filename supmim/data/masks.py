@@ -1,7 +1,7 @@
-"""Masks: the classes of an image's pixels, from ids as they are stored.
+"""Masks: stored ids of an image's pixels, and the classes that they stand for.
 
-Classes are the ids without data.ignore_label, in their order: with 0 ignored, as ADE20K has it, id
-1 is class 0; with 255 ignored, or nothing (-1), id 0 is.
+Classes are the ids except data.ignore_label, in ascending order: if 0 is ignored, as in ADE20K, id
+1 is class 0; if 255 or nothing (-1) is ignored, id 0 is class 0.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ from supmim.errors import DataError
 IGNORED = -1  # in a label map
 
 
-def read(record: MaskedRecord, max_pixels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W]: the ids of a record's mask; BadImage if it can't be decoded."""
+def read_ids(record: MaskedRecord, max_pixels: int) -> np.ndarray:
+    """Return the ids of a record's mask, uint8 or uint16 [H, W]; BadImage if it is unreadable."""
     if isinstance(record.mask, np.ndarray):
         return record.mask
     if isinstance(record.mask, OSError):
@@ -26,17 +26,17 @@ def read(record: MaskedRecord, max_pixels: int) -> np.ndarray:
 
 
 def check_size(name: str, ids: np.ndarray, pixels: np.ndarray) -> None:
-    """DataError if a mask [H, W] is not of the size of its image [H, W, C]."""
+    """Raise DataError if a mask [H, W] and its image [H, W, C] differ in size."""
     if ids.shape != pixels.shape[:2]:
         raise DataError(
-            f"{name}: its mask has {ids.shape[1]} x {ids.shape[0]} pixels, the image "
-            f"{pixels.shape[1]} x {pixels.shape[0]}; mend or remove the pair. All of them: "
-            "supmim data check SOURCE"
+            f"{name}: its mask has {ids.shape[1]} x {ids.shape[0]} pixels, but the image has "
+            f"{pixels.shape[1]} x {pixels.shape[0]}; repair or remove the pair. To list all such "
+            "pairs: supmim data check SOURCE"
         )
 
 
 def to_classes(name: str, ids: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
-    """int16 [H, W]: the class of each pixel, or IGNORED. DataError for an id that is no class."""
+    """Return the class of each pixel or IGNORED, int16 [H, W]; DataError if an id is no class."""
     if ignore_label >= 0:
         classes = np.where(ids == ignore_label, IGNORED, ids.astype(int) - (ids > ignore_label))
     else:
@@ -44,7 +44,7 @@ def to_classes(name: str, ids: np.ndarray, num_classes: int, ignore_label: int) 
     if classes.max() >= num_classes:
         wrong = ids[classes >= num_classes]
         raise DataError(
-            f"{name}: its mask has the id {wrong.min()} ({wrong.size} pixels), which is none of "
+            f"{name}: its mask has the id {wrong.min()} ({wrong.size} pixels), which is not one of "
             f"{num_classes} classes with data.ignore_label={ignore_label}; check the masks, the "
             "number of classes (classes.txt, --config.data.mask_classes) or "
             "--config.data.ignore_label"
@@ -53,5 +53,5 @@ def to_classes(name: str, ids: np.ndarray, num_classes: int, ignore_label: int) 
 
 
 def ids_of(num_classes: int, ignore_label: int) -> list[int]:
-    """The id of each class."""
+    """Return the id of each class."""
     return [i for i in range(num_classes + 1) if i != ignore_label][:num_classes]

@@ -1,14 +1,14 @@
-"""Downloads a data set of TFDS and writes it as ArrayRecord, without TensorFlow."""
+"""Download a TFDS data set and write it as ArrayRecord, without TensorFlow."""
 
+import contextlib
 import os
 import resource
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from supmim.data import tensorflow_stand_in
@@ -17,32 +17,34 @@ from supmim.errors import DataError, Interrupted
 from supmim.workdir import lock
 
 OPEN_FILES = 4096  # TFDS shuffles through a thousand files
-LAST_WORDS = 3  # seconds that an interrupted download gets to end by itself
-# Bytes written. TFDS knows those of the others, where it can ask for them.
+GRACE_SECONDS = 3  # for an interrupted download to end by itself
+# Bytes written; TFDS knows the sizes of other data sets.
 BYTES = {"imagenet2012": 160_000_000_000}
 
 
 def prepare(name: str, tfds_dir: str, log: Callable[[str], None]) -> Any:
-    """The builder of a data set that is ready to be read.
+    """Prepare a data set if necessary and return its builder, ready for reading.
 
-    DataError if files that are fetched by hand are missing, the disk is too small, or TFDS fails;
-    Interrupted after Ctrl-C: what was downloaded stays.
+    DataError if files that must be downloaded by hand are missing, the disk is too small, or TFDS
+    fails; Interrupted after Ctrl-C, with downloaded files left in place.
     """
     builder = catalogue.builder_of(name, tfds_dir)
     if catalogue.is_prepared(builder):
         return catalogue.prepared(name, tfds_dir)
-    check_manual(builder, name, tfds_dir)
-    check_disk(builder)
-    with lock.hold(Path(builder.data_dir).parent, "--tfds-dir"):
-        remove_leftovers(builder)
+    check_manual_files(builder, name, tfds_dir)
+    check_data_set_fits(builder)
+    folder = Path(builder.data_dir)
+    with lock.hold(folder.parent, "--tfds-dir"):
+        for path in folder.parent.glob(f"incomplete.*_{folder.name}"):  # of killed preparations
+            shutil.rmtree(path)
         log(f"preparing   {builder.info.full_name} in {builder.data_dir}")
-        with Interruptible(name):
-            run(builder, name)
+        with interruptible(name):
+            download_and_prepare(builder, name)
     return catalogue.prepared(name, tfds_dir)
 
 
-def check_manual(builder: Any, name: str, tfds_dir: str) -> None:
-    """DataError if a file that is fetched by hand is not there, whole."""
+def check_manual_files(builder: Any, name: str, tfds_dir: str) -> None:
+    """Raise DataError if a file that must be downloaded by hand is missing or incomplete."""
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
     folder = catalogue.manual_folder(builder)
@@ -52,8 +54,8 @@ def check_manual(builder: Any, name: str, tfds_dir: str) -> None:
         raise DataError(catalogue.not_prepared(builder, name, tfds_dir))
 
 
-def check_disk(builder: Any) -> None:
-    """DataError if the data set does not fit."""
+def check_data_set_fits(builder: Any) -> None:
+    """Raise DataError if the disk is too small for the data set."""
     info = builder.info
     known = 2 * (info.download_size or 0) + (info.dataset_size or 0)  # archives, extracted, written
     needed = BYTES.get(builder.name, known)
@@ -62,20 +64,13 @@ def check_disk(builder: Any) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{folder} has {free / 1e9:.0f} GB free; preparing {info.full_name} takes up to "
-            f"{needed / 1e9:.0f} GB; free some, or choose another --tfds-dir"
+            f"{folder} has {free / 1e9:.0f} GB free, but preparing {info.full_name} takes up to "
+            f"{needed / 1e9:.0f} GB; free some space or choose another --tfds-dir"
         )
 
 
-def remove_leftovers(builder: Any) -> None:
-    """Folders that a killed preparation of this version has left; the caller holds the lock."""
-    folder = Path(builder.data_dir)
-    for path in folder.parent.glob(f"incomplete.*_{folder.name}"):
-        shutil.rmtree(path)
-
-
-def run(builder: Any, name: str) -> None:
-    """TFDS's own download_and_prepare; DataError for whatever it raises."""
+def download_and_prepare(builder: Any, name: str) -> None:
+    """Run download_and_prepare of TFDS; DataError for anything that it raises."""
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
@@ -89,34 +84,34 @@ def run(builder: Any, name: str) -> None:
             builder.download_and_prepare(file_format=catalogue.FORMAT, download_config=options)
     except tensorflow_stand_in.NeedsTensorFlow as error:
         raise DataError(
-            f"TFDS's code for {name} asks TensorFlow for {error}. Where TensorFlow is installed, "
-            f"once: tfds build {name} --file_format={catalogue.FORMAT}; reading needs none"
+            f"TFDS's code for {name} asks TensorFlow for {error}, which supmim does not provide. "
+            f"On a machine with TensorFlow run tfds build {name} --file_format={catalogue.FORMAT} "
+            "once; reading the result needs no TensorFlow"
         ) from error
     except Exception as error:  # TFDS and the builders raise anything
         raise DataError(f"{name} can't be prepared: {type(error).__name__}: {error}") from error
 
 
-class Interruptible:
-    """Within it Ctrl-C becomes Interrupted, and ends the process even if a download goes on."""
+@contextlib.contextmanager
+def interruptible(name: str) -> Iterator[None]:
+    """Make Ctrl-C raise Interrupted, and end the process even if a download continues."""
+    interrupted = threading.Event()
 
-    def __init__(self, name: str) -> None:
-        self.name, self.interrupted = name, False
-
-    def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGINT, self._handle)
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        signal.signal(signal.SIGINT, self.before)
-        if self.interrupted:
-            raise Interrupted(
-                f"{self.name} is not prepared; the same command goes on: what was downloaded "
-                "stays, writing starts anew"
-            ) from error
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.interrupted = True
+    def handle(*_: Any) -> None:
+        interrupted.set()
         os.write(sys.stderr.fileno(), b"\nsupmim: ending the preparation\n")
-        end = threading.Timer(LAST_WORDS, os._exit, [Interrupted.exit_code])
+        end = threading.Timer(GRACE_SECONDS, os._exit, [Interrupted.exit_code])
         end.daemon = True
         end.start()
         raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if interrupted.is_set():
+            raise Interrupted(
+                f"the preparation of {name} was interrupted; the same command continues it: "
+                "downloads are kept, writing starts over"
+            )

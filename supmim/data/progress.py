@@ -1,4 +1,4 @@
-"""A progress line, on a terminal only."""
+"""A progress bar, on terminals only."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,11 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextlib.contextmanager
 def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Gives what moves the bar by so many of `total`; goes to stderr and leaves nothing there."""
+    """Show a bar on stderr, removed at the end, and yield a function that advances it."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
     with Progress(
-        *columns,
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,

@@ -1,4 +1,4 @@
-"""A raw batch: what readers give and devices take, before anything is augmented.
+"""A raw batch, as readers return it and devices receive it, before augmentation.
 
 Imports no jax: reader processes import it. Shapes: B batch, S = data.image_size, T the tokenizer's
 size, C channels, N patches.
@@ -14,8 +14,8 @@ from supmim.config import Config
 class Raw(TypedDict):
     """One batch, as NumPy arrays on a host or as JAX arrays on the devices.
 
-    image: uint8 [B, S, S, C], cropped and resized. label: [B]. index: [B], which record. epoch:
-    [B]. valid: [B], 1 for a real example and 0 for padding or an unreadable image.
+    image: uint8 [B, S, S, C], cropped and resized. label: [B]. index: [B], number of the record.
+    epoch: [B]. valid: [B], 1 for a real example and 0 for padding or an unreadable image.
     tokenizer_image: uint8 [B, T, T, C], the same crop at the tokenizer's own size. target_ids:
     [B, N], read from a cache or computed by `Task.tokenize`. label_map: [B, S, S], the class of
     each pixel or masks.IGNORED.
@@ -32,7 +32,7 @@ class Raw(TypedDict):
 
 
 def field_shapes(config: Config, tokenizer_size: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Return the shape, without the batch axis, and the type of each field of a training batch.
+    """Return shape (without the batch axis) and type of each field of a training batch.
 
     tokenizer_size: side of `tokenizer_image`; 0 if there is none.
     """

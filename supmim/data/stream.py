@@ -1,11 +1,12 @@
-"""Which records a step takes, and their reading: what a host, or a reader process, does.
+"""Streams: which records a step takes, and their reading, in a host or in a reader process.
 
-Sample n = step * batch_size + row of one endless stream of reshuffled epochs. Which record that
-is depends on the seed and n alone, so the position of a run is its step, on any number of hosts.
-Imports no jax, so that reader processes start fast and stay small.
+Sample n = step * batch_size + row of one endless stream of reshuffled epochs. Its record depends on
+the seed and n alone, so the position of a run is its step, on any number of hosts. Imports no jax,
+so that reader processes start fast and stay small.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import grain
 import numpy as np
@@ -17,10 +18,10 @@ from supmim.target_ids.files import Part
 
 
 class Training:
-    """step -> this host's rows of the global batch, and the bad records met on the way.
+    """step -> this host's rows of the global batch and the bad records met on the way.
 
-    A bad record's row goes to the record after it, or the next that can be read: the same one
-    whenever the bad one is drawn.
+    The row of a bad record is filled with the next record that can be read, so that a bad record
+    is always replaced by the same one.
     """
 
     def __init__(self, images: Images, seed: int, batch_size: int, rows: np.ndarray) -> None:
@@ -30,7 +31,6 @@ class Training:
         self.order = grain.MapDataset.range(len(images)).shuffle(spread)
 
     def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
-        """image, label, index, epoch, valid: [rows, ...]."""
         position = step * self.batch_size + self.rows
         index = np.array([self.order[int(n)] for n in position], np.int32)
         epoch = (position // len(self.images)).astype(np.int32)
@@ -39,10 +39,12 @@ class Training:
         for row in bad:
             met += self._replace(batch, index, row, epoch[row])
         valid = np.ones(len(index), np.float32)
-        return {**batch, "index": index, "epoch": epoch, "valid": valid}, met
+        return cast(Raw, {**batch, "index": index, "epoch": epoch, "valid": valid}), met
 
-    def _replace(self, batch: Raw, index: np.ndarray, row: int, epoch: int) -> list[Bad]:
-        """Fills a row with the next readable record; returns the bad ones met on the way."""
+    def _replace(
+        self, batch: dict[str, np.ndarray], index: np.ndarray, row: int, epoch: int
+    ) -> list[Bad]:
+        """Fill a row with the next readable record; return the bad ones met on the way."""
         length, met = len(self.images), []
         for ahead in range(1, length):
             candidate = (int(index[row]) + ahead) % length
@@ -57,9 +59,9 @@ class Training:
 
 
 class Rows:
-    """step -> records in order, by (epoch, start, stop) of each part; every part starts a batch.
+    """step -> a batch of records in order, by (epoch, start, stop) of each part of a cache.
 
-    The last batch of a part is padded with zeros; an unreadable image is black.
+    Every part starts a batch. Its last batch is padded with zeros; unreadable images are black.
     """
 
     def __init__(self, images: Images, parts: Sequence[Part], batch_size: int) -> None:
@@ -69,38 +71,34 @@ class Rows:
         self.ends = np.cumsum(-(-lengths // batch_size))
 
     def __len__(self) -> int:
-        """Steps."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
-        """What Images.take gives, with index and epoch [batch_size]."""
         part = int(np.searchsorted(self.ends, step, side="right"))
         epoch, start, stop = self.ranges[part]
         steps = -(-(stop - start) // self.batch_size)
         first = start + self.batch_size * (step - self.ends[part] + steps)
         index = np.arange(first, min(first + self.batch_size, stop), dtype=np.int32)
-        at = np.full_like(index, epoch)
-        batch, bad = self.images.take(index, at)
+        epochs = np.full_like(index, epoch)
+        batch, bad = self.images.take(index, epochs)
         padding = self.batch_size - len(index)
-        whole = {**batch, "index": index, "epoch": at}
         padded = {
-            name: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for name, x in whole.items()
+            name: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+            for name, x in {**batch, "index": index, "epoch": epochs}.items()
         }
-        return padded, list(bad.values())
+        return cast(Raw, padded), list(bad.values())
 
 
 class Evaluation:
-    """step -> this host's rows of the step's batch of every record once, in order.
+    """step -> this host's rows of a batch; the steps together show every record once, in order.
 
-    The last batch is padded with `valid` = 0. A bad record stays in its place, black, with
-    `valid` = 0: nothing takes its place.
+    `valid` is 0 for padding of the last batch and for bad records, which stay in place, black.
     """
 
     def __init__(self, images: Images, batch_size: int, rows: np.ndarray) -> None:
         self.images, self.batch_size, self.rows = images, batch_size, rows
 
     def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
-        """image, label, index, epoch, valid: [rows, ...]."""
         index = step * self.batch_size + self.rows
         valid = (index < len(self.images)).astype(np.float32)
         index = np.where(valid, index, 0).astype(np.int32)
@@ -108,4 +106,4 @@ class Evaluation:
         batch, bad = self.images.take(index, epoch)
         met = [found for row, found in bad.items() if valid[row]]
         valid[list(bad)] = 0
-        return {**batch, "index": index, "epoch": epoch, "valid": valid}, met
+        return cast(Raw, {**batch, "index": index, "epoch": epoch, "valid": valid}), met

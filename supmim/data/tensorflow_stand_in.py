@@ -1,7 +1,7 @@
-"""What the code of TFDS asks TensorFlow for while it prepares images, from Python and Pillow.
+"""The parts of TensorFlow that TFDS uses to prepare images, from Python and Pillow.
 
-Extraction, shuffling of more than a gigabyte and most builders call tf.io.gfile; some builders code
-or decode an image. Whatever else they ask for is told as NeedsTensorFlow.
+Extraction, shuffling of more than a gigabyte and most builders call tf.io.gfile; some builders
+encode or decode an image. Any other use of TensorFlow raises NeedsTensorFlow.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from PIL import Image
 
 
 class NeedsTensorFlow(Exception):
-    """Names what TensorFlow was asked for, that nothing stands in for."""
+    """Use of a part of TensorFlow that is not provided; the text names it."""
 
 
 class Module(SimpleNamespace):
-    """Some attributes of a module; the others are told."""
+    """Some attributes of a module; any other raises NeedsTensorFlow."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -31,25 +31,19 @@ class Module(SimpleNamespace):
 
 
 class Tensor(SimpleNamespace):
-    """A value that only gives itself back."""
+    """A `value` that `numpy` returns."""
 
     def numpy(self) -> Any:
-        """The value."""
         return self.value
 
 
 def open_file(path: os.PathLike, mode: str = "r") -> Any:
-    """A file, as gfile.GFile opens it: text is UTF-8."""
+    """Open a file as gfile.GFile does: text is UTF-8."""
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
 
 
-def list_folder(path: os.PathLike) -> list[str]:
-    """Names in a folder, sorted: an order that is the same everywhere."""
-    return sorted(os.listdir(path))
-
-
 def decode_image(data: bytes, channels: int = 0, **_: Any) -> Tensor:
-    """uint8 [H, W, 1 or 3]: CMYK and palettes become RGB."""
+    """Return uint8 [H, W, 1 or 3]; CMYK and palettes become RGB."""
     image = Image.open(io.BytesIO(data))
     grey = channels == 1 or (not channels and image.mode in ("1", "L"))
     pixels = np.asarray(image.convert("L" if grey else "RGB"))
@@ -57,46 +51,60 @@ def decode_image(data: bytes, channels: int = 0, **_: Any) -> Tensor:
 
 
 def encode_image(kind: str) -> Callable[..., Tensor]:
-    """What encodes uint8 [H, W, 1, 3 or 4] pixels as such a file."""
+    """Return a function that encodes uint8 [H, W, 1, 3 or 4] pixels as a file of a kind."""
 
     def encode(pixels: Any, quality: int = 95, **_: Any) -> Tensor:
         pixels = np.asarray(pixels.value if isinstance(pixels, Tensor) else pixels)
+        pixels = pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
         out = io.BytesIO()
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-            out, kind, quality=quality
-        )
+        Image.fromarray(pixels).save(out, kind, quality=quality)
         return Tensor(value=out.getvalue())
 
     return encode
 
 
 GFILE = Module(
-    path="io.gfile.", GFile=open_file, exists=os.path.exists, isdir=os.path.isdir,
-    listdir=list_folder, glob=lambda pattern: sorted(glob.glob(os.fspath(pattern))), walk=os.walk,
-    makedirs=lambda path: os.makedirs(path, exist_ok=True), copy=shutil.copyfile, remove=os.remove,
-)  # fmt: skip
+    path="io.gfile.",
+    GFile=open_file,
+    exists=os.path.exists,
+    isdir=os.path.isdir,
+    listdir=lambda path: sorted(os.listdir(path)),  # in the same order on every file system
+    glob=lambda pattern: sorted(glob.glob(os.fspath(pattern))),
+    walk=os.walk,
+    makedirs=lambda path: os.makedirs(path, exist_ok=True),
+    copy=shutil.copyfile,
+    remove=os.remove,
+)
 IMAGE = Module(
-    path="image.", decode_image=decode_image, decode_jpeg=decode_image, decode_png=decode_image,
-    encode_png=encode_image("png"), encode_jpeg=encode_image("jpeg"),
-)  # fmt: skip
+    path="image.",
+    decode_image=decode_image,
+    decode_jpeg=decode_image,
+    decode_png=decode_image,
+    encode_png=encode_image("png"),
+    encode_jpeg=encode_image("jpeg"),
+)
 TENSORFLOW = Module(
-    path="", io=Module(path="io.", gfile=GFILE), image=IMAGE,
-    compat=Module(path="compat.", as_text=os.fsdecode), executing_eagerly=lambda: True,
+    path="",
+    io=Module(path="io.", gfile=GFILE),
+    image=IMAGE,
+    compat=Module(path="compat.", as_text=os.fsdecode),
+    executing_eagerly=lambda: True,
     **{name: np.dtype(name) for name in ("uint8", "int32", "int64", "float32", "float64")},
-)  # fmt: skip
+)
 
 
 @contextlib.contextmanager
 def in_place() -> Iterator[None]:
-    """Lets TFDS's lazy `tf` be the stand-in, for TFDS alone."""
+    """Make TFDS's lazy `tf` the stand-in, for TFDS alone, within this context."""
     from tensorflow_datasets.core.utils import lazy_imports_utils
 
-    lazy = vars(lazy_imports_utils.tensorflow)
-    before = lazy.pop("_module", None)
-    lazy["_module"] = TENSORFLOW
+    module: Any = lazy_imports_utils.tensorflow
+    attributes = vars(module)
+    previous = attributes.pop("_module", None)
+    attributes["_module"] = TENSORFLOW
     try:
         yield
     finally:
-        del lazy["_module"]
-        if before is not None:
-            lazy["_module"] = before
+        del attributes["_module"]
+        if previous is not None:
+            attributes["_module"] = previous

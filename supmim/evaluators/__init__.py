@@ -22,16 +22,22 @@ from supmim.runtime import hosts
 
 
 class Evaluator(Protocol):
-    """Results are flat: `knn/recall_at_1`, floors under `floor/`; fractions in [0, 1]."""
+    """One way to evaluate parameters.
+
+    Results are flat, such as knn/recall_at_1; floors stand under floor/. Shares are in [0, 1].
+    """
 
     def run(self, params: Any) -> dict[str, float]:
-        """Numbers of these parameters; every example of the evaluation source counts once."""
+        """Return the results of these parameters; every readable evaluation image counts once."""
+        ...
 
     def protocol(self) -> dict[str, Any]:
-        """What the last run did, as JSON: what was compared, by which metric, k, T, how many."""
+        """Describe the last run as JSON: what was compared, by which metric, k, T, how many."""
+        ...
 
     def draw(self, folder: Path) -> None:
-        """Pictures of the last run, as PNG files in `folder`."""
+        """Write pictures of the last run, if there are any, as PNG files into `folder`."""
+        ...
 
 
 EVALUATORS = {
@@ -50,7 +56,7 @@ EVALUATORS = {
 
 
 class Suite:
-    """The evaluators of a run, by name, on shared predictions."""
+    """The evaluators of a run, by name, which share predictions."""
 
     def __init__(self, evaluators: dict[str, Evaluator], predictions: Predictions) -> None:
         self.evaluators, self.predictions = evaluators, predictions
@@ -58,7 +64,7 @@ class Suite:
     def run(self, params: Any, folder: Path) -> dict[str, float]:
         """Return all results of these parameters in one flat dict; draw pictures into `folder`.
 
-        unreadable/SPLIT counts the images that are missing from them, if any are.
+        unreadable/SPLIT counts the images that could not be read, if there are any.
         """
         results: dict[str, float] = {}
         for evaluator in self.evaluators.values():
@@ -71,7 +77,7 @@ class Suite:
         return results
 
     def notes(self) -> dict[str, Any]:
-        """Return what the last results are of: the images and how they are seen, and protocols."""
+        """Return what the last results were measured on, and the protocol of every evaluator."""
         protocols = {name: evaluator.protocol() for name, evaluator in self.evaluators.items()}
         return {"data": self.predictions.data(), "protocols": protocols}
 

@@ -1,9 +1,9 @@
 """Few-shot classification by ridge regression on frozen embeddings: big_vision's protocol.
 
-Facts from google-research/big_vision, evaluators/fewshot_lsr.py. It stretches images to 256 x 256
-and sees the central 224 x 224. Ours are seen as the config says, for that with
-data.eval_view=stretch, data.eval_resize=256 and data.image_size=224; results say how it was.
-Shapes: n shots in all, Q queries, D width, C classes.
+Facts from google-research/big_vision, evaluators/fewshot_lsr.py, which stretches images to
+256 x 256 and crops the central 224 x 224. Here the config says how images are cropped; set
+data.eval_view=stretch, data.eval_resize=256 and data.image_size=224 for the same crop.
+Shapes: n shots in all, Q queries, D width, F = D + 1 features with the bias, C classes, M labels.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ BIAS = 100.0
 
 
 def ridge(embedding: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Weights [D + 1, C] towards -1 and +1: [n, D], [n]. The last row is the bias's."""
+    """Return weights [F, C] towards -1 and +1 from features [n, F] and labels [n]."""
     target = 2.0 * (label[:, None] == np.arange(num_classes)) - 1
     if len(embedding) < embedding.shape[1]:
         kernel = embedding @ embedding.T + L2 * np.eye(len(embedding))
@@ -30,20 +30,20 @@ def ridge(embedding: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndar
     return np.linalg.solve(moments, embedding.T @ target)
 
 
-def whitened(shots: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both by the shots' mean and deviation in each dimension, with the bias feature appended."""
+def whiten(shots: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standardize both by the shots' statistics and append the bias feature: [n, F], [Q, F]."""
     mean, std = shots.mean(axis=0), shots.std(axis=0) + 1e-5
 
-    def move(x: np.ndarray) -> np.ndarray:
+    def standardize(x: np.ndarray) -> np.ndarray:
         return np.pad((x - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS)
 
-    return move(shots), move(queries)
+    return standardize(shots), standardize(queries)
 
 
-def draw(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Places of so many examples of each class of [M] labels, or all of a class that has fewer.
+def draw_shots(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Return the rows of `shots` examples of each class, or of all of a class that has fewer.
 
-    More shots of the same seed contain the fewer ones.
+    With the same seed, more shots contain the fewer ones. label: [M].
     """
     order = np.random.default_rng(seed).permutation(len(label))
     by_class = order[np.argsort(label[order], kind="stable")]
@@ -52,50 +52,47 @@ def draw(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return by_class[rank < shots]
 
 
-def scarce(of_class: np.ndarray) -> dict[str, dict[str, int]]:
-    """Of images per class [C]: by shots, how many classes have fewer and are taken whole."""
-    fewer = {
-        str(shots): int((of_class < shots).sum()) for shots in SHOTS if shots <= of_class.max()
-    }
-    fewer = {shots: count for shots, count in fewer.items() if count}
-    return {"classes_with_fewer": fewer} if fewer else {}
-
-
 class Evaluator:
-    """fewshot/SHOTS_shot: share of evaluation images that are right, the mean of three draws.
+    """fewshot/N_shot: the share of evaluation images classified correctly, mean of three draws.
 
-    More shots than any class has are no result; the protocol says how many classes have fewer.
+    There is no result for more shots than every class has. The protocol counts, for each number of
+    shots, the classes that have fewer images and are used whole.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
-        self._said: dict[str, Any] = {}
+        self._measured: dict[str, Any] = {}
 
     def run(self, params: Any) -> dict[str, float]:
-        """See Evaluator protocol."""
-        train, out = (self.predictions.embedded(params, split) for split in ("train", "eval"))
-        of_class = np.bincount(train["label"], minlength=self.num_classes)
-        self._said = {"drawn_from": len(train["label"]), "judged_by": len(out["label"])}
-        self._said |= scarce(of_class)
+        train, out = (self.predictions.checked(params, split) for split in ("train", "eval"))
+        counts = np.bincount(train["label"], minlength=self.num_classes)
+        self._measured = {"drawn_from": len(train["label"]), "judged_by": len(out["label"])}
         queries = out["embedding"].astype(np.float64)
-        results = {}
-        for shots in (n for n in SHOTS if n <= of_class.max()):
+        results, fewer = {}, {}
+        for shots in (n for n in SHOTS if n <= counts.max()):
+            if scarce := int((counts < shots).sum()):
+                fewer[str(shots)] = scarce
             right = []
             for seed in SEEDS:
-                places = draw(train["label"], shots, seed)
-                bank, seen = whitened(train["embedding"][places].astype(np.float64), queries)
-                scores = seen @ ridge(bank, train["label"][places], self.num_classes)
+                rows = draw_shots(train["label"], shots, seed)
+                bank, seen = whiten(train["embedding"][rows].astype(np.float64), queries)
+                scores = seen @ ridge(bank, train["label"][rows], self.num_classes)
                 right.append((scores.argmax(axis=1) == out["label"]).mean())
             results[f"fewshot/{shots}_shot"] = float(np.mean(right))
+        if fewer:
+            self._measured["classes_with_fewer"] = fewer
         return results
 
     def protocol(self) -> dict[str, Any]:
-        """See Evaluator protocol."""
         return {
             "what": "ridge regression on some training images of each class",
-            "feature": "embedding, whitened per dimension by the shots", "metric": "top-1",
-            "l2": L2, "bias": BIAS, "seeds": len(SEEDS), **self._said,
-        }  # fmt: skip
+            "feature": "embedding, whitened per dimension by the shots",
+            "metric": "top-1",
+            "l2": L2,
+            "bias": BIAS,
+            "seeds": len(SEEDS),
+            **self._measured,
+        }
 
     def draw(self, folder: Path) -> None:
-        """Nothing to draw."""
+        """Draw nothing."""

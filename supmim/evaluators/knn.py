@@ -14,40 +14,34 @@ from supmim.config import Config
 from supmim.data.images import Images
 from supmim.data.sources.base import evenly
 from supmim.evaluators.lib import ranking
-from supmim.evaluators.lib.predictions import Predictions
+from supmim.evaluators.lib.predictions import Predictions, read_valid
 from supmim.report import neighbours as neighbour_picture
 
 VOTERS = (10, 20, 100, 200)  # neighbours that vote, as in DINO, which reports 20
 TEMPERATURE = 0.07  # DINO's
-PIXEL_FLOOR_LIMIT = 10**8  # pixel values of a source up to which the floors of raw pixels are taken
-RANDOM_FLOOR_LIMIT = 100_000  # images of both sources up to which a random encoder sees them
-RANDOM = 2**31 - 1  # folded into the run's seed: a key of its own
+PIXEL_FLOOR_LIMIT = 10**8  # most pixel values of a training source for floors of raw pixels
+RANDOM_FLOOR_LIMIT = 100_000  # most images of both sources for the floor of a random encoder
+RANDOM_ENCODER = 2**31 - 1  # folded into the run's seed: a key that nothing else uses
 
 
 def vote(similarity: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """DINO's class of each query: exp(cosine / T) summed per class. [Q, k], [Q, k] -> [Q]."""
+    """Return DINO's class of each query, exp(cosine / T) summed per class: [Q, k] twice -> [Q]."""
     weight = np.exp((similarity - similarity.max(axis=1, keepdims=True)) / TEMPERATURE)
     scores = np.zeros((len(label), num_classes))
     np.add.at(scores, (np.arange(len(label))[:, None], label), weight)
     return scores.argmax(axis=1)
 
 
-def _readable(images: Images) -> dict[str, np.ndarray]:
-    index = np.arange(len(images))
-    arrays, bad = images.take(index, np.zeros_like(index))
-    return {name: np.delete(values, list(bad), axis=0) for name, values in arrays.items()}
-
-
 def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
-    """Recall at 1 of raw pixels: what an embedding must beat."""
-    train, evaluation = (_readable(images) for images in (train, evaluation))
+    """Return the recall at 1 of raw pixels, which an embedding must beat."""
+    known, asked = (read_valid(images, np.arange(len(images))) for images in (train, evaluation))
     bank, queries = (
         split["image"].reshape(len(split["image"]), -1).astype(np.float32)
-        for split in (train, evaluation)
+        for split in (known, asked)
     )
 
     def recall(similarity):
-        return float((train["label"][similarity.argmax(axis=1)] == evaluation["label"]).mean())
+        return float((known["label"][similarity.argmax(axis=1)] == asked["label"]).mean())
 
     lengths = np.maximum(np.linalg.norm(bank, axis=1), 1e-12)
     product = queries @ bank.T
@@ -58,8 +52,8 @@ def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
 
 
 def random_floor(predictions: Predictions, seed: int, mib: float) -> dict[str, float]:
-    """Recall at 1 of the same encoder before any training: what its architecture alone knows."""
-    key = jax.random.fold_in(jax.random.key(seed), RANDOM)
+    """Return the recall at 1 of the same encoder before any training."""
+    key = jax.random.fold_in(jax.random.key(seed), RANDOM_ENCODER)
     init = predictions.task.init
     where = sharding.state_sharding(jax.eval_shape(init, key), predictions.mesh)
     params = jax.jit(init, out_shardings=where)(key)
@@ -71,7 +65,7 @@ def random_floor(predictions: Predictions, seed: int, mib: float) -> dict[str, f
 
 
 def leave_one_out(bank: ranking.Bank, rows: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Recall at 1 of each row [n, D] of a bank among the others; nothing of one alone."""
+    """Return the recall at 1 of each row [n, D] of a bank among the others; {} for a single row."""
     if len(rows) < 2:
         return {}
     _, ids = bank.nearest(rows, 1, exclude_self=True)
@@ -81,42 +75,35 @@ def leave_one_out(bank: ranking.Bank, rows: np.ndarray, label: np.ndarray) -> di
 class Evaluator:
     """knn/*: neighbours in the training source, and among the evaluation images, self excluded.
 
-    A query whose class the bank lacks counts as wrong. Floors, of small sources alone, are taken
-    once: of raw pixels and of a random encoder.
+    A query whose class is missing from the bank counts as wrong. Floors, of raw pixels and of a
+    random encoder, are measured once and for small sources only.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
-        self.pictures, self._last, self._searched = config.eval.pictures, {}, 0
+        self.pictures, self._last, self._bank_size = config.eval.pictures, {}, 0
         self.mib, self.seed = config.eval.similarity_mib, config.seed
         self.floors: dict[str, float] | None = None
 
     def run(self, params: Any) -> dict[str, float]:
-        """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
         rows, bank = self.predictions.bank(params, "train", self.mib)
         queries, among = self.predictions.bank(params, "eval", self.mib)
         similarity, ids = bank.nearest(queries, max(VOTERS))
         if self.floors is None:
-            self.floors = self.measured_floors()
-        self._searched = len(rows)
-        self._last = {
-            "index": out["index"], "label": out["label"],
-            "neighbour": train["index"][ids], "neighbour_label": train["label"][ids],
-        }  # fmt: skip
-        return {
-            "knn/recall_at_1": float((train["label"][ids[:, 0]] == out["label"]).mean()),
-            **{
-                f"knn/dino_k{k}": self.right(similarity[:, :k], train["label"][ids[:, :k]], out)
-                for k in VOTERS
-                if k <= len(rows)
-            },
-            **leave_one_out(among, queries, out["label"]),
-            **self.floors,
-        }
+            self.floors = self.measure_floors()
+        self._bank_size = len(rows)
+        found = train["label"][ids]
+        self._last = {"neighbour": train["index"][ids], "neighbour_label": found}
+        self._last |= {"index": out["index"], "label": out["label"]}
+        results = {"knn/recall_at_1": float((found[:, 0] == out["label"]).mean())}
+        for k in (k for k in VOTERS if k <= len(rows)):
+            predicted = vote(similarity[:, :k], found[:, :k], self.num_classes)
+            results[f"knn/dino_k{k}"] = float((predicted == out["label"]).mean())
+        return results | leave_one_out(among, queries, out["label"]) | self.floors
 
-    def measured_floors(self) -> dict[str, float]:
-        """Those that cost little here."""
+    def measure_floors(self) -> dict[str, float]:
+        """Return the floors that are cheap enough for these sources."""
         train, evaluation = (self.predictions.sources[split] for split in ("train", "eval"))
         values = len(train) * train.sizes["image"] ** 2 * train.channels
         floors = pixel_floors(train, evaluation) if values <= PIXEL_FLOOR_LIMIT else {}
@@ -124,33 +111,30 @@ class Evaluator:
             floors |= random_floor(self.predictions, self.seed, self.mib)
         return floors
 
-    def right(self, similarity: np.ndarray, label: np.ndarray, out: dict) -> float:
-        """Share of the queries that [Q, k] neighbours of these labels vote right."""
-        return float((vote(similarity, label, self.num_classes) == out["label"]).mean())
-
     def protocol(self) -> dict[str, Any]:
-        """See Evaluator protocol."""
         return {
             "what": "evaluation images in the training source; leave_one_out among themselves",
-            "feature": "embedding, L2-normalised", "metric": "cosine, exact search",
-            "k": [k for k in VOTERS if k <= self._searched], "T": TEMPERATURE,
-            "queries": len(self._last["label"]), "bank": self._searched,
-        }  # fmt: skip
+            "feature": "embedding, L2-normalised",
+            "metric": "cosine, exact search",
+            "k": [k for k in VOTERS if k <= self._bank_size],
+            "T": TEMPERATURE,
+            "queries": len(self._last["label"]),
+            "bank": self._bank_size,
+        }
 
     def draw(self, folder: Path) -> None:
-        """neighbours.png: some wrong queries first, then others, each evenly taken."""
-        index, label, neighbour, found = self._last.values()
+        label, found = self._last["label"], self._last["neighbour_label"]
         wrong = np.flatnonzero(found[:, 0] != label)
         wrong = wrong[evenly(len(wrong), self.pictures // 2)]
         others = np.setdiff1d(np.arange(len(label)), wrong)
         others = others[evenly(len(others), self.pictures - len(wrong))]
         rows = np.concatenate([wrong, others])
-        sources, shown = self.predictions.sources, neighbour_picture.NEIGHBOURS
-        columns = min(shown, found.shape[1])
-        bank = sources["train"].read(neighbour[rows, :columns].ravel())["image"]
+        columns = min(neighbour_picture.NEIGHBOURS, found.shape[1])
+        sources, neighbour = self.predictions.sources, self._last["neighbour"][rows, :columns]
+        bank = sources["train"].read(neighbour.ravel())["image"]
         neighbour_picture.draw(
             folder / "neighbours.png",
-            query=sources["eval"].read(index[rows])["image"],
+            query=sources["eval"].read(self._last["index"][rows])["image"],
             neighbours=bank.reshape(len(rows), columns, *bank.shape[1:]),
             query_label=label[rows],
             neighbour_label=found[rows, :columns],

@@ -1,8 +1,8 @@
 """Logistic regression on frozen embeddings by scikit-learn's L-BFGS: for some 100,000 images.
 
 Facts from facebookresearch/dinov2, dinov2/eval/log_regression.py: C is chosen on a tenth of the
-training images, then all of them are fitted. Ours tries every power of ten, not every quarter, and
-takes fewer steps than its 1,000.
+training images, then all of them are fitted. Here every power of ten is tried, not every quarter of
+one, with fewer steps than its 1,000.
 Shapes: n images, D width.
 """
 
@@ -23,14 +23,14 @@ MAX_STEPS = 200  # of L-BFGS, for each C: weak penalties would take thousands
 
 
 def fit(model: LogisticRegression, embedding: np.ndarray, label: np.ndarray) -> None:
-    """Fits [n, D] to [n], as far as MAX_STEPS go: a weak penalty may ask for more."""
+    """Fit embeddings [n, D] to labels [n]; MAX_STEPS may end it before it converges."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(embedding.astype(np.float64), label)
 
 
 def choose(embedding: np.ndarray, label: np.ndarray) -> float:
-    """The C, of several the smallest, with most of the held out rows right: [n, D], [n]."""
+    """Return the C that is best on the held-out rows, among equals the smallest: [n, D], [n]."""
     rows, held_out = linear.learnable_split(label)
     model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)  # along growing C
     right = []
@@ -41,31 +41,29 @@ def choose(embedding: np.ndarray, label: np.ndarray) -> float:
 
 
 class Evaluator:
-    """logistic/top1: share of evaluation images that are right."""
+    """logistic/top1: the share of evaluation images classified correctly."""
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions = predictions
-        self._said: dict[str, Any] = {}
+        self._measured: dict[str, Any] = {}
 
     def run(self, params: Any) -> dict[str, float]:
-        """See Evaluator protocol."""
-        train, out = (self.predictions.embedded(params, split) for split in ("train", "eval"))
+        train, out = (self.predictions.checked(params, split) for split in ("train", "eval"))
         c = choose(train["embedding"], train["label"])
         model = LogisticRegression(C=c, max_iter=MAX_STEPS)
         fit(model, train["embedding"], train["label"])
-        self._said = {
-            "C": c, "steps": int(model.n_iter_.max()), "trained_on": len(train["label"]),
-            "judged_by": len(out["label"]),
-        }  # fmt: skip
+        self._measured = {"C": c, "steps": int(model.n_iter_.max())}
+        self._measured |= {"trained_on": len(train["label"]), "judged_by": len(out["label"])}
         return {"logistic/top1": float(model.score(out["embedding"], out["label"]))}
 
     def protocol(self) -> dict[str, Any]:
-        """See Evaluator protocol."""
         return {
             "what": "logistic regression on embeddings; C chosen on a held out tenth",
-            "feature": "embedding, as it is", "metric": "top-1",
-            "optimizer": f"L-BFGS in float64, at most {MAX_STEPS} steps", **self._said,
-        }  # fmt: skip
+            "feature": "embedding, as it is",
+            "metric": "top-1",
+            "optimizer": f"L-BFGS in float64, at most {MAX_STEPS} steps",
+            **self._measured,
+        }
 
     def draw(self, folder: Path) -> None:
-        """Nothing to draw."""
+        """Draw nothing."""

@@ -1,5 +1,4 @@
-"""Retrieval among images of the same classes: evaluation images in the training source and among
-themselves, self excluded.
+"""Retrieval of images of the same class, in the training source and among evaluation images.
 
 Shapes: Q queries, M images that are searched.
 """
@@ -20,81 +19,67 @@ MMP = 5  # UnED's
 
 
 class Evaluator:
-    """retrieval/*: by cosine of the embeddings.
+    """retrieval/*: by cosine of the embeddings; a query is never its own neighbour.
 
     A query whose class has no other image where it is searched is left out of the means and counted
-    in retrieval/without_positives, or train_without_positives. What no query has a value of is no
-    result.
+    in retrieval/without_positives, or train_without_positives. A metric without a value for any
+    query is left out.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.mib = predictions, config.eval.similarity_mib
-        self._said: dict[str, Any] = {}
+        self._measured: dict[str, Any] = {}
 
     def run(self, params: Any) -> dict[str, float]:
-        """See Evaluator protocol."""
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
-        self._said = {
-            "k": sorted(
-                {k for k in IN_TRAIN if k <= len(train["label"])}
-                | {k for k in AMONG if k < len(out["label"])} | {MMP}
-            ),
-            "queries": len(out["label"]), "bank": len(train["label"]),
-        }  # fmt: skip
-        _, bank = self.predictions.bank(params, "train", self.mib)
-        queries, among = self.predictions.bank(params, "eval", self.mib)
-        _, ids = bank.nearest(queries, max(IN_TRAIN))
+        in_train = [k for k in IN_TRAIN if k <= len(train["label"])]
+        among = [k for k in AMONG if k < len(out["label"])]
+        self._measured = {"k": sorted({*in_train, *among, MMP})}
+        self._measured |= {"queries": len(out["label"]), "bank": len(train["label"])}
+        _, train_bank = self.predictions.bank(params, "train", self.mib)
+        queries, bank = self.predictions.bank(params, "eval", self.mib)
+        _, ids = train_bank.nearest(queries, max(IN_TRAIN))
         relevant = train["label"][ids] == out["label"][:, None]
-        positives = count(train["label"], out["label"])
-        found = {
-            f"retrieval/train_recall_at_{k}": metrics.mean(
-                metrics.recall_at(relevant, positives, k)
-            )
-            for k in IN_TRAIN
-            if k <= len(train["label"])
-        }
-        absent = {"retrieval/train_without_positives": float((positives == 0).mean())}
-        return metrics.known(found | absent | self.among(among, queries, out["label"]))
-
-    def among(self, bank: ranking.Bank, queries: np.ndarray, label: np.ndarray) -> dict[str, float]:
-        """Each image among all the others, ranked to the last; a chunk of queries at a time."""
-        positives = count(label, label) - 1
-        values: dict[str, list[np.ndarray]] = {}
-        for first, relevant in bank.relevance(queries, label):
-            some = positives[first : first + len(relevant)]
-            for k in AMONG:
-                if k < len(label):
-                    values.setdefault(f"retrieval/recall_at_{k}", []).append(
-                        metrics.recall_at(relevant, some, k)
-                    )
-            for name, metric in WHOLE.items():
-                values.setdefault(f"retrieval/{name}", []).append(metric(relevant, some))
-        means = {name: metrics.mean(np.concatenate(parts)) for name, parts in values.items()}
-        return means | {"retrieval/without_positives": float((positives == 0).mean())}
+        positives = count_positives(train["label"], out["label"])
+        found: dict[str, float] = {}
+        for k in in_train:
+            recall = metrics.recall_at(relevant, positives, k)
+            found[f"retrieval/train_recall_at_{k}"] = metrics.mean(recall)
+        found["retrieval/train_without_positives"] = float((positives == 0).mean())
+        return metrics.known(found | search_among(bank, queries, out["label"], among))
 
     def protocol(self) -> dict[str, Any]:
-        """See Evaluator protocol."""
         return {
             "what": "evaluation images among themselves, self excluded; train_: in the training "
             "source; queries without another image of their class are left out",
-            "feature": "embedding, L2-normalised", "metric": "cosine, exact search",
-            **self._said,
-        }  # fmt: skip
+            "feature": "embedding, L2-normalised",
+            "metric": "cosine, exact search",
+            **self._measured,
+        }
 
     def draw(self, folder: Path) -> None:
-        """Nothing: the neighbours' strip shows them."""
+        """Draw nothing: knn draws the neighbours."""
 
 
-def count(bank: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """How many images of the bank [M] have each query's label [Q]."""
+def search_among(
+    bank: ranking.Bank, queries: np.ndarray, label: np.ndarray, depths: list[int]
+) -> dict[str, float]:
+    """Return the metrics of each image among all the others; whole rankings, chunk by chunk."""
+    positives = count_positives(label, label) - 1
+    values: dict[str, list[np.ndarray]] = {}
+    for first, relevant in bank.relevance(queries, label):
+        some = positives[first : first + len(relevant)]
+        found = {f"recall_at_{k}": metrics.recall_at(relevant, some, k) for k in depths}
+        found["map"] = metrics.average_precision(relevant, some)
+        found["map_at_r"] = metrics.average_precision_at_r(relevant, some)
+        found[f"mmp_at_{MMP}"] = metrics.modified_precision_at(relevant, some, MMP)
+        for name, of_each in found.items():
+            values.setdefault(f"retrieval/{name}", []).append(of_each)
+    means = {name: metrics.mean(np.concatenate(parts)) for name, parts in values.items()}
+    return means | {"retrieval/without_positives": float((positives == 0).mean())}
+
+
+def count_positives(bank: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return how many labels of the bank [M] equal each query's label: [Q] -> [Q]."""
     counts = np.bincount(bank, minlength=int(max(bank.max(), label.max())) + 1)
     return counts[label]
-
-
-WHOLE = {
-    "map": metrics.average_precision,
-    "map_at_r": metrics.average_precision_at_r,
-    f"mmp_at_{MMP}": lambda relevant, positives: metrics.modified_precision_at(
-        relevant, positives, MMP
-    ),
-}

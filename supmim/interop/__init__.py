@@ -1,1 +1,1 @@
-"""Weights of other libraries: their names and layouts, to and from ours."""
+"""Weights of other libraries, converted from their names and layouts."""

@@ -1,9 +1,8 @@
 """Published VQGAN weights: MaskGIT's Flax blobs, and safetensors of the PyTorch implementations.
 
-A layout says how a public file names and shapes each of our parameters, so that reading one is a
-comparison. Names: google-research/maskgit, as open-muse's converter reads it; MaskGitVQGAN of
-huggingface/open-muse; VQModel of LTH14/mage, the same network; VQModel of
-CompVis/taming-transformers, another.
+A layout maps each of our parameters to the name and shape that it has in a published file. Names:
+google-research/maskgit, as open-muse's converter reads it; MaskGitVQGAN of huggingface/open-muse;
+VQModel of LTH14/mage, the same network; VQModel of CompVis/taming-transformers, another network.
 """
 
 import re
@@ -21,8 +20,8 @@ from supmim.errors import CheckpointError
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import taming, vqgan
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-CONVERT = """\
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+CONVERT_PICKLE = """\
   python -c "import torch; from safetensors.torch import save_file as s; \\
     w = torch.load('{path}', map_location='cpu', weights_only=True); \\
     w = w.get('state_dict', w); \\
@@ -30,31 +29,49 @@ CONVERT = """\
 CONVERT_NUMPY = """\
   python -c "import numpy as n; from safetensors.numpy import save_file as s; \\
     s(dict(n.load('{path}')), 'weights.safetensors')\""""
-LISTED = 20  # rows of the table of tensors that do not fit
-NAME_WIDTH = 44  # columns of a tensor's name in it
-BESIDE = "beside params/"
-# Discriminator and perceptual network of a Lightning checkpoint; the rest of a Flax train state.
-TRAINING_ONLY = ("loss.", BESIDE)
+MAX_ROWS = 20  # of the table of tensors that do not fit
+NAME_WIDTH = 44  # columns of a tensor's name in that table
+OUTSIDE_PARAMS = "beside params/"  # prefix of the names of other parts of a Flax train state
+# "loss.": discriminator and perceptual network of a Lightning checkpoint.
+TRAINING_ONLY = ("loss.", OUTSIDE_PARAMS)
 CODEBOOK = ("quantizer", "codebook")
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+MUSE_LAYERS = {
+    "GroupNorm_0": "norm1",
+    "Conv_0": "conv1",
+    "GroupNorm_1": "norm2",
+    "Conv_1": "conv2",
+    "Conv_2": "nin_shortcut",
+}
 
-Shapes = dict[str, tuple[int, ...]]  # by the names of a file
-Path_ = tuple[str, ...]  # of one of our parameters
+Shapes = dict[str, tuple[int, ...]]  # by the names in a file
+ParameterPath = tuple[str, ...]  # of one of our parameters
 
 
 class Layout(NamedTuple):
-    """How files hold a network.
+    """The names and shapes of a network's parameters in a kind of published file.
 
-    has: a name that only such files have. key: our path and the network -> the file's name.
-    sizes: shapes -> sizes. torch: convolutions are [out, in, h, w] instead of [h, w, in, out].
+    marker: a name that only such files have. name_of: our path and the network -> name in the file.
+    sizes_of: shapes -> sizes of the network. torch: whether convolution kernels are [out, in, h, w]
+    instead of [h, w, in, out].
     """
 
     name: str
-    has: str
+    marker: str
     network: type[vqgan.Network]
-    key: Callable[[Path_, vqgan.Network], str]
-    sizes: Callable[[Shapes], dict[str, Any]]
-    torch: bool
+    name_of: Callable[[ParameterPath, vqgan.Network], str]
+    sizes_of: Callable[[Shapes], dict[str, Any]]
+    torch: bool = True
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that one of our parameters has in a file."""
+        is_kernel = self.torch and len(shape) == 4
+        return tuple(shape[axis] for axis in (3, 2, 0, 1)) if is_kernel else shape
+
+    def to_parameter(self, stored: np.ndarray) -> np.ndarray:
+        """Return a tensor of a file as one of our parameters, float32."""
+        array = stored.transpose(2, 3, 1, 0) if self.torch and stored.ndim == 4 else stored
+        return np.ascontiguousarray(array, np.float32)
 
 
 class Imported(NamedTuple):
@@ -66,33 +83,38 @@ class Imported(NamedTuple):
 
 
 def read(path: Path) -> Imported:
-    """The tokenizer in a public file.
+    """Return the tokenizer in a published file.
 
-    CheckpointError if that is a pickle, damaged, of no known layout, or does not fit together.
+    CheckpointError if the file is a pickle, is damaged, has no known layout, or lacks tensors.
     """
     if (path.parent / folder_lib.NOTE).is_file():
         raise CheckpointError(
-            f"{path.parent} is a tokenizer already: --config.tokenizer.path={path.parent}"
+            f"{path.parent} is a tokenizer already: set --config.tokenizer.path={path.parent}"
         )
-    stored = arrays_of(path)
+    stored = read_arrays(path)
     left_out = [name for name in stored if name.startswith(TRAINING_ONLY)]
     stored = {name: array for name, array in stored.items() if name not in left_out}
     found = {name: array.shape for name, array in stored.items()}
     layout = layout_of(found, path)
-    network = layout.network(**layout.sizes(found))
-    check_norms(network, path)
-    flat = traverse_util.flatten_dict(vqgan.shapes(network))
-    keys = {ours: layout.key(ours, network) for ours in flat}
-    check(found, {keys[ours]: theirs(layout, leaf.shape) for ours, leaf in flat.items()}, path)
-    params = {ours: to_ours(layout, stored[key]) for ours, key in keys.items()}
-    if odd := [keys[ours] for ours, array in params.items() if not np.isfinite(array).all()]:
+    network = layout.network(**layout.sizes_of(found))
+    groups, filters = options.NORM_GROUPS, network.filters
+    if odd := [m for m in network.channel_multipliers if m < 1 or filters * m % groups]:
+        raise CheckpointError(
+            f"{path}: a level of {filters} x {odd[0]} channels does not divide into {groups} groups"
+        )
+    flat: dict[ParameterPath, Any] = traverse_util.flatten_dict(vqgan.shapes(network))
+    names = {ours: layout.name_of(ours, network) for ours in flat}
+    expected = {names[ours]: layout.stored_shape(leaf.shape) for ours, leaf in flat.items()}
+    check_shapes(found, expected, path)
+    params = {ours: layout.to_parameter(stored[name]) for ours, name in names.items()}
+    if odd := [names[ours] for ours, array in params.items() if not np.isfinite(array).all()]:
         raise CheckpointError(f"{path} has values that are not finite, e.g. in {odd[0]}")
     tokenizer = vqgan.VQGAN(traverse_util.unflatten_dict(params), network)
     return Imported(tokenizer, layout.name, left_out)
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Name -> array of a safetensors file or a Flax msgpack blob, told apart by content."""
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file or a Flax msgpack blob, recognised by content."""
     if path.is_dir():
         inside = next((file.name for file in sorted(path.iterdir()) if file.is_file()), "FILE")
         raise CheckpointError(f"{path} is a folder: give the file, e.g. --from={path / inside}")
@@ -101,179 +123,135 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
             head = file.read(16)
         if path.suffix.lower() == ".npz":
             raise CheckpointError(
-                f"{path} is an archive of NumPy; supmim reads safetensors and Flax's msgpack. "
+                f"{path} is an archive of NumPy, but supmim reads safetensors and Flax's msgpack. "
                 "Convert it:\n" + CONVERT_NUMPY.format(path=path)
             )
-        # A msgpack map that holds anything begins with another byte than a pickle.
-        if path.suffix.lower() in PICKLES or head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        # No msgpack map that holds anything begins with the first byte of a pickle.
+        is_pickle = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+        if path.suffix.lower() in PICKLE_SUFFIXES or is_pickle:
             raise CheckpointError(
-                f"{path} is a pickle, or named like one: it may run any code, so supmim opens "
-                "none. If you trust it, convert it where PyTorch is installed:\n"
-                + CONVERT.format(path=path)
+                f"{path} is a pickle, or named like one. A pickle can run any code, so supmim "
+                "opens none. If you trust it, convert it where PyTorch is installed:\n"
+                + CONVERT_PICKLE.format(path=path)
             )
-        return load_file(path) if head[8:9] == b"{" else blob(path.read_bytes())
+        return load_file(path) if head[8:9] == b"{" else read_msgpack(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file and no whole Flax msgpack blob: "
+            f"{path} is neither a complete safetensors file nor a complete Flax msgpack blob: "
             f"{str(error).rstrip('.')}. Download it again, and compare its size"
         ) from error
 
 
-def blob(data: bytes) -> dict[str, np.ndarray]:
-    """Arrays of a Flax msgpack blob, the parameters under `params` or at its top."""
+def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a Flax msgpack blob; the parameters may be under `params`."""
     tree = serialization.msgpack_restore(data)
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not a tree of parameters")
     flat = traverse_util.flatten_dict(tree, sep="/")
     if "params" in tree:
         flat = {
-            name.removeprefix("params/") if name.startswith("params/") else BESIDE + name: leaf
-            for name, leaf in flat.items()
+            name.removeprefix("params/") if name.startswith("params/") else OUTSIDE_PARAMS + name: x
+            for name, x in flat.items()
         }
     return {name: np.asarray(leaf) for name, leaf in flat.items()}
 
 
 def layout_of(found: Shapes, path: Path) -> Layout:
-    """The layout whose mark is among the names; CheckpointError if there is none."""
+    """Return the layout whose marker is among the names; CheckpointError if there is none."""
     for layout in LAYOUTS:
-        if layout.has in found:
+        if layout.marker in found:
             return layout
-    marks = "".join(f"\n  {layout.has}: {layout.name}" for layout in LAYOUTS)
-    names = ", ".join(sorted(found)[:4])
+    markers = "".join(f"\n  {layout.marker}: {layout.name}" for layout in LAYOUTS)
     raise CheckpointError(
-        f"{path} has {len(found)} tensors in no known layout, e.g. {names}. A layout is known by "
-        f"a tensor:{marks}"
+        f"{path} has {len(found)} tensors in no known layout, e.g. {', '.join(sorted(found)[:4])}. "
+        f"Each layout is recognised by one tensor:{markers}"
     )
 
 
-def check(found: Shapes, expected: Shapes, path: Path) -> None:
-    """CheckpointError with a table of what is missing, misshapen or unknown."""
+def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
+    """Raise CheckpointError with a table if tensors are missing, misshapen or unknown."""
     names = [name for name in expected | found if expected.get(name) != found.get(name)]
     if not names:
         return
-    rows = [("tensor", "expected", "found")]
-    for name in names[:LISTED]:
-        shapes = [by_name.get(name) for by_name in (expected, found)]
-        rows.append((shortened(name), *("-" if s is None else str(list(s)) for s in shapes)))
-    more = f"\n  and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    table = "".join(f"\n  {a:<{NAME_WIDTH}} {b:<16} {c}".rstrip() for a, b, c in rows)
+    rows, half = [("tensor", "expected", "found")], NAME_WIDTH // 2 - 2
+    for name in names[:MAX_ROWS]:
+        short = name if len(name) <= NAME_WIDTH else f"{name[:half]}...{name[-half:]}"
+        a, b = (str(list(shapes[name])) if name in shapes else "-" for shapes in (expected, found))
+        rows.append((short, a, b))
+    more = f"\n  and {len(names) - MAX_ROWS} more" if len(names) > MAX_ROWS else ""
+    table = "".join(f"\n  {name:<{NAME_WIDTH}} {a:<16} {b}".rstrip() for name, a, b in rows)
     raise CheckpointError(
-        f"{path}: {len(names)} tensors are not those of a network of its sizes.{table}{more}\n"
-        "Give the file of one whole, unchanged tokenizer"
+        f"{path}: {len(names)} tensors do not fit a network of the file's sizes.{table}{more}\n"
+        "Give the file of one complete, unchanged tokenizer"
     )
 
 
-def shortened(name: str) -> str:
-    """A name that fits its column: the middle goes."""
-    half = NAME_WIDTH // 2 - 2
-    return name if len(name) <= NAME_WIDTH else f"{name[:half]}...{name[-half:]}"
+# MaskGIT's Flax implementation, whose names are ours.
 
 
-def check_norms(network: vqgan.Network, path: Path) -> None:
-    """CheckpointError if a level's channels do not divide into the groups of its norms."""
-    groups, filters = options.NORM_GROUPS, network.filters
-    if odd := [m for m in network.channel_multipliers if m < 1 or filters * m % groups]:
-        raise CheckpointError(
-            f"{path}: a level of {filters} x {odd[0]} channels does not divide into {groups} groups"
-        )
-
-
-def theirs(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one of our parameters in a file."""
-    return tuple(shape[axis] for axis in (3, 2, 0, 1)) if _is_turned(layout, shape) else shape
-
-
-def to_ours(layout: Layout, array: np.ndarray) -> np.ndarray:
-    """A tensor of a file as our parameter, float32."""
-    turned = array.transpose(2, 3, 1, 0) if _is_turned(layout, array.shape) else array
-    return np.ascontiguousarray(turned, np.float32)
-
-
-def _is_turned(layout: Layout, shape: tuple[int, ...]) -> bool:
-    return layout.torch and len(shape) == 4
-
-
-# The Flax implementation: our names.
-
-
-def flax_key(path: Path_, _: vqgan.Network) -> str:
-    """encoder/ResBlock_3/Conv_0/kernel."""
+def flax_name(path: ParameterPath, _: vqgan.Network) -> str:
+    """Return e.g. encoder/ResBlock_3/Conv_0/kernel."""
     return "/".join(path)
 
 
 def flax_sizes(found: Shapes) -> dict[str, Any]:
-    """Levels from the decoder's convolutions: one in, one out, one between two levels."""
+    """Return the sizes; the decoder has a convolution at either end and one between two levels."""
     levels = _highest(found, r"decoder/Conv_(\d+)/kernel")
     blocks = (1 + _highest(found, r"encoder/ResBlock_(\d+)/.*")) // max(levels + 1, 1)
     widths = []
     for level in range(levels):
-        of_level = "|".join(map(str, range(level * blocks, (level + 1) * blocks)))
-        widths.append(_shape(found, rf"encoder/ResBlock_(?:{of_level})/Conv_\d/kernel")[-1:])
+        numbers = "|".join(map(str, range(level * blocks, (level + 1) * blocks)))
+        widths.append(_shape(found, rf"encoder/ResBlock_(?:{numbers})/Conv_\d/kernel")[-1:])
     stem = _shape(found, "encoder/Conv_0/kernel")[2:]
     return _sizes(stem, widths, blocks, found["/".join(CODEBOOK)])
 
 
-# PyTorch: the codebook is an embedding, weights are `weight`.
+# The PyTorch implementations, whose codebook is an embedding.
 
 
-def torch_key(path: Path_, _: vqgan.Network) -> str:
-    """taming-transformers: our names, with points."""
+def torch_name(path: ParameterPath, _: vqgan.Network) -> str:
+    """Return the name in taming-transformers: our path with dots."""
     if path == CODEBOOK:
         return "quantize.embedding.weight"
     return ".".join((*path[:-1], TORCH_LEAVES[path[-1]]))
 
 
-def muse_key(path: Path_, network: vqgan.Network) -> str:
-    """open-muse: the middle's blocks, and those of level L, whose side is S / 2^L."""
+def muse_name(path: ParameterPath, network: vqgan.Network) -> str:
+    """Return the name in open-muse, where the side of level L is S / 2^L."""
     if path == CODEBOOK:
-        return torch_key(path, network)
+        return torch_name(path, network)
     side, module, *rest = path
-    kind, number = module.split("_")
-    name = MUSE_MODULES[kind](side, int(number), network)
-    return torch_key((side, name, *(MUSE_LAYERS.get(layer, layer) for layer in rest)), network)
+    name = _muse_module(side, module, network)
+    return torch_name((side, name, *(MUSE_LAYERS.get(layer, layer) for layer in rest)), network)
 
 
-def mage_key(path: Path_, network: vqgan.Network) -> str:
-    """MAGE: as open-muse, in taming-transformers' words."""
-    key = muse_key(path, network).replace(".upsample_conv.", ".upsample.conv.")
-    return re.sub(r"\.mid\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}.", key)
+def mage_name(path: ParameterPath, network: vqgan.Network) -> str:
+    """Return the name in MAGE: open-muse's in the terms of taming-transformers."""
+    name = muse_name(path, network).replace(".upsample_conv.", ".upsample.conv.")
+    return re.sub(r"\.mid\.(\d+)\.", lambda match: f".mid.block_{int(match[1]) + 1}.", name)
 
 
-def muse_convolution(side: str, number: int, network: vqgan.Network) -> str:
-    """Of the decoder all but the first and the last follow a doubling of the side."""
-    levels = len(network.channel_multipliers)
-    if number == 0:
-        return "conv_in"
-    if side == "encoder" or number == levels:
-        return "conv_out"
-    return f"up.{levels - number}.upsample_conv"
-
-
-def muse_block(side: str, number: int, network: vqgan.Network) -> str:
-    """The encoder ends with the middle, the decoder begins with it and goes down the levels."""
-    levels = len(network.channel_multipliers)
+def _muse_module(side: str, module: str, network: vqgan.Network) -> str:
+    """Return open-muse's name of a module of the encoder or decoder, e.g. down.1.block.0."""
+    kind, digits = module.split("_")
+    number, levels = int(digits), len(network.channel_multipliers)
+    if kind == "GroupNorm":
+        return "norm_out"
+    if kind == "Conv":
+        if number == 0:
+            return "conv_in"
+        is_last = side == "encoder" or number == levels
+        return "conv_out" if is_last else f"up.{levels - number}.upsample_conv"
+    # The encoder ends with the middle blocks; the decoder begins with them and goes down.
     level, block = divmod(number, network.num_res_blocks)
-    if level == (levels if side == "encoder" else 0):
-        return f"mid.{block}"
-    place = f"down.{level}" if side == "encoder" else f"up.{levels - level}"
-    return f"{place}.block.{block}"
-
-
-MUSE_MODULES = {
-    "Conv": muse_convolution,
-    "GroupNorm": lambda side, number, network: "norm_out",
-    "ResBlock": muse_block,
-}
-MUSE_LAYERS = {
-    "GroupNorm_0": "norm1", "Conv_0": "conv1", "GroupNorm_1": "norm2", "Conv_1": "conv2",
-    "Conv_2": "nin_shortcut",
-}  # fmt: skip
+    direction, level = ("down", level) if side == "encoder" else ("up", levels - level)
+    return f"mid.{block}" if level == levels else f"{direction}.{level}.block.{block}"
 
 
 def torch_sizes(found: Shapes) -> dict[str, Any]:
-    """Of all PyTorch layouts."""
+    """Return the sizes of any of the PyTorch layouts."""
     levels = 1 + _highest(found, r"encoder\.down\.(\d+)\..*")
     blocks = 1 + _highest(found, r"encoder\.down\.\d+\.block\.(\d+)\..*")
     widths = [
@@ -285,48 +263,40 @@ def torch_sizes(found: Shapes) -> dict[str, Any]:
 
 
 def _highest(found: Shapes, pattern: str) -> int:
-    """The highest number in the names; -1 if there is none."""
+    """Return the highest number in the names, or -1 if no name matches."""
     matches = (re.fullmatch(pattern, name) for name in found)
     return max((int(match[1]) for match in matches if match), default=-1)
 
 
 def _shape(found: Shapes, pattern: str) -> tuple[int, ...]:
-    """The first shape of such a name; () if there is none."""
+    """Return the first shape whose name matches, or ()."""
     return next((shape for name, shape in found.items() if re.fullmatch(pattern, name)), ())
 
 
 def _sizes(
     stem: tuple[int, ...], widths: list[tuple[int, ...]], blocks: int, codebook: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Sizes from shapes. What cannot be told is MaskGIT's, so that a table shows what lacks.
+    """Return the sizes that the shapes reveal; the others default to MaskGIT's.
 
+    A network of default sizes makes `check_shapes` list what is missing.
     stem: [C, filters]. widths: [channels] of each level. codebook: [K, D].
     """
     sizes = {}
     if len(codebook) == 2:
         sizes |= {"codebook_size": codebook[0], "embedding_dim": codebook[1]}
     if len(stem) != 2 or not all(stem):
-        stem = (3, *widths[0]) if widths else ()
+        stem = (3, *(widths[0] if widths else ()))
     if blocks and widths and all(stem) and all(widths):
         sizes |= {"channels": stem[0], "filters": stem[1], "num_res_blocks": blocks}
         sizes["channel_multipliers"] = tuple(width[0] // stem[1] for width in widths)
     return sizes
 
 
+MASKGIT, TAMING = vqgan.Network, taming.Network
+MUSE_MARKER, MAGE_MARKER = "quantize.embedding.weight", "encoder.mid.block_1.norm1.weight"
 LAYOUTS = (
-    Layout(
-        "MaskGIT (Flax)", "/".join(CODEBOOK), vqgan.Network, flax_key, flax_sizes, torch=False
-    ),
-    Layout(
-        "taming-transformers (PyTorch)", "quant_conv.weight", taming.Network, torch_key,
-        torch_sizes, torch=True,
-    ),
-    Layout(
-        "MAGE (PyTorch)", "encoder.mid.block_1.norm1.weight", vqgan.Network, mage_key,
-        torch_sizes, torch=True,
-    ),
-    Layout(
-        "open-muse (PyTorch)", "quantize.embedding.weight", vqgan.Network, muse_key, torch_sizes,
-        torch=True,
-    ),
-)  # fmt: skip
+    Layout("MaskGIT (Flax)", "/".join(CODEBOOK), MASKGIT, flax_name, flax_sizes, torch=False),
+    Layout("taming-transformers (PyTorch)", "quant_conv.weight", TAMING, torch_name, torch_sizes),
+    Layout("MAGE (PyTorch)", MAGE_MARKER, MASKGIT, mage_name, torch_sizes),
+    Layout("open-muse (PyTorch)", MUSE_MARKER, MASKGIT, muse_name, torch_sizes),
+)

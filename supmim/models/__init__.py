@@ -1,1 +1,1 @@
-"""The networks: an encoder with its classifier, and a decoder that is gone at inference."""
+"""Networks: the encoder, the heads on it, and the decoder that only training needs."""

@@ -1,4 +1,4 @@
-"""The classifier on an embedding: an optional tanh layer, then a head that starts at zero."""
+"""The classifier of an embedding: an optional tanh layer, then a head that starts at zero."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,10 @@ import jax.numpy as jnp
 
 
 class Classifier(nn.Module):
-    """rep_size: size of the layer before the head, 0 for none; head_bias: where logits start."""
+    """Embeddings [B, D] -> logits [B, C], float32.
+
+    rep_size: size of the tanh layer before the head; 0: none. head_bias: initial value of logits.
+    """
 
     num_classes: int
     rep_size: int = 0
@@ -14,7 +17,6 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        """[B, D] -> logits [B, C], float32."""
         x = embedding.astype(jnp.float32)
         if self.rep_size:
             x = jnp.tanh(nn.Dense(self.rep_size, name="representation")(x))

@@ -1,4 +1,4 @@
-"""The shallow decoder: latent of the visible patches -> predictions of the hidden ones.
+"""The shallow decoder, which predicts targets of hidden patches from tokens of visible ones.
 
 Shapes: B batch, N tokens, V tokens of the encoder, M predicted tokens, D width, W target_size.
 """
@@ -13,10 +13,10 @@ from supmim.models import layers
 
 
 class Decoder(nn.Module):
-    """Works in shuffled order, visible tokens first, so that nothing is put back in place.
+    """A few blocks on tokens in shuffled order, visible ones first, so that none is moved back.
 
-    options: of its blocks, which are built as an encoder's. target_size: values that it gives for a
-    patch, e.g. the logit of each code.
+    options: of its blocks, built as an encoder's. target_size: number of outputs for each patch,
+    e.g. a logit per code. grid: side of the token grid.
     """
 
     options: options.Encoder
@@ -27,7 +27,7 @@ class Decoder(nn.Module):
     def __call__(
         self, latent: jax.Array, token_mask: masking.TokenMask, *, train: bool = False
     ) -> jax.Array:
-        """[B, V, encoder D] -> predictions [B, M, W], float32, of token_mask.ids_predict."""
+        """Map [B, V, encoder D] to predictions [B, M, W], float32, for token_mask.ids_predict."""
         dtype = jnp.dtype(self.options.dtype)
         batch, num_tokens = token_mask.ids_shuffle.shape
         x = nn.Dense(self.options.width, dtype=dtype, name="embedding")(latent)

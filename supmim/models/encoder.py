@@ -1,4 +1,4 @@
-"""The ViT encoder: an image, or its visible patches, to tokens and one embedding.
+"""The ViT encoder: from an image, or its visible patches, to tokens and an embedding.
 
 Shapes: B batch, N tokens of the grid, V tokens that enter, D width.
 """
@@ -15,7 +15,10 @@ from supmim.models import layers
 
 
 class Encoded(NamedTuple):
-    """latent: [B, V, D] patch tokens; embedding: [B, D]; taps: {block: [B, V (+ cls), D]}."""
+    """Outputs of the encoder.
+
+    latent: [B, V, D], patch tokens. embedding: [B, D]. taps: {block: [B, V (+ cls), D]}.
+    """
 
     latent: jax.Array
     embedding: jax.Array
@@ -23,18 +26,17 @@ class Encoded(NamedTuple):
 
 
 class MapPool(nn.Module):
-    """Multi-head attention pooling: a learned probe asks all tokens, as in big_vision."""
+    """Attention pooling by a learned probe, as in big_vision: [B, N, D] -> [B, D]."""
 
     options: options.Encoder
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, N, D] -> [B, D]."""
         sizes, dtype = self.options, jnp.dtype(self.options.dtype)
         batch_size, _, width = x.shape
         probe = self.param("probe", layers.xavier, (1, 1, width))
         probe = jnp.broadcast_to(probe[0], (batch_size, width)).astype(dtype)
-        # One query: the cuDNN kernel gains nothing and refuses odd lengths.
+        # With one query, the cuDNN kernel is not faster, and it rejects odd lengths.
         attention = layers.Attention(sizes.num_heads, "xla", dtype, name="attention")
         x = attention(probe, layers.flat(x), batch_size)
         y = layers.LayerNorm(dtype=dtype, name="norm")(x)
@@ -44,8 +46,8 @@ class MapPool(nn.Module):
 class Encoder(nn.Module):
     """A ViT (arXiv 2010.11929).
 
-    options: its sizes and how it is computed. grid: side of the token grid of the images that it
-    is trained on. mask_token: whether patches that enter may be hidden behind a learned token.
+    grid: side of the token grid of training images. mask_token: whether hidden patches may enter
+    as a learned token.
     """
 
     options: options.Encoder
@@ -61,9 +63,9 @@ class Encoder(nn.Module):
         train: bool = False,
         taps: tuple[int, ...] = (),
     ) -> Encoded:
-        """[B, S, S, C] -> latent, embedding and the outputs of the blocks in `taps`.
+        """Encode [B, S, S, C] to latent, embedding and the outputs of the blocks in `taps`.
 
-        With a token_mask, patches that it does not keep are dropped before they are embedded.
+        With a token_mask, only the patches that it keeps are embedded.
         """
         sizes, dtype = self.options, jnp.dtype(self.options.dtype)
         patches = layers.patchify(image, sizes.patch_size)
@@ -85,11 +87,16 @@ class Encoder(nn.Module):
         x = nn.Dropout(sizes.dropout)(x, deterministic=not train)
         x, outputs = layers.Blocks(sizes, name="blocks")(x, train, taps)
         x = layers.LayerNorm(dtype=dtype, name="norm")(x)
-        latent = x[:, 1:] if sizes.pool == "cls" else x
-        return Encoded(latent, self.pooled(x, train).astype(jnp.float32), outputs)
+        if sizes.pool == "cls":
+            latent, embedding = x[:, 1:], x[:, 0]
+        elif sizes.pool == "map":
+            latent, embedding = x, MapPool(sizes, name="map_pool")(x, train)
+        else:
+            latent, embedding = x, x.mean(axis=1)
+        return Encoded(latent, embedding.astype(jnp.float32), outputs)
 
     def position_table(self, grid: int) -> jax.Array:
-        """[grid * grid, D], float32."""
+        """Return float32 positions [grid * grid, D], resampled if made for another grid."""
         sizes = self.options
         made_for = sizes.position_grid or self.grid
         if sizes.positions == "learned":
@@ -98,11 +105,3 @@ class Encoder(nn.Module):
         else:
             table = jnp.asarray(layers.sincos_positions(made_for, sizes.width))
         return layers.resample_positions(table, grid)
-
-    def pooled(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, N (+ cls), D] -> [B, D]."""
-        if self.options.pool == "cls":
-            return x[:, 0]
-        if self.options.pool == "map":
-            return MapPool(self.options, name="map_pool")(x, train)
-        return x.mean(axis=1)

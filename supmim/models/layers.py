@@ -1,11 +1,12 @@
 """Attention, MLP, pre-norm blocks, their stack, positions and patches.
 
-Shapes: B batch, N tokens of an image, T of all, D width, H heads, G grid side, F values of a patch.
-Parameters are float32, arithmetic is in `dtype`, softmax and norms' statistics in float32.
+Shapes: B batch, N tokens of an image, T tokens of the batch, D width, H heads, G grid side, C
+channels, p side of a patch. Parameters are float32; arithmetic is in `dtype`, but softmax and the
+statistics of norms are float32.
 """
 
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,16 +22,18 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
 xavier = nn.initializers.xavier_uniform()
 xavier_heads = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
 
 
-def dot_product_attention(query, key, value, implementation: str) -> jax.Array:
-    """[B, Nq, H, d], [B, N, H, d], [B, N, H, d] -> [B, Nq, H, d].
+def dot_product_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str
+) -> jax.Array:
+    """Attend from [B, Nq, H, d] to keys and values [B, N, H, d]; returns [B, Nq, H, d].
 
-    The einsum keeps the compute dtype on purpose: asking it for float32 scores would make the
-    backward products float32 too.
+    The einsum keeps the compute dtype: float32 scores would make the backward products float32.
     """
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
@@ -41,14 +44,14 @@ def dot_product_attention(query, key, value, implementation: str) -> jax.Array:
 
 
 def flat(x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B*N, D]; XLA for GPUs transposes a network's stream if it is [B, N, D]."""
+    """Reshape [B, N, D] to [B*N, D]; XLA for GPUs would transpose a residual stream [B, N, D]."""
     return x.reshape(-1, x.shape[-1])
 
 
 class Heads(nn.Module):
-    """nn.DenseGeneral from D to [H, D/H], its parameters too, as one product of matrices.
+    """The nn.DenseGeneral [T, D] -> [T, H, D/H], computed as one matrix product.
 
-    A GPU adds the bias inside such a product, and in a pass of its own otherwise.
+    GPUs add the bias of a matrix product inside it, and otherwise in a pass of its own.
     """
 
     num_heads: int
@@ -56,7 +59,6 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, D] -> [T, H, D/H]."""
         shape = (x.shape[-1], self.num_heads, x.shape[-1] // self.num_heads)
         kernel = self.param("kernel", xavier_heads, shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
@@ -74,13 +76,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, batch_size: int) -> jax.Array:
-        """[B*Nq, D], [B*N, D], B -> [B*Nq, D]."""
-        project = functools.partial(Heads, self.num_heads, self.dtype)
-        query, key, value = (
-            project(name="query")(x), project(name="key")(context), project(name="value")(context)
-        )  # fmt: skip
-        images = [y.reshape(batch_size, -1, *y.shape[-2:]) for y in (query, key, value)]
-        mixed = dot_product_attention(*images, self.attention)
+        """Map queries [B*Nq, D] and a context [B*N, D] to [B*Nq, D]."""
+        heads = functools.partial(Heads, self.num_heads, self.dtype)
+        query = heads(name="query")(x)
+        key, value = heads(name="key")(context), heads(name="value")(context)
+        q, k, v = (y.reshape(batch_size, -1, *y.shape[-2:]) for y in (query, key, value))
+        mixed = dot_product_attention(q, k, v, self.attention)
         return nn.DenseGeneral(
             x.shape[-1], axis=(-2, -1), kernel_init=xavier, dtype=self.dtype, name="out"
         )(mixed.reshape(query.shape))
@@ -88,12 +89,12 @@ class Attention(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: jax.Array, kind: str) -> jax.Array:
-    """GELU, tanh form (big_vision) or exact (timm), that keeps only its input for backward."""
+    """Apply GELU, in the tanh form or the exact one, storing only `x` for the backward pass."""
     return nn.gelu(x, approximate=kind == "tanh")
 
 
 def _gelu_backward(kind, x, grad):
-    x = jax.lax.optimization_barrier(x)  # or the compiler keeps what forward computed
+    x = jax.lax.optimization_barrier(x)  # keeps the compiler from storing the forward pass
     return jax.vjp(functools.partial(nn.gelu, approximate=kind == "tanh"), x)[1](grad)
 
 
@@ -101,7 +102,7 @@ gelu.defvjp(lambda x, kind: (gelu(x, kind), x), _gelu_backward)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between."""
+    """Two dense layers with a GELU between them: [T, D] -> [T, D]."""
 
     mlp_dim: int
     gelu: str
@@ -110,28 +111,25 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[T, D] -> [T, D]."""
-        dense = functools.partial(
-            nn.Dense,
-            dtype=self.dtype,
-            kernel_init=xavier,
-            bias_init=nn.initializers.normal(1e-6),
-        )
+        small = nn.initializers.normal(1e-6)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier, bias_init=small)
         hidden = gelu(dense(self.mlp_dim, name="up")(x), self.gelu)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return dense(x.shape[-1], name="down")(hidden)
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block; its input stays split over the batch axes of the mesh."""
+    """A pre-norm transformer block; its input stays split over the batch axes of the mesh."""
 
     options: options.Encoder
     batch_size: int
     keep_output: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_rate: jax.Array | float, train: bool):
-        """[B*N, D], () -> [B*N, D] and the same again if `keep_output`.
+    def __call__(
+        self, x: jax.Array, drop_rate: jax.Array | float, train: bool
+    ) -> tuple[jax.Array, Any]:
+        """Map [B*N, D] to [B*N, D], twice if `keep_output`, for nn.scan to stack.
 
         drop_rate: probability that an image skips a branch (stochastic depth, arXiv 1603.09382).
         """
@@ -149,13 +147,13 @@ class Block(nn.Module):
         return x, (x if self.keep_output else None)
 
     def skip(self, branch: jax.Array, drop_rate: jax.Array | float, train: bool) -> jax.Array:
-        """[B*N, D]: drops the branch of some images in training, scaling up the others."""
+        """Drop the branch [B*N, D] of some images in training, and scale up the others."""
         never = isinstance(drop_rate, float) and drop_rate == 0.0
         if not train or never:
             return branch
         keep_rate = 1.0 - drop_rate
-        rng, shape = self.make_rng("stochastic_depth"), (self.batch_size, 1)
-        keep = jax.random.bernoulli(rng, keep_rate, shape)
+        rng = self.make_rng("stochastic_depth")
+        keep = jax.random.bernoulli(rng, keep_rate, (self.batch_size, 1))
         keep = keep.repeat(len(branch) // self.batch_size, axis=0)  # [B*N, 1]
         return jnp.where(keep, branch / jnp.asarray(keep_rate, branch.dtype), 0)
 
@@ -166,8 +164,10 @@ class Blocks(nn.Module):
     options: options.Encoder
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, taps: tuple[int, ...] = ()):
-        """[B, N, D] -> [B, N, D] and {block: its output [B, N, D]} for the blocks in `taps`."""
+    def __call__(
+        self, x: jax.Array, train: bool, taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Map [B, N, D] to [B, N, D] and {block: its output [B, N, D]} for the blocks in `taps`."""
         sizes, block = self.options, Block
         if sizes.remat != "none":
             block = nn.remat(
@@ -179,25 +179,25 @@ class Blocks(nn.Module):
         shape = x.shape
         x = flat(x)
         rates = np.linspace(0.0, sizes.stochastic_depth, sizes.depth, dtype=np.float32)
-        if not sizes.scan:
+        if sizes.scan:
+            stack = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True, "stochastic_depth": True},
+                in_axes=(0 if sizes.stochastic_depth else nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                length=sizes.depth,
+            )(sizes, shape[0], keep_output=bool(taps), name="stack")
+            x, outputs = stack(x, jnp.asarray(rates) if sizes.stochastic_depth else 0.0, train)
+        else:
             outputs = {}
-            for i in range(sizes.depth):
-                x, _ = block(sizes, shape[0], name=f"block_{i}")(x, float(rates[i]), train)
+            for i, rate in enumerate(rates):
+                x, _ = block(sizes, shape[0], name=f"block_{i}")(x, float(rate), train)
                 outputs[i] = x
-            return x.reshape(shape), {i: outputs[i].reshape(shape) for i in taps}
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True, "stochastic_depth": True},
-            in_axes=(0 if sizes.stochastic_depth else nn.broadcast, nn.broadcast),
-            length=sizes.depth,
-        )(sizes, shape[0], keep_output=bool(taps), name="stack")
-        x, outputs = stack(x, jnp.asarray(rates) if sizes.stochastic_depth else 0.0, train)
         return x.reshape(shape), {i: outputs[i].reshape(shape) for i in taps}
 
 
 def stack_blocks(params: Any) -> Any:
-    """Parameters of unrolled blocks -> those of scanned ones: each leaf gains a leading depth."""
+    """Convert parameters of unrolled blocks for scanned ones: leaves gain a leading depth axis."""
     if not isinstance(params, dict):
         return params
     if "block_0" not in params:
@@ -207,18 +207,19 @@ def stack_blocks(params: Any) -> Any:
 
 
 def unstack_blocks(params: Any) -> Any:
-    """The inverse of stack_blocks."""
+    """Invert stack_blocks."""
     if not isinstance(params, dict):
         return params
     if "stack" not in params:
         return {name: unstack_blocks(value) for name, value in params.items()}
     depth = len(jax.tree.leaves(params["stack"])[0])
-    return {f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["stack"])
-            for i in range(depth)}  # fmt: skip
+    return {
+        f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["stack"]) for i in range(depth)
+    }
 
 
-def patchify(image: jax.Array, patch_size: int) -> jax.Array:
-    """[B, G*p, G*p, C] -> [B, G*G, p*p*C], rows first."""
+def patchify(image: Array, patch_size: int) -> Array:
+    """Cut images into patches, row by row: [B, G*p, G*p, C] -> [B, G*G, p*p*C]."""
     batch, height, width, channels = image.shape
     rows, columns = height // patch_size, width // patch_size
     image = image.reshape(batch, rows, patch_size, columns, patch_size, channels)
@@ -226,7 +227,7 @@ def patchify(image: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
-    """[B, G*G, p*p*C] -> [B, G*p, G*p, C], the inverse of patchify for a square grid."""
+    """Invert patchify for a square grid: [B, G*G, p*p*C] -> [B, G*p, G*p, C]."""
     batch, num_tokens, _ = patches.shape
     grid = round(num_tokens**0.5)
     patches = patches.reshape(batch, grid, grid, patch_size, patch_size, channels)
@@ -235,7 +236,7 @@ def unpatchify(patches: jax.Array, patch_size: int, channels: int) -> jax.Array:
 
 
 def sincos_positions(grid: int, width: int) -> np.ndarray:
-    """[G*G, D] fixed positions as in big_vision and MoCo v3 (arXiv 2104.02057)."""
+    """Return fixed positions [G*G, D], as in big_vision and MoCo v3 (arXiv 2104.02057)."""
     y, x = np.mgrid[:grid, :grid]
     omega = 1.0 / 10_000 ** (np.arange(width // 4) / (width // 4 - 1 if width > 4 else 1))
     angles_y, angles_x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega
@@ -244,10 +245,10 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 
 
 def resample_positions(positions: jax.Array, grid: int) -> jax.Array:
-    """Positions [N, D] of one grid -> [G*G, D] of another, bilinear and antialiased."""
-    old = round(len(positions) ** 0.5)
-    if old == grid:
+    """Resample positions [N, D] to another grid, [G*G, D], bilinearly with antialiasing."""
+    old_grid = round(len(positions) ** 0.5)
+    if old_grid == grid:
         return positions
-    square = positions.reshape(old, old, -1)
+    square = positions.reshape(old_grid, old_grid, -1)
     square = jax.image.resize(square, (grid, grid, square.shape[-1]), "bilinear", antialias=True)
     return square.reshape(grid * grid, -1)

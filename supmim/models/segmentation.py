@@ -1,6 +1,6 @@
-"""Heads that give each place of an image a logit per class.
+"""Segmentation heads: logits for every position of an image.
 
-Shapes: B batch, N tokens of the grid, G grid side, D width of tokens, W of the pyramid, C classes.
+Shapes: B batch, N tokens, G grid side, D width of tokens, W width of the pyramid, C classes.
 """
 
 import functools
@@ -14,13 +14,13 @@ from supmim.config import Config
 from supmim.models import layers
 from supmim.models.encoder import Encoded, Encoder
 
-RATES = (4, 2, 1, 0.5)  # sides of the pyramid's levels, in grids; none is finer than pixels
+RATES = (4, 2, 1, 0.5)  # side of each level of the pyramid, relative to the grid
 
 
 class Linear(nn.Module):
-    """One dense layer on the last block's tokens, normalised as the encoder ends (no batch norm).
+    """A dense layer on the encoder's normalised tokens, without batch norm.
 
-    blocks: whose outputs it takes besides.
+    It returns logits [B, G, G, C], float32. blocks: the blocks whose outputs it takes besides.
     """
 
     num_classes: int
@@ -29,18 +29,16 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, encoded: Encoded, train: bool) -> jax.Array:
-        """[B, N, D] -> logits [B, G, G, C], float32."""
-        x = nn.Dropout(self.dropout)(squared(encoded.latent), deterministic=not train)
+        x = nn.Dropout(self.dropout)(to_grid(encoded.latent), deterministic=not train)
         return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
 
 
 class Multiscale(nn.Module):
-    """Four blocks at 4, 2, 1 and 1/2 times the grid, added up at the finest and mixed once.
+    """Outputs of four blocks at 4, 2, 1 and 1/2 times the grid, added up at the finest side.
 
-    patch_size: with patches of 1, 2 or 3 pixels the finest level is 1, 2 or 2 times the grid.
-
-    Where UPerNet (arXiv 1807.10221), on a ViT's blocks as BEiT has them (arXiv 2106.08254), has a
-    pyramid of its own, this has a sum and one 3 x 3 convolution; layer norm, no batch norm.
+    No level is finer than pixels: with patches of 1, 2 or 3 pixels the finest side is 1, 2 or 2
+    times the grid. UPerNet (arXiv 1807.10221), as BEiT (arXiv 2106.08254) uses it on a ViT, has a
+    pyramid of its own with batch norm; here a sum and one 3 x 3 convolution with layer norm do.
     """
 
     num_classes: int
@@ -52,15 +50,14 @@ class Multiscale(nn.Module):
 
     @nn.compact
     def __call__(self, encoded: Encoded, train: bool) -> jax.Array:
-        """{block: [B, N (+ cls), D]} -> logits [B, 4 G, 4 G, C], float32, or less."""
+        """Map taps [B, N (+ cls), D] to logits, float32, at most [B, 4 G, 4 G, C]."""
         num_tokens = encoded.latent.shape[1]
         finest = 1 << (self.patch_size.bit_length() - 1)
         levels = []
         for i, (block, rate) in enumerate(zip(self.blocks, RATES, strict=True)):
-            x = layers.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(
-                encoded.taps[block][:, -num_tokens:]
-            )
-            levels.append(self.rescaled(squared(x), min(rate, finest), f"level_{i}"))
+            norm = layers.LayerNorm(dtype=self.dtype, name=f"norm_{i}")
+            x = to_grid(norm(encoded.taps[block][:, -num_tokens:]))
+            levels.append(self.rescaled(x, min(rate, finest), f"level_{i}"))
         batch, height, width, _ = levels[0].shape
         shape = (batch, height, width, self.width)
         x = sum(jax.image.resize(level, shape, "bilinear") for level in levels)
@@ -70,7 +67,7 @@ class Multiscale(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
 
     def rescaled(self, x: jax.Array, rate: float, name: str) -> jax.Array:
-        """[B, G, G, D] -> [B, rate G, rate G, W]; half of an odd side is rounded up."""
+        """Map [B, G, G, D] to [B, rate G, rate G, W]; half of an odd side is rounded up."""
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         if rate < 1:
             batch, height, width, channels = x.shape
@@ -78,55 +75,54 @@ class Multiscale(nn.Module):
             x = jax.image.resize(x, half, "bilinear")
         if rate <= 1:
             return dense(self.width, name=name)(x)
-        x = doubled(dense(4 * self.width, name=name)(x))
+        x = depth_to_space(dense(4 * self.width, name=name)(x))
         if rate == 2:
             return x
         x = nn.gelu(layers.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(x))
-        return doubled(dense(4 * self.width, name=f"{name}_2")(x))
+        return depth_to_space(dense(4 * self.width, name=f"{name}_2")(x))
 
 
 class Segmenter(nn.Module):
-    """An encoder and a head, handed in."""
+    """An encoder with a segmentation head."""
 
-    encoder: nn.Module
-    segmentation: nn.Module
+    encoder: Encoder
+    segmentation: Linear | Multiscale
 
     def __call__(self, image: jax.Array, *, train: bool = False, fixed: bool = False) -> jax.Array:
-        """[B, S, S, C] -> logits [B, side, side, C]; fixed: the encoder works as in inference."""
+        """Map [B, S, S, C] to logits [B, side, side, C]; fixed: run the encoder as in inference."""
         blocks = tuple(sorted(set(self.segmentation.blocks)))
         encoded = self.encoder(image, train=train and not fixed, taps=blocks)
         return self.segmentation(encoded, train)
 
 
-def squared(tokens: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B, G, G, D]."""
+def to_grid(tokens: jax.Array) -> jax.Array:
+    """Reshape [B, N, D] to [B, G, G, D]."""
     grid = round(tokens.shape[1] ** 0.5)
     return tokens.reshape(len(tokens), grid, grid, -1)
 
 
-def doubled(x: jax.Array) -> jax.Array:
-    """[B, G, G, 4 W] -> [B, 2 G, 2 G, W]: after a dense layer, a 2 x 2 transposed convolution.
+def depth_to_space(x: jax.Array) -> jax.Array:
+    """Rearrange [B, G, G, 4 W] to [B, 2 G, 2 G, W].
 
-    As such, XLA has no fast program for CPUs.
+    After a dense layer, this is a 2 x 2 transposed convolution, which XLA runs slowly on CPUs.
     """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
-def tapped(depth: int) -> tuple[int, ...]:
-    """Blocks at a third, a half, two thirds and the end: 3, 5, 7, 11 of 12, as BEiT and MAE."""
+def tapped_blocks(depth: int) -> tuple[int, ...]:
+    """Return the blocks at 1/3, 1/2, 2/3 and the end: 3, 5, 7, 11 of 12, as in BEiT and MAE."""
     return tuple(-(-depth * a // b) - 1 for a, b in ((1, 3), (1, 2), (2, 3), (1, 1)))
 
 
 def create(config: Config) -> Segmenter:
-    """The model of a config; its head has config.classifier.num_classes classes."""
+    """Return the model of a config, with config.classifier.num_classes classes."""
     sizes, num_classes = config.segmentation, config.classifier.num_classes
     if sizes.head == "linear":
         head = Linear(num_classes, sizes.dropout)
     else:
-        head = Multiscale(
-            num_classes, sizes.dropout, tapped(config.encoder.depth), sizes.width,
-            config.encoder.patch_size, jnp.dtype(config.encoder.dtype),
-        )  # fmt: skip
+        blocks, dtype = tapped_blocks(config.encoder.depth), jnp.dtype(config.encoder.dtype)
+        patch_size = config.encoder.patch_size
+        head = Multiscale(num_classes, sizes.dropout, blocks, sizes.width, patch_size, dtype)
     return Segmenter(Encoder(config.encoder, config.grid), head)

@@ -1,4 +1,4 @@
-"""SupMIM: an encoder, its classifier and, in training, a decoder."""
+"""The network of SupMIM: an encoder, its classifier and, in training, a decoder."""
 
 import flax.linen as nn
 import jax
@@ -10,15 +10,15 @@ from supmim.models.decoder import Decoder
 from supmim.models.encoder import Encoded, Encoder
 
 
-class SupMIM(nn.Module):
-    """Three parts, handed in; without a decoder it is the supervised baseline."""
+class Network(nn.Module):
+    """An encoder, a classifier and a decoder; without a decoder, the supervised baseline."""
 
-    encoder: nn.Module
-    classifier: nn.Module
-    decoder: nn.Module | None
+    encoder: Encoder
+    classifier: Classifier
+    decoder: Decoder | None
 
     def __call__(self, image: jax.Array, token_mask: TokenMask) -> jax.Array:
-        """Runs every part once, which is what `init` needs."""
+        """Run every part once, as `init` requires."""
         logits, _ = self.classify(image)
         if self.decoder is not None:
             self.predict_tokens(image, token_mask)
@@ -27,26 +27,28 @@ class SupMIM(nn.Module):
     def classify(
         self, image: jax.Array, *, train: bool = False, taps: tuple[int, ...] = ()
     ) -> tuple[jax.Array, Encoded]:
-        """[B, S, S, C] -> class logits [B, C] and what the encoder saw."""
+        """Return class logits [B, C] of images [B, S, S, C], and the outputs of the encoder."""
         encoded = self.encoder(image, train=train, taps=taps)
         return self.classifier(encoded.embedding), encoded
 
     def predict_tokens(
         self, image: jax.Array, token_mask: TokenMask, *, train: bool = False
     ) -> jax.Array:
-        """[B, S, S, C] -> predictions [B, M, W] of token_mask.ids_predict."""
+        """Return predictions [B, M, W] of token_mask.ids_predict for images [B, S, S, C]."""
+        assert self.decoder is not None
         return self.decoder(self.encoder(image, token_mask, train=train).latent, token_mask)
 
     def classify_and_predict(
         self, image: jax.Array, token_mask: TokenMask, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """One masked pass for both: class logits [B, C] and predictions [B, M, W]."""
+        """Return class logits [B, C] and predictions [B, M, W] from one masked pass."""
+        assert self.decoder is not None
         encoded = self.encoder(image, token_mask, train=train)
         return self.classifier(encoded.embedding), self.decoder(encoded.latent, token_mask)
 
 
-def create(config: Config, target_size: int) -> SupMIM:
-    """The model of a config; mim_weight 0 builds no decoder. target_size: see Decoder."""
+def create(config: Config, target_size: int) -> Network:
+    """Return the network of a config; no decoder if mim_weight is 0. target_size: see Decoder."""
     needs_token = config.mim.hidden == "mask_token" or config.mim.masking == "variable"
     encoder = Encoder(config.encoder, config.grid, bool(config.mim_weight) and needs_token)
     head = config.classifier
@@ -65,4 +67,4 @@ def create(config: Config, target_size: int) -> SupMIM:
             scan=False,
         )
         decoder = Decoder(blocks, target_size, config.grid)
-    return SupMIM(encoder, classifier, decoder)
+    return Network(encoder, classifier, decoder)

@@ -1,25 +1,26 @@
-"""Floating-point operations of a program: counted in its jaxpr, and by formula for a config.
+"""Floating-point operations of a program, counted in its jaxpr, and of a config, by formula.
 
-One multiplication with its addition is 2. Only matrix products and convolutions count.
+A multiplication and its addition are 2 FLOPs. Only matrix products and convolutions count.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 from supmim import masking
-from supmim.config import Config
+from supmim.config import Config, options
 from supmim.tasks import targets
 
 
 def count(fn: Callable, *args: Any) -> float:
-    """FLOPs of fn(*args), args being arrays or their shapes: nothing runs, nothing is compiled.
+    """Return the FLOPs of fn(*args) without compiling or running it; args: arrays or their shapes.
 
-    A scan counts as often as it turns, a cond as its dearest branch, a while loop, whose turns no
-    program tells, as one turn; what `jax.checkpoint` recomputes counts again.
+    A scan counts as often as it iterates, a cond as its most expensive branch, a while loop, whose
+    length is not in the program, as one iteration. What `jax.checkpoint` recomputes counts again.
     """
     return _in_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -31,51 +32,35 @@ def _in_jaxpr(jaxpr: core.Jaxpr) -> float:
 def _in_equation(eqn: core.JaxprEqn) -> float:
     name = eqn.primitive.name.removesuffix("_wrapper")
     if name in PRODUCTS:
-        return PRODUCTS[name](eqn)
-    inside = [_in_jaxpr(jaxpr) for jaxpr in _inside(eqn.params)]
+        return PRODUCTS[name](eqn.params, *(var.aval for var in (eqn.outvars[0], *eqn.invars)))
+    inside = [_in_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(eqn.params)]
     if name == "cond":
         return max(inside)
     return sum(inside) * (eqn.params["length"] if name == "scan" else 1)
 
 
-def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The programs that an equation calls."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
+def _dot(params: dict[str, Any], output: Any, left: Any, _right: Any) -> float:
+    (contracted, _), _ = params["dimension_numbers"]
+    return 2.0 * output.size * math.prod(left.shape[axis] for axis in contracted)
 
 
-def _dot(eqn: core.JaxprEqn) -> float:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    left = eqn.invars[0].aval.shape
-    return 2.0 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+def _convolution(params: dict[str, Any], output: Any, _image: Any, kernel: Any) -> float:
+    """Return the FLOPs: each output value sums over the window and its group's input channels."""
+    features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * output.size * kernel.size / features
 
 
-def _convolution(eqn: core.JaxprEqn) -> float:
-    """Every output value sums over the window and the input channels of its group."""
-    kernel = eqn.invars[1].aval
-    features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * eqn.outvars[0].aval.size * kernel.size / features
+def _attention(products: int, _params: Any, _output: Any, query: Any, key: Any, *_: Any) -> float:
+    """Return the FLOPs of cuDNN's kernels on [B, N, H, d], [B, M, H, d]; a product is B H N M d."""
+    return 2.0 * products * query.size * key.shape[1]
 
 
-def _attention(products: int) -> Callable[[core.JaxprEqn], float]:
-    """cuDNN's fused attention over [B, N, H, d] and [B, M, H, d]: B H N M d for each product."""
-
-    def flops(eqn):
-        query, key = eqn.invars[0].aval, eqn.invars[1].aval
-        return 2.0 * products * query.size * key.shape[1]
-
-    return flops
-
-
-PRODUCTS = {
+PRODUCTS: dict[str, Callable[..., float]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
-    "dot_product_attention_fwd": _attention(2),  # scores, mix
-    "dot_product_attention_bwd": _attention(5),  # scores again, and the gradients of both products
+    # Scores and mix; backward, the scores again and the gradients of both products.
+    "dot_product_attention_fwd": functools.partial(_attention, 2),
+    "dot_product_attention_bwd": functools.partial(_attention, 5),
 }
 
 
@@ -89,17 +74,17 @@ class PerImage(NamedTuple):
 
     @property
     def train(self) -> float:
-        """Of a training step: backward costs twice the forward."""
+        """FLOPs of a training step: the backward pass costs twice the forward pass."""
         return 3 * sum(self)
 
 
 def analytic(config: Config) -> PerImage:
-    """FLOPs of a config by formula, nothing recomputed, the tokenizer left out.
+    """Return the FLOPs of a config by formula, without recomputation and without the tokenizer.
 
     A block costs 8 D^2 + 4 D M per token and 4 D per pair of tokens, for width D and MLP size M.
     """
     encoder, head, mim = config.encoder, config.classifier, config.mim
-    num_tokens = (config.data.image_size // encoder.patch_size) ** 2
+    num_tokens = config.grid**2
     unit = mim.unit if mim.masking == "units" else 1
     hidden = masking.num_hidden(num_tokens, mim.mask_ratio, unit)
     entering = num_tokens if mim.hidden == "mask_token" else num_tokens - hidden
@@ -113,7 +98,7 @@ def analytic(config: Config) -> PerImage:
     )
 
 
-def _blocks(group: Any, num_tokens: int) -> float:
+def _blocks(group: options.Encoder | options.Decoder, num_tokens: int) -> float:
     per_token = 8 * group.width**2 + 4 * group.width * group.mlp_dim
     return group.depth * (num_tokens * per_token + 4 * num_tokens**2 * group.width)
 

@@ -20,8 +20,8 @@ from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 
 
-class Step(NamedTuple):
-    """The jitted step of a config on a mesh, with the shapes that it takes."""
+class PlannedStep(NamedTuple):
+    """The jitted programs of a step, with the abstract arguments that they take."""
 
     config: Config
     mesh: jax.sharding.Mesh
@@ -36,8 +36,8 @@ class Step(NamedTuple):
     train_step: Any
 
 
-def build(config: Config, mesh: jax.sharding.Mesh) -> Step:
-    """What `train` would run, but for the length of its schedule; under `jax.set_mesh(mesh)`."""
+def build(config: Config, mesh: jax.sharding.Mesh) -> PlannedStep:
+    """Return the step that `train` runs, with a shorter schedule; call it in `jax.set_mesh`."""
     total_steps = config.optimizer.warmup_steps + 1
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, total_steps))
@@ -46,51 +46,48 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> Step:
         mesh,
         config.mesh.fsdp_splits,
     )
-    ahead, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
-    everywhere = sharding.replicated(mesh)
-    frozen = placed(task.frozen, jax.tree.map(lambda _: everywhere, task.frozen))
+    programs = assemble.programs(config, task, tx, mesh, state)
+    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    frozen = placed(task.frozen, jax.tree.map(lambda _: replicated, task.frozen))
     raw = pipeline.abstract_batch(config, mesh)
-    tokenized = jax.eval_shape(task.tokenize, frozen, raw)
-    shapes = jax.eval_shape(prepare, tokenized)
-    prepared = placed(shapes, jax.tree.map(lambda _: sharding.batch_sharding(mesh), shapes))
+    shapes = jax.eval_shape(programs.prepare, jax.eval_shape(task.tokenize, frozen, raw))
+    prepared = placed(shapes, jax.tree.map(lambda _: split, shapes))
     key = jax.eval_shape(lambda: jax.random.key(config.seed))
-    return Step(
-        config, mesh, state, raw, prepared, frozen, key, task.tokenize, ahead, prepare, train_step
-    )
+    return PlannedStep(config, mesh, state, raw, prepared, frozen, key, task.tokenize, *programs)
 
 
-def placed(shapes: Any, where: Any) -> Any:
-    """Shapes with their shardings."""
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Return a tree of shapes with their shardings."""
     return jax.tree.map(
-        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, shardings
     )
 
 
 def chip_bytes(tree: Any) -> int:
-    """Bytes of a tree of placed shapes on one chip."""
+    """Return the bytes of a tree of placed shapes on one chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def count_flops(real: Step) -> dict[str, float]:
-    """Per image: of the training, by formula, as executed (with what remat repeats), of its ids.
+def count_flops(planned: PlannedStep) -> dict[str, float]:
+    """Return FLOPs per image.
 
-    A tokenizer has no formula: 0.
+    train: without remat. analytic: the same by formula, 0 for tasks that have none. executed: with
+    what remat recomputes. tokenize: of the tokenizer's program.
     """
-    executed = flops.count(real.train_step, real.state, real.prepared, real.key)
-    once = executed
-    if real.config.encoder.remat != "none":
-        plain = config_lib.replaced(real.config, {"encoder.remat": "none"})
-        other = build(plain, real.mesh)
+    executed = flops.count(planned.train_step, planned.state, planned.prepared, planned.key)
+    once, config = executed, planned.config
+    if config.encoder.remat != "none":
+        other = build(config_lib.replaced(config, {"encoder.remat": "none"}), planned.mesh)
         once = flops.count(other.train_step, other.state, other.prepared, other.key)
-    images = real.config.batch_size
+    tokenize = flops.count(planned.tokenize, planned.frozen, planned.raw)
     return {
-        "train": once / images,
-        "analytic": flops.analytic(real.config).train if real.config.task == "supmim" else 0.0,
-        "executed": executed / images,
-        "tokenize": flops.count(real.tokenize, real.frozen, real.raw) / images,
+        "train": once / config.batch_size,
+        "analytic": flops.analytic(config).train if config.task == "supmim" else 0.0,
+        "executed": executed / config.batch_size,
+        "tokenize": tokenize / config.batch_size,
     }
 
 
@@ -102,85 +99,97 @@ OUT_OF_MEMORY = (
 
 
 class Compiled(NamedTuple):
-    """The compiler's account of memory (None if it gave up, for `needed` bytes) and the HLO."""
+    """A program's HLO and the compiler's memory analysis.
+
+    memory is None, text empty and needed a number of bytes if memory is too small to compile it.
+    """
 
     memory: Any
     text: str
     needed: int
 
 
-def compile_step(real: Step, where: topology.Topology) -> Compiled:
-    """The train step; DeviceError if the compiler fails for another reason than memory."""
-    return compile_for(where, real.train_step.lower(real.state, real.prepared, real.key))
+def compile_step(planned: PlannedStep, where: topology.Topology) -> Compiled:
+    """Compile the train step. DeviceError if that fails for another reason than memory."""
+    lowered = planned.train_step.lower(planned.state, planned.prepared, planned.key)
+    return _compile(lowered, where)
 
 
-def compile_tokenizer(real: Step, where: topology.Topology) -> Compiled | None:
-    """The program of one microbatch of ids, or None where a run computes none."""
-    if not (parts := real.online.microbatches(real.frozen, real.raw)):
+def compile_tokenizer(planned: PlannedStep, where: topology.Topology) -> Compiled | None:
+    """Compile the tokenizer for one microbatch; None if the run computes no target ids."""
+    if not (parts := planned.online.microbatches(planned.frozen, planned.raw)):
         return None
-    return compile_for(where, real.online.lower(real.frozen, parts[0]))
+    return _compile(planned.online.lower(planned.frozen, parts[0]), where)
 
 
-def compile_for(where: topology.Topology, lowered: jax.stages.Lowered) -> Compiled:
-    """See compile_step."""
+def _compile(lowered: jax.stages.Lowered, where: topology.Topology) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         is_tpu = where.devices[0].platform == "tpu"
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if is_tpu else {}
         try:
-            found = lowered.compile(where.options | dump)
+            compiled = lowered.compile({**where.options, **dump})
         except jax.errors.JaxRuntimeError as error:
             if not (needed := _bytes_needed(str(error))):
-                raise DeviceError(f"{where.compiler}, {where.name}: {error}") from error
+                raise DeviceError(
+                    f"{where.compiler} could not compile a program for {where.name}: {error}"
+                ) from error
             return Compiled(None, "", needed)
-        # libtpu's own text: jaxlib cannot always read libtpu's program back.
+        # jaxlib cannot read every program of libtpu back, so take the text that libtpu dumps.
         dumped = list(Path(folder).glob("*train_step*after_codegen.txt"))
-        text = dumped[0].read_text(encoding="utf-8") if dumped else found.as_text()
-    return Compiled(found.memory_analysis(), text, 0)
+        text = dumped[0].read_text(encoding="utf-8") if dumped else compiled.as_text() or ""
+    return Compiled(compiled.memory_analysis(), text, 0)
 
 
 def _bytes_needed(message: str) -> int:
-    """Of an error that says how much memory is missing; 0 of others."""
+    """Return the bytes that an out-of-memory error asks for; 0 for other errors."""
     for pattern in OUT_OF_MEMORY:
         if found := re.search(pattern, message):
             return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
     return 0
 
 
-def tokenizer_memory(real: Step, compiled: Compiled | None) -> dict[str, int]:
-    """Bytes of one chip that computing ids takes; all 0 where there are none to compute."""
+def tokenizer_memory(planned: PlannedStep, compiled: Compiled | None) -> dict[str, int]:
+    """Return the bytes on one chip that computing target ids takes; all 0 if the run computes none.
+
+    compiled: from `compile_tokenizer`.
+    """
     if compiled is None:
         return {"weights": 0, "microbatches": 0, "temporaries": 0, "program": 0}
-    used, parts = compiled.memory, real.online.microbatches(real.frozen, real.raw)
+    used, parts = compiled.memory, planned.online.microbatches(planned.frozen, planned.raw)
     return {
-        "weights": chip_bytes(real.frozen),
+        "weights": chip_bytes(planned.frozen),
         "microbatches": chip_bytes(parts),
         "temporaries": used.temp_size_in_bytes if used else compiled.needed,
         "program": used.generated_code_size_in_bytes if used else 0,
     }
 
 
-def memory_of(real: Step, compiled: Compiled, tokenizer: dict[str, int]) -> dict[str, int]:
-    """Bytes of one chip by what they are for.
+def memory_of(
+    planned: PlannedStep, compiled: Compiled, tokenizer: dict[str, int]
+) -> dict[str, int]:
+    """Return the bytes on one chip by purpose, and their total; tokenizer: its `tokenizer_memory`.
 
-    Ids are computed between two steps: state, batches and both programs stay, and temporaries take
-    turns. `tokenizer` has what stays of it and what its turn takes beyond the step's.
+    Target ids are computed between two steps: the state, the batches and both programs stay in
+    memory, while the temporaries of step and tokenizer take turns. `tokenizer` in the result is
+    what stays of it, and the bytes by which its temporaries exceed those of the step.
     """
+    prepared, raw = chip_bytes(planned.prepared), chip_bytes(planned.raw)
     parts = {
-        "parameters": chip_bytes(real.state.params),
-        "optimizer": chip_bytes((real.state.opt_state, real.state.step)),
-        "batch": chip_bytes(real.prepared) + (1 + pipeline.DEVICE_AHEAD) * chip_bytes(real.raw),
+        "parameters": chip_bytes(planned.state.params),
+        "optimizer": chip_bytes((planned.state.opt_state, planned.state.step)),
+        "batch": prepared + (1 + pipeline.DEVICE_AHEAD) * raw,
         "temporaries": compiled.needed,
         "program": 0,
         "padding": 0,
     }
     if used := compiled.memory:
-        arguments = parts["parameters"] + parts["optimizer"] + chip_bytes(real.prepared)
+        arguments = parts["parameters"] + parts["optimizer"] + prepared
         parts["temporaries"] = used.temp_size_in_bytes
         parts["program"] = used.generated_code_size_in_bytes
         parts["padding"] = max(0, used.argument_size_in_bytes - arguments) + max(
             0, used.output_size_in_bytes - used.alias_size_in_bytes
         )
     turn = tokenizer["microbatches"] + tokenizer["temporaries"]
-    beyond = max(0, turn - parts["temporaries"])
-    parts["tokenizer"] = tokenizer["weights"] + tokenizer["program"] + beyond
+    excess = max(0, turn - parts["temporaries"])
+    parts["tokenizer"] = tokenizer["weights"] + tokenizer["program"] + excess
     return parts | {"total": sum(parts.values())}

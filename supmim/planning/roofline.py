@@ -1,4 +1,4 @@
-"""How long a step takes at least: what it computes, moves and sends, over what a chip can do."""
+"""The least time that a step takes: its work divided by the rates of the chip."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ MFUS = (0.4, 0.5, 0.6)
 
 
 class Roofline(NamedTuple):
-    """Seconds of one step on one chip, for each of the three alone, each at its full rate."""
+    """Seconds that one step takes on one chip for each of the three alone, at its full rate."""
 
     compute: float
     memory: float
@@ -18,29 +18,32 @@ class Roofline(NamedTuple):
 
     @property
     def overlapped(self) -> float:
-        """If the other two hide behind the longest."""
+        """Seconds of a step in which the three overlap completely."""
         return max(self)
 
     @property
     def serial(self) -> float:
-        """If nothing overlaps."""
+        """Seconds of a step in which nothing overlaps."""
         return sum(self)
 
 
 def sent(collective: Collective) -> float:
-    """Bytes that a chip sends for one collective, all its turns, by the ring algorithms.
+    """Return the bytes that a chip sends for all runs of a collective by the ring algorithms.
 
-    Of S bytes over n chips: all-reduce 2 S (n-1)/n, a permute S, the others S (n-1)/n.
+    For S bytes on n chips: all-reduce 2 S (n-1)/n, permute S, the others S (n-1)/n.
     """
     share = (collective.devices - 1) / collective.devices if collective.devices else 1.0
-    turns = {"all-reduce": 2 * share, "collective-permute": 1.0}
-    return collective.bytes * collective.times * turns.get(collective.kind, share)
+    shares = {"all-reduce": 2 * share, "collective-permute": 1.0}
+    return collective.bytes * collective.times * shares.get(collective.kind, share)
 
 
 def estimate(
     chip: Chip, flops: float, traffic: float, collectives: Sequence[Collective]
 ) -> Roofline | None:
-    """flops: executed per chip and step; traffic: bytes to and from the memory. None for a CPU."""
+    """Return the roofline of a step; None for a CPU.
+
+    flops: executed on one chip. traffic: bytes that one chip reads from and writes to its memory.
+    """
     if not chip.flops:
         return None
     network = sum(map(sent, collectives)) / (chip.link * LINK_SHARE)

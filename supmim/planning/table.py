@@ -1,4 +1,4 @@
-"""The table of every ImageNet preset on five pods: docs/plan.md."""
+"""The table in docs/plan.md: a plan of every ImageNet preset on five pods."""
 
 import json
 import math
@@ -18,35 +18,35 @@ TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:8x8x8", "v6e:16x16", "v5p:16x16x16")
 
 
 def write(path: Path) -> None:
-    """Plans each ImageNet preset on each pod, into a Markdown file.
+    """Plan each ImageNet preset on each pod and write the plans to a Markdown file.
 
-    DeviceError where the TPU compiler is not installed, or for rows that it could not plan.
+    DeviceError if the TPU compiler is not installed, or at the end if some rows have no plan.
     """
     topology.load(TOPOLOGIES[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for preset in PRESETS:
         for name in TOPOLOGIES:
-            rows.append(row := plan_row(preset, name))
+            rows.append(row := _plan_row(preset, name))
             print(forecast.row_text(row), flush=True)
             write_text(path, forecast.markdown(rows, IMAGES_PER_CHIP))
     if failed := [f"{row['preset']} on {row['topology']}" for row in rows if "memory" not in row]:
-        raise DeviceError(f"{path} lacks {', '.join(failed)}: {rows[-1]['verdict']}")
+        raise DeviceError(
+            f"{path} has no plan of {', '.join(failed)}; the last verdict: {rows[-1]['verdict']}"
+        )
 
 
-def plan_row(preset: str, name: str) -> dict[str, Any]:
-    """One plan, in a process of its own: a compiler that dies takes one row with it."""
+def _plan_row(preset: str, name: str) -> dict[str, Any]:
+    """Return one plan, made in a separate process so that a compiler crash costs one row only."""
     chips = math.prod(map(int, name.partition(":")[2].split("x")))
-    command = [
-        f"--config=configs/imagenet_{preset}.py", f"--topology={name}",
-        f"--config.batch_size={IMAGES_PER_CHIP * chips}",
-    ]  # fmt: skip
+    batch_size = f"--config.batch_size={IMAGES_PER_CHIP * chips}"
+    command = [f"--config=configs/imagenet_{preset}.py", f"--topology={name}", batch_size]
     done = subprocess.run(
         [sys.executable, "-m", "supmim", "plan", *command, "--json"], capture_output=True, text=True
     )
     try:
         result = json.loads(done.stdout)
     except ValueError:
-        told = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-        result = {"fits": False, "verdict": told[-1], "topology": name}
+        lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        result = {"fits": False, "verdict": lines[-1], "topology": name}
     return result | {"preset": preset, "command": " ".join(command)}

@@ -1,9 +1,10 @@
-"""Devices that are not there: TPU pods, H200 hosts, pretend CPU devices, and what they can do."""
+"""Devices that are not installed, and their rates: TPU pods, H200 hosts and pretend CPU devices."""
 
+import contextlib
 import importlib.metadata
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -15,10 +16,11 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """memory: bytes; flops: bfloat16 per second; bandwidth: of the memory, bytes per second.
+    """The capacity and the rates of one device; a pretend device has no rates: 0.
 
-    link: bytes per second that a chip sends to its neighbours, all links together. sides: of the
-    grid a TPU pod is, 0 where devices are only counted. A pretend device has no speeds: 0.
+    memory: bytes. flops: bfloat16 FLOPs per second. bandwidth: of the memory, bytes per second.
+    link: bytes per second that it sends to its neighbours over all links. sides: dimensions of a
+    TPU pod's grid; 0 if devices are only counted.
     """
 
     name: str
@@ -29,8 +31,8 @@ class Chip(NamedTuple):
     sides: int = 0
 
 
-LINK_SHARE = 0.9  # of a link's datasheet rate that collectives get
-MEMORY_SHARE = 0.98  # of a chip's memory that programs get
+LINK_SHARE = 0.9  # of a link's datasheet rate that collectives reach
+MEMORY_SHARE = 0.98  # of a chip's memory that programs can use
 
 # Google's pages "TPU v4", "v5e", "v5p", "v6e", "TPU7x"; a device of TPU7x is half a chip. H200:
 # NVIDIA's datasheet, NVLink in one direction; between hosts 400 Gbit/s for each GPU.
@@ -43,12 +45,12 @@ CHIPS = {
     "h200": Chip("NVIDIA H200", 141e9, 989e12, 4.8e12, 450e9),
     "cpu": Chip("pretend CPU device", 0, 0, 0, 0),
 }
-FABRIC = 50e9
+HOST_LINK = 50e9  # bytes per second between hosts of H200s
 EXAMPLES = "v5e:4x4, v5p:8x8x8, h200:8, cpu:8"
 
-# The TPU compiler looks for a TPU and for Google's metadata server, and complains: any TPU will do.
-# It takes a lock so that one process has the TPU: there is none to share.
-QUIET = {
+# The TPU compiler looks for a TPU and for Google's metadata server, and complains if they are
+# missing; it also locks the TPU for one process. Any TPU can be named, and nothing needs a lock.
+TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -59,19 +61,19 @@ QUIET = {
 
 
 class Topology(NamedTuple):
-    """name: as asked for; compiler: whose verdict it is, with its version; options: for it."""
+    """Devices to compile for. compiler: its name and version; options: for `Lowered.compile`."""
 
     name: str
     chip: Chip
-    devices: list[jax.Device]
+    devices: list[Any]
     compiler: str
-    options: dict[str, bool | int]
+    options: dict[str, Any]
 
 
 def load(name: str) -> Topology:
-    """The devices of `GENERATION:SIZE`, on a machine that has none of them.
+    """Return the devices of `GENERATION:SIZE`, none of which need to be installed.
 
-    ConfigError for a name that means nothing, DeviceError where its compiler is not installed.
+    ConfigError if there is no such topology, DeviceError if its compiler is not installed.
     """
     kind, _, size = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
@@ -83,7 +85,7 @@ def load(name: str) -> Topology:
     if size.count("x") + 1 != max(chip.sides, 1):
         expected = "x".join("4" * chip.sides) or "8"
         raise ConfigError(f"--topology={name}: a {kind} has a size like {kind}:{expected}")
-    jax.config.update("jax_platforms", "cpu")  # leave an accelerator that is there alone
+    jax.config.update("jax_platforms", "cpu")  # does not occupy an accelerator
     return {"h200": _h200, "cpu": _cpu}.get(kind, _tpu)(name, chip)
 
 
@@ -92,9 +94,10 @@ def _tpu(name: str, chip: Chip) -> Topology:
         version = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:
         raise DeviceError(
-            f"--topology={name} needs the TPU compiler (no TPU): pip install -e '.[tpu]'"
+            f"--topology={name} needs the TPU compiler, though no TPU; install it with: "
+            "pip install -e '.[tpu]'"
         ) from error
-    for variable, value in QUIET.items():
+    for variable, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     options = {"chip_config_name": "megacore"} if chip is CHIPS["v4"] else {}
     try:
@@ -107,18 +110,16 @@ def _tpu(name: str, chip: Chip) -> Topology:
 def _h200(name: str, chip: Chip) -> Topology:
     devices = h200.devices(int(name.partition(":")[2]))
     if len(devices) > h200.GPUS_PER_HOST:
-        chip = chip._replace(link=FABRIC)
+        chip = chip._replace(link=HOST_LINK)
     return Topology(name, chip, devices, _jaxlib(), h200.COMPILER_OPTIONS)
 
 
 def _cpu(name: str, chip: Chip) -> Topology:
-    """Pretend devices share this machine's memory."""
+    """Return pretend devices, which share the memory of this machine."""
     count = int(name.partition(":")[2])
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX may have started already
         jax.config.update("jax_num_cpu_devices", count)
-        devices = jax.devices("cpu")
-    except RuntimeError:  # JAX has started already
-        devices = jax.devices("cpu")
+    devices = jax.devices("cpu")
     if len(devices) < count:
         raise DeviceError(f"JAX has started with {len(devices)} CPU devices, {name} needs {count}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / count

@@ -1,20 +1,19 @@
-"""The confusion picture: which classes are taken for which."""
+"""The picture of a confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from supmim.report import figures
 
-MOST_NUMBERS = 20  # classes up to which counts are written into the cells
+MOST_NUMBERS = 20  # classes of a matrix whose counts are written into the cells
 
 
 def draw(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """counts [C, C]: rows are true classes, columns predicted ones; a cell's shade is its share of
-    its row. What is right is blue, what is wrong orange.
-    """
+    """Draw counts [C, C] with true classes as rows; shades are shares of a row, blue if right."""
     num_classes = len(counts)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 2.6 + 0.42 * num_classes)
@@ -30,18 +29,17 @@ def draw(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
     axes.set_title(f"{wrong:,} of {counts.sum():,} images wrong", fontsize=10)
     if num_classes <= MOST_NUMBERS:
         for row, column in np.argwhere(counts):
-            axes.text(
-                column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8,
-                color="white" if share[row, column] > 0.6 else "black",
-            )  # fmt: skip
+            text, color = (
+                f"{counts[row, column]:,}",
+                "white" if share[row, column] > 0.6 else "black",
+            )
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     figures.save(figure, path)
 
 
 def shades(share: np.ndarray) -> np.ndarray:
-    """[C, C] in [0, 1] -> [C, C, 3]: white at 0; the least that is wrong can be seen."""
-    colours = [np.array([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-               for c in (figures.ORANGE, figures.BLUE)]  # fmt: skip
+    """Return colours [C, C, 3] of shares [C, C]: white at 0, visible for any share."""
+    orange, blue = (np.array(to_rgb(colour)) for colour in (figures.ORANGE, figures.BLUE))
     right = np.eye(len(share), dtype=bool)[..., None]
     depth = np.where(share > 0, 0.15 + 0.85 * share, 0)[..., None]
-    colour = np.where(right, colours[1].reshape(1, 1, 3), colours[0].reshape(1, 1, 3))
-    return 1 - depth * (1 - colour)
+    return 1 - depth * (1 - np.where(right, blue, orange))

@@ -1,21 +1,20 @@
-"""The map: every image a point where its embedding lies, coloured by class."""
+"""The map of embeddings: every image a point, coloured by class."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from supmim.report import figures
 
-COLOURED = 20  # classes that have a colour and a line in the legend: the most frequent ones
+COLOURED = 20  # classes with a colour and a line in the legend: the most frequent ones
 
 
 def draw(
     path: Path, *, points: np.ndarray, label: np.ndarray, class_names: Sequence[str], title: str
 ) -> None:
-    """points [n, 2], label [n]; classes beyond COLOURED are grey and drawn below the others."""
+    """Draw points [n, 2] with labels [n]; classes beyond COLOURED are grey, below the others."""
     count = np.bincount(label, minlength=len(class_names))
     present = np.flatnonzero(count)
     named = np.sort(present[np.argsort(-count[present], kind="stable")][:COLOURED])
@@ -26,19 +25,13 @@ def draw(
     if others.any():
         text = f"{len(present) - len(named)} other classes"
         axes.scatter(*points[others].T, s=size / 2, color=figures.GREY, alpha=0.3, label=text)
-    colours = matplotlib.colormaps["tab10" if len(named) <= 10 else "tab20"].colors
+    colours = figures.palette("tab10" if len(named) <= 10 else "tab20")
     for number, (colour, kind) in enumerate(zip(colours, named, strict=False)):
-        of_class = points[label == kind].T
-        axes.scatter(
-            *of_class, s=size, color=colour, marker="o^"[number % 2], linewidth=0,
-            label=shortened(class_names[kind]),
-        )  # fmt: skip
+        name = class_names[int(kind)]
+        text = name if len(name) <= 24 else name[:23] + "…"  # leaves room for the map
+        style = {"marker": "o^"[number % 2], "linewidth": 0}
+        axes.scatter(*points[label == kind].T, s=size, color=colour, label=text, **style)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=10)
     figure.legend(loc="outside right upper", fontsize=8, markerscale=(30 / size) ** 0.5)
     figures.save(figure, path)
-
-
-def shortened(name: str, most: int = 24) -> str:
-    """A name that leaves room for the map."""
-    return name if len(name) <= most else name[: most - 1] + "…"

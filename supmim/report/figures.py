@@ -1,19 +1,59 @@
-"""What all pictures share: a figure without global state, images without axes."""
+"""Helpers of all pictures: figures without global state, axes for images, colours."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import image
+from matplotlib import colormaps, image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d4e", "#d62839", "#2364aa", "#f08a24", "#8a8f98"
 
 
+def palette(name: str) -> np.ndarray:
+    """Return the colours [n, 3] in [0, 1] of one of Matplotlib's qualitative colormaps."""
+    colormap = colormaps[name]
+    return colormap(np.arange(colormap.N))[:, :3]
+
+
+def grid(
+    size: tuple[float, float], rows: int, ratios: Sequence[float]
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes [rows, columns], each invisible until `show` draws into it.
+
+    size: width and height in inches. ratios: relative widths of the columns.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, len(ratios), squeeze=False, gridspec_kw={"width_ratios": ratios})
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    return figure, axes
+
+
+def two_blocks(
+    size: tuple[float, float], columns: Mapping[str, np.ndarray | Sequence[np.ndarray]], gap: float
+) -> Figure:
+    """Return a figure of pictures in titled columns, its rows in two blocks side by side.
+
+    size: width and height in inches. columns: title -> n pictures. gap: relative width between the
+    blocks.
+    """
+    count, width = len(next(iter(columns.values()))), len(columns)
+    half = (count + 1) // 2
+    figure, axes = grid(size, half, [1] * width + [gap] + [1] * width)
+    for column, (title, pictures) in enumerate(columns.items()):
+        for i, picture in enumerate(pictures):
+            axis = axes[i % half, (width + 1) * (i // half) + column]
+            show(axis, picture, title=title if i % half == 0 else "")
+    return figure
+
+
 def show(axes: Axes, picture: np.ndarray, frame: str = "", title: str = "") -> None:
-    """Draws [H, W, 1 or 3], uint8 or [0, 1], with an optional coloured frame."""
+    """Draw [H, W, 1 or 3], uint8 or in [0, 1], with an optional coloured frame."""
     top = 255 if picture.dtype == np.uint8 else 1
+    axes.set_axis_on()
     axes.imshow(
         np.clip(picture, 0, top).squeeze(), cmap="gray", vmin=0, vmax=top, interpolation="nearest"
     )
@@ -25,12 +65,12 @@ def show(axes: Axes, picture: np.ndarray, frame: str = "", title: str = "") -> N
 
 
 def load(path: Path) -> np.ndarray:
-    """A PNG as [1, H, W, 3] in [0, 1]."""
+    """Return a PNG as [1, H, W, 3] in [0, 1]."""
     return image.imread(path)[None, ..., :3]
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Write a PNG completely or not at all."""
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png", dpi=110, facecolor="white")
     os.replace(part, path)

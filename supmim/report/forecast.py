@@ -1,4 +1,4 @@
-"""A plan in words: the table of `supmim plan`, at most 80 columns, and the rows of docs/plan.md."""
+"""A plan in words: the text of `supmim plan`, at most 80 columns wide, and docs/plan.md."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,9 @@ from typing import Any
 
 WIDTH = 80
 LABEL = 14
+WRAPPER = textwrap.TextWrapper(
+    WIDTH, subsequent_indent=" " * LABEL, break_on_hyphens=False, break_long_words=False
+)
 MEMORY = ("parameters", "optimizer", "batch", "temporaries", "program", "padding", "tokenizer")
 ASSUMED = (
     "each chip at its datasheet rates, links at 90 %; bfloat16 products; all bytes that kernels "
@@ -14,7 +17,7 @@ ASSUMED = (
 
 
 def size(num_bytes: float) -> str:
-    """`1.5 GiB`."""
+    """Return a size such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.3g} {unit}"
@@ -23,31 +26,29 @@ def size(num_bytes: float) -> str:
 
 
 def text(plan: dict[str, Any]) -> str:
-    """All of a plan."""
+    """Return all of a plan as text."""
     lines = [*_head(plan), "", *_memory(plan), "", *_flops(plan)]
     if "collectives" in plan:
         lines += ["", *_collectives(plan), "", *_roofline(plan)]
-    lines += [line for note in plan["notes"] for line in _told("note", note)]
+    lines += [line for note in plan["notes"] for line in _labelled("note", note)]
     lines += ["", *_verdict(plan)]
     return "\n".join(lines)
 
 
-def _told(label: str, what: str) -> list[str]:
-    """A label and its text, wrapped."""
-    return textwrap.wrap(
-        f"{label:<{LABEL}}{what}", WIDTH, subsequent_indent=" " * LABEL, break_on_hyphens=False,
-        break_long_words=False,
-    )  # fmt: skip
+def _labelled(label: str, text: str) -> list[str]:
+    return WRAPPER.wrap(f"{label:<{LABEL}}{text}")
 
 
 def _head(plan: dict[str, Any]) -> Iterator[str]:
     axes = " x ".join(f"{axis} {count}" for axis, count in plan["mesh"].items())
     parts = f" in {plan['accumulation_steps']} parts" if plan["accumulation_steps"] > 1 else ""
-    yield from _told("devices", f"{plan['chips']:,} x {plan['chip']} ({plan['topology']}), {axes}")
-    yield from _told("compiler", f"{plan['compiler']}, {plan['plan_seconds']:.0f} s for this plan")
-    yield from _told("parameters", f"{plan['parameters']:,}")
+    chips = f"{plan['chips']:,} x {plan['chip']} ({plan['topology']}), {axes}"
+    yield from _labelled("devices", chips)
+    compiler = f"{plan['compiler']}, {plan['plan_seconds']:.0f} s for this plan"
+    yield from _labelled("compiler", compiler)
+    yield from _labelled("parameters", f"{plan['parameters']:,}")
     images = f"{plan['batch_size']:,} images{parts}, {plan['images_per_chip']:g} per chip"
-    yield from _told("batch", images)
+    yield from _labelled("batch", images)
 
 
 def _memory(plan: dict[str, Any]) -> Iterator[str]:
@@ -60,7 +61,7 @@ def _memory(plan: dict[str, Any]) -> Iterator[str]:
     yield f"  {'total':<{LABEL - 2}}{size(total):>12}{share}"
     if parts["weights"]:
         turn = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
-        yield from _told("tokenizer", f"{turn}; its temporaries take turns with the step's")
+        yield from _labelled("tokenizer", f"{turn}; its temporaries take turns with the step's")
 
 
 def _flops(plan: dict[str, Any]) -> Iterator[str]:
@@ -87,18 +88,13 @@ def _roofline(plan: dict[str, Any]) -> Iterator[str]:
     if bound is None:
         yield f"{'step time':<{LABEL}}not estimated for {plan['chip']}s"
         return
-    alone = ", ".join(
-        f"{name} {bound[name] * 1e3:.3g}" for name in ("compute", "memory", "network")
-    )
+    names = ("compute", "memory", "network")
+    alone = ", ".join(f"{name} {bound[name] * 1e3:.3g}" for name in names)
     yield f"{'step time, ms':<{LABEL}}{alone}"
-    best, worst = bound["best"], bound["worst"]
-    rate = plan["batch_size"]
-    yield from _told(
-        "",
-        f"{best * 1e3:.1f} if they overlap wholly ({rate / best:,.0f} images/s), "
-        f"{worst * 1e3:.1f} if not at all ({rate / worst:,.0f})",
-    )
-    yield from _told("assumed", ASSUMED)
+    best, worst, images = bound["best"], bound["worst"], plan["batch_size"]
+    together = f"{best * 1e3:.1f} if they overlap completely ({images / best:,.0f} images/s), "
+    yield from _labelled("", f"{together}{worst * 1e3:.1f} if not at all ({images / worst:,.0f})")
+    yield from _labelled("assumed", ASSUMED)
     yield ""
     yield f"{'MFU':>6}{'step ms':>10}{'images/s':>12}{'hours':>10}"
     for one in plan["speeds"]:
@@ -106,18 +102,18 @@ def _roofline(plan: dict[str, Any]) -> Iterator[str]:
         numbers = f"{one['step_seconds'] * 1e3:>10,.1f}{one['images_per_second']:>12,.0f}"
         yield f"{one['mfu']:>6.0%}{numbers}{hours:>10}"
     if plan["num_images"]:
-        yield f"  hours of {plan['epochs']} epochs of {plan['num_images']:,} images"
+        yield f"  hours for {plan['epochs']} epochs of {plan['num_images']:,} images"
     else:
         yield f"  hours need the number of images of {plan['train']}: give --images=N"
 
 
 def _verdict(plan: dict[str, Any]) -> Iterator[str]:
     if largest := plan.get("largest_batch"):
-        yield from _told("largest batch", _largest(largest))
+        yield from _labelled("largest batch", _largest(largest))
     if plan["fits"]:
-        yield from _told("verdict", plan["verdict"])
+        yield from _labelled("verdict", plan["verdict"])
         return
-    yield from _told("verdict", f"DOES NOT FIT: {plan['verdict']}")
+    yield from _labelled("verdict", f"DOES NOT FIT: {plan['verdict']}")
     if plan["advice"]:
         yield "what to change, with the effect on one chip by arithmetic"
     for one in plan["advice"]:
@@ -140,15 +136,21 @@ def _largest(largest: dict[str, Any]) -> str:
 PAGE = """\
 # Every ImageNet preset on five pods
 
-Written by `supmim plan --table=docs/plan.md` with {compilers}, whose memory differs up to 2 x
-between versions. Nothing here has run on a TPU. {images} images per chip, the batch scaled with the
-pod, each preset's own mesh. A row is one `supmim plan --config=configs/imagenet_PRESET.py
---topology=POD --config.batch_size=N`.
+    supmim plan --table=docs/plan.md
 
-Memory, bytes and times are of one chip and one step. Sent: by all collectives over the links, by
-the ring algorithms. Bytes per parameter: payload of all collectives over the number of parameters;
-where it stays the same from pod to pod, parameters and gradients move, and not activations. Best to
-worst: compute, memory and network overlap wholly, or not at all.
+This command wrote the table, with {compilers}. The memory figures differ up to 2 x between versions
+of libtpu. Nothing here has run on a TPU.
+
+Each row is one `supmim plan --config=configs/imagenet_PRESET.py --topology=POD
+--config.batch_size=N`. There are {images} images per chip, so the batch grows with the pod. Each
+preset has its own mesh.
+
+Memory, bytes and times are for one chip and one step.
+
+- Sent: what all collectives send over the links, by the ring algorithms.
+- Bytes per parameter: the payload of all collectives, divided by the number of parameters. If it is
+  the same on every pod, the collectives move parameters and gradients, but no activations.
+- Best to worst: compute, memory and network overlap completely, or not at all.
 
 """
 COLUMNS = (
@@ -158,33 +160,29 @@ COLUMNS = (
 
 
 def markdown(rows: Sequence[dict[str, Any]], images_per_chip: int) -> str:
-    """The page: what was planned, by which compiler, and a row for each plan."""
+    """Return the page: what was planned, by which compiler, and a row for each plan."""
     compilers = ", ".join(sorted({row["compiler"] for row in rows if "compiler" in row}))
     head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     page = PAGE.format(compilers=compilers, images=images_per_chip)
-    return page + "\n".join([*head, *map(row_markdown, rows)]) + "\n"
+    return page + "\n".join([*head, *map(_row_markdown, rows)]) + "\n"
 
 
-def row_markdown(row: dict[str, Any]) -> str:
-    """One plan as a row of the page."""
+def _row_markdown(row: dict[str, Any]) -> str:
     cells = [row["preset"], row["topology"]]
     if "memory" in row:
-        memory = row["memory"]
-        used = [memory["total"], memory["temporaries"]]
+        used = [row["memory"]["total"], row["memory"]["temporaries"]]
         cells += [str(row["mesh"]["fsdp"]), *(f"{part / 2**30:.1f}" for part in used)]
     if "collectives" in row:
         sent, payload = (sum(one[key] for one in row["collectives"]) for key in ("sent", "bytes"))
         bound, half = row["roofline"], row["speeds"][1]
-        cells += [
-            f"{sent / 2**20:,.0f}", f"{payload / row['parameters']:.1f}",
-            f"{bound['best'] * 1e3:.0f} to {bound['worst'] * 1e3:.0f}",
-            f"{half['images_per_second']:,.0f}",
-        ]  # fmt: skip
+        cells += [f"{sent / 2**20:,.0f}", f"{payload / row['parameters']:.1f}"]
+        cells += [f"{bound['best'] * 1e3:.0f} to {bound['worst'] * 1e3:.0f}"]
+        cells += [f"{half['images_per_second']:,.0f}"]
     cells += [""] * (len(COLUMNS) - 1 - len(cells))
     return "| " + " | ".join([*cells, "fits" if row["fits"] else row["verdict"]]) + " |"
 
 
 def row_text(row: dict[str, Any]) -> str:
-    """One plan as a line of progress."""
+    """Return a plan as a line of progress."""
     seconds = f"{row['plan_seconds']:.0f} s" if "plan_seconds" in row else ""
     return f"{row['preset']:<5}{row['topology']:<14}{seconds:>6}  {row['verdict']}"[:WIDTH]

@@ -1,10 +1,9 @@
-"""The strip: a query and its nearest training images, right and wrong ones framed."""
+"""The picture of queries and their nearest training images, framed as right or wrong."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from supmim.report import figures
 
@@ -12,26 +11,25 @@ NEIGHBOURS = 5
 
 
 def draw(
-    path: Path, *, query: np.ndarray, neighbours: np.ndarray, query_label: np.ndarray,
-    neighbour_label: np.ndarray, class_names: Sequence[str],
-) -> None:  # fmt: skip
-    """query [n, H, W, C], neighbours [n, k, H, W, C]; labels [n] and [n, k] index class_names."""
+    path: Path,
+    *,
+    query: np.ndarray,
+    neighbours: np.ndarray,
+    query_label: np.ndarray,
+    neighbour_label: np.ndarray,
+    class_names: Sequence[str],
+) -> None:
+    """Draw queries [n, H, W, C] and their neighbours [n, k, H, W, C]; labels [n] and [n, k]."""
     rows, columns = neighbour_label.shape
-    figure = Figure(figsize=(1.25 * (columns + 1) + 0.8, 1.35 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(
-        rows, columns + 2, squeeze=False, gridspec_kw={"width_ratios": [1, 0.3] + [1] * columns}
-    )
+    size = (1.25 * (columns + 1) + 0.8, 1.35 * rows + 0.5)
+    figure, axes = figures.grid(size, rows, [1, 0.3] + [1] * columns)
     figure.suptitle(
         "query | nearest training images by cosine: green right, red wrong class", fontsize=10
     )
-    for row in range(rows):
-        axes[row, 1].set_axis_off()
-        figures.show(axes[row, 0], query[row], title=class_names[query_label[row]])
-        for column in range(columns):
-            label = neighbour_label[row, column]
-            wrong = label != query_label[row]
-            figures.show(
-                axes[row, column + 2], neighbours[row, column],
-                frame=figures.RED if wrong else figures.GREEN, title=class_names[label],
-            )  # fmt: skip
+    for row, own in enumerate(query_label):
+        figures.show(axes[row, 0], query[row], title=class_names[int(own)])
+        for column, label in enumerate(neighbour_label[row]):
+            frame = figures.GREEN if label == own else figures.RED
+            axis, picture = axes[row, column + 2], neighbours[row, column]
+            figures.show(axis, picture, frame, class_names[int(label)])
     figures.save(figure, path)

@@ -1,4 +1,4 @@
-"""report.html: results, pictures and config of a run in one file that needs no other."""
+"""report.html: results, pictures and config of a run in one self-contained file."""
 
 import base64
 import html
@@ -23,71 +23,67 @@ pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 CAPTIONS = {
     "curves.png": "Losses, accuracies and gradient norm over the steps.",
     "reconstructions.png": "Images that were not trained on: hidden patches (blue) are filled in "
-    "with what the decoder predicts. A tokenizer's own reconstruction is the best it could do.",
-    "decoded.png": "Images that were not trained on, what k-means codes of patches make of them, "
-    "and what the tokenizer does, at the same number of tokens and codes.",
-    "confusion.png": "True classes by row and what images of them are taken for: blue is right.",
-    "segmentation.png": "Images that were not trained on, the classes of their pixels, and what "
-    "the model says of them. Pixels that do not count are white.",
+    "with what the decoder predicts. The best possible result is the tokenizer's reconstruction.",
+    "decoded.png": "Images that were not trained on, and their reconstructions from k-means codes "
+    "of patches and by the tokenizer, with the same number of tokens and codes.",
+    "confusion.png": "True classes by row and predicted classes by column: blue is right.",
+    "segmentation.png": "Images that were not trained on, the classes of their pixels, and the "
+    "classes that the model predicts. Pixels that do not count are white.",
     "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
     "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
     "embedding_map.png": "Images that were not trained on, each a point where its embedding lies; "
     f"the {embedding_map.COLOURED} most frequent classes have colours.",
-    "patches.png": "Images that were not trained on, and the colours of their patches: alike where "
-    "the encoder finds them alike, within an image and from one to another.",
+    "patches.png": "Images that were not trained on, and the colours of their patches: similar "
+    "where the encoder finds them similar, within an image and across images.",
 }
 
 UNQUOTED = str.maketrans("", "", '"{}[]')
-UNITS = {  # of what ends so
-    "/loss": "{:.4f}", "psnr": "{:.2f} dB", "ssim": "{:.4f}", "perplexity": "{:.1f}",
+UNITS = {  # formats of results by the end of their names
+    "/loss": "{:.4f}",
+    "psnr": "{:.2f} dB",
+    "ssim": "{:.4f}",
+    "perplexity": "{:.1f}",
     "classes_in_masks": "{:.0f}",
-}  # fmt: skip
+}
 
 
 def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str, Any]) -> None:
-    """Writes workdir/report.html; every text is escaped, pictures are embedded.
+    """Write workdir/report.html, in which every text is escaped and pictures are embedded.
 
-    notes: what the results are of, as evaluators.notes has it.
+    notes: what the results were measured on, as evaluators.Suite.notes returns it.
     """
     title, pictures = f"supmim: {workdir.name}", workdir / "pictures"
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td class=number>{text}</td></tr>"
-        for name, text in formatted(results).items()
-    )
     figures = "".join(
         f"<h2>{html.escape(caption)}</h2><img alt={html.escape(repr(name))} "
         f"src='data:image/png;base64,{base64.b64encode((pictures / name).read_bytes()).decode()}'>"
         for name, caption in CAPTIONS.items()
         if (pictures / name).exists()
     )
-    spent = "".join(
-        f"<tr><td>{name}</td><td class=number>{share:.1%}</td></tr>"
-        for name, share in goodput(read_metrics(workdir / "metrics.jsonl")).items()
-    )
+    about = {name: notes[name] for name in NOTES if name in notes and name != "protocols"}
+    facts = {name: _one_line(values) for name, values in (about | notes["protocols"]).items()}
+    spent = {k: f"{v:.1%}" for k, v in goodput(read_metrics(workdir / "metrics.jsonl")).items()}
     write_text(
         workdir / "report.html",
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<table><tr><th>result</th><th>value</th></tr>{rows}</table>"
-        f"<h2>What the results are of</h2>{noted(notes)}"
-        f"<h2>Where the time of the last start went</h2><table>{spent}</table>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><table>"
+        f"<tr><th>result</th><th>value</th></tr>{_rows(formatted(results), ' class=number')}"
+        f"</table><h2>How the results were measured</h2><table>{_rows(facts)}</table>"
+        f"<h2>Where the time since the last start went</h2>"
+        f"<table>{_rows(spent, ' class=number')}</table>"
         f"{figures}<h2>Config</h2><pre>{html.escape(config)}</pre></html>\n",
     )
 
 
-def noted(notes: dict[str, Any]) -> str:
-    """A table of checkpoint, images, where the encoder is from, and every evaluator's protocol."""
-    about = {name: notes[name] for name in NOTES if name in notes and name != "protocols"}
-    kinds = about | notes["protocols"]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(said(facts))}</td></tr>"
-        for name, facts in kinds.items()
+def _rows(cells: dict[str, str], kind: str = "") -> str:
+    """Return the HTML of a table's rows, name and text; kind: an attribute of the texts' cells."""
+    return "".join(
+        f"<tr><td>{html.escape(name)}</td><td{kind}>{html.escape(text)}</td></tr>"
+        for name, text in cells.items()
     )
-    return f"<table>{rows}</table>"
 
 
-def said(facts: dict[str, Any]) -> str:
-    """`name: value; ...` of JSON, on one line."""
+def _one_line(facts: dict[str, Any]) -> str:
+    """Return JSON on one line as `name: value; ...`."""
     return "; ".join(
         f"{name.replace('_', ' ')}: "
         + (value if isinstance(value, str) else json.dumps(value).translate(UNQUOTED))
@@ -96,20 +92,19 @@ def said(facts: dict[str, Any]) -> str:
 
 
 def goodput(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Shares of the time since the last start, by kind, from the lines of metrics.jsonl."""
-    told = [row for row in rows if "goodput/step" in row]
-    last = told[-1] if told else {}
-    return {name.removeprefix("goodput/").replace("_", " "): share
-            for name, share in last.items() if name.startswith("goodput/")}  # fmt: skip
+    """Return shares of the time since the last start, by kind, from the lines of metrics.jsonl."""
+    last = next((row for row in reversed(rows) if "goodput/step" in row), {})
+    names = [name for name in last if name.startswith("goodput/")]
+    return {name.removeprefix("goodput/").replace("_", " "): last[name] for name in names}
 
 
 def is_share(name: str) -> bool:
-    """Whether a result is a fraction; unreadable/... counts images, and some have a unit."""
+    """Return whether a result is a fraction; unreadable/... counts images, and some have a unit."""
     return "/" in name and not name.startswith("unreadable/") and not name.endswith(tuple(UNITS))
 
 
 def formatted(results: dict[str, float]) -> dict[str, str]:
-    """Results as people read them: fractions in percent, floors last, other numbers as they are."""
+    """Return results as text, floors last: fractions in percent, other numbers as they are."""
     ordered = sorted(results, key=lambda name: (name.startswith("floor/"), name))
     return {name: _formatted(name, results[name]) for name in ordered}
 

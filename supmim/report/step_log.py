@@ -9,7 +9,7 @@ from supmim.workdir.writer import NoWriter, Writer
 
 
 class StepLog:
-    """Writes one line of metrics for every `every` steps."""
+    """Log of the training metrics, with one line for every `every` steps."""
 
     def __init__(
         self,

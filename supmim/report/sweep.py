@@ -5,19 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from supmim.report import figures, page
 
 
 def draw(path: Path, rows: Sequence[tuple[str, Sequence[float], str]], metric: str) -> None:
-    """rows: label, one value per seed, what stands at the right; fractions become percents."""
+    """Draw rows of (label, one value per seed, text at the right); fractions become percents."""
     scale = 100 if page.is_share(metric) else 1
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, (_, values, text) in enumerate(rows):
-        draw_row(axes, y, [scale * value for value in values])
+        if values:  # dots stand one below the other, so that equal values are distinguishable
+            scaled = [scale * value for value in values]
+            mean, spread = statistics.fmean(scaled), 0.2 * np.linspace(-1, 1, len(scaled))
+            axes.plot([mean] * 2, [y - 0.35, y + 0.35], color=figures.ORANGE, linewidth=2.5)
+            axes.plot(scaled, y + spread - spread.mean(), "o", color=figures.BLUE, markersize=5)
         axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -25,11 +28,3 @@ def draw(path: Path, rows: Sequence[tuple[str, Sequence[float], str]], metric: s
     axes.set_title("a dot per seed; the line is their mean", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figures.save(figure, path)
-
-
-def draw_row(axes: Axes, y: int, values: Sequence[float]) -> None:
-    """Dots one below the other, so that equal values are told apart, and a line at the mean."""
-    if values:
-        mean, spread = statistics.fmean(values), 0.2 * np.linspace(-1, 1, len(values))
-        axes.plot([mean] * 2, [y - 0.35, y + 0.35], color=figures.ORANGE, linewidth=2.5)
-        axes.plot(values, y + spread - spread.mean(), "o", color=figures.BLUE, markersize=5)

@@ -1,4 +1,4 @@
-"""What a person sees: the plan before the first step, progress, the result table."""
+"""Terminal output: the plan before the first step, progress, the table of results."""
 
 import sys
 import time
@@ -15,6 +15,7 @@ from supmim.report import page
 
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
 SPEED = (("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"))
+GROUPS = ("encoder", "quantizer", "classifier", "decoder", "discriminator", "segmentation")
 
 
 class Terminal:
@@ -44,7 +45,7 @@ class Terminal:
         self._progress.stop()
 
     def begin(self, columns: Columns, total_steps: int, start: int) -> None:
-        """Show the progress from here on; start: steps that are done already."""
+        """Show the progress from here on; start: steps that are already done."""
         self.columns, self.total_steps, self.start = (*columns, *SPEED), total_steps, start
         self._progress.update(self._bar, total=total_steps, completed=start, visible=True)
         self._progress.start()
@@ -54,12 +55,12 @@ class Terminal:
         self.console.print(message, markup=False)
 
     def compiled(self, seconds: float) -> None:
-        """The step is compiled: the time left is counted from here."""
+        """Log that the step is compiled; the time left is estimated from here on."""
         self._began = time.monotonic()
         self.log(f"compiled    the train step, in {seconds:.1f} s")
 
     def show_step(self, step: int, scalars: dict[str, float]) -> None:
-        """Where the training stands, from the metrics of the last steps."""
+        """Show the progress with the metrics of the last steps."""
         line = " ".join(
             f"{short} {scalars[name]:{form}}"
             for name, short, form in self.columns
@@ -73,7 +74,7 @@ class Terminal:
 
 
 def brief(seconds: float) -> str:
-    """At most two digits and a unit: 99s, 3m, 99h, 4d."""
+    """Return at most two digits and a unit: 99s, 3m, 99h, 4d."""
     for size, unit in ((1, "s"), (60, "m"), (3600, "h")):
         if seconds < 100 * size:
             return f"{seconds // size:.0f}{unit}"
@@ -89,21 +90,14 @@ def plan(
     start: int,
     total_steps: int,
 ) -> str:
-    """What is about to happen, before anything is compiled."""
+    """Return a description of the run, to be shown before anything is compiled."""
     parts = ", ".join(
         f"{name} {sum(leaf.size for leaf in jax.tree.leaves(params[name])):,}"
-        for name in (
-            "encoder",
-            "quantizer",
-            "classifier",
-            "decoder",
-            "discriminator",
-            "segmentation",
-        )  # fmt: skip
+        for name in GROUPS
         if name in params
     )
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    began = f"goes on from step {start:,}" if start else "from the start"
+    began = f"continues from step {start:,}" if start else "from the start"
     return (
         f"devices     {mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({axes})\n"
         f"parameters  {parts}\n"
@@ -114,7 +108,7 @@ def plan(
 
 
 def print_results(results: dict[str, float], headline: str) -> None:
-    """The result table, from the first process; a/b/c, of single classes, is in the report."""
+    """Print the results on the first process; those of single classes are in the report only."""
     shown = {name: value for name, value in results.items() if name.count("/") < 2}
     lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(shown).items()]
     if jax.process_index() == 0:

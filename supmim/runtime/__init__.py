@@ -1,1 +1,1 @@
-"""The machine a run stands on: devices, signals, the lock on its workdir."""
+"""The processes, devices, memory, time and signals of a run."""

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: goodput shares, and images per second of a window of steps."""
+"""How a run spends its time: goodput shares, and images per second over a window of steps."""
 
 import contextlib
 import time
@@ -9,35 +9,34 @@ PAUSES = ("compile", "evaluate", "save")  # not counted in images per second
 
 
 class Clock:
-    """Starts with the run; `begin` ends its set-up and starts the first window of steps."""
+    """Times from the start of a run; `begin` ends its set-up and opens a window of steps."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.spent = dict.fromkeys(KINDS, 0.0)  # seconds
+        self.spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)  # seconds
         self._start = time.monotonic()
 
     def begin(self) -> None:
-        """All the time until now was set-up."""
+        """Count all the time until now as set-up."""
         self.spent["set_up"] = time.monotonic() - self._start
         self._open_window()
 
     @contextlib.contextmanager
     def spending(self, kind: str) -> Iterator[None]:
-        """Time within is of this kind."""
+        """Count the time inside as time of this kind."""
         began = time.monotonic()
         yield
         self.spent[kind] += time.monotonic() - began
 
     def shares(self) -> dict[str, float]:
-        """Share of the time since the start that each kind took, as `goodput/KIND`."""
+        """Return the share of the time since the start of each kind, as `goodput/KIND`."""
         total = max(time.monotonic() - self._start, 1e-9)
         shares = {f"goodput/{kind}": seconds / total for kind, seconds in self.spent.items()}
         return {"goodput/step": max(1 - sum(shares.values()), 0.0), **shares}
 
     def summary(self, steps: int) -> dict[str, float]:
-        """Metrics of the window of so many steps, which ends here."""
-        before = self._window_spent
-        spent = {kind: self.spent[kind] - before[kind] for kind in KINDS}
+        """Return the metrics of the current window, which has this many steps, and open another."""
+        spent = {kind: self.spent[kind] - self._window_spent[kind] for kind in KINDS}
         paused = sum(spent[kind] for kind in PAUSES)
         seconds = max(time.monotonic() - self._window_start - paused, 1e-9)
         self._open_window()

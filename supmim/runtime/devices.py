@@ -1,7 +1,8 @@
-"""Which devices JAX uses, and which it should have used."""
+"""The devices that JAX uses, and those that it should use."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,7 +14,7 @@ INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
 
 
 def visible_accelerator(root: Path = Path("/")) -> str:
-    """`gpu`, `tpu` or nothing: what the operating system shows, whatever JAX can use."""
+    """Return `gpu`, `tpu` or "" by what the operating system shows, whatever JAX can use."""
     if any((root / "dev").glob("nvidia[0-9]*")):
         return "gpu"
     functions = (root / "sys/bus/pci/devices").glob("*")
@@ -23,16 +24,18 @@ def visible_accelerator(root: Path = Path("/")) -> str:
 
 
 def _is_tpu(function: Path) -> bool:
-    """Google's network cards share the vendor id: the device id decides."""
     try:
         vendor, device = ((function / name).read_text().strip() for name in ("vendor", "device"))
     except OSError:
         return False
-    return vendor == GOOGLE and device in TPUS
+    return vendor == GOOGLE and device in TPUS  # Google's network cards share the vendor id
 
 
 def prepare(fake_devices: str, deterministic: bool) -> None:
-    """Before JAX looks for devices: pretend CPU devices, kernels that give the same bits again."""
+    """Set up pretend CPU devices and deterministic kernels; call it before JAX finds its devices.
+
+    ConfigError if fake_devices is neither empty nor a number from 1.
+    """
     if fake_devices:
         if not fake_devices.isdigit() or fake_devices == "0":
             raise ConfigError(f"--fake-devices={fake_devices} is not a number, e.g. 8")
@@ -44,18 +47,18 @@ def prepare(fake_devices: str, deterministic: bool) -> None:
         os.environ["XLA_FLAGS"] = f"{known} --xla_gpu_deterministic_ops=true".strip()
 
 
-def check(root: Path = Path("/")) -> list[jax.Device]:
-    """JAX's devices; DeviceError if it fell back to the CPU beside an accelerator."""
+def check(root: Path = Path("/")) -> list[Any]:
+    """Return JAX's devices. DeviceError if there are none, or if an accelerator is left unused."""
     try:
         devices = jax.devices()
     except RuntimeError as error:
         raise DeviceError(f"JAX found no usable device: {error}. See: supmim doctor") from error
     accelerator = visible_accelerator(root)
-    consent = "cpu" in os.environ.get("JAX_PLATFORMS", "")
-    if devices[0].platform == "cpu" and accelerator and not consent:
+    cpu_allowed = "cpu" in os.environ.get("JAX_PLATFORMS", "")
+    if devices[0].platform == "cpu" and accelerator and not cpu_allowed:
         raise DeviceError(
-            f"this machine has a {accelerator}, but JAX would train on the CPU. Install its "
-            f"support: {INSTALL[accelerator]}\n"
-            "or say that you mean it: JAX_PLATFORMS=cpu supmim ..."
+            f"this machine has a {accelerator}, but JAX would train on the CPU. Install JAX's "
+            f"support for it: {INSTALL[accelerator]}\n"
+            "or choose the CPU explicitly: JAX_PLATFORMS=cpu supmim ..."
         )
     return devices

@@ -1,6 +1,6 @@
-"""Many hosts: one start of jax.distributed, and what all processes must agree on.
+"""Runs of several processes: how they start, what they agree on and tell each other, how they end.
 
-Started by TPU metadata, by Slurm, or by an explicit address; alone otherwise.
+The processes of a run are found by TPU metadata, by Slurm, or by the address of process 0.
 """
 
 import contextlib
@@ -27,37 +27,36 @@ from supmim.config import Config
 from supmim.errors import ConfigError, DataError, DeviceError, SupmimError
 from supmim.runtime import devices
 
-TIMEOUT = 1800  # seconds that processes wait for each other at the start
-LAST_WORDS = 3  # seconds that the first process leaves the others to end by themselves
-SHUTDOWN_TIMEOUT = 60  # and at the end: one that failed does not hang for longer
+START_TIMEOUT = 1800  # seconds to wait for all processes at the start
+SHUTDOWN_TIMEOUT = 60  # seconds to wait for all processes at the end, so that none hangs for longer
+EXIT_DELAY = 3  # seconds for which the first process lets the others exit before it does
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def start(coordinator: str, num_processes: str, process_id: str, one_host: bool) -> None:
-    """Joins the other processes of this run, if there are any; before JAX looks for devices.
+    """Join the other processes of this run, if any; call it before JAX looks for devices.
 
-    coordinator: HOST:PORT of process 0, with its num_processes and process_id; empty: Slurm and
-    TPU pods are asked. one_host: all processes are on this machine, so loopback is no mistake.
-    ConfigError for flags that do not fit, DeviceError if the others do not come.
+    coordinator: HOST:PORT of process 0; if empty, Slurm and TPU metadata are asked. one_host: all
+    processes are on this machine, so a loopback address is correct. ConfigError for flags that do
+    not fit, DeviceError if the others do not come.
     """
+    settings: dict[str, Any] = {"num_processes": None}
     if coordinator:
-        settings = explicit(coordinator, num_processes, process_id, one_host)
+        settings = _settings(coordinator, num_processes, process_id, one_host)
+        expected = f"{settings['num_processes']} processes"
     elif num_processes not in ("", "1") or process_id or one_host:
         raise ConfigError(
             "--num-processes, --process-id and --one-host need --coordinator=HOST:PORT"
         )
     elif num_processes == "1" or not (expected := detected()):
         return
-    else:
-        settings = {"num_processes": None, "expected": expected}
-    expected = settings.pop("expected", None) or f"{settings['num_processes']} processes"
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with waiting(f"for {expected} at {coordinator or 'the coordinator'}"):
+    with waiting(f"{expected} at {coordinator or 'the coordinator'}"):
         try:
-            # Its own timeout ends in SIGABRT: ours comes first.
+            # JAX's own timeout aborts the process with SIGABRT, so ours must come first.
             jax.distributed.initialize(
                 **settings,
-                initialization_timeout=2 * TIMEOUT,
+                initialization_timeout=2 * START_TIMEOUT,
                 shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
             )
         except (ValueError, RuntimeError) as error:
@@ -69,10 +68,10 @@ def start(coordinator: str, num_processes: str, process_id: str, one_host: bool)
     check_names(socket.gethostname(), one_host)
 
 
-def explicit(
+def _settings(
     coordinator: str, num_processes: str, process_id: str, one_host: bool
 ) -> dict[str, Any]:
-    """Keywords of jax.distributed.initialize from flags; ConfigError if they do not fit."""
+    """Return the arguments of jax.distributed.initialize; ConfigError for flags that do not fit."""
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
         raise ConfigError(f"--coordinator={coordinator} is not HOST:PORT, e.g. 10.0.0.1:12345")
@@ -81,16 +80,16 @@ def explicit(
     count, number = int(num_processes), int(process_id)
     if number >= count:
         raise ConfigError(f"--process-id={number} is not below --num-processes={count}")
-    if count > 1 and is_loopback(host) and not one_host:
+    if count > 1 and _is_loopback(host) and not one_host:
         raise ConfigError(
-            f"--coordinator={coordinator} is reached from its own machine only: give the address "
-            "by which the other hosts see process 0, or --one-host if all processes are here"
+            f"--coordinator={coordinator} can be reached from its own machine only: give the "
+            "address at which the other hosts reach process 0, or --one-host if all processes are "
+            "on this machine"
         )
     return {"coordinator_address": coordinator, "num_processes": count, "process_id": number}
 
 
-def is_loopback(host: str) -> bool:
-    """Whether the name or address means the machine itself."""
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -98,14 +97,12 @@ def is_loopback(host: str) -> bool:
 
 
 def detected() -> str:
-    """Who else is expected, as the environment tells it; empty if this process is alone."""
-    tasks, slices = (
-        os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "MEGASCALE_NUM_SLICES")
-    )
+    """Describe the processes that the environment announces; empty if this process is alone."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
     if tasks.isdigit() and int(tasks) > 1:
         return f"{tasks} Slurm tasks"
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    several = len(workers) > 1 or slices not in ("", "1")
+    several = len(workers) > 1 or os.environ.get("MEGASCALE_NUM_SLICES", "") not in ("", "1")
     metadata = "TPU_WORKER_HOSTNAMES" not in os.environ
     cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
     if not cpu and devices.visible_accelerator() == "tpu" and (several or metadata):
@@ -114,86 +111,91 @@ def detected() -> str:
 
 
 @contextlib.contextmanager
-def waiting(for_whom: str, timeout: float = TIMEOUT, every: float = 60) -> Iterator[None]:
-    """Tells each minute who is waited for; ends the process with exit code 6 at the timeout."""
+def waiting(whom: str, timeout: float = START_TIMEOUT, every: float = 60) -> Iterator[None]:
+    """Log every minute whom this process waits for; exit with code 6 at the timeout."""
     began, arrived = time.monotonic(), threading.Event()
 
-    def log() -> None:
+    def log(message: str) -> None:
+        print(f"supmim: {message}", file=sys.stderr, flush=True)
+
+    def watch() -> None:
         while not arrived.wait(every):
             waited = time.monotonic() - began
-            print(f"supmim: waiting {for_whom}, {waited:.0f} s", file=sys.stderr, flush=True)
+            log(f"waiting for {whom}, {waited:.0f} s")
             if waited >= timeout:
-                print(
-                    f"supmim: waited {for_whom}, {waited:.0f} s, in vain: see whether each of them "
-                    "was started and can reach it, then start all of them again",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-                os._exit(DeviceError.exit_code)  # the wait is in C++: no exception reaches it
+                log(
+                    f"waited {waited:.0f} s in vain for {whom}: check that each of them was "
+                    "started and can reach this address, then start all of them again"
+                )
+                os._exit(DeviceError.exit_code)  # an exception cannot interrupt the wait in C++
 
-    teller = threading.Thread(target=log, daemon=True)
-    teller.start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         arrived.set()
-        teller.join()
+        watcher.join()
 
 
 def check_names(name: str, one_host: bool) -> None:
-    """ConfigError if processes that are said to share a host do not."""
+    """Raise ConfigError if --one-host was given and the processes have different host names."""
     names = sorted(set(gather(name)))
     if one_host and len(names) > 1:
-        raise ConfigError(f"--one-host was given, but the processes are on {', '.join(names)}")
+        raise ConfigError(
+            f"--one-host was given, but the processes are on {', '.join(names)}; start "
+            "them without it"
+        )
 
 
 def leave(code: int) -> None:
-    """Ends one of several processes with its own exit code.
+    """End one of several processes with its own exit code.
 
-    An ordinary exit would wait for the others, which may wait for this one, and then abort. The
-    first process goes last: the others are aborted when it is gone.
+    An ordinary exit would wait for the others, which may wait for this process, and then abort.
+    The first process exits last, since the others are aborted once it is gone.
     """
     if not jax.distributed.is_initialized():
         return
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():
-        time.sleep(LAST_WORDS)
+        time.sleep(EXIT_DELAY)
     os._exit(code)
 
 
-# What processes tell each other.
+# Exchange of text between processes.
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Return whether this is the process that writes."""
     return jax.process_index() == 0
 
 
 def own_file(name: str) -> str:
-    """The file name of this process, where each writes one: NAME.txt, NAME.1.txt, ..."""
+    """Return the file name for this process: NAME.txt for the first, then NAME.1.txt, ..."""
     stem, dot, ending = name.rpartition(".")
     return name if is_first() else f"{stem}.{jax.process_index()}{dot}{ending}"
 
 
-def _exchange(text: str, how: Callable[[np.ndarray], np.ndarray]) -> list[str]:
-    """Sends text of any length through a collective of equal shapes."""
+def _exchange(text: str, collective: Callable[[np.ndarray], Any]) -> list[str]:
+    """Send text of any length through a collective that takes arrays of equal shapes."""
     data = np.frombuffer(text.encode(), np.uint8)
-    sizes = np.asarray(how(np.array([len(data)], np.int32))).reshape(-1)
+    sizes = np.asarray(collective(np.array([len(data)], np.int32))).reshape(-1)
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(data)] = data[: sizes.max()]
-    rows = np.asarray(how(padded)).reshape(len(sizes), -1)
+    rows = np.asarray(collective(padded)).reshape(len(sizes), -1)
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def gather(text: str) -> list[str]:
-    """The text of every process, in order."""
+    """Return the text of every process, in order."""
     if jax.process_count() == 1:
         return [text]
     return _exchange(text, multihost_utils.process_allgather)
 
 
-def together(action: Callable[[], Any]) -> Any:
-    """Runs the action on the first process; its result (JSON), or its error, is everyone's."""
+def on_first(action: Callable[[], Any]) -> Any:
+    """Run an action on the first process; its result (JSON) or its error reaches all processes."""
     if jax.process_count() == 1:
         return action()
     outcome: dict[str, Any] = {}
@@ -203,7 +205,7 @@ def together(action: Callable[[], Any]) -> Any:
         except SupmimError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
         except OSError as error:
-            outcome = {"error": "CheckpointError", "message": f"the disk refused: {error}"}
+            outcome = {"error": "CheckpointError", "message": f"a file operation failed: {error}"}
     outcome = json.loads(_exchange(json.dumps(outcome), multihost_utils.broadcast_one_to_all)[0])
     if "error" in outcome:
         raise vars(errors)[outcome["error"]](outcome["message"])
@@ -212,36 +214,36 @@ def together(action: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Enters the context on the first process, for all."""
+    """Hold a context, such as a lock, on the first process for all of them."""
     with contextlib.ExitStack() as stack:
-        together(lambda: bool(stack.enter_context(context)))
+        on_first(lambda: bool(stack.enter_context(context)))
         yield
 
 
 def agree(config: Config, flags: dict[str, Any]) -> None:
-    """ConfigError, naming the keys, if processes have other flags, config, code or libraries."""
+    """Raise ConfigError unless all processes have the same flags, config, code and libraries."""
     own = {f"config.{path}": value for path, value in config_lib.flatten(config).items()}
     own |= {f"--{flag}": value for flag, value in flags.items()}
     own |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    own["supmim's code"] = code_digest()
-    if told := differences(own):
+    own["supmim's code"] = _code_digest()
+    if lines := _differences(own):
         raise ConfigError(
-            f"the processes of this run are not alike:\n{told}\n"
+            f"the processes of this run differ:\n{lines}\n"
             "Bring the same code, libraries and flags to every host, then start all of them again"
         )
 
 
 def agree_on_data(own: dict[str, Any]) -> None:
-    """DataError, naming what differs, if processes have other fingerprints of what they read."""
-    if told := differences(own):
+    """Raise DataError unless all processes have the same fingerprints of what they read."""
+    if lines := _differences(own):
         raise DataError(
-            f"the processes of this run do not read the same images:\n{told}\n"
+            f"the processes of this run do not read the same images:\n{lines}\n"
             "Bring the same files to every host, then start all of them again"
         )
 
 
-def differences(own: dict[str, Any]) -> str:
-    """Lines for what other processes have otherwise than process 0; empty if they are alike."""
+def _differences(own: dict[str, Any]) -> str:
+    """Return lines for what differs between process 0 and the others; empty if nothing does."""
     documents = [json.loads(text) for text in gather(json.dumps(own))]
     first = documents[0]
     rows = [
@@ -254,8 +256,7 @@ def differences(own: dict[str, Any]) -> str:
     return "\n".join(rows[:12] + more)
 
 
-def code_digest() -> str:
-    """SHA-256 over the package's source files."""
+def _code_digest() -> str:
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

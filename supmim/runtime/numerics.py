@@ -1,7 +1,8 @@
-"""Ends a run whose gradients stay not finite, with a post-mortem."""
+"""The end of a run whose gradients stay non-finite, with a post-mortem."""
 
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,26 +17,26 @@ BAD_STEPS = 5  # in a row, after which a run stops
 
 
 class NumericsWatch:
-    """Looks one step late, so that no step waits for it."""
+    """A check for non-finite gradients that looks one step late, so that no step waits for it."""
 
     def __init__(self, path: Path, seeds: dict[str, int], bad_steps: int = BAD_STEPS) -> None:
         self.path, self.seeds, self.bad_steps = path, seeds, bad_steps
         self._recent: deque[tuple[int, jax.Array, metrics.Metrics]] = deque(maxlen=bad_steps)
 
     def add(self, step: int, index: jax.Array, totals: metrics.Metrics) -> None:
-        """Checks the step before, then takes note of this one and the records in its batch."""
+        """Check the previous step, then note this one and the records in its batch."""
         self.check()
         self._recent.append((step, index, totals))
 
     def check(self) -> None:
-        """NumericsError, after writing the post-mortem, if too many steps in a row were bad."""
-        if not self._recent or self._bad_in_a_row() < self.bad_steps:
+        """Write a post-mortem and raise NumericsError if too many steps in a row were bad."""
+        if not self._recent:
             return
-        steps = [
-            {"step": step, "index": _everywhere(index).tolist(), **_printable(totals)}
-            for step, index, totals in self._recent
-        ]
-        hosts.together(lambda: write_json(self.path, {**self.seeds, "steps": steps}))
+        bad_in_a_row = float(self._recent[-1][2]["skipped_in_a_row"].compute())
+        if bad_in_a_row < self.bad_steps:
+            return
+        steps = [_described(*recent) for recent in self._recent]
+        hosts.on_first(lambda: write_json(self.path, {**self.seeds, "steps": steps}))
         last = steps[-1]
         terms = [name for name in last if name.endswith("_loss") and last[name] == "not finite"]
         raise NumericsError(
@@ -45,14 +46,9 @@ class NumericsWatch:
             "config.optimizer.learning_rate or a longer warm-up may help"
         )
 
-    def _bad_in_a_row(self) -> float:
-        return float(self._recent[-1][2]["skipped_in_a_row"].value)
 
-
-def _everywhere(index: jax.Array) -> np.ndarray:
-    return np.asarray(multihost_utils.process_allgather(index, tiled=True))
-
-
-def _printable(totals: metrics.Metrics) -> dict[str, float | str]:
+def _described(step: int, index: jax.Array, totals: metrics.Metrics) -> dict[str, Any]:
+    records = np.asarray(multihost_utils.process_allgather(index, tiled=True)).tolist()
     values = metrics.summarize([totals])
-    return {name: v if np.isfinite(v) else "not finite" for name, v in values.items()}
+    printable = {name: v if np.isfinite(v) else "not finite" for name, v in values.items()}
+    return {"step": step, "index": records, **printable}

@@ -1,24 +1,25 @@
-"""SIGTERM and Ctrl-C: the first asks the run to save and stop, the second ends it at once.
+"""SIGTERM and Ctrl-C: the first asks a run to save and stop, the second ends it at once.
 
-With several processes JAX's preemption service owns SIGTERM: it lets all of them stop at one step.
+With several processes, JAX's preemption service owns SIGTERM and stops all of them at one step.
 """
 
 import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Within `with StopSignal() as stop`, `stop.after(step)` tells whether to stop there."""
+    """A request to stop: within `with StopSignal() as stop`, ask `stop.after(step)` every step."""
 
     def __init__(self) -> None:
         self.requested = False
         self._alone = jax.process_count() == 1
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
@@ -30,7 +31,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def after(self, step: int) -> bool:
-        """Whether a signal came, to any of the processes; asked once a step, the same for all."""
+        """Return whether any process got a signal; the answer is the same on all processes."""
         if self._alone:
             return self.requested
         return multihost_utils.reached_preemption_sync_point(step)
@@ -40,9 +41,7 @@ class StopSignal:
             os._exit(128 + number)
         self.requested = True
         if not self._alone:
-            os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to the other processes
         name = signal.Signals(number).name
-        os.write(
-            sys.stderr.fileno(),
-            f"\nsupmim: {name}: finishing the step and saving; again to exit at once\n".encode(),
-        )
+        message = f"\nsupmim: {name}: finishing the step and saving; repeat it to exit at once\n"
+        os.write(sys.stderr.fileno(), message.encode())

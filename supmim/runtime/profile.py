@@ -1,4 +1,4 @@
-"""A trace of some steps for xprof."""
+"""A trace of some steps of a run, for xprof."""
 
 import contextlib
 import re
@@ -12,17 +12,17 @@ from supmim.errors import ConfigError
 
 
 class Profile:
-    """Traces steps START to STOP, both included, into `folder`; an empty span traces nothing."""
+    """A tracer of steps START to STOP, both included, into `folder`; of none if span is empty."""
 
     def __init__(self, span: str, folder: Path, log: Callable[[str], None]) -> None:
         self.folder, self.log = folder, log
         self.start, self.stop = parse(span)
         if jax.process_index():
-            self.start, self.stop = 0, 0  # the first process writes
+            self.start, self.stop = 0, 0  # only the first process writes
         self._tracing, self._over = False, not self.start
 
     def step(self, number: int) -> contextlib.AbstractContextManager:
-        """Marks one step, numbered from 1; the trace starts before START, or late if need be."""
+        """Mark one step, numbered from 1; a run that begins after START traces the rest."""
         if self.start <= number <= self.stop and not self._tracing and not self._over:
             jax.profiler.start_trace(str(self.folder))
             self._tracing = True
@@ -31,12 +31,12 @@ class Profile:
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def done(self, number: int, result: Any) -> None:
-        """Ends the trace after STOP, when the devices have finished it."""
+        """End the trace after STOP, once the devices have computed the result."""
         if self._tracing and number >= self.stop:
             self._finish(result)
 
     def close(self, result: Any) -> None:
-        """Ends a trace that the run did not reach the end of; tells if it reached no part of it."""
+        """End a trace if the run ends before STOP; log if none of its steps was run."""
         if self._tracing:
             self._finish(result)
         elif not self._over:
@@ -53,7 +53,7 @@ class Profile:
 
 
 def parse(span: str) -> tuple[int, int]:
-    """START:STOP as numbers of steps; (0, 0) for none. ConfigError if it is something else."""
+    """Return the step numbers of START:STOP, (0, 0) if empty; ConfigError for anything else."""
     if not span:
         return 0, 0
     found = re.fullmatch(r"(\d+):(\d+)", span)

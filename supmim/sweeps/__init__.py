@@ -1,1 +1,1 @@
-"""What `supmim sweep` is made of: members, their cost, how they are run, their table."""
+"""The parts of `supmim sweep`: members, their cost, the engines that run them, their table."""

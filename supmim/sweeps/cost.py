@@ -1,7 +1,7 @@
-"""What a member will cost, from its config and the length of its data; nothing is compiled."""
+"""The cost of members, from their configs and the length of their data; nothing is compiled."""
 
-import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 
@@ -11,28 +11,14 @@ from supmim.config import Config
 from supmim.data import pipeline
 from supmim.errors import SupmimError
 from supmim.planning import flops
-from supmim.sweeps.members import Member, without_seeds
+from supmim.sweeps.members import Cost, Member, without_seeds
 from supmim.tasks.registry import TASKS
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """parameters: trained ones, decoder included; images: seen in training; flops: of all steps.
+def costs(members: Sequence[Member]) -> list[Cost]:
+    """Return the cost of every member; one error lists all members that cannot be trained, and why.
 
-    FLOPs are those of matrix products and convolutions in `tokenize` and `train_step`; evaluation
-    is not counted.
-    """
-
-    parameters: int
-    steps: int
-    images: int
-    flops: float
-
-
-def costs(members: list[Member]) -> list[Cost]:
-    """The cost of every member; one error lists the members that cannot be trained, and why.
-
-    It traces on the CPU, so that accelerators are left to the members.
+    Programs are traced on the CPU, which leaves accelerators to the members.
     """
     jax.config.update("jax_platforms", "cpu")
     found, problems = [], []
@@ -49,10 +35,12 @@ def costs(members: list[Member]) -> list[Cost]:
 
 @functools.cache
 def cost(config: Config) -> Cost:
-    """Errors: those of `train` before its first step."""
+    """Return the cost of a config; raise what `train` would raise before its first step."""
     config, source, _ = assemble.load_sources(config)
     total_steps = assemble.steps_of(config, source)
-    task = TASKS[config.task].abstract(anywhere(config))
+    # This attention has the same FLOPs and can be traced on every device.
+    portable = config_lib.replaced(config, {"encoder.attention": "xla"})
+    task = TASKS[config.task].abstract(portable)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, total_steps))
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), rng)
@@ -61,13 +49,8 @@ def cost(config: Config) -> Cost:
         lambda frozen, batch: task.prepare(task.tokenize(frozen, batch)), task.frozen, batch
     )
     train_step = functools.partial(step.train_step, task=task, tx=tx)
-    of_step = flops.count(task.tokenize, task.frozen, batch) + flops.count(
-        train_step, state, prepared, rng
-    )
+    flops_per_step = flops.count(task.tokenize, task.frozen, batch)
+    flops_per_step += flops.count(train_step, state, prepared, rng)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Cost(parameters, total_steps, total_steps * config.batch_size, total_steps * of_step)
-
-
-def anywhere(config: Config) -> Config:
-    """The config with the attention that every device can trace; its products are the same."""
-    return config_lib.replaced(config, {"encoder.attention": "xla"})
+    images = total_steps * config.batch_size
+    return Cost(parameters, total_steps, images, total_steps * flops_per_step)

@@ -1,12 +1,13 @@
-"""The members of a sweep: from a sweep file to frozen configs, and what became of each.
+"""The members of a sweep: their configs, expanded from a sweep file, and their states.
 
 FOLDER/index.json      the names of every member, in order
-FOLDER/members/NAME/   its workdir: config.json, log.txt, exit.json, and what training leaves there
+FOLDER/members/NAME/   a workdir: config.json, log.txt, exit.json, and the files of its training
 """
 
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from supmim.errors import ConfigError, Interrupted
 from supmim.workdir import files, lock
 
 SCHEMA_VERSION = 1
-LONGEST_NAME = 48  # it names a folder, and a row of a table of 80 columns
+MAX_NAME_LENGTH = 48  # a name stands in the rows of a table of 80 columns
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One training of a sweep; it has several names where several entries resolve to one config."""
+    """One training of a sweep, with the names of all entries that resolve to its config."""
 
     names: tuple[str, ...]
     workdir: Path
@@ -31,17 +32,17 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The first name, which is its folder's."""
+        """The first name, which is also that of its folder."""
         return self.names[0]
 
     @property
     def results(self) -> dict[str, float]:
-        """What it has reached; empty until it is finished."""
+        """Its results; empty until it is finished."""
         return files.read_results(self.workdir)
 
     @property
     def state(self) -> str:
-        """finished, running, waiting, interrupted, or failed with its exit code."""
+        """One of finished, running, waiting, interrupted, or failed with an exit code."""
         if self.results:
             return "finished"
         if lock.held(self.workdir):
@@ -52,33 +53,51 @@ class Member:
         return "interrupted" if was_interrupted(code) else f"failed, exit {code}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one member.
+
+    parameters: trained ones, decoder included. steps, images: of all training. flops: of matrix
+    products and convolutions in `tokenize` and `train_step` over all steps, without evaluation.
+    """
+
+    parameters: int
+    steps: int
+    images: int
+    flops: float
+
+
 def without_seeds(config: Config) -> Config:
-    """The same config at seed 0: what members that differ in their seeds have in common."""
+    """Return the config at seed 0, which members that differ only in their seeds share."""
     return config_lib.replaced(config, {"seed": 0, "data.seed": 0})
 
 
 def was_interrupted(code: int) -> bool:
-    """Whether a run that ended so goes on when it is started again: exit 75 or a signal."""
-    return code == Interrupted.exit_code or code < 0
+    """Return whether a run with this exit code continues when it is started again."""
+    return code == Interrupted.exit_code or code < 0  # negative: ended by a signal
 
 
 def exit_code(member: Path) -> int | None:
-    """The exit code that the last attempt in a workdir left, negative for a signal."""
+    """Return the exit code of the last attempt in a workdir, negative for a signal."""
     path = member / "exit.json"
     return json.loads(path.read_text(encoding="utf-8"))["exit_code"] if path.is_file() else None
 
 
 def expand(path: Path, folder: Path) -> list[Member]:
-    """The members of a sweep file, validated; one ConfigError lists what is wrong with any.
+    """Return the validated members of a sweep file; one ConfigError lists all that is wrong.
 
-    The file has PRESET, a preset's path from the file's own folder (with `:arg`, if any), and
+    The file has PRESET, the path of a preset relative to the file, with `:arg` if any, and
     get_sweep(), which returns name -> overrides. Entries that resolve to one config are one member.
     """
-    with pyfile.told(path):
+    with pyfile.faults_reported(path):
         module = pyfile.load(path)
         entries = module.get_sweep()
         preset = base_config(path.parent, module.PRESET)
-    check_entries(path, entries)
+    sound = isinstance(entries, dict) and all(
+        isinstance(name, str) and isinstance(overrides, dict) for name, overrides in entries.items()
+    )
+    if not sound or not entries:
+        raise ConfigError(f"{path}: get_sweep() must return a dict, name -> dict of overrides")
     merged: dict[Config, list[str]] = {}
     problems = []
     for name, overrides in entries.items():
@@ -94,20 +113,11 @@ def expand(path: Path, folder: Path) -> list[Member]:
     ]
 
 
-def check_entries(path: Path, entries: Any) -> None:
-    """ConfigError unless get_sweep() returned names -> overrides."""
-    sound = isinstance(entries, dict) and all(
-        isinstance(name, str) and isinstance(overrides, dict) for name, overrides in entries.items()
-    )
-    if not sound or not entries:
-        raise ConfigError(f"{path}: get_sweep() must return a dict, name -> dict of overrides")
-
-
 def base_config(folder: Path, preset: str) -> ConfigDict:
-    """The config of a preset, `FILE.py[:arg]` as seen from `folder`."""
+    """Return the config of a preset `FILE.py[:arg]`, a path relative to `folder`."""
     file, _, arg = preset.partition(":")
     path = folder / file
-    with pyfile.told(path):
+    with pyfile.faults_reported(path):
         config = pyfile.load(path).get_config(*[arg] if arg else [])
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"get_config() of {path} returned {type(config).__name__}, no config")
@@ -115,17 +125,16 @@ def base_config(folder: Path, preset: str) -> ConfigDict:
 
 
 def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:
-    """The validated config of one entry."""
-    if not re.fullmatch(rf"\w[\w.,=+-]{{0,{LONGEST_NAME - 1}}}", name, re.ASCII):
+    if not re.fullmatch(rf"\w[\w.,=+-]{{0,{MAX_NAME_LENGTH - 1}}}", name, re.ASCII):
         raise ConfigError(
-            f"a name has up to {LONGEST_NAME} letters, digits and any of _ . , = + -, "
+            f"a name has up to {MAX_NAME_LENGTH} letters, digits and any of _ . , = + -, "
             "since it names a folder"
         )
     return config_lib.validate(config_lib.flatten(preset) | config_lib.flatten(overrides))
 
 
-def freeze(members: list[Member], folder: Path) -> None:
-    """Writes the index and the config of every member that is not finished.
+def freeze(members: Sequence[Member], folder: Path) -> None:
+    """Write the index, and the config of every member that is not finished.
 
     ConfigError, before anything is written, if a folder holds a run of another config.
     """
@@ -148,7 +157,7 @@ def freeze(members: list[Member], folder: Path) -> None:
 
 
 def read(folder: Path) -> list[Member]:
-    """The members that were frozen in a folder; ConfigError if there are none."""
+    """Return the members that were frozen in a folder; ConfigError if there are none."""
     path = folder / "index.json"
     if not path.is_file():
         raise ConfigError(
@@ -163,7 +172,5 @@ def read(folder: Path) -> list[Member]:
     if version != SCHEMA_VERSION:
         raise ConfigError(f"{path} has schema version {version}, this supmim {SCHEMA_VERSION}")
     workdirs = [folder / "members" / names[0] for names in entries]
-    return [
-        Member(names, path, files.read_config(path))
-        for names, path in zip(entries, workdirs, strict=True)
-    ]
+    configs = map(files.read_config, workdirs)
+    return [Member(*fields) for fields in zip(entries, workdirs, configs, strict=True)]

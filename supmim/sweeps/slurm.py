@@ -1,4 +1,4 @@
-"""Members as jobs of Slurm, through submitit (extra `slurm`), in one array."""
+"""Training of members as one array of Slurm jobs, through submitit (extra `slurm`)."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ from supmim.sweeps.members import Member
 
 
 class Job:
-    """What a job calls: trains one member; near the time limit it saves and queues itself again.
+    """The function of a job: train one member; near the time limit, save and queue the job again.
 
-    With several tasks every task starts the training, which finds the others through Slurm.
+    With several tasks, every task starts the training, which finds the others through Slurm.
     """
 
     def __init__(self, workdir: Path) -> None:
@@ -23,57 +23,53 @@ class Job:
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> None:
-        """RuntimeError unless it came to its end, so that Slurm shows the job as failed."""
+        """Train; RuntimeError if that fails, so that Slurm shows the job as failed."""
         self.child = local.start(self.workdir, os.environ)
-        code = self.wait()
+        code = wait(self.child)
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            local.note_end(self.workdir, code)
+            local.write_exit_code(self.workdir, code)
         if code:
             raise RuntimeError(f"exit {code}, see {self.workdir / 'log.txt'}")
 
-    def wait(self) -> int:
-        """The exit code. By polling: `checkpoint` waits within a signal handler meanwhile."""
-        while (code := self.child.poll()) is None:
-            time.sleep(local.POLL)
-        return code
-
     def checkpoint(self) -> Any:
-        """submitit calls it when Slurm is about to stop the job; returns what to queue."""
-        from submitit.helpers import DelayedSubmission
+        """Stop the training and return the job to queue; called when Slurm is about to stop it."""
+        from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         if self.child:
             self.child.terminate()
-            local.note_end(self.workdir, self.wait())
+            local.write_exit_code(self.workdir, wait(self.child))
         return DelayedSubmission(Job(self.workdir))
 
 
+def wait(child: subprocess.Popen) -> int:
+    """Return the exit code by polling, since `checkpoint` waits too, within a signal handler."""
+    while (code := child.poll()) is None:
+        time.sleep(local.POLL_SECONDS)
+    return code
+
+
 def submit(members: Sequence[Member], folder: Path, parameters: str) -> list[str]:
-    """Hands the members over; returns their job ids. Slurm's own logs go to folder/slurm.
+    """Submit the members and return their job ids; Slurm's own logs go to folder/slurm.
 
     parameters: submitit's, NAME=VALUE separated by commas. ConfigError if any is not known.
     """
-    executor = make_executor(folder / "slurm")
     try:
-        executor.update_parameters(name=f"sweep_{folder.name}", **parsed(parameters))
+        import submitit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError("--engine=slurm needs submitit: pip install -e '.[slurm]'") from error
+    try:
+        executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
+    except RuntimeError as error:
+        raise ConfigError(f"--engine=slurm: {error}; is this a login node of Slurm?") from error
+    try:
+        executor.update_parameters(name=f"sweep_{folder.name}", **parse_parameters(parameters))
     except (NameError, AssertionError, TypeError) as error:
         raise ConfigError(f"--slurm={parameters}: {error}") from error
     return [job.job_id for job in executor.map_array(Job, [m.workdir for m in members])]
 
 
-def make_executor(logs: Path) -> Any:
-    """submitit's executor; ConfigError without submitit or without Slurm."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError("--engine=slurm needs submitit: pip install -e '.[slurm]'") from error
-    try:
-        return submitit.AutoExecutor(logs, cluster="slurm")
-    except RuntimeError as error:
-        raise ConfigError(f"--engine=slurm: {error}; is this a login node of Slurm?") from error
-
-
-def parsed(parameters: str) -> dict[str, int | str]:
-    """`nodes=2,slurm_partition=gpu` -> names and values; whole numbers are numbers."""
+def parse_parameters(parameters: str) -> dict[str, int | str]:
+    """Return `nodes=2,slurm_partition=gpu` as a dict, with whole numbers as int."""
     pairs = [pair.partition("=") for pair in parameters.split(",") if pair]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ConfigError(f"--slurm: {wrong[0]!r} is not NAME=VALUE")

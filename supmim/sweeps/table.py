@@ -1,4 +1,4 @@
-"""What a sweep has reached: rows of members that differ in their seeds alone, best first."""
+"""The table of a sweep: a row for each group of members that differ only in their seeds."""
 
 import csv
 import dataclasses
@@ -18,42 +18,39 @@ from supmim.sweeps.members import Member, without_seeds
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """labels: the members' names without their seeds; results: those of the finished members."""
+    """Members that differ only in their seeds.
+
+    labels: their names without the seeds. results: of the finished members. planned: their number.
+    """
 
     labels: tuple[str, ...]
     results: tuple[dict[str, float], ...]
     planned: int
 
     def values(self, metric: str) -> list[float]:
-        """One value per finished member."""
+        """Return one value per finished member."""
         return [results[metric] for results in self.results if metric in results]
 
     def mean(self, metric: str) -> float | None:
-        """Over the finished members, if there are any."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
     def spread(self, metric: str) -> float | None:
-        """Sample standard deviation, from two values on."""
+        """Return the sample standard deviation, if there are at least two values."""
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
 
-def arm_of(config: Config) -> str:
-    """What members of one row have in common."""
-    # Members that have begun know the number of classes, from their source.
-    common = config_lib.replaced(without_seeds(config), {"classifier.num_classes": 0})
-    return config_lib.to_json(common)
-
-
 def rows(members: Sequence[Member], metric: str) -> list[Row]:
-    """Sorted by the mean of a metric, highest first; rows without any come last.
+    """Return the rows by the mean of a metric, highest first; rows without results come last.
 
     ConfigError if members are finished and none has the metric.
     """
-    groups: dict[str, list[Member]] = {}
+    groups: dict[Config, list[Member]] = {}
     for member in members:
-        groups.setdefault(arm_of(member.config), []).append(member)
+        # Only members that were started know the number of classes of their source.
+        config = config_lib.replaced(without_seeds(member.config), {"classifier.num_classes": 0})
+        groups.setdefault(config, []).append(member)
     found = [row_of(group) for group in groups.values()]
     known = {name for row in found for results in row.results for name in results}
     if known and metric not in known:
@@ -69,27 +66,27 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
 
 
 def row_of(group: Sequence[Member]) -> Row:
-    """One row; its labels lose the `-sSEED` that grid.seeds gave them."""
+    """Return one row; its labels lose the `-sSEED` that grid.seeds gave them."""
     names = [re.sub(r"-s\d+$", "", name) for member in group for name in member.names]
     results = tuple(found for member in group if (found := member.results))
     return Row(tuple(dict.fromkeys(names)), results, len(group))
 
 
-def text(found: Sequence[Row], metric: str) -> str:
-    """The table, of at most 80 columns; fractions in percent."""
+def format_table(found: Sequence[Row], metric: str) -> str:
+    """Return the table as text of at most 80 columns, with fractions in percent."""
     width = max(len(label) for row in found for label in row.labels)
     heading = metric + (", %" if page.is_share(metric) else "")
     lines = [f"{'member':<{width}}    n  {heading}"]
     for row in found:
         share = f"{len(row.results)}/{row.planned}"
-        lines.append(f"{row.labels[0]:<{width}}  {share:>3}  {shown(row, metric)}")
+        lines.append(f"{row.labels[0]:<{width}}  {share:>3}  {format_mean(row, metric)}")
         lines += [f"  = {label}" for label in row.labels[1:]]
     lines.append("mean +- sample standard deviation over seeds; n: finished of planned")
     return "\n".join(lines)
 
 
-def shown(row: Row, metric: str) -> str:
-    """`mean +- spread` of a row, as far as there is one."""
+def format_mean(row: Row, metric: str) -> str:
+    """Return `mean +- spread` of a row, as far as they exist."""
     mean, spread = row.mean(metric), row.spread(metric)
     scale, form = (100, "6.2f") if page.is_share(metric) else (1, ".4g")
     if mean is None:
@@ -99,7 +96,7 @@ def shown(row: Row, metric: str) -> str:
 
 
 def csv_text(found: Sequence[Row]) -> str:
-    """All metrics of all rows, as they are in results.json; empty where there is no value."""
+    """Return all metrics of all rows, in the units of results.json, as CSV."""
     metrics = sorted({name for row in found for results in row.results for name in results})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -1,1 +1,1 @@
-"""Target ids computed once and read by many runs."""
+"""Target ids that are computed once and read by many runs."""

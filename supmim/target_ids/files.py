@@ -1,10 +1,10 @@
-"""Target ids of a run, computed once and read back: `supmim data tokens` writes them.
+"""The cache of a run's target ids, which `supmim data tokens` writes.
 
-A folder holds metadata.json, the tokenizer, and for each epoch files of so many records each,
+A folder holds metadata.json, the tokenizer, and for each epoch files of equally many records, e.g.
 epoch-00003-00000-of-00012.ids. A row is the record's ids of that epoch, each in as few bits as the
-codebook needs, the lowest bit first, and a CRC-32 (little-endian) of epoch, index and packed ids.
-It begins with the cache's seed: no row passes for one of another cache.
-Imports no jax: reader processes read it. Shapes: n rows, N ids of an image.
+codebook needs, lowest bit first, and a CRC-32 (little-endian) of epoch, index and packed ids. The
+CRC starts from the cache's seed, so no row passes for one of another cache. Nothing here imports
+jax, since reader processes use it. Shapes: n rows, N ids per image.
 """
 
 import json
@@ -23,12 +23,12 @@ from supmim.errors import DataError
 METADATA = "metadata.json"
 FILE_BYTES = 2**26
 CRC_BYTES = 4
-VOID = 0xFFFFFFFF
-MOST_OPEN = 256  # files; an epoch reads its own alone
+UNREADABLE = 0xFFFFFFFF  # inverts the checksum of a record whose image could not be read
+MOST_OPEN = 256  # files; an epoch reads only its own
 
 
 class Layout(NamedTuple):
-    """How many images there are, with so many ids each of so many codes; rows_per_file: images."""
+    """The shape of a cache. rows_per_file: images per file."""
 
     num_images: int
     num_tokens: int
@@ -37,16 +37,16 @@ class Layout(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Of an id."""
+        """Return the bits of an id."""
         return (self.codebook_size - 1).bit_length()
 
     @property
     def row_bytes(self) -> int:
-        """Of an image."""
+        """Return the bytes of an image."""
         return -(-self.num_tokens * self.bits // 8) + CRC_BYTES
 
     def parts(self, epoch: int) -> Iterator["Part"]:
-        """The files of an epoch."""
+        """Yield the files of an epoch."""
         starts = range(0, self.num_images, self.rows_per_file)
         for number, start in enumerate(starts):
             name = f"epoch-{epoch:05}-{number:05}-of-{len(starts):05}.ids"
@@ -63,43 +63,37 @@ class Part(NamedTuple):
 
 
 def layout(num_images: int, num_tokens: int, codebook_size: int) -> Layout:
-    """With files of FILE_BYTES at most."""
+    """Return a layout with files of at most FILE_BYTES."""
     one = Layout(num_images, num_tokens, codebook_size, 1)
     return one._replace(rows_per_file=max(1, FILE_BYTES // one.row_bytes))
 
 
-# Rows.
-
-
 def pack(ids: np.ndarray, bits: int) -> np.ndarray:
-    """[n, N] -> uint8 [n, ceil(N bits / 8)]."""
+    """Pack ids [n, N] into uint8 [n, ceil(N bits / 8)]."""
     each = (ids[..., None] >> np.arange(bits)) & 1
     flat = each.astype(np.uint8).reshape(len(ids), -1)
     return np.packbits(flat, axis=1, bitorder="little")
 
 
 def unpack(packed: np.ndarray, bits: int, num_tokens: int) -> np.ndarray:
-    """What `pack` packed: int32 [n, N]. An id lies within three bytes."""
+    """Return the ids that `pack` packed: int32 [n, N]."""
     first = np.arange(num_tokens) * bits
     padded = np.pad(packed, ((0, 0), (0, 2))).astype(np.uint32)
     at = first // 8
-    word = padded[:, at] | padded[:, at + 1] << 8 | padded[:, at + 2] << 16
+    word = padded[:, at] | padded[:, at + 1] << 8 | padded[:, at + 2] << 16  # holds the whole id
     return ((word >> (first % 8).astype(np.uint32)) & (2**bits - 1)).astype(np.int32)
 
 
 def seed_of(identity: dict[str, Any]) -> int:
-    """Where the checksums of a cache begin; identity: JSON of what its ids depend on."""
+    """Return the seed of a cache's checksums. identity: JSON of what its ids depend on."""
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:CRC_BYTES], "little")
 
 
-# A folder of them.
-
-
 class Cache:
-    """The ids in a folder, at random. Files are opened when they are first read, by each process.
+    """The target ids in a folder. Each process opens a file when it first reads it.
 
-    seed: see seed_of. again: the command that makes a file anew, for messages.
+    seed: see seed_of. again: the command that writes a file again, for messages.
     """
 
     def __init__(self, folder: Path, layout: Layout, seed: int, again: str) -> None:
@@ -110,77 +104,78 @@ class Cache:
         return self.__dict__ | {"_open": {}}
 
     def missing(self, epochs: range) -> list[Part]:
-        """Files of these epochs that are not there, or not of their size."""
+        """Return the files of these epochs that are missing or not of the right size."""
         parts = (part for epoch in epochs for part in self.layout.parts(epoch))
-        return [part for part in parts if size_of(self.path(part)) != self.bytes(part)]
+        return [part for part in parts if _size_of(self.path(part)) != self.part_bytes(part)]
 
     def path(self, part: Part) -> str:
-        """Where a file is."""
         return os.path.join(self.folder, part.name)
 
-    def bytes(self, part: Part) -> int:
-        """What a whole file has."""
+    def part_bytes(self, part: Part) -> int:
+        """Return the size of a complete file."""
         return (part.stop - part.start) * self.layout.row_bytes
 
-    def checksum(self, packed: bytes, epoch: int, index: int) -> int:
-        """Of a row in its place."""
+    def _checksum(self, packed: bytes, epoch: int, index: int) -> int:
         return zlib.crc32(packed, zlib.crc32(struct.pack("<II", epoch, index), self.seed))
 
-    def rows(self, ids: np.ndarray, epoch: int, start: int, void: Collection[int] = ()) -> bytes:
-        """ids [n, N] of an epoch's records from `start` on, as they are stored.
+    def rows(
+        self, ids: np.ndarray, epoch: int, start: int, unreadable: Collection[int] = ()
+    ) -> bytes:
+        """Return the rows that store ids [n, N] of an epoch's records from `start` on.
 
-        void: records without an image; their checksums are inverted, so that nobody takes their
-        ids.
+        unreadable: indices of records without an image, whose ids must not be used.
         """
         packed = [row.tobytes() for row in pack(ids, self.layout.bits)]
         sums = [
-            self.checksum(row, epoch, i) ^ (VOID if i in void else 0)
+            self._checksum(row, epoch, i) ^ (UNREADABLE if i in unreadable else 0)
             for i, row in enumerate(packed, start)
         ]
         return b"".join(row + struct.pack("<I", crc) for row, crc in zip(packed, sums, strict=True))
 
-    def read(self, epoch: Sequence[int], index: Sequence[int]) -> np.ndarray:
-        """int32 [n, N]; DataError for a row that is not what was written."""
-        epoch, index = np.asarray(epoch), np.asarray(index)
-        packed = np.zeros((len(index), self.layout.row_bytes - CRC_BYTES), np.uint8)
-        number = index // self.layout.rows_per_file
-        for e, file in sorted(set(zip(epoch.tolist(), number.tolist(), strict=True))):
-            expected = np.flatnonzero((epoch == e) & (number == file))
-            packed[expected] = self._checked(e, file, index[expected])
+    def read(
+        self, epoch: Sequence[int] | np.ndarray, index: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
+        """Return int32 [n, N]; DataError for a row that is not as it was written."""
+        epochs, indices = np.asarray(epoch), np.asarray(index)
+        packed = np.zeros((len(indices), self.layout.row_bytes - CRC_BYTES), np.uint8)
+        numbers = indices // self.layout.rows_per_file
+        for e, number in sorted(set(zip(epochs.tolist(), numbers.tolist(), strict=True))):
+            rows = np.flatnonzero((epochs == e) & (numbers == number))
+            packed[rows] = self._checked(e, number, indices[rows])
         return unpack(packed, self.layout.bits, self.layout.num_tokens)
 
     def _checked(self, epoch: int, number: int, index: np.ndarray) -> np.ndarray:
-        """The packed ids of some rows of one file."""
+        """Return the packed ids of some rows of one file."""
         part = list(self.layout.parts(epoch))[number]
         stored = self._file(part)[index - part.start]
         for row, i in zip(stored, index.tolist(), strict=True):
             packed, crc = row[:-CRC_BYTES].tobytes(), row[-CRC_BYTES:].tobytes()
-            if struct.pack("<I", self.checksum(packed, epoch, i)) != crc:
-                row = f"row {i - part.start} (image {i})"
-                if struct.pack("<I", self.checksum(packed, epoch, i) ^ VOID) == crc:
-                    raise self.damaged(part, f"{row}: the image could not be read when it was made")
-                raise self.damaged(part, f"{row} has another checksum, as if of another cache")
+            expected = self._checksum(packed, epoch, i)
+            if struct.pack("<I", expected) != crc:
+                why = "has another checksum, as if it were of another cache"
+                if struct.pack("<I", expected ^ UNREADABLE) == crc:
+                    why = "has no ids: the image could not be read when they were computed"
+                raise self._damaged(part, f"row {i - part.start} (image {i}) {why}")
         return stored[:, :-CRC_BYTES]
 
     def _file(self, part: Part) -> np.ndarray:
         if part.name not in self._open:
-            if (found := size_of(self.path(part))) != self.bytes(part):
-                raise self.damaged(part, f"it has {max(found, 0):,} of {self.bytes(part):,} bytes")
+            if (found := _size_of(self.path(part))) != self.part_bytes(part):
+                why = f"it has {max(found, 0):,} of {self.part_bytes(part):,} bytes"
+                raise self._damaged(part, why)
             if len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
             shape = (part.stop - part.start, self.layout.row_bytes)
             self._open[part.name] = np.memmap(self.path(part), np.uint8, "r", shape=shape)
         return self._open[part.name]
 
-    def damaged(self, part: Part, why: str) -> DataError:
-        """What is said of a file, and how to mend it."""
+    def _damaged(self, part: Part, why: str) -> DataError:
         path = self.path(part)
         return DataError(
-            f"{path}: damaged, {why}. Delete it and have it made again:\n  rm {path}\n  "
-            f"{self.again}"
+            f"{path} is damaged: {why}. Delete it and write it again:\n  rm {path}\n  {self.again}"
         )
 
 
-def size_of(path: str) -> int:
-    """In bytes; -1 if there is no such file."""
+def _size_of(path: str) -> int:
+    """Return the size in bytes, or -1 if there is no such file."""
     return os.path.getsize(path) if os.path.isfile(path) else -1

@@ -1,4 +1,4 @@
-"""A run and a cache of target ids: whether they belong together, and how well their ids agree."""
+"""The identity of a cache of target ids: whether it fits a run, and how well the ids agree."""
 
 import importlib.metadata
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from supmim import config as config_lib
 from supmim.config import Config, options
@@ -17,13 +18,13 @@ from supmim.errors import DataError
 from supmim.runtime import hosts
 from supmim.target_ids.files import METADATA, Cache, Layout, seed_of
 
-FORMAT = 2  # of a cache: 2 seeds its checksums
-TOKENIZER = "tokenizer"  # folder of a cache
+FORMAT = 2  # of a cache; its checksums are seeded since version 2
+TOKENIZER = "tokenizer"  # subfolder of a cache
 COMMAND = "supmim data tokens --config=FILE.py --out="
 
 
 def identity(config: Config, source: Source, tokenizer: dict[str, str]) -> dict[str, Any]:
-    """All that ids depend on, but for the epoch; tokenizer: its fingerprint."""
+    """Return all that target ids depend on except the epoch. tokenizer: its fingerprint."""
     values = config_lib.flatten(config) | {
         "tokenizer.image_size": config.tokenizer_size,
         "tokenizer.dtype": config.tokenizer_dtype,
@@ -35,19 +36,16 @@ def identity(config: Config, source: Source, tokenizer: dict[str, str]) -> dict[
         **tokenizer,
         "transform_version": pipeline.TRANSFORM_VERSION,
         "format": FORMAT,
-    }  # fmt: skip
-
-
-def made_on() -> dict[str, str]:
-    """Where ids may come out differently by rounding."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "jaxlib": importlib.metadata.version("jaxlib"),
     }
 
 
-def at(folder: Path, config: Config, source: Source, metadata: dict[str, Any]) -> Cache:
-    """The cache that lies in a folder."""
+def made_on() -> dict[str, str]:
+    """Return the device and the jaxlib, on which the rounding of ids may depend."""
+    return {"device": jax.devices()[0].device_kind, "jaxlib": importlib.metadata.version("jaxlib")}
+
+
+def cache_in(folder: Path, config: Config, source: Source, metadata: dict[str, Any]) -> Cache:
+    """Return the cache in a folder. metadata: its metadata.json."""
     sizes = len(source), config.grid**2, config.tokenizer.codebook_size
     again = f"{COMMAND}{folder} --config.total_epochs={config.total_epochs}"
     rows_per_file, seed = metadata["rows_per_file"], seed_of(metadata["same"])
@@ -55,63 +53,59 @@ def at(folder: Path, config: Config, source: Source, metadata: dict[str, Any]) -
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """DataError if the folder is not there, or holds no cache."""
+    """Return the metadata.json of a cache; DataError if the folder is missing or has no cache."""
     path = folder / METADATA
     if not folder.is_dir():
-        where = "" if folder.is_absolute() else f" in {Path.cwd()}, from where the path is taken"
+        where = "" if folder.is_absolute() else f" in {Path.cwd()}, the current directory"
         raise DataError(
             f"config.data.targets={folder}: there is no such folder{where}. If the target ids have "
-            "moved, name their new place with --config.data.targets=DIR; else have them made:\n"
+            "moved, set --config.data.targets=DIR to their new place; to compute them:\n"
             f"  {COMMAND}{folder}"
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if {"same", "made_on", "rows_per_file"} <= found.keys():
             return found
-        why = "it is none of supmim data tokens"
+        why = "it was not written by supmim data tokens"
     except OSError as error:
         why = error.strerror
     except (ValueError, AttributeError) as error:
         why = str(error)
     raise DataError(
-        f"{path}: {why}; config.data.targets takes a folder that was made by\n  {COMMAND}{folder}"
+        f"{path}: {why}; config.data.targets must be a folder that was made by\n  {COMMAND}{folder}"
     )
 
 
-def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of what two identities, as JSON has them, do not share."""
-    return [n for n in sorted(found.keys() | expected.keys()) if found.get(n) != expected.get(n)]
-
-
-def flags_of(folder: Path, found: dict[str, Any], names: list[str]) -> list[str]:
-    """Flags that give a run what a cache has of these; none if no flag gives some of them."""
-    held = found | {"tokenizer.path": folder / TOKENIZER}
-    asked = ["tokenizer.path" if name == "tokenizer" else name for name in names]
-    known = all(name in options.OPTIONS and name in held for name in asked)
-    return [f"--config.{name}={held[name]}" for name in asked] if known else []
+def _flags_for_cache(folder: Path, found: dict[str, Any], names: list[str]) -> list[str]:
+    """Return flags that set these fields as in the cache; none if some field has no flag."""
+    values = found | {"tokenizer.path": folder / TOKENIZER}
+    paths = ["tokenizer.path" if name == "tokenizer" else name for name in names]
+    known = all(path in options.OPTIONS and path in values for path in paths)
+    return [f"--config.{path}={values[path]}" for path in paths] if known else []
 
 
 def check_same(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """DataError, naming the fields, if a cache holds ids of other views, or another tokenizer's."""
+    """Raise DataError, which names the fields, if the identities of cache and run differ."""
     expected = json.loads(json.dumps(expected))
-    names = differing(found, expected)
+    names = sorted(found.keys() | expected.keys())
+    names = [name for name in names if found.get(name) != expected.get(name)]
     if not names:
         return
     lines = [
         f"  {name}: the cache has {found.get(name)!r}, the run {expected.get(name)!r}"
         for name in names
     ]
-    if flags := flags_of(folder, found, names):
+    if flags := _flags_for_cache(folder, found, names):
         lines += ["To train with these ids:", "  " + " ".join(flags)]
     raise DataError(
-        f"{folder} holds target ids of something else:\n" + "\n".join(lines) + "\nIf there is a "
-        "cache of what the run has, name it with --config.data.targets=DIR; else have it made:\n"
+        f"{folder} holds target ids that do not fit this run:\n" + "\n".join(lines) + "\nIf there "
+        "is a cache for this run, set --config.data.targets=DIR to its folder; to compute one:\n"
         f"  {COMMAND}DIR"
     )
 
 
 def with_tokenizer(config: Config) -> Config:
-    """The config with the path of the tokenizer that made its cached targets, if it has any."""
+    """Return the config with the path of the tokenizer of its cache, if it uses a cache."""
     if config.tokenizer.path or not config.data.targets:
         return config
     read_metadata(Path(config.data.targets))
@@ -120,7 +114,7 @@ def with_tokenizer(config: Config) -> Config:
 
 
 def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache | None:
-    """What a run reads its target ids from; None if it computes them.
+    """Return the cache from which a run reads its target ids; None if it computes them.
 
     DataError if config.data.targets holds other ids, or not all that the run needs.
     """
@@ -129,32 +123,25 @@ def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache
     folder = Path(config.data.targets)
     metadata = read_metadata(folder)
     check_same(folder, metadata["same"], identity(config, source, tokenizer))
-    cache = at(folder, config, source, metadata)
+    cache = cache_in(folder, config, source, metadata)
     if missing := cache.missing(range(config.total_epochs)):
-        first = missing[0]
         raise DataError(
-            f"{folder} has not all target ids of {config.total_epochs} epochs: {len(missing)} "
-            f"files are missing or not whole, the first is {first.name}. This writes them, and "
-            f"what is there stays:\n  {cache.again}"
+            f"{folder} does not have all target ids of {config.total_epochs} epochs: "
+            f"{len(missing)} files are missing or incomplete, the first is {missing[0].name}. To "
+            f"write them and keep the others:\n  {cache.again}"
         )
     return cache
 
 
 def log_agreement(
-    config: Config,
-    source: Source,
-    cache: Cache,
-    frozen: Any,
-    tokenize: Any,
-    mesh: jax.sharding.Mesh,
+    config: Config, source: Source, cache: Cache, frozen: Any, tokenize: Any, mesh: Mesh
 ) -> None:
-    """Says how far ids from another device or jaxlib are those that would be computed here."""
+    """Print the share of ids from another device or jaxlib that would be the same here."""
     made = read_metadata(Path(cache.folder))["made_on"]
     foreign = [" with jaxlib ".join(where.values()) for where in made if where != made_on()]
     if not foreign:
         return
-    second = second_of(config)._replace(made=True)
-    seen = training(source, config.data, second)
+    seen = training(source, config.data, second_of(config)._replace(made=True))
     share = agreement(config, cache, seen, frozen, tokenize, mesh)
     if hosts.is_first():
         print(
@@ -165,9 +152,9 @@ def log_agreement(
 
 
 def agreement(
-    config: Config, cache: Cache, seen: Images, frozen: Any, tokenize: Any, mesh: jax.sharding.Mesh
+    config: Config, cache: Cache, seen: Images, frozen: Any, tokenize: Any, mesh: Mesh
 ) -> float:
-    """Share of the ids of a run's first batch that come out the same here; seen: without cache."""
+    """Return the share of the first batch's ids that are the same here. seen: without cache."""
     readers = pipeline.Readers(0, lambda met: None)
     batches = pipeline.train_batches(seen, config.data.seed, config.batch_size, mesh, 0, 1, readers)
     batch = next(batches)

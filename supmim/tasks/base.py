@@ -1,4 +1,4 @@
-"""What a task is: what the step, the loop and the evaluators ask of it, with defaults.
+"""The interface of a task to the step, the loop and the evaluators, with defaults.
 
 Shapes: B batch, S image side, N patches, C classes, F features.
 """

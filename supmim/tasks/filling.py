@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from supmim.data.augment import views
 from supmim.masking import TokenMask
-from supmim.models.supmim import SupMIM
+from supmim.models.supmim import Network
 from supmim.tasks.targets import Target
 
 
@@ -23,7 +23,7 @@ class Filled(NamedTuple):
 
 
 def fill_in(
-    model: SupMIM,
+    model: Network,
     params: Any,
     target: Target,
     image: jax.Array,
@@ -31,7 +31,7 @@ def fill_in(
     token_mask: TokenMask,
 ) -> Filled:
     """Predict the hidden patches of images [B, S, S, C] in [0, 1]; target_ids: [B, N]."""
-    predicted = model.apply(
+    predicted: Any = model.apply(
         {"params": params}, views.to_input(image), token_mask, method="predict_tokens"
     )
     expected, rows = target.of(image, target_ids), jnp.arange(len(image))[:, None]

@@ -1,4 +1,4 @@
-"""What linear heads read of a frozen encoder: its last blocks, each as one token, and its patches.
+"""Features that linear heads read from a frozen encoder: its last blocks and its mean patch.
 
 Shapes: B batch, N patch tokens, D width, F feature values.
 """
@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from supmim.config.options import Encoder
 from supmim.models import layers
 from supmim.models.encoder import Encoded
 
-LAST_BLOCKS = (1, 4)  # that a head reads, as in DINOv2
+LAST_BLOCKS = (1, 4)  # how many of the last blocks a head reads, as in DINOv2
 
 
 class Kind(NamedTuple):
-    """Features of some heads: the last blocks they read, with or without the mean of the patch
-    tokens; their columns of `features` are [first, last).
+    """One choice of features, and its columns first, ..., last - 1 of `features`.
+
+    blocks: how many of the last blocks. patches: whether the mean of the patch tokens is added.
     """
 
     blocks: int
@@ -25,10 +27,10 @@ class Kind(NamedTuple):
     last: int
 
 
-def kinds(encoder: Any) -> tuple[Kind, ...]:
-    """Of config.encoder: {1, 4} last blocks, or all if there are fewer, x {without, with} patches.
+def kinds(encoder: Encoder) -> tuple[Kind, ...]:
+    """Return all choices: {1, 4} last blocks, or all if there are fewer, x {without, with} patches.
 
-    With pool=gap the last block's summary is that mean, so the grid is half as large.
+    With pool=gap the last block's summary is that mean, so there are half as many.
     """
     kept = min(max(LAST_BLOCKS), encoder.depth)
     end = kept * encoder.width
@@ -40,19 +42,22 @@ def kinds(encoder: Any) -> tuple[Kind, ...]:
     )
 
 
-def taps(encoder: Any) -> tuple[int, ...]:
-    """The blocks before the last whose outputs are needed."""
+def taps(encoder: Encoder) -> tuple[int, ...]:
+    """Return the blocks before the last whose outputs are needed."""
     return tuple(range(max(0, encoder.depth - max(LAST_BLOCKS)), encoder.depth - 1))
 
 
-def features(encoded: Encoded, norm: Any, encoder: Any) -> jax.Array:
-    """[B, F], float16: a summary of each block, the last one last, then the mean patch token.
+def features(encoded: Encoded, norm: Any, encoder: Encoder) -> jax.Array:
+    """Return features [B, F], float16: a summary of each block, then the mean patch token.
 
-    The last block's summary is the embedding; an earlier one's is its cls token, or without one
-    the mean of its tokens. All have passed the encoder's last norm, of parameters `norm`.
+    The last block's summary is the embedding; that of an earlier block is its cls token or, if
+    there is none, the mean of its tokens. All have passed the encoder's last norm. norm: its
+    parameters.
     """
     normed = layers.LayerNorm(dtype=encoded.latent.dtype)
-    earlier = [normed.apply({"params": norm}, encoded.taps[block]) for block in taps(encoder)]
+    earlier: list[Any] = [
+        normed.apply({"params": norm}, encoded.taps[block]) for block in taps(encoder)
+    ]
     parts = [x[:, 0] if encoder.pool == "cls" else mean(x) for x in earlier] + [encoded.embedding]
     if encoder.pool != "gap":
         parts.append(mean(encoded.latent))
@@ -60,5 +65,5 @@ def features(encoded: Encoded, norm: Any, encoder: Any) -> jax.Array:
 
 
 def mean(tokens: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B, D]."""
+    """Return the mean [B, D] of tokens [B, N, D]."""
     return tokens.mean(axis=1, dtype=jnp.float32)

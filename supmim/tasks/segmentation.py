@@ -1,7 +1,7 @@
-"""A class for each pixel: an encoder, frozen or not, and a head on its tokens.
+"""Segmentation, a class for each pixel: an encoder, frozen or not, and a head on its tokens.
 
-Shapes: B batch, S image side, G side of the logits, C classes. A label map has classes, and
-masks.IGNORED (below 0) where a pixel does not count.
+Shapes: B batch, S image side, G side of the logits, C classes. A label map holds classes, and
+masks.IGNORED (below 0) where a pixel is not counted.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from supmim.tasks.base import Drawn, Prepared, Task
 
 
 class Segmentation(Task):
-    """Cross-entropy of logits upsampled to the label map; every image counts alike."""
+    """Cross-entropy of logits upsampled to the label map; every image has the same weight."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -31,26 +31,23 @@ class Segmentation(Task):
 
     @classmethod
     def abstract(cls, config: Config) -> "Segmentation":
-        """See Task."""
         return cls(config)
 
     @classmethod
     def create(cls, config: Config, images: Images, workdir: Path) -> "Segmentation":
-        """See Task."""
         return cls(config)
 
     def init(self, rng: jax.Array) -> Any:
-        """Parameters of encoder and head."""
         data = self.config.data
         image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
         return self.model.init(rng, image)["params"]
 
     def prepare(self, batch: Raw) -> Prepared:
-        """Raw batch -> image [B, S, S, C] in [0, 1] and label_map [B, S, S], moved alike."""
+        """See Task: class views, and label maps that are moved in the same way."""
         data = self.config.data
         keys = views.example_keys(data.seed, batch["epoch"], batch["index"])
         image = views.geometry(keys, views.to_float(batch["image"]), data)
-        label_map = jnp.asarray(batch["label_map"], jnp.int32)
+        label_map = jnp.asarray(batch.get("label_map"), jnp.int32)
         return Prepared(
             class_view=views.class_view(keys, image, data),
             label_map=views.label_geometry(keys, label_map, data, masks.IGNORED),
@@ -58,10 +55,10 @@ class Segmentation(Task):
         )
 
     def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Mean loss of the images, and totals of what is logged."""
         label_map, valid = batch.label_map, batch.valid
-        rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
-        logits = self.model.apply(
+        dropout_rng, depth_rng = jax.random.split(rng)
+        rngs = {"dropout": dropout_rng, "stochastic_depth": depth_rng}
+        logits: Any = self.model.apply(
             {"params": params},
             views.to_input(batch.class_view),
             train=True,
@@ -85,11 +82,12 @@ class Segmentation(Task):
         }
 
     def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
-        """Raw batch of square images of any side -> logits [B, G, G, C]."""
+        """See Task: logits [B, G, G, C] of square images of any side."""
         image = views.to_input(views.to_float(batch["image"]))
-        return {"logits": self.model.apply({"params": params}, image)}
+        logits: Any = self.model.apply({"params": params}, image)
+        return {"logits": logits}
 
 
 def upsampled(logits: jax.Array, side: int) -> jax.Array:
-    """[B, G, G, C] -> [B, side, side, C], bilinear."""
+    """Resize logits [B, G, G, C] to [B, side, side, C], bilinear."""
     return jax.image.resize(logits, (len(logits), side, side, logits.shape[-1]), "bilinear")

@@ -48,7 +48,6 @@ class SupMIM(Task):
 
     @classmethod
     def abstract(cls, config: Config) -> "SupMIM":
-        """See Task."""
         return cls(config, tokenizers.abstract(config) if config.has_tokenizer else None)
 
     @classmethod
@@ -71,7 +70,7 @@ class SupMIM(Task):
             identity.with_tokenizer(config),
             workdir / "tokenizer",
             made_from,
-            lambda: inputs.first(config, images),
+            lambda: inputs.first_views(config, images),
             needed=holds_run(workdir),
         )
         return cls(config, tokenizer, tokenizer.fingerprint())
@@ -92,7 +91,7 @@ class SupMIM(Task):
         """See Task: the ids of the MIM view at the tokenizer's size."""
         if frozen is None or "target_ids" in batch:
             return batch
-        return {**batch, "target_ids": frozen.encode(self.mim_view(batch, inputs.shown(batch)))}
+        return {**batch, "target_ids": frozen.encode(self.mim_view(batch, inputs.crops(batch)))}
 
     def mim_view(self, batch: Raw, image: jax.Array) -> jax.Array:
         """Return the MIM view, in [0, 1], of the uint8 images, of any size, of a raw batch."""
@@ -103,7 +102,6 @@ class SupMIM(Task):
         return views.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
 
     def prepare(self, batch: Raw) -> Prepared:
-        """See Task."""
         mim_view = self.mim_view(batch, batch["image"])
         class_view = views.class_view(self.keys(batch), mim_view, self.config.data)
         label, valid = batch["label"], batch["valid"]
@@ -134,7 +132,6 @@ class SupMIM(Task):
     # The loss, one function for each arm.
 
     def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> Terms:
-        """See Task."""
         loss, totals = self.arm(params, batch, stream(rng, "class pass"), stream(rng, "MIM pass"))
         return loss, totals | {"loss": metrics.scalar(loss)}
 
@@ -166,7 +163,8 @@ class SupMIM(Task):
 
     def apply(self, method: str, params: Any, image: jax.Array, *args: Any, rng: jax.Array) -> Any:
         """Run one training pass over images in [0, 1]; a fixed encoder works as in inference."""
-        rngs = dict(zip(("dropout", "stochastic_depth"), jax.random.split(rng), strict=True))
+        dropout_rng, depth_rng = jax.random.split(rng)
+        rngs = {"dropout": dropout_rng, "stochastic_depth": depth_rng}
         return self.model.apply(
             {"params": params},
             views.to_input(image),
@@ -204,7 +202,6 @@ class SupMIM(Task):
         return self.model.apply({"params": params}, image, taps=taps, method="classify")
 
     def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
-        """See Task."""
         logits, encoded = self.classify(params, batch)
         return {"logits": logits, "embedding": encoded.embedding}
 
@@ -215,14 +212,12 @@ class SupMIM(Task):
         return {"features": probe.features(encoded, params["encoder"]["norm"], encoder)}
 
     def patch_tokens(self, params: Any, batch: Raw) -> jax.Array:
-        """See Task."""
         return self.classify(params, batch)[1].latent
 
     def tokenize_whole(self, frozen: tokenizers.Tokenizer | None, batch: Raw) -> Raw:
-        """See Task."""
         if frozen is None:
             return batch
-        image = views.to_float(inputs.shown(batch))
+        image = views.to_float(inputs.crops(batch))
         return {**batch, "target_ids": frozen.encode(image)}
 
     def filled(self, params: Any, batch: Raw) -> filling.Filled:
@@ -235,17 +230,14 @@ class SupMIM(Task):
         )
 
     def fill_in(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
-        """See Task."""
         filled = self.filled(params, batch)
         scores = self.target.scores(filled.target, filled.filled, filled.mask)
         return {"index": batch["index"], "valid": batch["valid"], **scores}
 
     def fill_in_results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """See Task."""
         return self.target.results(scores)
 
     def pictures(self, params: Any, frozen: Any, batch: Raw) -> dict[str, Any]:
-        """See Task."""
         filled = self.filled(params, self.tokenize_whole(frozen, batch))
         image = views.to_float(batch["image"])
         drawn = self.target.pictures(frozen, image, filled.target, filled.filled)

@@ -1,4 +1,4 @@
-"""What the decoder predicts of hidden patches, by the names of config.mim.target: one class each.
+"""The targets of prediction for hidden patches, by the names of config.mim.target.
 
 Shapes: B batch, S image side, N patches, M predicted ones, K codes, F pixel values of a patch.
 Images are float32 in [0, 1].
@@ -17,46 +17,55 @@ from supmim.models import layers
 from supmim.tasks.base import Drawn
 from supmim.tokenizers import Tokenizer
 
-EPSILON = 1e-6  # of a patch's variance, as MAE has it
+EPSILON = 1e-6  # added to a patch's variance, as in MAE
 
 
 class Target(Protocol):
-    """size: values that the decoder gives for a patch; columns: titles of `pictures`."""
+    """A target of prediction.
+
+    size: values that the decoder gives for a patch. columns: titles of `pictures`.
+    """
 
     size: int
     columns: tuple[str, ...]
 
-    def __init__(self, config: Config) -> None:
-        """Of a config."""
+    def __init__(self, config: Config) -> None: ...
 
     def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
         """Return what is to be predicted [B, N, ...] of every patch of MIM views and their ids."""
+        ...
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B, M, size], [B, M, ...], mask [B, M] -> mean over hidden patches [B]."""
+        """Return the mean over hidden patches [B] of [B, M, size], [B, M, ...] and [B, M]."""
+        ...
 
     def totals(
         self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: Drawn
     ) -> Metrics:
-        """Totals of what is logged besides the loss."""
+        """Return the metrics that are logged besides the loss."""
+        ...
 
     def answer(self, predicted: jax.Array) -> jax.Array:
-        """[B, M, size] -> what it says the target is, [B, M, ...]."""
+        """Return the prediction in the form of the target: [B, M, size] -> [B, M, ...]."""
+        ...
 
     def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
-        """What results need of each image; filled: the target, or the answer where it is hidden."""
+        """Return what `results` needs of each image; filled: the target, answers where hidden."""
+        ...
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """Results from the scores of all images; empty if nothing was hidden."""
+        """Return the results from the scores of all images; empty if nothing was hidden."""
+        ...
 
     def pictures(
         self, frozen: Tokenizer | None, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """A batch of pictures [B, side, side, C] for each of the columns."""
+        """Return a batch of pictures [B, side, side, C] for each of the columns."""
+        ...
 
 
 class Tokens:
-    """The ids of a tokenizer: cross-entropy."""
+    """The ids of a tokenizer; the loss is cross-entropy, in nats."""
 
     columns = ("filled in from\npredicted tokens", "tokenizer's own\nreconstruction")
 
@@ -64,18 +73,16 @@ class Tokens:
         self.size, self.label_smoothing = config.tokenizer.codebook_size, config.mim.label_smoothing
 
     def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
-        """[B, N]."""
         assert target_ids is not None
         return target_ids
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-        """In nats."""
         return losses.token_cross_entropy(predicted, target, mask, self.label_smoothing)
 
     def totals(
         self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: Drawn
     ) -> Metrics:
-        """Accuracy on hidden patches, and how much of the codebook all patches use."""
+        """Return the accuracy on hidden patches, and the use of the codebook by all patches."""
         correct = (self.answer(predicted) == target).astype(jnp.float32)
         return {
             "token_accuracy": metrics.mean(losses.masked_mean(correct, mask), batch.valid),
@@ -83,15 +90,13 @@ class Tokens:
         }
 
     def answer(self, predicted: jax.Array) -> jax.Array:
-        """The most likely id."""
         return predicted.argmax(axis=-1)
 
     def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
-        """All [B, N]."""
         return {"target_ids": target, "filled_ids": filled, "mask": mask}
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """Accuracy over all hidden patches; its floor always answers their most frequent id."""
+        """Return the accuracy over all hidden patches; its floor answers the commonest id."""
         hidden = scores["mask"] > 0
         targets, filled = scores["target_ids"][hidden], scores["filled_ids"][hidden]
         if not targets.size:
@@ -104,12 +109,12 @@ class Tokens:
     def pictures(
         self, frozen: Tokenizer, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """What the tokenizer makes of both."""
+        """Return what the tokenizer decodes from both."""
         return frozen.decode(filled), frozen.decode(target)
 
 
 class Pixels:
-    """The pixels of a patch as the encoder sees them, in [-1, 1]: mean squared error."""
+    """The pixels of a patch as the encoder sees them, in [-1, 1]; the loss is squared error."""
 
     columns = ("filled in with\npredicted pixels",)
 
@@ -118,29 +123,25 @@ class Pixels:
         self.size = self.patch_size**2 * self.channels
 
     def patches(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> [B, N, F], in [-1, 1]."""
+        """Return the patches [B, N, F], in [-1, 1], of images [B, S, S, C]."""
         return 2 * layers.patchify(image, self.patch_size) - 1
 
     def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
-        """[B, N, F]."""
         return self.patches(image)
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-        """Mean over the pixels of hidden patches."""
         return losses.patch_squared_error(predicted, target, mask)
 
     def totals(
         self, predicted: jax.Array, target: jax.Array, mask: jax.Array, batch: Drawn
     ) -> Metrics:
-        """The loss says it all."""
         return {}
 
     def answer(self, predicted: jax.Array) -> jax.Array:
-        """What it gives is what it says."""
         return predicted
 
     def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
-        """Squared errors over hidden patches [B]: of the answer, and of the mean visible patch."""
+        """Return squared errors [B] of hidden patches: of answers and of the mean visible patch."""
         visible = 1 - mask[..., None]
         mean = (target * visible).sum(axis=1) / jnp.maximum(visible.sum(axis=1), 1)
         spread = ((target - mean[:, None]) ** 2).mean(axis=-1)
@@ -148,37 +149,36 @@ class Pixels:
         return {"error": (error * mask).sum(axis=1), "spread": (spread * mask).sum(axis=1)}
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """Share of the error of answering an image's mean visible patch that is gone."""
+        """Return the share of the error of the mean visible patch that the answers remove."""
         error, spread = scores["error"].sum(), scores["spread"].sum()
         return {"reconstruction/pixels_explained": float(1 - error / spread)} if spread else {}
 
     def pictures(
         self, frozen: None, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Its answers where they are hidden, the image elsewhere."""
+        """Return the answers where patches are hidden, and the image elsewhere."""
         return (layers.unpatchify((filled + 1) / 2, self.patch_size, self.channels),)
 
 
 class NormalizedPixels(Pixels):
-    """Pixels less their patch's mean, over its deviation: MAE's norm_pix_loss."""
+    """Pixels minus the mean of their patch, divided by its deviation: MAE's norm_pix_loss."""
 
     columns = ("predicted pixels, at each\npatch's own mean, contrast",)
 
     def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
-        """[B, N, F]."""
         patches = self.patches(image)
         mean, deviation = self.statistics(patches)
         return (patches - mean) / deviation
 
     def statistics(self, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and deviation [B, N, 1], unbiased."""
+        """Return the mean and the unbiased deviation [B, N, 1]."""
         variance = patches.var(axis=-1, keepdims=True, ddof=1)
         return patches.mean(axis=-1, keepdims=True), (variance + EPSILON) ** 0.5
 
     def pictures(
         self, frozen: None, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """With the mean and deviation that hidden patches really have, which nothing predicts."""
+        """Return pictures with the true mean and deviation of patches, which nothing predicts."""
         mean, deviation = self.statistics(self.patches(image))
         return super().pictures(frozen, image, target, filled * deviation + mean)
 
@@ -187,5 +187,5 @@ TARGETS = {"tokens": Tokens, "pixels": Pixels, "normalized_pixels": NormalizedPi
 
 
 def create(config: Config) -> Target:
-    """The target of a config."""
+    """Return the target of a config."""
     return TARGETS[config.mim.target](config)

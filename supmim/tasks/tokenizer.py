@@ -1,4 +1,4 @@
-"""A VQGAN that learns to give images back: reconstruction, codes and, if asked for, an adversary.
+"""Training of a VQGAN: reconstruction, codes and, if asked for, a discriminator.
 
 Sources: "Neural Discrete Representation Learning" (arXiv 1711.00937), VQGAN (2012.09841), MaskGIT
 (2202.04200). Shapes: B batch, S image side, C channels, h w latent grid, N = h w, D size of a code,
@@ -6,7 +6,7 @@ K codes.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,24 @@ from supmim.data.images import Images
 from supmim.data.raw import Raw
 from supmim.metrics import Metrics
 from supmim.tasks.base import Drawn, Prepared, Task
-from supmim.tokenizers import codebook, losses, perceptual, quality
+from supmim.tokenizers import codebook, losses, perceptual, quality, vqgan
 from supmim.tokenizers.discriminators import DISCRIMINATORS
 
 NETWORK = ("encoder", "quantizer", "decoder")
-LOGIT_DECAY = 0.99  # of LeCAM's averages, arXiv 2104.03310
+LOGIT_DECAY = 0.99  # decay of LeCAM's averages, arXiv 2104.03310
 
 
 class TokenizerTraining(Task):
-    """Losses of both sides in one sum: each side's parameters are constants in the other's terms.
+    """The losses of generator and discriminator in one sum, with one optimizer.
 
-    So one optimizer serves both, as in MaskGIT, where both have the same settings; clipping is by
-    the norm of all gradients together. What is kept besides gradients is in params["statistics"].
+    The parameters of each are constants in the terms of the other. MaskGIT also gives both the
+    same optimizer settings; clipping uses the norm of all gradients together. Averages that no
+    gradient moves are in params["statistics"].
     """
 
     def __init__(self, config: Config, features: perceptual.Features | None) -> None:
         self.config, self.sizes, self.features = config, config.tokenizer, features
-        self.network = tokenizers.abstract(config).network
+        self.network = cast(vqgan.VQGAN, tokenizers.abstract(config)).network
         self.num_tokens = (config.data.image_size // self.network.stride) ** 2
         self.discriminator = None
         if self.sizes.adversarial_weight:
@@ -43,7 +44,6 @@ class TokenizerTraining(Task):
 
     @classmethod
     def abstract(cls, config: Config) -> "TokenizerTraining":
-        """See Task."""
         return cls(config, perceptual.zeros() if config.tokenizer.perceptual_weight else None)
 
     @classmethod
@@ -55,13 +55,13 @@ class TokenizerTraining(Task):
         return cls(config, features)
 
     def init(self, rng: jax.Array) -> Any:
-        """Parameters of encoder, quantizer, decoder and discriminator, and the statistics."""
+        """See Task: encoder, quantizer, decoder, discriminator and statistics."""
         data = self.config.data
         image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
-        params = self.network.init(rng, image)["params"]
+        params: Any = self.network.init(rng, image)["params"]
         kept = {}
         if self.counts_codes:
-            kept["codes"] = codebook.begin(params["quantizer"]["codebook"])
+            kept["codes"] = codebook.initial_averages(params["quantizer"]["codebook"])
         if self.discriminator is not None:
             key = jax.random.fold_in(rng, 1)
             params["discriminator"] = self.discriminator.init(key, image, jnp.ones(1))["params"]
@@ -70,11 +70,11 @@ class TokenizerTraining(Task):
 
     @property
     def counts_codes(self) -> bool:
-        """Whether the codebook is kept alive by more than gradients."""
+        """Whether codes are changed by statistics of their use, not by gradients alone."""
         return self.sizes.codebook == "ema" or self.sizes.revive_below > 0
 
     def prepare(self, batch: Raw) -> Prepared:
-        """Raw batch -> `image` [B, S, S, C], the MIM view, in [0, 1]."""
+        """See Task: the MIM view alone."""
         data = self.config.data
         keys = views.example_keys(data.seed, batch["epoch"], batch["index"])
         image = views.geometry(keys, views.to_float(batch["image"]), data)
@@ -88,7 +88,6 @@ class TokenizerTraining(Task):
         return Drawn(**vars(batch), candidate=candidate)
 
     def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Weighted sum of the losses of both sides, and totals of what is logged."""
         image, valid = batch.mim_view, batch.valid
         latents = self.apply(params, image, "latents").astype(jnp.float32)
         ids = self.apply(params, jax.lax.stop_gradient(latents), "quantize")
@@ -100,12 +99,13 @@ class TokenizerTraining(Task):
         if self.discriminator is not None:
             terms |= self.adversarial_terms(params, image, decoded, valid)
         means = {name: metrics.mean(value, valid) for name, value in terms.items()}
-        loss = sum(self.weight(name) * mean.compute() for name, mean in means.items())
+        loss: Any = sum(self.weight(name) * mean.compute() for name, mean in means.items())
         error = metrics.mean(quality.squared_error(image, decoded), valid)
         flat = ids.reshape(len(image), -1)
-        totals = means | {
+        totals: Metrics = {
+            **means,
             "loss": metrics.scalar(loss),
-            "psnr": metrics.Psnr(error.total, error.count),
+            "psnr": metrics.psnr(error),
             **metrics.code_metrics(flat, self.sizes.codebook_size, valid),
         }
         if self.counts_codes:
@@ -117,24 +117,30 @@ class TokenizerTraining(Task):
         return loss, totals
 
     def apply(self, params: Any, x: jax.Array, method: str) -> jax.Array:
-        """One of the network's methods."""
+        """Call a method of the network."""
         own = {name: params[name] for name in NETWORK}
-        return self.network.apply({"params": own}, x, method=method)
+        out: Any = self.network.apply({"params": own}, x, method=method)
+        return out
 
     def weight(self, name: str) -> float:
-        """What a term counts in the sum; 0 if it is only logged."""
+        """Return the weight of a term in the loss; 0 if it is only logged."""
         sizes = self.sizes
         return {
-            "reconstruction_loss": 1.0, "perceptual_loss": sizes.perceptual_weight,
-            "commitment_loss": sizes.commitment_weight, "codebook_loss": 1.0,
-            "entropy_loss": sizes.entropy_weight, "generator_loss": sizes.adversarial_weight,
-            "discriminator_loss": 1.0, "r1_loss": sizes.r1_weight, "lecam_loss": sizes.lecam_weight,
-        }.get(name, 0.0)  # fmt: skip
+            "reconstruction_loss": 1.0,
+            "perceptual_loss": sizes.perceptual_weight,
+            "commitment_loss": sizes.commitment_weight,
+            "codebook_loss": 1.0,
+            "entropy_loss": sizes.entropy_weight,
+            "generator_loss": sizes.adversarial_weight,
+            "discriminator_loss": 1.0,
+            "r1_loss": sizes.r1_weight,
+            "lecam_loss": sizes.lecam_weight,
+        }.get(name, 0.0)
 
     def code_terms(
         self, params: Any, latents: jax.Array, codes: jax.Array, valid: jax.Array
     ) -> dict[str, jax.Array]:
-        """[B, h, w, D] twice, [B] -> the losses of latents and codes, each [B]."""
+        """Return the losses [B] of latents and codes [B, h, w, D]."""
         terms = {"commitment_loss": losses.commitment(latents, codes)}
         book = params["quantizer"]["codebook"]
         if self.sizes.codebook == "gradient":
@@ -147,7 +153,7 @@ class TokenizerTraining(Task):
         return terms
 
     def image_terms(self, image: jax.Array, decoded: jax.Array) -> dict[str, jax.Array]:
-        """[B, S, S, C] twice -> what a reconstruction costs, each [B]."""
+        """Return the losses [B] of reconstructions [B, S, S, C]."""
         terms = {
             "reconstruction_loss": losses.RECONSTRUCTION[self.sizes.reconstruction](image, decoded)
         }
@@ -158,12 +164,14 @@ class TokenizerTraining(Task):
     def adversarial_terms(
         self, params: Any, image: jax.Array, decoded: jax.Array, valid: jax.Array
     ) -> dict[str, jax.Array]:
-        """[B, S, S, C] twice, [B] -> the losses of both sides, 0 before their start, each [B]."""
+        """Return the losses [B] of generator and discriminator, and their logits."""
         sizes, kept = self.sizes, params["statistics"]
+        discriminator = self.discriminator
+        assert discriminator is not None
         of_generator, of_discriminator = losses.ADVERSARIAL[sizes.adversarial_loss]
 
         def logits(weights, x):
-            return self.discriminator.apply({"params": weights}, x, valid)
+            return discriminator.apply({"params": weights}, x, valid)
 
         own, constant = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
         real, fake = logits(own, image), logits(own, jax.lax.stop_gradient(decoded))
@@ -181,10 +189,10 @@ class TokenizerTraining(Task):
         return terms | {"real_logit": real.mean(axis=1), "fake_logit": fake.mean(axis=1)}
 
     def after_update(self, params: Any, totals: Metrics) -> tuple[Any, Metrics]:
-        """Moves averages, and codes where they say so; takes the code statistics out of totals."""
+        """See Task: update averages, and the codes that depend on them."""
         totals, kept = dict(totals), dict(params.get("statistics", {}))
         if self.counts_codes:
-            seen = totals.pop("code_statistics").compute()
+            seen: Any = totals.pop("code_statistics").compute()
             book, kept["codes"] = self.moved(params["quantizer"]["codebook"], kept["codes"], seen)
             params = params | {"quantizer": {"codebook": book}}
         if self.discriminator is not None:
@@ -195,14 +203,14 @@ class TokenizerTraining(Task):
         return params | ({"statistics": kept} if kept else {}), totals
 
     def moved(self, book: jax.Array, averages: dict, seen: dict) -> tuple[jax.Array, dict]:
-        """Codebook [K, D] and averages after a step that saw so much of each code."""
+        """Return the codebook [K, D] and its averages after a step with statistics `seen`."""
         averages = codebook.average(averages, seen, self.sizes.codebook_decay)
         if self.sizes.codebook == "ema":
             book = codebook.means(averages, book)
         return codebook.revive(book, averages, seen, self.sizes.revive_below)
 
     def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
-        """Raw batch -> `ids` [B, N] and, of the clipped reconstruction, `quality.of` its image."""
+        """See Task: `ids` [B, N], and the quality of the clipped reconstruction."""
         image = views.to_float(batch["image"])
         latents = self.apply(params, image, "latents")
         ids = self.apply(params, latents, "quantize")
@@ -210,6 +218,5 @@ class TokenizerTraining(Task):
         return {"ids": ids.reshape(len(image), -1), **quality.of(image, decoded)}
 
     def reconstruct(self, params: Any, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [0, 1] -> the same, from its codes."""
         ids = self.apply(params, self.apply(params, image, "latents"), "quantize")
         return self.apply(params, self.apply(params, ids, "codes"), "decode").clip(0, 1)

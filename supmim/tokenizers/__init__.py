@@ -17,64 +17,69 @@ from supmim.workdir.files import write_json
 
 
 class Tokenizer(Protocol):
-    """A pytree of frozen arrays. Images are float32 in [0, 1], [B, S, S, C]; ids [B, N], int32."""
+    """A pytree of frozen arrays. Images are float32 in [0, 1], [B, S, S, C]; ids int32, [B, N]."""
 
     def encode(self, image: jax.Array) -> jax.Array:
-        """Images -> ids."""
+        """Return the ids of images, row by row. DataError for values outside [0, 1]."""
+        ...
 
     def decode(self, ids: jax.Array) -> jax.Array:
-        """Ids -> images."""
+        """Return the images of ids."""
+        ...
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer into a folder, whole or not at all."""
+        """Write the tokenizer into a folder, whole or not at all."""
+        ...
 
     def fingerprint(self) -> str:
-        """SHA-256 of what its ids depend on."""
+        """Return the SHA-256 of everything that the ids depend on."""
+        ...
 
     def options(self) -> dict[str, Any]:
-        """The options of a config, `group.option`, that it fixes, with their values."""
+        """Return the values of the config's options, `group.option`, that the tokenizer fixes."""
+        ...
 
 
 TOKENIZERS = {"patch_vq": patch_vq, "vqgan": vqgan, "taming": taming}
 
 
 def abstract(config: Config) -> Tokenizer:
-    """The tokenizer of a config, of shapes only: what is needed to trace and compile."""
+    """Return the tokenizer of a config with shapes in place of arrays, to trace and compile."""
     module = TOKENIZERS[config.tokenizer.name]
-    dtype = config.tokenizer_dtype
-    return module.abstract(config.tokenizer, config.data.channels, dtype)
+    return module.abstract(config.tokenizer, config.data.channels, config.tokenizer_dtype)
 
 
 def load(config: Config) -> Tokenizer:
-    """The tokenizer in the folder config.tokenizer.path.
+    """Return the tokenizer in the folder config.tokenizer.path.
 
-    ConfigError if it is not what the config says, CheckpointError if it is not whole.
+    ConfigError if it differs from the config, CheckpointError if it is damaged.
     """
-    folder, sizes = Path(config.tokenizer.path), config.tokenizer
-    if (kind := kind_of(folder)) != sizes.name:
+    folder, name = Path(config.tokenizer.path), config.tokenizer.name
+    if (kind := kind_of(folder)) != name:
         raise ConfigError(
-            f"{folder} holds a tokenizer of kind {kind}, not {sizes.name}: set "
+            f"{folder} holds a tokenizer of kind {kind}, not {name}: set "
             f"--config.tokenizer.name={kind}, or choose another --config.tokenizer.path"
         )
     tokenizer = TOKENIZERS[kind].load(folder, config.tokenizer_dtype)
-    held, expected = tokenizer.options(), abstract(config).options()
-    if differ := [name for name in held if held[name] != expected[name]]:
-        lines = [
-            f"config.{name}: {held[name]} there, {expected[name]} asked for" for name in differ
-        ]
-        flags = " ".join(f"--config.{name}={held[name]}" for name in differ)
+    stored, expected = tokenizer.options(), abstract(config).options()
+    if differing := {key: value for key, value in stored.items() if value != expected[key]}:
+        lines = "".join(
+            f"\n  config.{key}: {value} in the folder, {expected[key]} in the config"
+            for key, value in differing.items()
+        )
+        flags = " ".join(f"--config.{key}={value}" for key, value in differing.items())
         raise ConfigError(
-            f"the tokenizer in {folder} has other sizes than the config:\n  "
-            + "\n  ".join(lines) + f"\nSet {flags}, or choose another --config.tokenizer.path"
-        )  # fmt: skip
+            f"the tokenizer in {folder} differs from the config:{lines}\n"
+            f"Set {flags}, or choose another --config.tokenizer.path"
+        )
     return tokenizer
 
 
 def kind_of(folder: Path) -> str:
-    """The name of the tokenizer in a folder; CheckpointError if there is none."""
+    """Return the kind of the tokenizer in a folder; CheckpointError if there is none."""
     if patch_vq.is_old(folder):
         return "patch_vq"
-    kind = folder_lib.note_of(folder)["kind"]
+    kind = folder_lib.read_note(folder)["kind"]
     if kind not in TOKENIZERS:
         raise folder_lib.damaged(folder / folder_lib.NOTE, f"its kind {kind!r} is not known")
     return kind
@@ -87,37 +92,37 @@ def load_or_fit(
     images: Callable[[], np.ndarray],
     needed: bool,
 ) -> Tokenizer:
-    """The tokenizer of config.tokenizer.path. Without one, that in `folder` if it was made from the
-    same; else one fitted on images(), saved.
+    """Return the tokenizer of config.tokenizer.path or, if that is empty, of `folder`.
 
-    made_from: JSON of all that its codes depend on; written last, so that it marks a whole one.
-    needed: a run goes on with it, so it is read as it is; CheckpointError if it is not whole.
-    ConfigError if it is of a kind that must be trained first.
+    If `folder` holds none that was made from the same, one is fitted on images() and saved there.
+    made_from: JSON of all that its codes depend on; written last, it marks a complete tokenizer.
+    needed: whether a run that used `folder` continues, so that it is read whatever it was made
+    from; CheckpointError if it is damaged. ConfigError if its kind must be trained first.
     """
     if config.tokenizer.path:
         return load(config)
     if config.tokenizer.name != "patch_vq":
         raise ConfigError(
             f"config.tokenizer.name={config.tokenizer.name} needs --config.tokenizer.path, the "
-            f"folder of a tokenizer: {folder_lib.MAKE_ONE}"
+            f"folder of a tokenizer: {folder_lib.HOW_TO_MAKE_ONE}"
         )
-    module, note = TOKENIZERS[config.tokenizer.name], folder / "made_from.json"
-    if hosts.together(lambda: needed or (note.is_file() and _read(note) == made_from)):
-        return module.load(folder)
-    tokenizer = module.fit(
+    note = folder / "made_from.json"
+    if hosts.on_first(lambda: needed or _holds(note, made_from)):
+        return patch_vq.load(folder)
+    tokenizer = patch_vq.fit(
         images(),
         codebook_size=config.tokenizer.codebook_size,
         patch_size=config.tokenizer.patch_size,
         steps=config.tokenizer.fit_steps,
         seed=config.data.seed,
     )
-    hosts.together(lambda: tokenizer.save(folder))
-    hosts.together(lambda: write_json(note, made_from))
+    hosts.on_first(lambda: tokenizer.save(folder))
+    hosts.on_first(lambda: write_json(note, made_from))
     return tokenizer
 
 
-def _read(note: Path) -> Any:
+def _holds(note: Path, document: dict[str, Any]) -> bool:
     try:
-        return json.loads(note.read_text(encoding="utf-8"))
+        return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == document
     except ValueError:
-        return None
+        return False

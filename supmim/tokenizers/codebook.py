@@ -1,4 +1,4 @@
-"""What keeps a codebook alive besides gradients: averages of what its codes stand for, revival.
+"""Codebook updates beside gradients: averages of the latents of each code, and code revival.
 
 Statistics are sums over the batch, so that parts, shards and hosts add up exactly. Shapes: B batch,
 N latents of an image, D size of a code, K codes.
@@ -7,18 +7,18 @@ N latents of an image, D size of a code, K codes.
 import jax
 import jax.numpy as jnp
 
-LEAST = 1e-6  # count below which a code's average says nothing
+MIN_COUNT = 1e-6  # count below which a code has no meaningful average
 
 
 def candidates(rng: jax.Array, batch_size: int, num_tokens: int) -> jax.Array:
-    """[B, N], a permutation: latent number k of it may become code k; those past K none."""
+    """Return a permutation [B, N]: the latent whose number is k < K may replace code k."""
     return jax.random.permutation(rng, batch_size * num_tokens).reshape(batch_size, num_tokens)
 
 
 def statistics(
     latents: jax.Array, ids: jax.Array, candidate: jax.Array, valid: jax.Array, codebook_size: int
 ) -> dict[str, jax.Array]:
-    """[B, N, D], [B, N], [B, N], [B] -> sums over the valid images.
+    """Return sums over the valid images of [B, N, D], [B, N], [B, N], [B].
 
     `count` [K] and `total` [K, D] of the latents of each code; `offered` [K, D], the candidate of
     each code, and `offers` [K], whether there is one.
@@ -26,41 +26,43 @@ def statistics(
     weight = jnp.broadcast_to(valid[:, None], ids.shape)
     weighted = jax.lax.stop_gradient(latents).astype(jnp.float32) * weight[..., None]
 
-    def sums(values, where):
+    def sums(values: jax.Array, code: jax.Array) -> jax.Array:
         flat = values.reshape(-1, *values.shape[2:])
-        return jax.ops.segment_sum(flat, where.reshape(-1), codebook_size)
+        return jax.ops.segment_sum(flat, code.reshape(-1), codebook_size)
 
     return {
-        "count": sums(weight, ids), "total": sums(weighted, ids),
-        "offered": sums(weighted, candidate), "offers": sums(weight, candidate),
-    }  # fmt: skip
+        "count": sums(weight, ids),
+        "total": sums(weighted, ids),
+        "offered": sums(weighted, candidate),
+        "offers": sums(weight, candidate),
+    }
 
 
-def begin(codebook: jax.Array) -> dict[str, jax.Array]:
-    """Averages before the first step: nothing was seen."""
+def initial_averages(codebook: jax.Array) -> dict[str, jax.Array]:
+    """Return the averages before the first step, all zero."""
     return {"count": jnp.zeros(len(codebook)), "total": jnp.zeros_like(codebook)}
 
 
 def average(
     averages: dict[str, jax.Array], seen: dict[str, jax.Array], decay: float
 ) -> dict[str, jax.Array]:
-    """One step of the exponential averages of `count` and `total` (arXiv 1711.00937, A.1)."""
+    """Update the exponential averages of `count` and `total` (arXiv 1711.00937, A.1)."""
     return {name: decay * old + (1 - decay) * seen[name] for name, old in averages.items()}
 
 
 def means(averages: dict[str, jax.Array], codebook: jax.Array) -> jax.Array:
-    """The mean latent of each code, [K, D]; a code that has none stays."""
+    """Return the mean latent of each code, [K, D]; a code without latents stays as it is."""
     count = averages["count"][:, None]
-    return jnp.where(count > LEAST, averages["total"] / jnp.maximum(count, LEAST), codebook)
+    return jnp.where(count > MIN_COUNT, averages["total"] / jnp.maximum(count, MIN_COUNT), codebook)
 
 
 def revive(
     codebook: jax.Array, averages: dict[str, jax.Array], seen: dict[str, jax.Array], below: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Codes used less than `below` x the mean take their candidate, with the mean use to begin.
+    """Replace codes used less than `below` x the mean by their candidates, at the mean use.
 
-    So do, once they have no use for a while, codes at the first step: the codebook begins as
-    latents of images, drawn at random, wherever the first latents lie.
+    All codes are unused before the first step, so the codebook soon consists of randomly drawn
+    latents of images, wherever the first latents lie.
     """
     mean = averages["count"].mean()
     dead = (averages["count"] < below * mean) & (seen["offers"] > 0)

@@ -1,4 +1,4 @@
-"""A tokenizer on disk: `tokenizer.json` (kind, sizes, digest, origin) beside its weights."""
+"""Tokenizer folders: `tokenizer.json` (kind, sizes, digest, origin) beside the weights."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from supmim.workdir.files import write_json
 
 NOTE = "tokenizer.json"
 WEIGHTS = "tokenizer.safetensors"
-MAKE_ONE = (
+HOW_TO_MAKE_ONE = (
     "make one with `supmim tokenizer train --config=FILE.py --workdir=DIR`, or from published "
     "weights with `supmim tokenizer import --from=FILE --out=DIR`"
 )
 
 
 def write(folder: Path, kind: str, sizes: dict[str, Any], params: Any, origin: str) -> None:
-    """Weights, then the note that holds their digest: without it the folder holds no tokenizer."""
+    """Write the weights, then the note with their digest that makes the folder a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NOTE).unlink(missing_ok=True)
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
@@ -36,8 +36,8 @@ def write(folder: Path, kind: str, sizes: dict[str, Any], params: Any, origin: s
     write_json(folder / NOTE, {"kind": kind, "sizes": sizes, "sha256": digest, "origin": origin})
 
 
-def note_of(folder: Path) -> dict[str, Any]:
-    """What `tokenizer.json` says; CheckpointError if it says nothing of use."""
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return the content of `tokenizer.json`; CheckpointError if it is missing or damaged."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         if not isinstance(note["sizes"], dict) or not isinstance(note["kind"], str):
@@ -45,16 +45,16 @@ def note_of(folder: Path) -> dict[str, Any]:
         return note
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} holds no tokenizer (no {NOTE}). If it has moved, name its new place with "
-            f"--config.tokenizer.path; else {MAKE_ONE}"
+            f"{folder} holds no tokenizer (it has no {NOTE}). If the folder has moved, set "
+            f"--config.tokenizer.path to its new place; otherwise {HOW_TO_MAKE_ONE}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder / NOTE, repr(error)) from error
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Any]:
-    """Sizes and parameters of a tokenizer; CheckpointError if it is not what was written."""
-    note = note_of(folder)
+    """Return the sizes and parameters of a tokenizer; CheckpointError if it is damaged."""
+    note = read_note(folder)
     try:
         weights = (folder / WEIGHTS).read_bytes()
         if sha256(weights).hexdigest() != note["sha256"]:
@@ -66,8 +66,8 @@ def read(folder: Path) -> tuple[dict[str, Any], Any]:
 
 
 def damaged(path: Path, why: str) -> CheckpointError:
-    """The error of a tokenizer that cannot be used."""
+    """Return the error for a tokenizer that cannot be used."""
     return CheckpointError(
-        f"the tokenizer {path} cannot be used: {why}. What was trained with it needs it: restore "
-        f"the folder from a copy, or {MAKE_ONE}"
+        f"the tokenizer {path} cannot be used: {why}. Runs that were trained with it need it: "
+        f"restore the folder from a copy, or {HOW_TO_MAKE_ONE}"
     )

@@ -1,8 +1,7 @@
-"""Ids of a batch where its images lie: each device turns its own rows into ids, in microbatches.
+"""Target ids computed where the images lie: each device encodes its own rows in microbatches.
 
-The program that does it always sees microbatches of one shape, and nothing else is compiled with
-it, so that ids depend neither on the batch size nor on the number of devices.
-Shapes: B batch, N tokens.
+All microbatches have one shape and their program contains nothing else, so that ids depend neither
+on the batch size nor on the number of devices. Shapes: B batch, N tokens.
 """
 
 import functools
@@ -17,58 +16,64 @@ from supmim import sharding
 from supmim.data.raw import Raw
 
 ROWS = PartitionSpec(sharding.BATCH)
+Fields = dict[str, Any]  # of a raw batch, those that its target ids depend on
 
 
 class Tokenize:
-    """frozen, raw batch -> the batch with target_ids [B, N]; of `tokenize`, which does so for rows.
+    """A function (frozen, raw batch) that returns the batch with target_ids [B, N].
 
-    Rawes come back as they are without a tokenizer, and where ids were read with the images.
+    A batch comes back unchanged if there is no tokenizer or if it already has target ids.
+    tokenize: adds target ids to the rows of one device.
     """
 
     def __init__(self, tokenize: Callable[[Any, Raw], Raw], mesh: Mesh, microbatch: int) -> None:
         self.mesh, self.microbatch = mesh, microbatch
         self._ids = jax.jit(
             jax.shard_map(
-                lambda frozen, rows: tokenize(frozen, rows)["target_ids"],
-                mesh=mesh, in_specs=(PartitionSpec(), ROWS), out_specs=ROWS,
+                lambda frozen, rows: dict(tokenize(frozen, rows))["target_ids"],
+                mesh=mesh,
+                in_specs=(PartitionSpec(), ROWS),
+                out_specs=ROWS,
             )
-        )  # fmt: skip
+        )
 
     def __call__(self, frozen: Any, batch: Raw) -> Raw:
-        """See the class; `index` of the batch divides over the mesh."""
+        """Add target ids; the length of `batch["index"]` divides over the mesh."""
         if frozen is None or "target_ids" in batch:
             return batch
         rows = len(batch["index"]) // sharding.batch_shards(self.mesh)
-        ids = [self._ids(frozen, part) for part in split(self.mesh, self.microbatch, seen(batch))]
-        rest = {name: x for name, x in batch.items() if name != "tokenizer_image"}
-        return rest | {"target_ids": join(self.mesh, rows, ids)}
+        ids = [self._ids(frozen, part) for part in split(self.mesh, self.microbatch, fields(batch))]
+        tokenized = batch.copy()
+        tokenized.pop("tokenizer_image", None)
+        tokenized["target_ids"] = join(self.mesh, rows, ids)
+        return tokenized
 
-    def microbatches(self, frozen: Any, batch: Raw) -> list[Raw]:
-        """Of shapes: what the program is called with; nothing where it is not."""
+    def microbatches(self, frozen: Any, batch: Raw) -> list[Fields]:
+        """Return the abstract microbatches of a batch; none if no ids are computed."""
         if frozen is None or "target_ids" in batch:
             return []
-        parts = jax.eval_shape(lambda rows: split(self.mesh, self.microbatch, rows), seen(batch))
+        parts = jax.eval_shape(lambda rows: split(self.mesh, self.microbatch, rows), fields(batch))
         where = sharding.batch_sharding(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), parts
         )
 
-    def lower(self, frozen: Any, rows: Raw) -> jax.stages.Lowered:
-        """The program of a microbatch, of shapes."""
-        return self._ids.lower(frozen, rows)
+    def lower(self, frozen: Any, microbatch: Fields) -> jax.stages.Lowered:
+        """Lower the program of an abstract microbatch."""
+        return self._ids.lower(frozen, microbatch)
 
 
-def seen(batch: Raw) -> Raw:
-    """What of a raw batch its ids depend on."""
+def fields(batch: Raw) -> Fields:
+    """Return the fields of a raw batch that its target ids depend on."""
     image = "tokenizer_image" if "tokenizer_image" in batch else "image"
-    return {name: batch[name] for name in (image, "epoch", "index")}
+    return {name: dict(batch)[name] for name in (image, "epoch", "index")}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def split(mesh: Mesh, microbatch: int, batch: Raw) -> list[Raw]:
-    """A batch in parts of so many rows on each device, the last one padded with zeros."""
+def split(mesh: Mesh, microbatch: int, batch: Fields) -> list[Fields]:
+    """Split a batch into `microbatch` rows per device; the last part is padded with zeros."""
 
-    def parts(rows: Raw) -> list[Raw]:
+    def parts(rows: Fields) -> list[Fields]:
         count = -(-len(rows["index"]) // microbatch)
         padding = count * microbatch - len(rows["index"])
         padded = {
@@ -84,9 +89,8 @@ def split(mesh: Mesh, microbatch: int, batch: Raw) -> list[Raw]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def join(mesh: Mesh, rows: int, parts: list[jax.Array]) -> jax.Array:
-    """The first `rows` of each device's parts, put together again: [B, N]."""
-
-    def whole(parts: list[jax.Array]) -> jax.Array:
-        return jnp.concatenate(parts)[:rows]
-
-    return jax.shard_map(whole, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(parts)
+    """Concatenate each device's parts and keep its first `rows` rows: [B, N]."""
+    whole = jax.shard_map(
+        lambda parts: jnp.concatenate(parts)[:rows], mesh=mesh, in_specs=ROWS, out_specs=ROWS
+    )
+    return whole(parts)

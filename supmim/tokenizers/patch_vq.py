@@ -14,41 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from supmim.config import options
 from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.tokenizers import codes as codes_lib
 from supmim.tokenizers import folder as folder_lib
 
-# Once it had a format of its own, which is still read.
+# The files of an earlier format, which is still read.
 OLD_CODES = "patch_vq.npz"
 OLD_DIGEST = "patch_vq.json"
-CHUNK = 65_536  # patches whose distances to all codes are held at once
-MOST_PATCHES = 2**17  # k-means sees no more than this, drawn at random
+CHUNK = 65_536  # patches whose distances to all codes are in memory at once
+MOST_PATCHES = 2**17  # k-means sees at most this many, drawn at random
 
 
 @struct.dataclass
 class PatchVQ:
-    """codes: [K, F], in [0, 1]."""
+    """A tokenizer that maps each patch to the nearest of its codes, [K, F], in [0, 1]."""
 
     codes: jax.Array
     patch_size: int = struct.field(pytree_node=False)
     channels: int = struct.field(pytree_node=False)
 
     def encode(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> ids [B, N], the nearest code of each patch. DataError outside [0, 1]."""
         codes_lib.check_range(image)
         return codes_lib.nearest(layers.patchify(image, self.patch_size), self.codes)
 
     def decode(self, ids: jax.Array) -> jax.Array:
-        """[B, N] -> [B, S, S, C]."""
         return layers.unpatchify(self.codes[ids], self.patch_size, self.channels)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the codes."""
         return sha256(np.asarray(self.codes).tobytes()).hexdigest()
 
     def options(self) -> dict[str, Any]:
-        """The options of a config that this tokenizer fixes."""
         return {
             "tokenizer.name": "patch_vq",
             "data.channels": self.channels,
@@ -57,38 +54,38 @@ class PatchVQ:
         }
 
     def save(self, folder: Path, origin: str = "k-means of patches") -> None:
-        """Writes the folder; origin says where the codes came from."""
         sizes = {"patch_size": self.patch_size, "channels": self.channels}
         folder_lib.write(folder, "patch_vq", sizes, {"codes": self.codes}, origin)
 
 
-def abstract(sizes: Any, channels: int, dtype: str = "float32") -> PatchVQ:
-    """A tokenizer of shapes only, which works in float32. sizes: config.tokenizer."""
+def abstract(sizes: options.Tokenizer, channels: int, dtype: str) -> PatchVQ:
+    """Return a tokenizer with shapes in place of arrays. dtype: not used, always float32."""
     shape = (sizes.codebook_size, sizes.patch_size**2 * channels)
-    return PatchVQ(jax.ShapeDtypeStruct(shape, jnp.float32), sizes.patch_size, channels)
+    codes: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return PatchVQ(codes, sizes.patch_size, channels)
 
 
 def load(folder: Path, dtype: str = "float32") -> PatchVQ:
-    """Reads a saved tokenizer, which works in float32; CheckpointError if it is not whole."""
+    """Return a saved tokenizer; CheckpointError if it is damaged. dtype: see abstract."""
     if is_old(folder):
         return load_old(folder)
     sizes, params = folder_lib.read(folder)
     try:
         found = PatchVQ(jnp.asarray(params["codes"]), sizes["patch_size"], sizes["channels"])
         if found.codes.shape[1:] != (found.patch_size**2 * found.channels,):
-            raise ValueError("its sizes are not those of its codes")
+            raise ValueError("its sizes do not match the shape of its codes")
     except (KeyError, TypeError, ValueError) as error:
         raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
     return found
 
 
 def is_old(folder: Path) -> bool:
-    """Whether a folder holds codes in the old format alone."""
+    """Return whether a folder holds codes in the old format only."""
     return (folder / OLD_CODES).is_file() and not (folder / folder_lib.NOTE).is_file()
 
 
 def load_old(folder: Path) -> PatchVQ:
-    """Reads the old format; CheckpointError if it is not whole."""
+    """Return a tokenizer saved in the old format; CheckpointError if it is damaged."""
     path = folder / OLD_CODES
     try:
         digest = json.loads((folder / OLD_DIGEST).read_text())["sha256"]
@@ -103,35 +100,34 @@ def load_old(folder: Path) -> PatchVQ:
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
-    """`steps` rounds of k-means: [P, F], [K, F] -> [K, F].
+    """Run `steps` rounds of k-means: [P, F], [K, F] -> [K, F].
 
-    A code without patches moves to the worst served patch.
+    A code without patches moves to the patch that is farthest from its code.
     """
     num_codes = len(codes)
 
-    def assign(codes):
-        def one(patch):
+    def step(codes: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def assign(patch: jax.Array) -> tuple[jax.Array, jax.Array]:
             distance = codes_lib.distances(patch, codes)
             return distance.argmin(), distance.min() + (patch**2).sum()
 
-        return jax.lax.map(one, patches, batch_size=CHUNK)
-
-    def step(codes, _):
-        ids, error = assign(codes)
+        ids, error = jax.lax.map(assign, patches, batch_size=CHUNK)
         count = jax.ops.segment_sum(jnp.ones(len(patches)), ids, num_codes)
         total = jax.ops.segment_sum(patches, ids, num_codes)
         mean = total / jnp.maximum(count, 1)[:, None]
         worst = patches[jax.lax.top_k(error, num_codes)[1]]
-        place = jnp.cumsum(count == 0) - 1  # the n-th dead code takes the n-th worst patch
-        return jnp.where(count[:, None] > 0, mean, worst[place]), None
+        rank = jnp.cumsum(count == 0) - 1  # the n-th empty code takes the n-th worst patch
+        return jnp.where(count[:, None] > 0, mean, worst[rank]), None
 
     return jax.lax.scan(step, codes, length=steps)[0]
 
 
-def fit(image: np.ndarray, *, codebook_size: int, patch_size: int, steps: int, seed: int):
-    """k-means codes of the patches of float images [n, S, S, C]; same input, same codes.
+def fit(
+    image: np.ndarray, *, codebook_size: int, patch_size: int, steps: int, seed: int
+) -> PatchVQ:
+    """Fit codes to the patches of float images [n, S, S, C] with k-means, deterministically.
 
-    Starts from distinct patches drawn by `seed`. ConfigError if there are fewer than codes.
+    It starts from distinct patches, drawn by `seed`. ConfigError if there are fewer than codes.
     """
     rng = np.random.default_rng(seed)
     patches = layers.patchify(image, patch_size)

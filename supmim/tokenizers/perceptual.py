@@ -1,6 +1,6 @@
-"""Distance of VGG16's features in the form of LPIPS (arXiv 1801.03924), from weights of the user.
+"""The LPIPS distance (arXiv 1801.03924) on features of VGG16, with weights that the user provides.
 
-Nothing is bundled. Shapes: B batch, S image side, C channels, F features.
+No weights are bundled. Shapes: B batch, S image side, C channels, F features.
 """
 
 from hashlib import sha256
@@ -14,8 +14,8 @@ from safetensors.numpy import load as load_safetensors
 
 from supmim.errors import CheckpointError
 
-# torchvision's vgg16: number of each convolution in `features` and its width, stage by stage; each
-# stage but the first begins with a maximum over 2 x 2 pixels, and the end of each is compared.
+# torchvision's vgg16: number of each convolution in `features` and its width, stage by stage. Each
+# stage but the first begins with 2 x 2 max pooling; the outputs of the stages are compared.
 STAGES = (
     ((0, 64), (2, 64)),
     ((5, 128), (7, 128)),
@@ -23,57 +23,57 @@ STAGES = (
     ((17, 512), (19, 512), (21, 512)),
     ((24, 512), (26, 512), (28, 512)),
 )
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its images were seen
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as VGG16 was trained
 Features = dict[str, np.ndarray]
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the convolutions, as torchvision stores them."""
-    found, before = {}, 3
+    """Return names and shapes of the convolutions, as torchvision stores them."""
+    expected, inputs = {}, 3
     for number, width in (conv for stage in STAGES for conv in stage):
-        found[f"features.{number}.weight"] = (width, before, 3, 3)
-        found[f"features.{number}.bias"] = (width,)
-        before = width
-    return found
+        expected[f"features.{number}.weight"] = (width, inputs, 3, 3)
+        expected[f"features.{number}.bias"] = (width,)
+        inputs = width
+    return expected
 
 
 def linear_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of LPIPS's learned weights of features, which may all be left out."""
+    """Return names and shapes of LPIPS's learned feature weights, which a file may lack."""
     return {f"lin{i}.model.1.weight": (1, stage[-1][1], 1, 1) for i, stage in enumerate(STAGES)}
 
 
 def zeros() -> Features:
-    """Weights of the right shapes, to trace and compile with."""
+    """Return zero weights of the right shapes, to trace and compile."""
     return {name: np.zeros(shape, np.float32) for name, shape in shapes().items()}
 
 
 def load(path: Path, digest: str) -> Features:
-    """Reads safetensors. CheckpointError if it is another file, or lacks what is needed."""
+    """Read the weights; CheckpointError if the file has another SHA-256 or other tensors."""
     try:
         stored = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"the perceptual weights {path} cannot be read: {error.strerror}; set "
-            "--config.tokenizer.perceptual_weights=FILE, or perceptual_weight=0"
+            "--config.tokenizer.perceptual_weights=FILE, or --config.tokenizer.perceptual_weight=0"
         ) from error
     if (found := sha256(stored).hexdigest()) != digest.lower():
         raise CheckpointError(
             f"the perceptual weights {path} are not those of the config:\n"
             f"  SHA-256 of the file: {found}\n"
             f"  config.tokenizer.perceptual_sha256: {digest or 'empty'}\n"
-            "Set the digest if the file is the one you mean"
+            f"If this is the right file, set --config.tokenizer.perceptual_sha256={found}"
         )
     try:
         weights = load_safetensors(stored)
     except SafetensorError as error:
         raise CheckpointError(
-            f"the perceptual weights {path} are no safetensors: {error}"
+            f"the perceptual weights {path} are not a safetensors file: {error}"
         ) from error
     return checked(weights, path)
 
 
 def checked(weights: dict[str, np.ndarray], path: Path) -> Features:
-    """The tensors that are used, float32; CheckpointError with a table of those that do not fit."""
+    """Return the needed tensors as float32; CheckpointError lists those that do not fit."""
     expected = shapes()
     if any(name.startswith("lin") for name in weights):
         expected |= linear_shapes()
@@ -83,19 +83,18 @@ def checked(weights: dict[str, np.ndarray], path: Path) -> Features:
         if name not in weights or weights[name].shape != shape
     ]
     if rows:
-        head = f"  {'tensor':<24}{'found':<20}expected"
+        table = "\n".join([f"  {'tensor':<24}{'found':<20}expected", *rows])
         raise CheckpointError(
-            f"the perceptual weights {path} are not torchvision's VGG16:\n"
-            + "\n".join([head, *rows])
+            f"the perceptual weights {path} are not torchvision's VGG16:\n{table}"
         )
     return {name: weights[name].astype(np.float32) for name in expected}
 
 
 def distance(weights: Features, image: jax.Array, decoded: jax.Array) -> jax.Array:
-    """[B, S, S, C] in [0, 1] twice -> [B].
+    """Return the perceptual distance of images in [0, 1]: [B, S, S, C] twice -> [B].
 
-    Squared differences of unit feature vectors, summed over features, with the learned weights
-    where there are any, and averaged over places; the sum over stages.
+    Squared differences of unit feature vectors are weighted by the learned weights if there are
+    any, summed over features, averaged over positions and summed over stages.
     """
     both = zip(features(weights, image), features(weights, decoded), strict=True)
     total = jnp.zeros(len(image))
@@ -109,12 +108,12 @@ def distance(weights: Features, image: jax.Array, decoded: jax.Array) -> jax.Arr
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """[B, h, w, F] -> vectors of length 1."""
+    """Scale the feature vectors of [B, h, w, F] to length 1."""
     return x / (jnp.sqrt((x**2).sum(axis=-1, keepdims=True) + 1e-20) + 1e-10)
 
 
 def features(weights: Features, image: jax.Array) -> list[jax.Array]:
-    """[B, S, S, C] in [0, 1] -> the end of each stage, [B, h, w, F]; grey counts as RGB."""
+    """Return the output [B, h, w, F] of each stage for images [B, S, S, C] in [0, 1]; C: 1 or 3."""
     x = jnp.broadcast_to(image, (*image.shape[:3], 3))
     x = (x - np.reshape(MEAN, (1, 1, 1, 3))) / np.reshape(STD, (1, 1, 1, 3))
     ends = []
@@ -123,10 +122,9 @@ def features(weights: Features, image: jax.Array) -> list[jax.Array]:
             size = (1, 2, 2, 1)
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, size, "VALID")
         for conv, _ in stage:
-            x = jax.lax.conv_general_dilated(
-                x, weights[f"features.{conv}.weight"].transpose(2, 3, 1, 0), (1, 1), "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )  # fmt: skip
+            kernel = jnp.asarray(weights[f"features.{conv}.weight"].transpose(2, 3, 1, 0))
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
             x = jax.nn.relu(x + weights[f"features.{conv}.bias"].reshape(1, 1, 1, -1))
         ends.append(x)
     return ends

@@ -1,33 +1,37 @@
-"""How near a reconstruction is to its image. Shapes: B batch, S image side, C channels."""
+"""Measures of reconstruction quality. Shapes: B batch, S image side, C channels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
-C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
+WINDOW, SIGMA = 11, 1.5  # side and deviation of SSIM's Gaussian window, in pixels
+C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for images in [0, 1]
 
 
 def psnr(mean_squared_error: float) -> float:
-    """In dB, of values in [0, 1]; of a data set by the mean error of all its images."""
+    """Return the peak signal-to-noise ratio in dB for images in [0, 1].
+
+    For a data set, pass the mean error over all its images.
+    """
     return float(-10 * np.log10(np.maximum(mean_squared_error, 1e-12)))
 
 
 def of(image: jax.Array, decoded: jax.Array) -> dict[str, jax.Array]:
-    """`squared_error` and, unless images are smaller than a window, `ssim`, each [B]."""
-    found = {"squared_error": squared_error(image, decoded)}
-    return found if image.shape[1] < WINDOW else found | {"ssim": ssim(image, decoded)}
+    """Return `squared_error` and, unless images are smaller than a window, `ssim`, each [B]."""
+    scores = {"squared_error": squared_error(image, decoded)}
+    return scores if image.shape[1] < WINDOW else scores | {"ssim": ssim(image, decoded)}
 
 
 def squared_error(image: jax.Array, decoded: jax.Array) -> jax.Array:
-    """[B, S, S, C] twice -> [B], means."""
+    """Return the mean squared error of each image: [B, S, S, C] twice -> [B]."""
     return ((image - decoded) ** 2).mean(axis=(1, 2, 3))
 
 
 def ssim(image: jax.Array, decoded: jax.Array) -> jax.Array:
-    """Structural similarity (Wang et al. 2004), mean of the channels: [B, S, S, C] twice -> [B].
+    """Return the structural similarity (Wang et al. 2004): [B, S, S, C] twice -> [B].
 
-    Gaussian windows that lie wholly inside; population variances. S is WINDOW or more.
+    It is the mean over channels and over all Gaussian windows inside the image, from population
+    variances. S is at least WINDOW.
     """
     x, y = image, decoded
     mean_x, mean_y, xx, yy, xy = jnp.split(
@@ -41,10 +45,9 @@ def ssim(image: jax.Array, decoded: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array) -> jax.Array:
-    """Gaussian means of all windows: [B, S, S, F] -> [B, S-10, S-10, F]."""
+    """Return the Gaussian means of all windows: [B, S, S, F] -> [B, S-10, S-10, F]."""
     row = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
     row = jnp.asarray(row / row.sum(), jnp.float32)
-    offsets = range(WINDOW)
     height, width = (side - WINDOW + 1 for side in x.shape[1:3])
-    x = sum(row[i] * x[:, i : i + height] for i in offsets)
-    return sum(row[i] * x[:, :, i : i + width] for i in offsets)
+    x = jnp.asarray(sum(row[i] * x[:, i : i + height] for i in range(WINDOW)))
+    return jnp.asarray(sum(row[i] * x[:, :, i : i + width] for i in range(WINDOW)))

@@ -1,9 +1,8 @@
-"""The VQGAN of taming-transformers (arXiv 2012.09841) with a stride of 16, for its weights.
+"""The VQGAN of taming-transformers (arXiv 2012.09841) with a stride of 16, to use its weights.
 
-It differs from MaskGIT's in images in [-1, 1] inside, strided convolutions, shortcuts of a block's
+Differences from MaskGIT's: images in [-1, 1] inside, strided convolutions, shortcuts of a block's
 input, attention at the lowest resolution, biases everywhere, and a 1x1 convolution on either side
-of the codes. Modules carry the names that its public implementation gives its tensors. Shapes: as
-in vqgan.
+of the codes. Modules are named as the tensors of the public implementation. Shapes: see vqgan.
 """
 
 import functools
@@ -18,14 +17,13 @@ from supmim.tokenizers.vqgan import ExactConv, GroupNorm
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside the input."""
+    """Two normalised 3x3 convolutions with a shortcut: [B, h, w, F] -> [B, h, w, filters]."""
 
     filters: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, F] -> [B, h, w, filters]."""
         conv = functools.partial(nn.Conv, self.filters, dtype=self.dtype)
         y = nn.swish(GroupNorm(name="norm1")(x))
         y = conv((3, 3), name="conv1")(y)
@@ -37,13 +35,12 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place looks at all, with one head, beside the input."""
+    """Self-attention of all positions, with one head and a shortcut; keeps [B, h, w, F]."""
 
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, F] -> [B, h, w, F]."""
         project = functools.partial(nn.Conv, x.shape[-1], (1, 1), dtype=self.dtype)
         y = GroupNorm(name="norm")(x)
         query, key, value = (
@@ -54,14 +51,17 @@ class Attention(nn.Module):
 
 
 def middle(x: jax.Array, dtype: Any) -> jax.Array:
-    """[B, h, w, F] -> the same, inside the module that calls it."""
+    """Apply the blocks at the lowest resolution, as submodules of the caller, to [B, h, w, F]."""
     x = ResBlock(x.shape[-1], dtype, name="mid.block_1")(x)
     x = Attention(dtype, name="mid.attn_1")(x)
     return ResBlock(x.shape[-1], dtype, name="mid.block_2")(x)
 
 
 class Encoder(nn.Module):
-    """Image to what becomes latents; every level but the last halves the side."""
+    """Images [B, S, S, C] in [-1, 1] -> [B, h, w, D], float32.
+
+    Every level but the last halves the side.
+    """
 
     filters: int
     channel_multipliers: tuple[int, ...]
@@ -71,7 +71,6 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [-1, 1] -> [B, h, w, D], float32."""
         conv = functools.partial(nn.Conv, dtype=self.dtype)
         x = ExactConv(self.filters, (3, 3), name="conv_in")(image)
         last = len(self.channel_multipliers) - 1
@@ -81,17 +80,18 @@ class Encoder(nn.Module):
                 x = ResBlock(self.filters * multiplier, self.dtype, name=name)(x)
                 if level == last:
                     x = Attention(self.dtype, name=f"down.{level}.attn.{block}")(x)
-            if level < last:  # a row below and a column on the right, of zeros
-                x = conv(
-                    x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)),
-                    name=f"down.{level}.downsample.conv",
-                )(x)  # fmt: skip
+            if level < last:
+                pad_below_right, name = ((0, 1), (0, 1)), f"down.{level}.downsample.conv"
+                x = conv(x.shape[-1], (3, 3), strides=2, padding=pad_below_right, name=name)(x)
         x = nn.swish(GroupNorm(name="norm_out")(middle(x, self.dtype)))
         return ExactConv(self.embedding_dim, (3, 3), name="conv_out")(x)
 
 
 class Decoder(nn.Module):
-    """Codes to image; every level but the last, counted down to 0, doubles the side."""
+    """Codes [B, h, w, D] -> images [B, S, S, C], about [-1, 1].
+
+    Every level but 0, the last one, doubles the side.
+    """
 
     filters: int
     channel_multipliers: tuple[int, ...]
@@ -101,7 +101,6 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> [B, S, S, C], about [-1, 1]."""
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         last = len(self.channel_multipliers) - 1
         x = conv(self.filters * self.channel_multipliers[last], name="conv_in")(latents)
@@ -113,13 +112,13 @@ class Decoder(nn.Module):
                 if level == last:
                     x = Attention(self.dtype, name=f"up.{level}.attn.{block}")(x)
             if level:
-                x = conv(width, name=f"up.{level}.upsample.conv")(vqgan.double(x))
+                x = conv(width, name=f"up.{level}.upsample.conv")(vqgan.upsample(x))
         x = nn.swish(GroupNorm(name="norm_out")(x))
         return conv(self.channels, name="conv_out")(x).astype("float32")
 
 
 class Network(vqgan.Network):
-    """As vqgan.Network, outside; the latents that are compared with codes have D values too."""
+    """A network with the interface of vqgan.Network."""
 
     kind = "taming"
 
@@ -132,11 +131,9 @@ class Network(vqgan.Network):
         self.decoder = Decoder(*sizes, self.channels, self.dtype)
 
     def latents(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [0, 1] -> [B, h, w, D]."""
         return self.quant_conv(self.encoder(2 * image - 1))
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> [B, S, S, C], about [0, 1] but not clipped."""
         return (self.decoder(self.post_quant_conv(latents)) + 1) / 2
 
 

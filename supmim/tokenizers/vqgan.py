@@ -1,8 +1,8 @@
 """MaskGIT's VQGAN (arXiv 2202.04200): a convolutional encoder, codes, and a decoder.
 
-Modules carry the names that the public Flax implementation gives its parameters, so that an
-import is a comparison. Shapes: B batch, S image side, C channels, h w latent grid, D size of a
-code, K codes, N tokens of an image.
+Modules are named as the parameters of the public Flax implementation, so that an import compares
+names. Shapes: B batch, S image side, C channels, h w latent grid, D size of a code, K codes,
+N tokens of an image, F features.
 """
 
 import functools
@@ -25,19 +25,23 @@ from supmim.tokenizers import folder as folder_lib
 NORM_EPSILON = 1e-6
 codebook_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
-# bfloat16 is what convolutions take and give. All between them is float32: norms, swish, shortcuts,
-# averages. So are the convolutions at both ends of an encoder: bfloat16 would round bright 8-bit
-# pixels by half a step, and latents where codes are near. On trained weights, 97.1 % of the ids
-# are those of float32 where all is rounded, and 99.0 % so.
+# With dtype bfloat16, only convolutions compute in bfloat16. Everything between them is float32:
+# norms, swish, shortcuts, averages. So are the first and last convolution of an encoder: bfloat16
+# would round bright 8-bit pixels by half a step, and latents where codes are close together. With
+# trained weights, 99.0 % of the ids equal those of float32; 97.1 % do if everything is bfloat16.
 GroupNorm = functools.partial(
     nn.GroupNorm, num_groups=options.NORM_GROUPS, epsilon=NORM_EPSILON, dtype="float32"
 )
-# "high": by default TPUs would round the operands to bfloat16 again.
+# "high", because TPUs round the operands to bfloat16 by default.
 ExactConv = functools.partial(nn.Conv, dtype="float32", precision="high")
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut."""
+    """Two normalised 3x3 convolutions with a shortcut: [B, h, w, F] -> [B, h, w, filters].
+
+    If the number of channels changes, the shortcut is a 1x1 convolution of the block's own output,
+    not of its input, as the weights of the public implementation require.
+    """
 
     filters: int
     norm_groups: int
@@ -45,11 +49,6 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, F] -> [B, h, w, filters].
-
-        Where the channels change, the shortcut's 1x1 convolution takes the block's own output, not
-        its input, as in the public implementation: its weights work no other way.
-        """
         conv = functools.partial(nn.Conv, self.filters, use_bias=False, dtype=self.dtype)
         norm = functools.partial(GroupNorm, num_groups=self.norm_groups)
         y = conv((3, 3))(nn.swish(norm()(x)))
@@ -58,7 +57,10 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to latents; every level but the last halves the side by averaging."""
+    """Images [B, S, S, C] in [0, 1] -> latents [B, h, w, D], float32.
+
+    Every level but the last halves the side by averaging.
+    """
 
     filters: int
     channel_multipliers: tuple[int, ...]
@@ -69,7 +71,6 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [0, 1] -> [B, h, w, D], float32."""
         x = ExactConv(self.filters, (3, 3), use_bias=False)(image)
         for level, multiplier in enumerate(self.channel_multipliers):
             if level:
@@ -83,7 +84,7 @@ class Encoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """The codes."""
+    """The codebook [K, D]."""
 
     codebook_size: int
     embedding_dim: int
@@ -92,17 +93,12 @@ class Quantizer(nn.Module):
         shape = (self.codebook_size, self.embedding_dim)
         self.codebook = self.param("codebook", codebook_init, shape)
 
-    def quantize(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> [B, h, w], the nearest code of each, found in float32."""
-        return codes_lib.nearest(latents, self.codebook)
-
-    def codes(self, ids: jax.Array) -> jax.Array:
-        """[...] -> [..., D], float32."""
-        return jnp.asarray(self.codebook)[ids]
-
 
 class Decoder(nn.Module):
-    """Codes to image; every level but the last doubles the side by repetition and a convolution."""
+    """Codes [B, h, w, D] -> images [B, S, S, C], float32, not clipped.
+
+    Every level but the last doubles the side by repetition and a convolution.
+    """
 
     filters: int
     channel_multipliers: tuple[int, ...]
@@ -113,7 +109,6 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> [B, S, S, C], float32, not clipped."""
         widths = [self.filters * multiplier for multiplier in reversed(self.channel_multipliers)]
         x = nn.Conv(widths[0], (3, 3), dtype=self.dtype)(latents)
         for _ in range(self.num_res_blocks):
@@ -122,13 +117,13 @@ class Decoder(nn.Module):
             for _ in range(self.num_res_blocks):
                 x = ResBlock(width, self.norm_groups, self.dtype)(x)
             if level < len(widths) - 1:
-                x = nn.Conv(width, (3, 3), dtype=self.dtype)(double(x))
+                x = nn.Conv(width, (3, 3), dtype=self.dtype)(upsample(x))
         x = nn.swish(GroupNorm(num_groups=self.norm_groups)(x))
         return nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
 
 
 class Network(nn.Module):
-    """Encoder, quantizer and decoder; fully convolutional, so any side that the stride divides."""
+    """Encoder, quantizer and decoder for images of any side that the stride divides."""
 
     filters: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -149,12 +144,12 @@ class Network(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels, along a side, that one id stands for."""
+        """The side of the square that one id stands for, in pixels."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What fixes the shapes of the parameters, as JSON has it."""
+        """The fields that determine the shapes of the parameters, as JSON values."""
         return {
             "filters": self.filters,
             "channel_multipliers": list(self.channel_multipliers),
@@ -166,56 +161,53 @@ class Network(nn.Module):
         }
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> its reconstruction [B, S, S, C]."""
+        """Return reconstructions [B, S, S, C] of images [B, S, S, C]."""
         return self.decode(self.codes(self.quantize(self.latents(image))))
 
     def latents(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] in [0, 1] -> [B, h, w, D], float32."""
+        """Return latents [B, h, w, D], float32, of images [B, S, S, C] in [0, 1]."""
         return self.encoder(image)
 
     def quantize(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> ids [B, h, w]."""
-        return self.quantizer.quantize(latents)
+        """Return the ids [B, h, w] of the codes nearest to latents [B, h, w, D]."""
+        return codes_lib.nearest(latents, self.quantizer.codebook)
 
     def codes(self, ids: jax.Array) -> jax.Array:
-        """[...] -> [..., D]."""
-        return self.quantizer.codes(ids)
+        """Return the codes [..., D], float32, of ids [...]."""
+        return jnp.asarray(self.quantizer.codebook)[ids]
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """[B, h, w, D] -> [B, S, S, C], about [0, 1] but not clipped."""
+        """Return images [B, S, S, C], not clipped to [0, 1], of codes [B, h, w, D]."""
         return self.decoder(latents)
 
 
-def double(x: jax.Array) -> jax.Array:
-    """[B, h, w, F] -> [B, 2h, 2w, F], every pixel four times."""
+def upsample(x: jax.Array) -> jax.Array:
+    """Repeat every pixel four times: [B, h, w, F] -> [B, 2h, 2w, F]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 @struct.dataclass
 class VQGAN:
-    """A frozen network. params: {"encoder", "quantizer": {"codebook"}, "decoder"}, float32."""
+    """A tokenizer: a frozen network and its float32 parameters."""
 
     params: Any
     network: Network = struct.field(pytree_node=False)
 
     def encode(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> ids [B, N], rows first. DataError for values outside [0, 1]."""
         codes_lib.check_range(image)
         ids = self.apply("quantize", self.apply("latents", image))
         return ids.reshape(len(image), -1)
 
     def decode(self, ids: jax.Array) -> jax.Array:
-        """[B, N] -> [B, S, S, C], clipped to [0, 1]."""
         side = math.isqrt(ids.shape[1])
         latents = self.apply("codes", ids.reshape(len(ids), side, side))
         return self.apply("decode", latents).clip(0, 1)
 
-    def apply(self, method: str, x: jax.Array) -> jax.Array:
-        """One of the network's methods."""
+    def apply(self, method: str, x: jax.Array) -> Any:
+        """Run one of the network's methods."""
         return self.network.apply({"params": self.params}, x, method=method)
 
     def fingerprint(self) -> str:
-        """SHA-256 of kind, sizes, compute dtype and parameters."""
         network, digest = self.network, sha256()
         digest.update(json.dumps([network.kind, network.sizes, network.dtype]).encode())
         for name, leaf in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
@@ -223,11 +215,9 @@ class VQGAN:
         return digest.hexdigest()
 
     def save(self, folder: Path, origin: str = "") -> None:
-        """Writes the folder; origin says where the weights came from."""
         folder_lib.write(folder, self.network.kind, self.network.sizes, self.params, origin)
 
     def options(self) -> dict[str, Any]:
-        """The options of a config that this tokenizer fixes."""
         sizes = self.network.sizes
         return {
             "tokenizer.name": self.network.kind,
@@ -239,16 +229,16 @@ class VQGAN:
 
 
 def shapes(network: Network) -> Any:
-    """The parameters of a network as shapes."""
+    """Return the shapes of a network's parameters."""
     side = network.stride
     image = jax.ShapeDtypeStruct((1, side, side, network.channels), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
 def abstract(
-    sizes: Any, channels: int, dtype: str = "float32", network: type[Network] = Network
+    sizes: options.Tokenizer, channels: int, dtype: str, network: type[Network] = Network
 ) -> VQGAN:
-    """A tokenizer of shapes only. sizes: config.tokenizer."""
+    """Return a tokenizer with shapes in place of arrays. sizes: config.tokenizer."""
     made = network(
         filters=sizes.filters,
         channel_multipliers=options.multipliers(sizes.channel_multipliers),
@@ -263,14 +253,15 @@ def abstract(
 
 
 def load(folder: Path, dtype: str = "float32", network: type[Network] = Network) -> VQGAN:
-    """Reads a saved tokenizer; CheckpointError if it is not what was written."""
+    """Return a saved tokenizer; CheckpointError if it is damaged."""
     sizes, params = folder_lib.read(folder)
     try:
         multipliers = tuple(sizes["channel_multipliers"])
-        made = network(**sizes | {"channel_multipliers": multipliers}, dtype=dtype)
+        fields: dict[str, Any] = sizes | {"channel_multipliers": multipliers, "dtype": dtype}
+        made = network(**fields)
         expected = jax.tree.map(np.shape, shapes(made))
         if expected != jax.tree.map(np.shape, params):
-            raise ValueError("its sizes are not those of its weights")
+            raise ValueError("its sizes do not match the shapes of its weights")
     except (KeyError, TypeError, ValueError) as error:
         raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
     return VQGAN(jax.tree.map(jnp.asarray, params), made)

@@ -1,6 +1,6 @@
-"""Checkpoints by Orbax, with digests of our own: Orbax does not notice a flipped bit.
+"""Checkpoints by Orbax, with digests of our own, since Orbax does not notice a flipped bit.
 
-A step folder is whole once its `digests.json` is there, which is written last. It holds the
+A step's folder is complete once it has a `digests.json`, which is written last. This holds the
 SHA-256 of every file, the results that rank the checkpoint, and the fingerprint of its data.
 """
 
@@ -25,13 +25,13 @@ from supmim.workdir.files import write_json
 
 DIGESTS = "digests.json"
 FAILED_SAVES = 3  # in a row, after which the run stops
-SHARED_BYTES = 2**16  # of a replica's share of an array, below which one replica writes all of it
+# Replicas share the writing of an array if each part has as many bytes: cutting up a small one
+# costs more than it saves.
+SHARED_BYTES = 2**16
 
 
 class Restored(NamedTuple):
-    """state: the tree, on the current mesh; fingerprint: of the data it was trained on; digest:
-    see `digest`.
-    """
+    """A checkpoint in memory: the state on the current mesh, the data's fingerprint, its digest."""
 
     state: Any
     fingerprint: dict[str, Any]
@@ -42,7 +42,7 @@ NEWEST_ONLY = Checkpoint(keep=1, keep_best=0)
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. kept: which of them stay; tell: where messages go."""
+    """The checkpoints of a workdir. kept: which of them stay; log: receives the messages."""
 
     def __init__(
         self, folder: Path, log: Callable[[str], None], kept: Checkpoint = NEWEST_ONLY
@@ -53,24 +53,24 @@ class Checkpoints:
         self._failures = 0
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, oldest first."""
+        """Return the steps of the complete checkpoints, oldest first."""
         return sorted(int(path.name) for path in self._folders() if (path / DIGESTS).is_file())
 
     def _folders(self) -> Iterator[Path]:
         if self.folder.is_dir():
             yield from (p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
-    # Saving.
-
     def save(self, step: int, state: Any, results: dict, fingerprint: dict) -> None:
-        """Starts a save; arrays are copied before it returns, the rest runs in the background."""
+        """Start a save: copy the arrays, then write them in the background."""
         self.wait()
         path, self._pending = self.folder / str(step), True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _writing():
-                response = ocp.save_async(path, state, overwrite=True)
-        except Exception as error:  # whatever the disk or Orbax raises, training goes on
+            context = ocp.Context()
+            context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
+            with context:
+                response = ocp.save_async(str(path), state, overwrite=True)
+        except Exception as error:  # whatever the disk or Orbax raises, training continues
             self._failure = _first_line(error)
             self.poll()
             return
@@ -79,7 +79,7 @@ class Checkpoints:
         self._finishing.start()
 
     def save_now(self, step: int, state: Any, fingerprint: dict) -> None:
-        """Saves and waits, unless this step is saved already; CheckpointError if it fails."""
+        """Save and wait, unless this step is saved already; CheckpointError if it fails."""
         self.wait()
         if self._holds(step):
             return
@@ -87,17 +87,22 @@ class Checkpoints:
         self.wait()
         if not self._holds(step):
             raise CheckpointError(
-                f"step {step} could not be saved in {self.folder}. Free space or mend the folder, "
-                f"then start the run again: it goes on from step {max(self.steps(), default=0)}"
+                f"step {step} could not be saved in {self.folder}. {self._advice()}"
             )
 
+    def _advice(self) -> str:
+        return (
+            "Free space or repair the folder, then start the run again: it continues from step "
+            f"{max(self.steps(), default=0)}"
+        )
+
     def _holds(self, step: int) -> bool:
-        return hosts.together(lambda: step in self.steps())
+        return hosts.on_first(lambda: step in self.steps())
 
     def rank(self, step: int, results: dict) -> None:
-        """Adds the results of a saved step, which decide whether it is among the best."""
+        """Add the results of a saved step, by which the best checkpoints are chosen."""
         path = self.folder / str(step) / DIGESTS
-        hosts.together(lambda: write_json(path, self.note(step) | {"results": results}))
+        hosts.on_first(lambda: write_json(path, self.note(step) | {"results": results}))
 
     def _finish(self, response: Any, path: Path, note: dict) -> None:
         try:
@@ -109,14 +114,14 @@ class Checkpoints:
             self._failure = _first_line(error)
 
     def _prune(self) -> None:
-        """Deletes what is neither among the newest nor among the best; the new one is whole."""
+        """Delete what is neither among the newest nor among the best."""
         steps = self.steps()
-        scores = {step: self._score(step) for step in steps}
-        ranked = sorted((s for s in steps if scores[s] is not None), key=scores.get)
+        scores = {step: x for step in steps if (x := self._score(step)) is not None}
+        ranked = sorted(scores, key=lambda step: scores[step])
         best = ranked[max(len(ranked) - self.kept.keep_best, 0) :]
         kept = set(steps[-self.kept.keep :]) | set(best)
         for step in set(steps) - kept:
-            # The digests go first: a half deleted folder is not whole.
+            # The digests go first: a half deleted folder must not count as complete.
             (self.folder / str(step) / DIGESTS).unlink()
             shutil.rmtree(self.folder / str(step))
 
@@ -124,17 +129,17 @@ class Checkpoints:
         try:
             return self.note(step)["results"].get(self.kept.keep_best_metric)
         except (OSError, ValueError, KeyError):
-            return None  # damaged: told when it is restored
+            return None  # damage is reported when it is restored
 
     def poll(self) -> None:
-        """Tells of a failed save; several processes hear of it when they wait, together."""
+        """Report a failed save; several processes do so when they wait, together."""
         if self._failure and jax.process_count() == 1:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the save in progress is whole, or has failed and was told.
+        """Return when the save in progress is complete, or has failed and was reported.
 
-        CheckpointError, on all processes, after several failures in a row.
+        CheckpointError on all processes after FAILED_SAVES failures in a row.
         """
         if not self._pending:
             return
@@ -150,43 +155,40 @@ class Checkpoints:
         if self._failures >= FAILED_SAVES:
             raise CheckpointError(
                 f"{self._failures} saves in a row failed in {self.folder}: {failure}. "
-                "Free space or mend the folder, then start the run again: it goes on from step "
-                f"{max(self.steps(), default=0)}"
+                + self._advice()
             )
 
-    # Restoring.
-
     def note(self, step: int) -> dict[str, Any]:
-        """What digests.json of a step says."""
-        return json.loads((self.folder / str(step) / DIGESTS).read_text(encoding="utf-8"))
+        """Return the digests.json of a step."""
+        return _read_note(self.folder / str(step))
 
     def digest(self, step: int) -> str:
-        """One SHA-256 for all files of a step."""
+        """Return one SHA-256 for all files of a step."""
         return digest(self.note(step))
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """The newest good checkpoint on the shardings of `abstract_state`; None if none was made.
+        """Return the newest good checkpoint on the shardings of `abstract_state`; None without any.
 
-        A damaged one is renamed STEP.corrupt and the one before is used. CheckpointError if all
-        are damaged.
+        A damaged checkpoint is renamed to STEP.corrupt and the previous one is used.
+        CheckpointError if all are damaged.
         """
-        step = hosts.together(self._newest_good)
+        step = hosts.on_first(self._newest_good)
         return None if step is None else load(self.folder / str(step), abstract_state)
 
     def _newest_good(self) -> int | None:
-        whole = self.steps()
+        complete = self.steps()
         for path in sorted(self._folders()):
-            if int(path.name) in whole:
+            if int(path.name) in complete:
                 continue
             if any(path.iterdir()):
                 self.log(f"checkpoint {path} was not finished; it is ignored")
             else:
-                self._set_aside(path, "it is empty")
-        for step in reversed(whole):
+                self._set_aside(path, "corrupt", "is damaged: it is empty")
+        for step in reversed(complete):
             path = self.folder / str(step)
             if not (problem := damage(path)):
                 return step
-            self._set_aside(path, problem)
+            self._set_aside(path, "corrupt", f"is damaged: {problem}")
         damaged = sorted(path.name for path in self.folder.glob("*.corrupt*"))
         if damaged:
             raise CheckpointError(
@@ -195,65 +197,64 @@ class Checkpoints:
             )
         return None
 
-    def restore_from(self, asked: str, abstract_state: Any) -> Restored:
-        """The checkpoint that was asked for: a STEP of this folder or a PATH."""
-        path = self.folder / asked if asked.isdigit() else Path(asked).absolute()
-        hosts.together(lambda: self._check_asked(path, asked))
+    def restore_from(self, requested: str, abstract_state: Any) -> Restored:
+        """Return the requested checkpoint, a STEP of this folder or a PATH."""
+        path = self.folder / requested if requested.isdigit() else Path(requested).absolute()
+        hosts.on_first(lambda: self._check_requested(path, requested))
         return load(path, abstract_state)
 
-    def _check_asked(self, path: Path, asked: str) -> None:
+    def _check_requested(self, path: Path, requested: str) -> None:
         if not (path / DIGESTS).is_file():
-            own = asked.isdigit()
-            steps = sorted(self.steps(), key=lambda s: abs(s - int(asked))) if own else []
+            own = requested.isdigit()
+            steps = sorted(self.steps(), key=lambda s: abs(s - int(requested))) if own else []
             near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
-            raise CheckpointError(f"{path} holds no whole checkpoint{near}")
+            raise CheckpointError(f"{path} holds no complete checkpoint{near}")
         if problem := damage(path):
             raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
 
     def set_aside_newer(self, step: int) -> None:
-        """Renames checkpoints after `step` to STEP.superseded: the run goes on without them."""
-        hosts.together(lambda: self._supersede(step))
+        """Rename the checkpoints after `step`, which are no longer used, to STEP.superseded."""
 
-    def _supersede(self, step: int) -> None:
-        for newer in (self.folder / str(s) for s in self.steps() if s > step):
-            aside = free_name(newer, "superseded")
-            os.replace(newer, aside)
-            self.log(f"checkpoint {newer} is newer than step {step}; kept as {aside.name}")
+        def rename() -> None:
+            for newer in (s for s in self.steps() if s > step):
+                why = f"is newer than step {step}"
+                self._set_aside(self.folder / str(newer), "superseded", why)
 
-    def _set_aside(self, path: Path, problem: str) -> None:
-        aside = free_name(path, "corrupt")
+        hosts.on_first(rename)
+
+    def _set_aside(self, path: Path, suffix: str, why: str) -> None:
+        names = (f"{path.name}.{suffix}{n or ''}" for n in (0, *range(2, 10_000)))
+        aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
         os.replace(path, aside)
-        self.log(f"checkpoint {path} is damaged: {problem}; kept as {aside.name}")
-
-
-def free_name(path: Path, suffix: str) -> Path:
-    """PATH.suffix, or PATH.suffix2, ... whichever is free."""
-    candidates = (path.with_name(f"{path.name}.{suffix}{n or ''}") for n in (0, *range(2, 10_000)))
-    return next(candidate for candidate in candidates if not candidate.exists())
+        self.log(f"checkpoint {path} {why}; it was renamed to {aside.name}")
 
 
 def file_digests(path: Path) -> dict[str, str]:
-    """Relative file name -> SHA-256, of every file below `path` but the digests."""
+    """Return {relative name: SHA-256} of every file below `path` except the digests."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / DIGESTS)
 
-    def of(file: Path) -> str:
+    def sha256(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
     with ThreadPoolExecutor() as pool:
-        return dict(zip([str(f.relative_to(path)) for f in files], pool.map(of, files),
-                        strict=True))  # fmt: skip
+        names = [str(file.relative_to(path)) for file in files]
+        return dict(zip(names, pool.map(sha256, files), strict=True))
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    return json.loads((path / DIGESTS).read_text(encoding="utf-8"))
 
 
 def digest(note: dict[str, Any]) -> str:
-    """One SHA-256 for all files of a step, from what its digests.json says."""
+    """Return one SHA-256 for all files of a step. note: its digests.json."""
     return hashlib.sha256(json.dumps(note["files"], sort_keys=True).encode()).hexdigest()
 
 
 def damage(path: Path) -> str:
-    """What is wrong with the files of a whole checkpoint, or an empty string."""
+    """Return what is wrong with the files of a complete checkpoint, or an empty string."""
     try:
-        expected = json.loads((path / DIGESTS).read_text(encoding="utf-8"))["files"]
+        expected = _read_note(path)["files"]
         found = file_digests(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{DIGESTS} cannot be read ({error!r})"
@@ -261,13 +262,13 @@ def damage(path: Path) -> str:
         if name not in found:
             return f"{name} is missing"
         if expected[name] != found[name]:
-            return f"{name} is not what was written (its SHA-256 differs)"
+            return f"{name} has changed since it was written (its SHA-256 differs)"
     return ""
 
 
 def load(path: Path, abstract_state: Any) -> Restored:
-    """Reads a verified checkpoint. CheckpointError lists leaves that differ in shape or dtype."""
-    stored = _leaves(ocp.metadata(path).metadata)
+    """Read a verified checkpoint; CheckpointError lists leaves that differ in shape or dtype."""
+    stored = _leaves(ocp.metadata(str(path)).metadata)
     expected = _leaves(abstract_state)
     rows = [
         f"  {name}: stored {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
@@ -278,39 +279,32 @@ def load(path: Path, abstract_state: Any) -> Restored:
         more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
         raise CheckpointError(
             f"checkpoint {path} does not fit this config:\n" + "\n".join(rows[:12] + more) + "\n"
-            "Likely another patch size, number of classes, decoder or dtype; nothing is cast or "
-            "cut silently. Use the config of the run that wrote it"
+            "The likely cause is another patch size, number of classes, decoder or dtype. Nothing "
+            "is cast or cut silently: use the config of the run that wrote it"
         )
-    note = json.loads((path / DIGESTS).read_text(encoding="utf-8"))
-    return Restored(ocp.load(path, abstract_state), note["fingerprint"], digest(note))
+    note = _read_note(path)
+    return Restored(ocp.load(str(path), abstract_state), note["fingerprint"], digest(note))
 
 
 def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[str, jax.Array]:
-    """name -> leaf of a verified checkpoint: those for whose name and shape `place` has a sharding.
+    """Read some leaves of a verified checkpoint, by name.
 
-    The others are not read.
+    place: returns the sharding of a leaf from its name and shape, or None to leave it unread.
     """
 
-    def expected(at, leaf):
+    def abstract(at, leaf):
         where = place(path_name(at), leaf.shape)
-        asked = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-        return asked if where else ocp.PLACEHOLDER
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return shape if where else ocp.PLACEHOLDER
 
-    tree = jax.tree_util.tree_map_with_path(expected, ocp.metadata(path).metadata)
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(path, tree))
+    tree = jax.tree_util.tree_map_with_path(abstract, ocp.metadata(str(path)).metadata)
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(str(path), tree))
     return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
 
 
 def _leaves(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _writing() -> ocp.Context:
-    """How arrays are written: replicas share a large one; to cut a small one up costs more."""
-    context = ocp.Context()
-    context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
-    return context
 
 
 def _first_line(error: Exception) -> str:

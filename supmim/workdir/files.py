@@ -1,4 +1,4 @@
-"""The files of a run: config.json, results.json. Written whole or not at all; free of JAX."""
+"""The files of a run, config.json and results.json; written atomically, without JAX."""
 
 import json
 import os
@@ -11,36 +11,36 @@ from supmim.errors import CheckpointError, ConfigError
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a text file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
 def read_config(workdir: Path) -> Config:
-    """The frozen config of a workdir; ConfigError if it holds no run."""
+    """Return the frozen config of a workdir; ConfigError if it holds no run."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(
-            f"{workdir} holds no run (no config.json); start one with --config=FILE.py"
+            f"{workdir} holds no run (it has no config.json); start one with --config=FILE.py"
         )
     return config_lib.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def holds_run(workdir: Path) -> bool:
-    """Whether there is anything that another config would spoil."""
+    """Return whether the workdir has metrics or checkpoints, which another config would spoil."""
     metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
     logged = metrics.is_file() and metrics.stat().st_size > 0
     return logged or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def check_config(workdir: Path, config: Config) -> None:
-    """ConfigError if the workdir holds a run of another config; names the keys that differ."""
+    """Raise ConfigError, which names the options, if the workdir holds a run of another config."""
     if not holds_run(workdir):
         return
     if lines := config_lib.resume_differences(read_config(workdir), config):
@@ -50,10 +50,10 @@ def check_config(workdir: Path, config: Config) -> None:
         )
 
 
-def begin(workdir: Path, config: Config, origin: dict[str, Any]) -> None:
-    """Freezes the config in the workdir; from here on its run is not finished.
+def begin_run(workdir: Path, config: Config, origin: dict[str, Any]) -> None:
+    """Freeze the config in the workdir and mark its run as not finished.
 
-    origin: of the encoder, in init.json; empty: as it is noted, or a new one.
+    origin: where the encoder of a new run comes from, for init.json; if empty, init.json stays.
     """
     write_text(workdir / "config.json", config_lib.to_json(config))
     if origin:
@@ -62,21 +62,21 @@ def begin(workdir: Path, config: Config, origin: dict[str, Any]) -> None:
 
 
 RESULTS = "results.json"
-NOTES = ("checkpoint", "data", "init", "protocols")  # of results, beside the numbers
+NOTES = ("checkpoint", "data", "init", "protocols")  # keys of results that are not numbers
 
 
 def read_results(workdir: Path, file: str = RESULTS) -> dict[str, float]:
-    """The numbers that a run has reached which came to its end; empty if it has not."""
+    """Return the numbers of a finished run; empty if it is not finished."""
     return {name: x for name, x in _read_results(workdir / file).items() if name not in NOTES}
 
 
 def read_notes(workdir: Path, file: str = RESULTS) -> dict[str, Any]:
-    """What those numbers are of: NOTES, as far as they were noted."""
+    """Return the NOTES of the results that say what was evaluated."""
     return {name: x for name, x in _read_results(workdir / file).items() if name in NOTES}
 
 
 def read_origin(workdir: Path) -> dict[str, Any]:
-    """Where the encoder came from, as `init`; empty: it was a new one."""
+    """Return where the encoder came from, as `init`; empty for a new encoder."""
     origin = workdir / "init.json"
     return {"init": json.loads(origin.read_text(encoding="utf-8"))} if origin.is_file() else {}
 
@@ -93,5 +93,5 @@ def _read_results(path: Path) -> dict[str, Any]:
 def write_results(
     workdir: Path, results: dict[str, float], notes: dict[str, Any], file: str = RESULTS
 ) -> None:
-    """Notes results and what they are of; results.json marks the run as finished."""
+    """Write results and their notes; results.json marks the run as finished."""
     write_json(workdir / file, results | notes)

@@ -1,4 +1,4 @@
-"""The workdir of a run: the first host writes for all, and what fails there ends all hosts."""
+"""The workdir of a run: the first host writes for all, and an error there ends all hosts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,22 @@ from supmim.workdir import files
 
 
 class Workdir:
-    """The files of one run, as all of its hosts see them."""
+    """The files of one run, shared by all of its hosts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def check_config(self, config: Config) -> None:
         """Raise ConfigError if the folder holds a run of another config."""
-        hosts.together(lambda: files.check_config(self.path, config))
+        hosts.on_first(lambda: files.check_config(self.path, config))
 
     def results(self) -> dict[str, float]:
         """Return the results of a finished run; empty if it is not finished."""
-        return hosts.together(lambda: files.read_results(self.path))
+        return hosts.on_first(lambda: files.read_results(self.path))
 
-    def begin(self, config: Config, origin: dict[str, Any]) -> None:
-        """Freeze the config; from here on the run is not finished. origin: see files.begin."""
-        hosts.together(lambda: files.begin(self.path, config, origin))
+    def begin_run(self, config: Config, origin: dict[str, Any]) -> None:
+        """Freeze the config and mark the run as not finished. origin: see files.begin_run."""
+        hosts.on_first(lambda: files.begin_run(self.path, config, origin))
 
     def write_parameters(self, params: Any) -> None:
         """Write parameters.txt: path, shape and PartitionSpec of every parameter."""
@@ -35,4 +35,4 @@ class Workdir:
             table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
             (self.path / "parameters.txt").write_text(table + "\n", encoding="utf-8")
 
-        hosts.together(write)
+        hosts.on_first(write)

@@ -1,4 +1,4 @@
-"""One run per workdir."""
+"""A lock that admits one run to a workdir."""
 
 import contextlib
 import fcntl
@@ -15,10 +15,10 @@ from supmim.errors import ConfigError
 
 @contextlib.contextmanager
 def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
-    """Makes the folder that `flag` names and locks it; ConfigError if that fails or it is held.
+    """Create and lock the folder that `flag` names; ConfigError if that fails or it is in use.
 
-    The operating system frees the lock when its process ends, however it ends: a lock file that
-    stays behind means nothing.
+    The operating system frees the lock however its process ends: a lock file that stays behind
+    means nothing.
     """
     path = workdir / "lock"
     try:
@@ -29,9 +29,12 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
             f"cannot write to the {flag[2:]} {workdir}: {error.strerror}; choose another {flag}"
         ) from error
     with file:
-        if not _taken(file):
+        if not _try_lock(file):
             file.seek(0)
-            raise ConfigError(f"{workdir} is in use by {_holder(file.read(), flag)}")
+            raise ConfigError(
+                f"{workdir} is in use by {_holder(file.read())}; wait for it, stop it, or choose "
+                f"another {flag}"
+            )
         file.truncate(0)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         file.write(json.dumps(owner))
@@ -39,9 +42,8 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         yield
 
 
-def _taken(file: TextIO) -> bool:
-    """Tries for a second: `held` takes a lock for a moment too."""
-    for _ in range(20):
+def _try_lock(file: TextIO) -> bool:
+    for _ in range(20):  # for a second, since `held` takes a lock for a moment too
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -50,11 +52,10 @@ def _taken(file: TextIO) -> bool:
 
 
 def held(workdir: Path) -> bool:
-    """Whether a run holds the workdir now."""
-    path = workdir / "lock"
-    if not path.is_file():
+    """Return whether a run is using the workdir now."""
+    if not (workdir / "lock").is_file():
         return False
-    with path.open("rb") as file:
+    with (workdir / "lock").open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -62,13 +63,10 @@ def held(workdir: Path) -> bool:
     return False
 
 
-def _holder(text: str, flag: str) -> str:
+def _holder(text: str) -> str:
     try:
         owner = json.loads(text)
         minutes = max(0.0, time.time() - owner["since"]) / 60
-        return (
-            f"process {owner['pid']} on {owner['host']}, for {minutes:.0f} minutes; wait for it, "
-            f"stop it, or choose another {flag}"
-        )
+        return f"process {owner['pid']} on {owner['host']}, for {minutes:.0f} minutes"
     except (ValueError, KeyError, TypeError):
-        return f"another run; wait for it, stop it, or choose another {flag}"
+        return "another run"

@@ -1,4 +1,4 @@
-"""The encoder of another run, for a new one to begin with."""
+"""The encoder of another run, from which a new run starts."""
 
 import functools
 import re
@@ -20,19 +20,19 @@ from supmim.workdir.files import read_config
 
 
 def find(config: Config) -> dict[str, Any]:
-    """The newest checkpoint of config.init.workdir, with its digest, as init.json notes it.
+    """Return the newest checkpoint of config.init.workdir in the form of init.json.
 
-    averaged: whether averaged parameters are taken. CheckpointError if there is none that can be
-    used, ConfigError if its encoder is of another kind.
+    `averaged` in it says whether averaged parameters are used. CheckpointError if there is no
+    usable checkpoint, ConfigError if its encoder is of another kind.
     """
     workdir = Path(config.init.workdir)
     if not (workdir / "config.json").is_file():
-        raise CheckpointError(f"config.init.workdir={workdir} holds no run (no config.json)")
+        raise CheckpointError(f"config.init.workdir={workdir} holds no run (it has no config.json)")
     stored = read_config(workdir)
     if stored.task == "tokenizer":
         raise CheckpointError(
-            f"config.init.workdir={workdir} holds a tokenizer, which has no encoder to begin with; "
-            "what uses it is config.tokenizer.path"
+            f"config.init.workdir={workdir} holds a tokenizer, which has no encoder to start from; "
+            "to use the tokenizer, set config.tokenizer.path"
         )
     check_kind(stored, config)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
@@ -44,7 +44,7 @@ def find(config: Config) -> dict[str, Any]:
     if problem := damage(checkpoints.folder / str(steps[-1])):
         raise CheckpointError(
             f"the newest checkpoint of config.init.workdir={workdir}, step {steps[-1]}, is "
-            f"damaged: {problem}. supmim evaluate --workdir={workdir} sets it aside"
+            f"damaged: {problem}. To set it aside: supmim evaluate --workdir={workdir}"
         )
     return {
         "workdir": str(workdir),
@@ -55,25 +55,25 @@ def find(config: Config) -> dict[str, Any]:
 
 
 def check_kind(stored: Config, config: Config) -> None:
-    """ConfigError, naming all of them, if options differ that change what parameters mean."""
+    """Raise ConfigError, which lists them, if options that change the parameters differ."""
     here, there = config_lib.flatten(config), config_lib.flatten(stored)
-    differ = {
-        path: (here[path], there[path])
-        for path in options.that_change("parameters")
-        if here[path] != there[path]
-    }
+    differ = [path for path in options.that_change("parameters") if here[path] != there[path]]
     if differ:
-        lines = "".join(f"\n  config.{name}: {theirs!r} there, {ours!r} here"
-                        for name, (ours, theirs) in differ.items())  # fmt: skip
-        flags = " ".join(f"--config.{name}={theirs}" for name, (_, theirs) in differ.items())
+        lines = "".join(
+            f"\n  config.{path}: {there[path]!r} there, {here[path]!r} here" for path in differ
+        )
+        flags = " ".join(f"--config.{path}={there[path]}" for path in differ)
         raise ConfigError(
-            f"config.init.workdir={config.init.workdir} holds another encoder:{lines}\n"
-            f"Take its own: {flags}"
+            f"config.init.workdir={config.init.workdir} holds another kind of encoder:{lines}\n"
+            f"To use the options of that run: {flags}"
         )
 
 
 def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
-    """{"encoder": what `find` found}, as the encoder of abstract `params` takes it; says so."""
+    """Return {"encoder": parameters} of another run, fitted to abstract `params`; print a line.
+
+    origin: the return value of `find`.
+    """
     stored, expected = read(origin, mesh), params["encoder"]
     names = stored.keys() & expected.keys()
     where = {name: jax.tree.map(lambda leaf: leaf.sharding, expected[name]) for name in names}
@@ -86,9 +86,9 @@ def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
 
 
 def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """The encoder's parameters as they are stored, on the mesh.
+    """Return the encoder's parameters as they are stored, on the mesh.
 
-    CheckpointError if they are gone since `find`: a run that still trains deletes its older steps.
+    CheckpointError if they are gone since `find`: a run that still trains deletes older steps.
     """
     prefix = r"^.*/average/encoder/" if origin["averaged"] else "^params/encoder/"
 
@@ -100,42 +100,36 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     path = Path(origin["workdir"]).absolute() / "checkpoints" / str(origin["step"])
     try:
         leaves = load_some(path, place)
-    except Exception as error:  # Orbax raises what the missing file makes of its reader
+    except Exception as error:  # the type that Orbax raises depends on which file is missing
         if (path / DIGESTS).is_file():
             raise
         raise CheckpointError(
-            f"checkpoint {path} is no longer there: the run that wrote it goes on and keeps "
-            "its newest alone. Start again, which takes the newest, or let that run end before"
+            f"checkpoint {path} is no longer there: the run that wrote it is still training and "
+            "keeps only its newest. Start again to use the newest, or wait until that run ends"
         ) from error
     named = {re.sub(prefix, "", name): leaf for name, leaf in leaves.items()}
-    return nested(named)
+    return traverse_util.unflatten_dict(named, sep="/")
 
 
 def fitted(stored: Any, expected: Any) -> Any:
-    """Blocks stacked or not, positions of the grid, and nothing that is not wanted."""
+    """Return stored parameters in the layout and with the grid and the groups of `expected`."""
     params = layers.unstack_blocks(stored)
     if "stack" in expected["blocks"]:
         params = layers.stack_blocks(params)
     if "positions" in expected:
-        grid = grid_of(expected)
-        params["positions"] = layers.resample_positions(params["positions"], grid)
+        params["positions"] = layers.resample_positions(params["positions"], grid_of(expected))
     return {name: group for name, group in params.items() if name in expected}
 
 
 def changes(stored: Any, expected: Any) -> list[str]:
-    """What of the stored parameters is not taken as it is."""
-    told = []
+    """Return phrases for the parameters that are not used as they are stored."""
+    phrases = []
     if "positions" in expected and (old := grid_of(stored)) != (new := grid_of(expected)):
-        told.append(f"positions resampled from {old} x {old} to {new} x {new}")
-    told += [f"its {name} is left out" for name in stored.keys() - expected.keys()]
-    return told + [f"a new {name}" for name in expected.keys() - stored.keys()]
+        phrases.append(f"positions resampled from {old} x {old} to {new} x {new}")
+    phrases += [f"its {name} is left out" for name in stored.keys() - expected.keys()]
+    return phrases + [f"a new {name}" for name in expected.keys() - stored.keys()]
 
 
 def grid_of(encoder: Any) -> int:
-    """Side of the grid that learned positions are of."""
+    """Return the side of the grid of learned positions, in patches."""
     return round(encoder["positions"].shape[0] ** 0.5)
-
-
-def nested(named: dict[str, Any]) -> dict[str, Any]:
-    """`blocks/block_0/...` -> leaf, as a tree."""
-    return traverse_util.unflatten_dict(named, sep="/")

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl always, and TensorBoard events."""
+"""Writers of metrics to metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from supmim.workdir.files import write_text
 
 
 class Writer:
-    """Metric files of a workdir, with clu's method names; what lies after `step` is dropped."""
+    """The metric files of a workdir, with clu's method names; lines after `step` are dropped."""
 
     def __init__(self, workdir: Path, step: int) -> None:
         path = workdir / "metrics.jsonl"
@@ -24,7 +24,7 @@ class Writer:
         )
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """One JSON object a line; a value that is not finite becomes null."""
+        """Write one line of JSON; a value that is not finite becomes null."""
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
         self._jsonl.flush()
@@ -33,46 +33,48 @@ class Writer:
                 self._events.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """Images [n, H, W, C] as TensorBoard shows them."""
+        """Write images [n, H, W, C] for TensorBoard."""
         for name, image in images.items():
             self._events.add_images(name, np.asarray(image), step, dataformats="NHWC")
 
     def flush(self) -> None:
-        """Everything written so far is on disk."""
+        """Flush everything written so far to the disk."""
         self._events.flush()
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends both files."""
         self._jsonl.close()
         self._events.close()
 
 
 class NoWriter(contextlib.nullcontext):
-    """What the other processes of a run write: nothing."""
+    """The writer of all processes but the first, which writes nothing."""
 
     def __enter__(self) -> "NoWriter":
         return self
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """See Writer."""
+        pass
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        pass
 
     def flush(self) -> None:
-        """See Writer."""
+        pass
 
 
 def open_writer(workdir: Path, step: int) -> Writer | NoWriter:
-    """The first process writes, for all."""
+    """Return a writer that writes on the first process only."""
     return Writer(workdir, step) if jax.process_index() == 0 else NoWriter()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+    """Return the lines of a metrics.jsonl, without one that a kill cut short.
 
-    Of the same metrics at the same step, which an evaluation that a kill cut short leaves, the last
-    are taken.
+    An evaluation that was killed and repeated leaves the same metrics at the same step twice; the
+    last are taken.
     """
     rows = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -85,6 +87,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drops the lines after `step`: the run writes them again."""
+    """Drop the lines after `step`, which the run writes again."""
     kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
     write_text(path, "".join(kept))

@@ -1,18 +1,19 @@
-"""Operations on images, as Pillow's, each over a whole batch with parameters per example.
+"""Pillow's image operations over a whole batch, with parameters for each example.
 
-Shapes: B batch, H, W, C. Images are uint8 [B, H, W, C], parameters [B] unless said. Every example
-makes every pass, one that does not want it with parameters that change nothing: this keeps shapes
-static and a batch split over devices apart.
+Shapes: B batch, H, W, C. Images are uint8 [B, H, W, C], parameters [B] unless stated otherwise.
+Every example takes every pass; where an operation does not apply, its parameters change nothing.
+This keeps shapes static and needs no exchange between the devices that split a batch.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-GREY = 128  # what stands outside an image, or in a box that is filled
-BLUR_REACH = 6  # pixels; three times the largest radius that is asked for
+GREY = 128  # fills boxes and what lies outside an image
+BLUR_REACH = 6  # pixels; three times the largest radius in use
 
 Degenerate = Callable[[jax.Array], jax.Array]
 
@@ -21,17 +22,17 @@ Degenerate = Callable[[jax.Array], jax.Array]
 
 
 def fixed_point(a: float, b: float, c: float, d: float, e: float, f: float) -> np.ndarray:
-    """What `warp` takes, [6] int32, of Pillow's AFFINE data.
+    """Convert Pillow's AFFINE data to the int32 [6] that `warp` takes.
 
-    A pixel (x, y) of the result comes from (a x + b y + c, d x + e y + f), as Pillow in 1/65536 of
-    a pixel and between the centres of pixels.
+    Pixel (x, y) of the result comes from (a x + b y + c, d x + e y + f). As in Pillow, coordinates
+    are in units of 1/65536 pixel and refer to the centres of pixels.
     """
     rows = np.array([a, b, c + (a + b) / 2, d, e, f + (d + e) / 2])
     return np.floor(rows * 65536 + 0.5).astype(np.int32)
 
 
 def warp(image: jax.Array, affine: jax.Array) -> jax.Array:
-    """The nearest source of each pixel, GREY from outside. affine: [B, 6] of `fixed_point`."""
+    """Take the nearest source of each pixel, or GREY outside. affine: [B, 6] of `fixed_point`."""
     batch, height, width, channels = image.shape
     y, x = jnp.mgrid[:height, :width].reshape(2, 1, -1)
     a, b, c, d, e, f = affine.T[..., None]
@@ -42,18 +43,18 @@ def warp(image: jax.Array, affine: jax.Array) -> jax.Array:
     return jnp.where(inside[..., None], moved, jnp.uint8(GREY)).reshape(image.shape)
 
 
-# Tables of 256 levels.
+# Lookup tables of 256 levels.
 
 
 def look_up(image: jax.Array, table: jax.Array) -> jax.Array:
-    """table[b, c, level] for the level of each pixel; table: [B, C, 256]."""
+    """Return table[b, c, level] for the level of each pixel; table: [B, C, 256]."""
     batch, _, _, channels = image.shape
     levels = image.reshape(batch, -1, channels).astype(jnp.int32)
     return jnp.take_along_axis(table.swapaxes(1, 2), levels, axis=1).reshape(image.shape)
 
 
 def histogram(image: jax.Array) -> jax.Array:
-    """Pixels of each level, int32 [B, C, 256]."""
+    """Count the pixels of each level: int32 [B, C, 256]."""
     batch, _, _, channels = image.shape
     first = 256 * jnp.arange(channels)[None, None, None]
     bins = (image.astype(jnp.int32) + first).reshape(batch, -1)
@@ -65,7 +66,7 @@ def histogram(image: jax.Array) -> jax.Array:
 
 
 def equalize(image: jax.Array) -> jax.Array:
-    """The table [B, C, 256] that spreads a channel's levels evenly."""
+    """Return the table [B, C, 256] that equalizes the histogram of each channel."""
     counts = histogram(image)
     brightest = image.max(axis=(1, 2)).astype(jnp.int32)[..., None]
     last = jnp.take_along_axis(counts, brightest, axis=-1)
@@ -77,7 +78,7 @@ def equalize(image: jax.Array) -> jax.Array:
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
-    """The table [B, C, 256] that stretches a channel to 0..255."""
+    """Return the table [B, C, 256] that stretches each channel to 0..255."""
     low = image.min(axis=(1, 2)).astype(jnp.int32)[..., None]
     high = image.max(axis=(1, 2)).astype(jnp.int32)[..., None]
     identity = jnp.broadcast_to(jnp.arange(256), (*low.shape[:2], 256))
@@ -85,16 +86,16 @@ def autocontrast(image: jax.Array) -> jax.Array:
     return jnp.where(high > low, stretched.clip(0, 255), identity).astype(jnp.uint8)
 
 
-# Blends with a degenerate image: int32, [B, H, W, C] or with sides of 1.
+# Degenerate images to blend with: int32 [B, H, W, C], or sides of 1 to broadcast.
 
 
 def black(image: jax.Array) -> jax.Array:
-    """Brightness moves away from it."""
+    """Return the degenerate image of brightness."""
     return jnp.zeros((len(image), 1, 1, 1), jnp.int32)
 
 
 def grey(image: jax.Array) -> jax.Array:
-    """Colour moves away from it: Pillow's luma of RGB; a grey image is its own."""
+    """Return the degenerate image of colour: Pillow's luma of RGB, or a grey image itself."""
     levels = image.astype(jnp.int32)
     if image.shape[-1] == 1:
         return levels
@@ -103,14 +104,14 @@ def grey(image: jax.Array) -> jax.Array:
 
 
 def mean_grey(image: jax.Array) -> jax.Array:
-    """Contrast moves away from it: the mean of `grey`, rounded."""
+    """Return the degenerate image of contrast: the rounded mean of `grey`."""
     total = grey(image).sum(axis=(1, 2, 3), keepdims=True)
     pixels = image.shape[1] * image.shape[2]
     return (2 * total + pixels) // (2 * pixels)
 
 
 def smooth(image: jax.Array) -> jax.Array:
-    """Sharpness moves away from it: means over 3 x 3 pixels, the middle one 5 times; edges stay."""
+    """Return the degenerate image of sharpness: 3 x 3 means, 5 times the centre; edges stay."""
     height, width = image.shape[1:3]
     levels = image.astype(jnp.int32)
     padded = jnp.pad(levels, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -122,7 +123,7 @@ def smooth(image: jax.Array) -> jax.Array:
 
 
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """degenerate + factor * (image - degenerate), cut to 0..255 and rounded down."""
+    """Return degenerate + factor * (image - degenerate), clipped to 0..255 and rounded down."""
     start = degenerate.astype(jnp.float32)
     moved = start + factor[:, None, None, None] * (image.astype(jnp.float32) - start)
     return moved.clip(0, 255).astype(jnp.uint8)
@@ -131,23 +132,23 @@ def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Arr
 def enhance(
     image: jax.Array, kind: jax.Array, factor: jax.Array, degenerates: tuple[Degenerate, ...]
 ) -> jax.Array:
-    """Blends each example with the degenerate image that its `kind` numbers; 1: the image."""
+    """Blend each example with degenerates[kind]; a factor of 1 returns the image."""
     chosen = jnp.zeros((), jnp.int32)
     for number, make in enumerate(degenerates):
         chosen = jnp.where((kind == number)[:, None, None, None], make(image), chosen)
     return blend(chosen, image, factor)
 
 
-# Others.
+# Other operations.
 
 
 def solarize(image: jax.Array, threshold: int) -> jax.Array:
-    """Inverts levels from `threshold` up."""
+    """Invert levels from `threshold` up."""
     return jnp.where(image < threshold, image, 255 - image)
 
 
 def blur(image: jax.Array, radius: jax.Array) -> jax.Array:
-    """Gaussian of this standard deviation in pixels, at most BLUR_REACH / 3; edges are repeated."""
+    """Blur by a Gaussian; radius: its standard deviation, at most BLUR_REACH / 3 pixels."""
     taps = jnp.arange(-BLUR_REACH, BLUR_REACH + 1.0)
     weights = jnp.exp(-(taps[None] ** 2) / (2 * radius[:, None] ** 2))
     weights = weights / weights.sum(axis=1, keepdims=True)
@@ -158,10 +159,11 @@ def blur(image: jax.Array, radius: jax.Array) -> jax.Array:
 
 
 def _weighted_shifts(image: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
-    """Sum over k of weights [B, K] times the image shifted by k - BLUR_REACH along an axis."""
+    """Sum weights [B, K] times the image shifted by k - BLUR_REACH; edges are repeated."""
     padding = [(BLUR_REACH, BLUR_REACH) if n == axis else (0, 0) for n in range(4)]
     padded, length = jnp.pad(image, padding, mode="edge"), image.shape[axis]
-    return sum(
+    shifted = (
         weights[:, k, None, None, None] * jax.lax.slice_in_dim(padded, k, k + length, axis=axis)
         for k in range(weights.shape[1])
     )
+    return cast(jax.Array, sum(shifted))

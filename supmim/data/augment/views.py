@@ -1,4 +1,4 @@
-"""The views of an image, made on the device: every draw is keyed by (data.seed, epoch, index).
+"""The MIM view and the class view of an image; every draw is keyed by (data.seed, epoch, index).
 
 Shapes: B batch, H, W, C. Images are float32 in [0, 1].
 """
@@ -10,35 +10,35 @@ from jax.scipy.ndimage import map_coordinates
 from supmim.config import options
 from supmim.data.augment import boxes, colour, randaugment
 
-# The order is part of a run: append only.
+# Their order fixes the random draws of a run: append only.
 PURPOSES = ("flip", "affine", "three_augment", "colour_jitter", "randaugment", "erase")
 
 
 def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
-    """[B] keys, one for each example and epoch, whatever the batch size."""
+    """Return [B] keys, one for each example and epoch, independent of the batch size."""
     key = jax.random.key(seed)
     return jax.vmap(lambda e, i: jax.random.fold_in(jax.random.fold_in(key, e), i))(epoch, index)
 
 
 def keys_for(purpose: str, keys: jax.Array) -> jax.Array:
-    """[B] keys of one purpose."""
+    """Return [B] keys for one purpose."""
     return jax.vmap(lambda key: jax.random.fold_in(key, PURPOSES.index(purpose)))(keys)
 
 
 def to_float(image: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [0, 1]."""
+    """Convert uint8 to float32 in [0, 1]."""
     return jnp.asarray(image, jnp.float32) / 255
 
 
 def to_input(image: jax.Array) -> jax.Array:
-    """[0, 1] -> [-1, 1], what the encoder takes."""
+    """Scale [0, 1] to the [-1, 1] that the encoder takes."""
     return 2 * image - 1
 
 
 def geometry(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
-    """The MIM view: [B] keys, [B, H, W, C] -> [B, H, W, C], flipped and moved.
+    """Return the MIM view: images [B, H, W, C], flipped and moved; keys: [B].
 
-    The same at any size: what the encoder and what the tokenizer sees move alike.
+    The draws do not depend on the size: images of the encoder and the tokenizer move alike.
     """
     if data.flip:
         flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
@@ -52,7 +52,7 @@ def geometry(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Array
 def label_geometry(
     keys: jax.Array, label_map: jax.Array, data: options.Data, outside: int
 ) -> jax.Array:
-    """What `geometry` does to images, done to classes [B, H, W]: the nearest, `outside` beyond."""
+    """Apply `geometry` to label maps [B, H, W] with order 0; what lies outside is `outside`."""
     if data.flip:
         flips = jax.vmap(jax.random.bernoulli)(keys_for("flip", keys))
         label_map = jnp.where(flips[:, None, None], label_map[:, :, ::-1], label_map)
@@ -68,14 +68,14 @@ def label_geometry(
 
 
 def moves(data: options.Data) -> bool:
-    """Whether images are moved, besides flips."""
+    """Return whether images are moved, besides flips."""
     return bool(data.shift or data.rotate or data.scale or data.shear)
 
 
 def class_view(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
-    """A MIM view [B, H, W, C] with its colours and more changed, but unmixed; keys: [B].
+    """Return the class view of a MIM view [B, H, W, C], not yet mixed; keys: [B].
 
-    Where nothing is asked for it is the very array; otherwise its values are levels / 255.
+    Without any augmentation it is the same array; otherwise its values are multiples of 1/255.
     """
     if not (data.three_augment or data.colour_jitter or data.randaug_num or data.erase):
         return image
@@ -94,7 +94,7 @@ def class_view(keys: jax.Array, image: jax.Array, data: options.Data) -> jax.Arr
 
 
 def _random_affine(key: jax.Array, image: jax.Array, data: options.Data) -> jax.Array:
-    """One image [H, W, C], moved about its centre; what comes from outside is 0."""
+    """Move one image [H, W, C] about its centre; what lies outside is 0."""
     places = list(_affine_places(key, image.shape[:2], data))
     moved = [
         map_coordinates(image[..., c], places, order=1, mode="constant")
@@ -103,14 +103,13 @@ def _random_affine(key: jax.Array, image: jax.Array, data: options.Data) -> jax.
     return jnp.stack(moved, axis=-1).reshape(image.shape)
 
 
-def _affine_places(key: jax.Array, size: tuple[int, int], data: options.Data) -> jax.Array:
-    """[2, H * W]: where each pixel of a moved image [H, W] comes from."""
+def _affine_places(key: jax.Array, size: tuple[int, ...], data: options.Data) -> jax.Array:
+    """Return [2, H * W]: the source of each pixel of a moved image [H, W]."""
     height, width = size
-    shift = data.shift * (height / data.image_size)  # pixels of data.image_size
+    shift = data.shift * (height / data.image_size)  # data.shift is in pixels of data.image_size
     limits = jnp.array([data.rotate, data.shear, data.scale, data.scale, shift, shift])
-    angle, shear, scale_y, scale_x, *shift = jax.random.uniform(
-        key, (6,), minval=-limits, maxval=limits
-    )
+    drawn = jax.random.uniform(key, (6,), minval=-limits, maxval=limits)
+    angle, shear, scale_y, scale_x, *shift = drawn
     angle, shear = jnp.deg2rad(angle), jnp.deg2rad(shear)
     turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
     skew = jnp.array([[1.0, 0.0], [jnp.tan(shear), 1.0]])

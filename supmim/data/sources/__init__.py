@@ -1,21 +1,12 @@
-"""Where images come from: `find` one source by name, `load` those of a run."""
+"""Sources of images: `find` returns one by name, `load` returns those of a run."""
 
 import difflib
 import importlib
 from collections.abc import Iterator
 
 from supmim.config import options
-from supmim.data.sources.base import (
-    HELD_OUT,
-    KEPT,
-    WHOLE,
-    Renumbered,
-    Sample,
-    Source,
-    innermost,
-    known,
-    printable,
-)
+from supmim.data.sources import base
+from supmim.data.sources.base import Renumbered, Sample, Source
 from supmim.errors import DataError
 
 # kind -> module with `load(where, part, data) -> Source`
@@ -27,76 +18,83 @@ LOADERS = {
     "scenes": "supmim.data.sources.scenes",
     "pairs": "supmim.data.sources.pairs",
 }
-NEAR = 0.75  # a kind that resembles one so much is a slip, not the name of a TFDS dataset
+TYPO_SIMILARITY = 0.75  # from here on a name is a mistyped kind, not a dataset of TFDS
 
 
 def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Source:
-    """The source of KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%].
+    """Return the source KIND:WHERE, e.g. digits:train, folder:/path, imagenet2012:train[:99%].
 
-    What names no kind names a dataset of TFDS. labelled: a folder must have classes; other kinds
-    always do.
+    Any other kind is the name of a TFDS dataset. labelled: whether a folder must have classes;
+    other kinds always do.
     """
     kind, _, where = spec.partition(":")
     if not spec:
-        raise DataError("no images are named: --config.data.train=folder:PATH, or NAME:SPLIT")
+        raise DataError("no images are given; set --config.data.train=folder:PATH, or NAME:SPLIT")
     if kind not in LOADERS:
-        if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=NEAR):
-            known(kind, LOADERS, "{} is not a kind of data source")
+        if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=TYPO_SIMILARITY):
+            base.check_name(kind, LOADERS, "{} is not a kind of data source")
         if kind.startswith(("/", ".", "~")):
-            raise DataError(f"{kind} is no dataset of TFDS; a folder of images is folder:{kind}")
+            raise DataError(
+                f"{kind} is not a dataset of TFDS; to read a folder of images, use folder:{kind}"
+            )
         kind, where = "tfds", spec
-    options = {"labelled": labelled} if kind == "folder" else {}
-    return importlib.import_module(LOADERS[kind]).load(where, part, data, **options)
+    extra = {"labelled": labelled} if kind == "folder" else {}
+    return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
 
 
 def load(data: options.Data, labelled: bool = True, joined: bool = False) -> tuple[Source, Source]:
-    """Training and evaluation source of config.data; labelled: with the same classes, or if joined
-    with those of both.
+    """Return the training and the evaluation source of config.data.
 
-    Without data.eval, or with the same as data.train, evaluation gets what that holds out.
+    labelled: both must have the same classes or, if joined, both get the classes of either one.
+    If data.eval is empty or equals data.train, evaluation uses what data.train holds out.
     """
     if data.eval not in ("", data.train):
-        asked = (data.train, WHOLE), (data.eval, WHOLE)
+        asked = (data.train, base.WHOLE), (data.eval, base.WHOLE)
     else:
-        asked = (data.train, KEPT), (data.train, HELD_OUT)
+        asked = (data.train, base.KEPT), (data.train, base.HELD_OUT)
     train, evaluation = (find(spec, part, data, labelled) for spec, part in asked)
     if labelled and joined:
         train, evaluation = with_all_classes(train, evaluation)
     elif labelled:
         check_classes(train, evaluation)
-    return tuple(Sample(s, data.limit) if data.limit else s for s in (train, evaluation))
+    if data.limit:
+        return Sample(train, data.limit), Sample(evaluation, data.limit)
+    return train, evaluation
 
 
 def with_all_classes(train: Source, evaluation: Source) -> tuple[Source, Source]:
-    """Both, by the classes of the first and then those that only the other has."""
+    """Return both sources with the classes of the first, then those that only the second has."""
     known = set(train.class_names)
     names = (*train.class_names, *(n for n in evaluation.class_names if n not in known))
-    return tuple(s if s.class_names == names else Renumbered(s, names) for s in (train, evaluation))
+    one, other = (
+        s if s.class_names == names else Renumbered(s, names) for s in (train, evaluation)
+    )
+    return one, other
 
 
 def share_classes(train: Source, evaluation: Source) -> bool:
-    """Whether any class is of both."""
-    one, other = (set(innermost(source).class_names) for source in (train, evaluation))
+    """Return whether the two sources have any class in common."""
+    one, other = (set(base.innermost(source).class_names) for source in (train, evaluation))
     return bool(one & other)
 
 
 def check_classes(train: Source, evaluation: Source) -> None:
-    """DataError unless both number the same classes alike."""
+    """Raise DataError unless both sources have the same classes in the same order."""
     if lines := list(class_differences(train, evaluation)):
         raise DataError(
             f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines)
         )
     if train.class_names != evaluation.class_names:
         raise DataError(
-            f"{train.name} and {evaluation.name} number the same classes in another order: a label "
-            "would mean two things. Convert both from folders, or take both from one source"
+            f"{train.name} and {evaluation.name} number the same classes in another order, so a "
+            "label would mean two things. Convert both from folders, or take both from one source"
         )
 
 
 def class_differences(train: Source, evaluation: Source) -> Iterator[str]:
-    """Lines that name the classes which only one of them has."""
-    for one, other, of in ((train, evaluation, "training"), (evaluation, train, "evaluation")):
+    """Yield lines that name the classes which only one of the sources has."""
+    for one, other, part in ((train, evaluation, "training"), (evaluation, train, "evaluation")):
         missing = sorted(set(one.class_names) - set(other.class_names))
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            yield f"only in {of}: {', '.join(map(printable, missing[:5]))}{more}"
+            yield f"only in {part}: {', '.join(map(base.printable, missing[:5]))}{more}"

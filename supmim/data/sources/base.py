@@ -1,26 +1,26 @@
-"""Where images come from: random access to labelled records, by name, with a fingerprint."""
+"""Sources of images: random access to labelled records, by name, with a fingerprint."""
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from supmim.errors import DataError
 
-# What a spec's part of a source may be: all of it, or one side of what it holds out for evaluation.
+# The parts of a source: all of it, or either side of what it holds out for evaluation.
 WHOLE, KEPT, HELD_OUT = "whole", "kept", "held out"
 
 
 class NothingHeldOut(DataError):
-    """A source that leaves nothing to evaluate on."""
+    """The error of a source that holds out nothing for evaluation."""
 
 
 class Record(NamedTuple):
-    """One labelled image; `name` is what messages call it.
+    """A labelled image; `name` is its name in messages.
 
-    image: encoded bytes, uint8 [H, W, C], or the error that came instead of them.
+    image: encoded bytes, uint8 [H, W, C], or the error that occurred while reading it.
     """
 
     image: bytes | np.ndarray | OSError
@@ -29,7 +29,7 @@ class Record(NamedTuple):
 
 
 class MaskedRecord(NamedTuple):
-    """An image with a class id for each pixel: label is 0, mask encoded, [H, W], or an error."""
+    """An image with a class id for each pixel: label is 0; mask is encoded, [H, W], or an error."""
 
     image: bytes | np.ndarray | OSError
     label: int
@@ -44,24 +44,28 @@ class Source(Protocol):
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Return the number of records."""
+        ...
 
     def __getitem__(self, index: int) -> Record:
-        """One record. DataError if the storage is damaged; a damaged image is not its business."""
+        """Return one record. DataError if the storage, rather than the image, is damaged."""
+        ...
 
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
-        """Several records, read together where the storage can."""
+        """Return several records; by default one after the other."""
+        return [self[int(i)] for i in index]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a run to go on: a change of it changes the samples."""
+        """Return what must be the same for a run to continue, without the location of files."""
+        ...
 
 
-class Masked:
-    """What sources of MaskedRecords have in common; their class_names are those of pixels."""
+class Masked(Source):
+    """A source of MaskedRecords; its class_names are the classes of pixels."""
 
 
-class InMemory:
-    """Images held as one array. Raises DataError for labels that name no class."""
+class InMemory(Source):
+    """Images held in one array. DataError for labels that name no class."""
 
     def __init__(
         self, name: str, image: np.ndarray, label: np.ndarray, class_names: Sequence[str]
@@ -75,17 +79,13 @@ class InMemory:
     def __getitem__(self, index: int) -> Record:
         return Record(self.image[index], self.label[index], f"{self.name}, record {index}")
 
-    def __getitems__(self, index: Sequence[int]) -> list[Record]:
-        return [self[int(i)] for i in index]
-
     def fingerprint(self) -> dict[str, Any]:
-        """See Source."""
         digest = hashlib.sha256(self.image.tobytes() + self.label.tobytes()).hexdigest()
         return {"name": self.name, "length": len(self), "sha256": digest}
 
 
-class Sample:
-    """So many images of another source, evenly taken: folders are sorted by class."""
+class Sample(Source):
+    """At most `limit` images of another source, evenly spaced, as folders are sorted by class."""
 
     def __init__(self, source: Source, limit: int) -> None:
         self.source, self.name, self.class_names = source, source.name, source.class_names
@@ -101,12 +101,11 @@ class Sample:
         return self.source.__getitems__([int(i) for i in self.index[list(index)]])
 
     def fingerprint(self) -> dict[str, Any]:
-        """See Source."""
         return self.source.fingerprint() | {"sample": len(self)}
 
 
-class Renumbered:
-    """Another source whose classes are some of `class_names`, by which its labels count."""
+class Renumbered(Source):
+    """Another source with its labels renumbered by `class_names`, which include its own."""
 
     def __init__(self, source: Source, class_names: Sequence[str]) -> None:
         self.source, self.name, self.class_names = source, source.name, tuple(class_names)
@@ -117,29 +116,27 @@ class Renumbered:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        return self.renumbered(self.source[index])
+        return self._renumbered(self.source[index])
 
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
-        return [self.renumbered(record) for record in self.source.__getitems__(index)]
+        return [self._renumbered(record) for record in self.source.__getitems__(index)]
 
-    def renumbered(self, record: Record) -> Record:
-        """A record of the source with the label that it has here."""
+    def _renumbered(self, record: Record) -> Record:
         return record._replace(label=self.number[check_label(record, len(self.number))])
 
     def fingerprint(self) -> dict[str, Any]:
-        """See Source."""
         return self.source.fingerprint()
 
 
 def innermost(source: Source) -> Source:
-    """What a sample is taken of or labels are renumbered of, or the source itself."""
+    """Return the source below Sample and Renumbered, or the source itself."""
     while isinstance(source, Sample | Renumbered):
         source = source.source
     return source
 
 
 def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """int32 labels [n] in [0, num_classes); DataError names the first that is not."""
+    """Return labels [n] in [0, num_classes) as int32; DataError names the first bad one."""
     label = np.asarray(label)
     if not np.issubdtype(label.dtype, np.integer):
         raise DataError(f"labels of {name} are {label.dtype}; they must be integers")
@@ -152,11 +149,11 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
     return label.astype(np.int32)
 
 
-def check_label(record: Record, num_classes: int) -> int:
-    """The label of a record; DataError, naming the record, if it names no class."""
+def check_label(record: Record | MaskedRecord, num_classes: int) -> int:
+    """Return the label of a record; DataError, which names the record, if it names no class."""
     label = record.label
     if not isinstance(label, int | np.integer):
-        raise DataError(f"{record.name}: label {label!r} is no integer; check the labels")
+        raise DataError(f"{record.name}: label {label!r} is not an integer; check the labels")
     if not 0 <= label < num_classes:
         raise DataError(
             f"{record.name}: label {label} is outside 0..{num_classes - 1}; check the labels or "
@@ -165,20 +162,19 @@ def check_label(record: Record, num_classes: int) -> int:
     return int(label)
 
 
-def known(name: str, among: Sequence[str], message: str) -> str:
-    """`name`, if it is among these; else DataError with the message and the nearest."""
+def check_name(name: str, among: Collection[str], message: str) -> None:
+    """Raise DataError unless `name` is among these. message: has {} for the name."""
     if name not in among:
         close = difflib.get_close_matches(name, list(among), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise DataError(f"{message.format(name)}: it takes {', '.join(among)}{hint}")
-    return name
 
 
 def evenly(length: int, count: int) -> np.ndarray:
-    """int [min(length, count)]: places from the first to the last of so many."""
+    """Return int [min(length, count)], indices evenly spaced from 0 to length - 1."""
     return np.linspace(0, length - 1, min(length, count)).astype(int)
 
 
 def printable(name: str) -> str:
-    """A file name on one line, free of control codes."""
+    """Return a file name on one line, free of control codes."""
     return name.encode("unicode_escape").decode() if not name.isprintable() else name

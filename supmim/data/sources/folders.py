@@ -1,15 +1,14 @@
-"""`folder:PATH`: images in one folder per class, as they lie on disk.
+"""`folder:PATH`: image files in one folder per class.
 
-PATH/CLASS/.../x.jpg, with the class named by the folder right below PATH; where no labels are
-needed PATH/x.jpg will do. If PATH has a folder
-train, that takes its place, and val, validation or test beside it is what is held out; without one
-of these a fixed share of the files is, chosen by a hash of their names.
+Images are PATH/CLASS/.../x.jpg or, where no labels are needed, PATH/x.jpg. A folder PATH/train
+takes the place of PATH, and val, validation or test beside it is held out. Without one of these, a
+fixed share of the files is held out, chosen by a hash of their names.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from supmim.config import options
 from supmim.data.sources import base
-from supmim.data.sources.base import Record
+from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
 
 ENDINGS = (
@@ -25,62 +24,50 @@ ENDINGS = (
     ".pgm",
 )  # fmt: skip
 HELD_OUT_FOLDERS = ("val", "validation", "test")
-NO_CLASS = ""  # of images that lie in no folder of a class
+NO_CLASS = ""  # class of images that are in no folder of a class
 
 
 class Listing(NamedTuple):
-    """What a folder holds: classes, with and without images; files with their sizes, sorted."""
+    """The contents of a folder: classes with and without images; files and sizes, sorted."""
 
     class_names: tuple[str, ...]
     empty: tuple[str, ...]
     paths: tuple[str, ...]  # relative, with /
     sizes: tuple[int, ...]  # bytes
-    loops: tuple[str, ...]  # links that lead back up: not followed
+    loops: tuple[str, ...]  # links to a folder above, which are not followed
 
 
-class Folder:
-    """Some of the files of a folder. Paths lie in one block: a million of them must travel."""
+class Folder(Source):
+    """Files of a folder. Their paths are one block of bytes, which readers receive quickly."""
 
-    def __init__(
-        self, root: Path, name: str, class_names: Sequence[str], paths: Sequence[str],
-        sizes: Sequence[int],
-    ) -> None:  # fmt: skip
-        self.root, self.name, self.class_names = str(root), name, tuple(class_names)
-        encoded = [os.fsencode(path) for path in paths]
+    def __init__(self, root: Path, name: str, found: Listing) -> None:
+        self.root, self.name, self.class_names = str(root), name, found.class_names
+        encoded = [os.fsencode(path) for path in found.paths]
         self.block = b"".join(encoded)
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self.sizes = np.array(sizes, np.int64)
+        self.sizes = np.array(found.sizes, np.int64)
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        self.label = np.array([numbers[class_of(path)] for path in paths], np.int32)
+        classes = (path.split("/")[0] if "/" in path else NO_CLASS for path in found.paths)
+        self.label = np.array([numbers[name] for name in classes], np.int32)
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def path(self, index: int) -> str:
-        """Path of a file below the folder."""
+        """Return the path of a file relative to the folder."""
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.block[start : self.ends[index]])
 
     def __getitem__(self, index: int) -> Record:
         return record(os.path.join(self.root, self.path(index)), int(self.label[index]))
 
-    def __getitems__(self, index: Sequence[int]) -> list[Record]:
-        return [self[i] for i in index]
-
     def fingerprint(self) -> dict[str, Any]:
-        """Names and sizes of the files, not their place: a folder may be moved."""
         digest = hashlib.sha256(self.block + self.ends.tobytes() + self.sizes.tobytes())
         return {"name": "folder", "length": len(self), "sha256": digest.hexdigest()}
 
 
-def class_of(path: str) -> str:
-    """The class of a relative path."""
-    head, slash, _ = path.partition("/")
-    return head if slash else NO_CLASS
-
-
 def record(path: str, label: int) -> Record:
-    """A file as it is, or the error that came instead."""
+    """Read a file; an OSError takes the place of its bytes."""
     try:
         with open(path, "rb") as file:
             return Record(file.read(), label, path)
@@ -89,22 +76,21 @@ def record(path: str, label: int) -> Record:
 
 
 def load(where: str, part: str, data: options.Data, labelled: bool = True) -> Folder:
-    """DataError for what is no folder, has no images or, if labelled, has them in no classes."""
+    """Return one part of a folder; DataError without images or, if labelled, without classes."""
     root = Path(where).expanduser()
     if not root.is_dir():
         raise DataError(
-            f"folder:{where}: there is no such folder; name yours: --config.data.train=folder:PATH"
+            f"folder:{where}: there is no such folder; set --config.data.train=folder:PATH"
         )
     trained, held_out = parts(root)
-    if part == base.WHOLE:
-        return whole(trained, labelled)
-    if held_out is None:
+    if part != base.WHOLE and held_out is None:
         return share(trained, part, data.holdout, labelled)
-    return whole(trained if part == base.KEPT else held_out, labelled)
+    chosen = held_out if held_out and part == base.HELD_OUT else trained
+    return Folder(chosen, f"folder:{chosen}", listing(chosen, labelled))
 
 
 def parts(root: Path) -> tuple[Path, Path | None]:
-    """What is trained on, and what is held out if that has a folder of its own."""
+    """Return the folder for training, and that of the held-out images if there is one."""
     found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     if "train" not in found:
         return root, None
@@ -112,33 +98,28 @@ def parts(root: Path) -> tuple[Path, Path | None]:
     return found["train"], held_out
 
 
-def whole(root: Path, labelled: bool) -> Folder:
-    """All images of a folder."""
-    found = listing(root, labelled)
-    return Folder(root, f"folder:{root}", found.class_names, found.paths, found.sizes)
-
-
 def share(root: Path, part: str, holdout: float, labelled: bool) -> Folder:
-    """The images that are held out, or the others: by a hash of the path, the same on any host."""
+    """Return the images that are held out, or the others, by a hash of their relative paths."""
     found = listing(root, labelled)
-    taken = [is_held_out(path, holdout) == (part == base.HELD_OUT) for path in found.paths]
-    if not any(taken):
+    files = zip(found.paths, found.sizes, strict=True)
+    kept = [file for file in files if is_held_out(file[0], holdout) == (part == base.HELD_OUT)]
+    if not kept:
         raise base.NothingHeldOut(
             f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
             f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
         )
-    kept = [(p, s) for p, s, t in zip(found.paths, found.sizes, taken, strict=True) if t]
-    return Folder(root, f"folder:{root} ({part})", found.class_names, *zip(*kept, strict=True))
+    paths, sizes = zip(*kept, strict=True)
+    return Folder(root, f"folder:{root} ({part})", found._replace(paths=paths, sizes=sizes))
 
 
 def is_held_out(path: str, holdout: float) -> bool:
-    """Whether a relative path falls into the held-out share."""
+    """Return whether a relative path falls into the held-out share."""
     digest = hashlib.sha256(os.fsencode(path)).digest()
     return int.from_bytes(digest[:8], "big") < holdout * 2**64
 
 
 def listing(root: Path, labelled: bool = True) -> Listing:
-    """The images of a folder; DataError where they make no classes, unless they need none."""
+    """Return the images of a folder; DataError if they have no classes but need them."""
     shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
     classes = sorted(entry.name for entry in shown if _kind(entry) == "folder")
     loops: list[str] = []
@@ -146,12 +127,13 @@ def listing(root: Path, labelled: bool = True) -> Listing:
     of_class = {name: sorted(_files(str(root / name), name, above, loops)) for name in classes}
     full = [name for name in classes if of_class[name]]
     if not full and not labelled and (alone := files(root)):
-        return Listing((NO_CLASS,), (), *zip(*alone, strict=True), tuple(loops))
+        paths, sizes = zip(*alone, strict=True)
+        return Listing((NO_CLASS,), (), paths, sizes, tuple(loops))
     if not full:
         loose = sum(e.name.lower().endswith(ENDINGS) for e in shown)
         found = f"{loose} images without one" if loose else "nothing that ends like an image"
         raise DataError(
-            f"{root} has no images in folders of classes ({found}); it takes {root}/CLASS/IMAGE.jpg"
+            f"{root} has no images in folders of classes ({found}); it needs {root}/CLASS/IMAGE.jpg"
         )
     paths, sizes = zip(*(item for name in full for item in of_class[name]), strict=True)
     empty = tuple(name for name in classes if not of_class[name])
@@ -159,7 +141,7 @@ def listing(root: Path, labelled: bool = True) -> Listing:
 
 
 def files(root: Path) -> list[tuple[str, int]]:
-    """(relative path, size) of the images below a folder, sorted; links that lead up are cut."""
+    """Return (relative path, size) of the images below a folder, sorted."""
     found = sorted(_files(str(root), "", frozenset(), []))
     return [(path.removeprefix("/"), size) for path, size in found]
 
@@ -167,7 +149,7 @@ def files(root: Path) -> list[tuple[str, int]]:
 def _files(
     folder: str, relative: str, above: frozenset[str], loops: list[str]
 ) -> Iterator[tuple[str, int]]:
-    """(relative path, size) of the images in a folder and below; hidden ones are left out."""
+    """Yield (relative path, size) of the images in a folder and below, except hidden ones."""
     here = os.path.realpath(folder)
     if here in above:
         loops.append(relative)
@@ -183,7 +165,7 @@ def _files(
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """folder, file, broken (a link to nothing or in a circle) or other (a pipe, a device)."""
+    """Return folder, file, broken (a dangling or circular link) or other (a pipe, a device)."""
     try:
         mode = entry.stat().st_mode
     except OSError:

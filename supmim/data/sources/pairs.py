@@ -1,11 +1,11 @@
-"""`pairs:PATH`: images with a mask of class ids each, for segmentation.
+"""`pairs:PATH`: images with masks of class ids, for segmentation.
 
-PATH/images/.../x.jpg and PATH/masks/.../x.png (or annotations), alike but for the ending; or
-NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel, 8 or 16
-bits. PATH/classes.txt has the names of the classes, a line each, without that of ids that are
-ignored; else data.mask_classes says how many there are. What is held out is PATH/val, validation or
-test beside PATH/train, each with images and masks; or images/validation beside images/training
-(ADE20K); else a share of the pairs, by a hash of their names.
+PATH/images/.../x.jpg belongs to PATH/masks/.../x.png (or annotations); only the ending differs. Or
+NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel with 8 or
+16 bits. PATH/classes.txt lists the names of the classes, one per line, without ignored ids; else
+data.mask_classes is their number. Held out are PATH/val, validation or test beside PATH/train, each
+with images and masks; or images/validation beside images/training (ADE20K); else a share of the
+pairs, by a hash of their names.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ TRAINED, HELD_OUT = ("train", "training"), ("val", "validation", "test")  # fold
 
 
 class FolderPairs(base.Masked):
-    """Pairs of files, sorted by name. DataError lists the images that have no mask."""
+    """Pairs of files, sorted by name. DataError lists the images without a mask."""
 
     def __init__(self, root: Path, class_names: Sequence[str]) -> None:
         self.name, self.class_names = f"pairs:{root}", tuple(class_names)
@@ -51,20 +51,16 @@ class FolderPairs(base.Masked):
 
     def __getitem__(self, index: int) -> MaskedRecord:
         name = self.names[index]
-        image = self.images[name][0]
-        return MaskedRecord(_read(image), 0, image, _read(self.masks[name][0]))
-
-    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
-        return [self[int(i)] for i in index]
+        image, mask = (folders.record(files[name][0], 0) for files in (self.images, self.masks))
+        return MaskedRecord(*image, mask.image)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Names and sizes, not the place."""
         sizes = [(n, self.images[n][1], self.masks[n][1]) for n in self.names]
         digest = hashlib.sha256(json.dumps(sizes).encode())
         return {"name": "pairs", "length": len(self), "sha256": digest.hexdigest()}
 
     def part(self, part: str, holdout: float) -> "FolderPairs":
-        """The pairs that are held out, or the others, in place."""
+        """Keep the pairs of one part and return self."""
         tops = {name.split("/")[0] for name in self.names}
         if tops & set(TRAINED) and (out := [top for top in HELD_OUT if top in tops]):
             chosen = out[:1] if part == base.HELD_OUT else TRAINED
@@ -72,8 +68,8 @@ class FolderPairs(base.Masked):
         elif part == base.WHOLE:
             taken = self.names
         else:
-            expected = part == base.HELD_OUT
-            taken = [n for n in self.names if folders.is_held_out(n, holdout) == expected]
+            held_out = part == base.HELD_OUT
+            taken = [n for n in self.names if folders.is_held_out(n, holdout) == held_out]
         if not taken:
             raise base.NothingHeldOut(
                 f"{self.name} has {len(self)} pairs, of which config.data.holdout={holdout:g} "
@@ -85,7 +81,7 @@ class FolderPairs(base.Masked):
 
 
 class SplitPairs(base.Masked):
-    """A split of TFDS with an image and a mask."""
+    """A split of a TFDS data set with an image and a mask."""
 
     def __init__(self, split: catalogue.Split, mask: str, class_names: Sequence[str]) -> None:
         self.split, self.mask, self.class_names = split, mask, tuple(class_names)
@@ -99,29 +95,20 @@ class SplitPairs(base.Masked):
         image, name = example[self.split.fields.image], self.split.name_of(index, example)
         return MaskedRecord(image, 0, name, example[self.mask])
 
-    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
-        return [self[int(i)] for i in index]
-
     def fingerprint(self) -> dict[str, Any]:
-        """Those of the split."""
         return self.split.fingerprint() | {"mask": self.mask}
 
 
 def load(where: str, part: str, data: options.Data) -> FolderPairs | SplitPairs:
-    """A folder if there is one of that name, else a split of TFDS.
+    """Return one part of a folder if there is one of that name, else of a TFDS data set.
 
-    Its class_names are empty if nothing says how many classes there are.
+    Its class_names are empty if the number of classes is unknown.
     """
     root = Path(where).expanduser()
-    if root.is_dir():
-        return folder_pairs(root, part, data)
-    if catalogue.SPEC.fullmatch(where):
-        return tfds_pairs(where, part, data)
-    raise DataError(f"pairs:{where}: there is no such folder")
-
-
-def folder_pairs(root: Path, part: str, data: options.Data) -> FolderPairs:
-    """One part of a folder."""
+    if not root.is_dir():
+        if catalogue.SPEC.fullmatch(where):
+            return _tfds_pairs(where, part, data)
+        raise DataError(f"pairs:{where}: there is no such folder")
     names = class_names(root / CLASSES, data)
     trained, held_out = folders.parts(root)
     if trained == root or held_out is None:
@@ -130,9 +117,9 @@ def folder_pairs(root: Path, part: str, data: options.Data) -> FolderPairs:
 
 
 def class_names(path: Path, data: options.Data) -> list[str]:
-    """The lines of a file, or the ids of data.mask_classes; DataError if they differ."""
+    """Return the lines of a file, or _numbered(data) without it; DataError if they disagree."""
     if not path.is_file():
-        return numbered(data)
+        return _numbered(data)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -143,42 +130,34 @@ def class_names(path: Path, data: options.Data) -> list[str]:
     if data.mask_classes not in (0, len(names)):
         raise DataError(
             f"{path} names {len(names)} classes, config.data.mask_classes is {data.mask_classes}; "
-            "leave it out, or correct the file"
+            "leave that option out, or correct the file"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path} names {', '.join(twice[:5])} more than once")
+        raise DataError(f"{path} names {', '.join(twice[:5])} more than once; correct the file")
     return names
 
 
-def numbered(data: options.Data) -> list[str]:
-    """The ids of data.mask_classes as names."""
+def _numbered(data: options.Data) -> list[str]:
+    """Return the ids of data.mask_classes classes as names."""
     return [str(i) for i in masks.ids_of(data.mask_classes, data.ignore_label)]
 
 
-def tfds_pairs(where: str, part: str, data: options.Data) -> SplitPairs:
-    """DataError, with the features, if the image and the mask are not clear."""
+def _tfds_pairs(where: str, part: str, data: options.Data) -> SplitPairs:
     builder, split = catalogue.open_split(where, part, data.tfds_dir)
     images = catalogue.image_features(builder)
     found = [name for name in images if name in MASK_FEATURES]
     image = catalogue.only("image", [name for name in images if name not in found])
     if not image or len(found) != 1:
         raise DataError(
-            f"{builder.info.full_name} has no one image and one mask ({', '.join(MASK_FEATURES)}); "
-            f"its features are {', '.join(builder.info.features)}"
+            f"{builder.info.full_name} does not have exactly one image and one mask "
+            f"({', '.join(MASK_FEATURES)}); its features are {', '.join(builder.info.features)}"
         )
     fields = catalogue.Fields(image, "", catalogue.name_feature(builder.info.features))
     opened = catalogue.checked(catalogue.Split(builder, split, fields))
-    return SplitPairs(opened, found[0], numbered(data))
+    return SplitPairs(opened, found[0], _numbered(data))
 
 
 def _files(root: Path) -> dict[str, tuple[str, int]]:
-    """Relative name without its ending -> (path, bytes) of the images below a folder."""
+    """Return {relative name without its ending: (path, bytes)} of the images below a folder."""
     found = folders.files(root)
     return {os.path.splitext(name)[0]: (str(root / name), size) for name, size in found}
-
-
-def _read(path: str) -> bytes | OSError:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        return error

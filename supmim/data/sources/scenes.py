@@ -1,13 +1,12 @@
-"""`scenes:train`: the digits of scikit-learn strewn over a canvas, with the class of each pixel.
+"""`scenes:train`: scikit-learn's digits scattered over a canvas, with the class of each pixel.
 
-Real pixels, no download. A scene is a function of its index alone: 3 to 8 digits of 8 x 8 pixels on
-32 x 32, none over another, at even places, so that patches of 2 pixels cut them as in `digits:`. A
-pixel is its digit's if it has a quarter of the full ink, else it is background. Scenes of the
-digits for training have none of those for evaluation.
+These are real pixels without a download. A scene depends on its index alone: 3 to 8 digits of 8 x 8
+pixels on 32 x 32, without overlap, at even coordinates, so that patches of 2 pixels divide them as
+in `digits:`. A pixel with a quarter of the full ink belongs to its digit, any other is background.
+Scenes for training and for evaluation have no digit in common.
 """
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from supmim.data.sources import base, digits
 from supmim.data.sources.base import MaskedRecord
 
 SIDE = 32
-FEWEST, MOST = 3, 8  # digits of a scene
-PLACES, STEP = 64, 2  # tried for them; pixels from one to the next
+FEWEST, MOST = 3, 8  # digits per scene
+PLACES, STEP = 64, 2  # number of places that are tried; pixels between neighbouring places
 INK = 60  # of 240
 SEED = 0
 LENGTHS = {"train": 3000, "test": 500, "tune": 2400, "validation": 500}
@@ -26,12 +25,11 @@ CLASSES = ("background", *"0123456789")
 
 
 class Scenes(base.Masked):
-    """So many scenes of some digits; class 0 is background, 1 is the digit 0."""
+    """`length` scenes of some digits; class 0 is background, class 1 the digit 0."""
 
-    class_names = CLASSES
-
-    def __init__(self, name: str, of: base.InMemory, length: int) -> None:
-        self.name, self.digits, self.length = name, of, length
+    def __init__(self, name: str, digits: base.InMemory, length: int) -> None:
+        self.name, self.class_names = name, CLASSES
+        self.digits, self.length = digits, length
 
     def __len__(self) -> int:
         return self.length
@@ -49,18 +47,14 @@ class Scenes(base.Masked):
             mask[here] = (digit[..., 0] >= INK) * (self.digits.label[one] + 1)
         return MaskedRecord(image, 0, f"{self.name}, scene {index}", mask)
 
-    def __getitems__(self, index: Sequence[int]) -> list[MaskedRecord]:
-        return [self[int(i)] for i in index]
-
     def fingerprint(self) -> dict[str, Any]:
-        """Of the digits, and of how they are strewn."""
         how = repr((self.digits.fingerprint(), SIDE, FEWEST, MOST, PLACES, STEP, INK, SEED))
         digest = hashlib.sha256(how.encode()).hexdigest()
         return {"name": self.name, "length": len(self), "sha256": digest}
 
 
 def free_places(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
-    """Even corners (y, x) of squares that do not overlap, as many as were drawn or as fit."""
+    """Draw even corners (y, x) of squares that do not overlap, FEWEST to MOST if they fit."""
     expected = rng.integers(FEWEST, MOST, endpoint=True)
     kept: list[tuple[int, int]] = []
     halves = rng.integers((SIDE - side) // STEP, size=(PLACES, 2), endpoint=True)
@@ -71,11 +65,11 @@ def free_places(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
     return kept
 
 
-def load(split: str, part: str, data: options.Data = None) -> Scenes:
-    """The splits of `digits:`; what is held out, too."""
-    base.known(split, LENGTHS, "scenes:{} is not a split of the scenes")
+def load(split: str, part: str, data: options.Data | None = None) -> Scenes:
+    """Return scenes with the splits of `digits:`, also for what is held out."""
+    base.check_name(split, LENGTHS, "scenes:{} is not a split of the scenes")
     if part == base.HELD_OUT and split not in digits.HOLDS_OUT:
         raise base.NothingHeldOut(f"scenes:{split} holds nothing out; set --config.data.eval")
-    of = digits.load(split, part)
-    found = of.name.partition(":")[2]
-    return Scenes(f"scenes:{found}", of, LENGTHS[found])
+    found = digits.load(split, part)
+    name = found.name.partition(":")[2]
+    return Scenes(f"scenes:{name}", found, LENGTHS[name])

@@ -1,6 +1,5 @@
-"""What the model says of a source: computed once for the same parameters, shared by evaluators."""
+"""Predictions of a source: computed once for the same parameters, shared by evaluators."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -9,21 +8,27 @@ import numpy as np
 
 from supmim import sharding, step
 from supmim.data import pipeline
-from supmim.data.images import Images, told
+from supmim.data.images import Images, source_digest
 from supmim.data.landmarks import Landmarks
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators.lib import ranking
 from supmim.tasks.base import Task
 
-SOURCES = {"train": "the training source", "eval": "the evaluation source",
-           "gallery": "the gallery", "queries": "the queries"}  # fmt: skip
-EMBEDDINGS = ("embedding", "features")  # arrays by which images are told apart
+Arrays = dict[str, np.ndarray]
+SOURCES = {
+    "train": "the training source",
+    "eval": "the evaluation source",
+    "gallery": "the gallery",
+    "queries": "the queries",
+}
+EMBEDDINGS = ("embedding", "features")  # arrays that must distinguish images
 
 
 class Predictions:
-    """sources: {"train": Images, "eval": Images}. readers: by which each is read.
+    """The outputs of a task for every image of each source, cached for one set of parameters.
 
-    landmarks: if they are asked for, of the sources "gallery" and "queries".
+    sources: {"train": Images, "eval": Images}, read by `readers` of the same names. landmarks, if
+    they are evaluated, add the sources "gallery" and "queries".
     """
 
     def __init__(
@@ -39,56 +44,46 @@ class Predictions:
         self.readers, self.landmarks = readers, landmarks
         self._programs: dict[step.Forward, Any] = {}
         self._params: Any = None
-        self._known: dict[tuple[step.Forward | None, str], dict[str, np.ndarray]] = {}
+        self._cache: dict[tuple[step.Forward | None, str], Arrays] = {}
         self._banks: dict[str, tuple[np.ndarray, ranking.Bank]] = {}
-        self._unreadable: dict[str, int] = {}
+        self._missing: dict[str, int] = {}
 
-    def of(
-        self, params: Any, split: str, forward: step.Forward | None = None
-    ) -> dict[str, np.ndarray]:
-        """logits [n, C], embedding [n, D], label, index [n] of all readable images, in order.
+    def of(self, params: Any, split: str, forward: step.Forward | None = None) -> Arrays:
+        """Return logits [n, C], embedding [n, D], label, index [n] of readable images, in order.
 
-        forward: a method of the task other than `predict`, whose arrays are returned instead.
-        NumericsError if any is not finite.
+        forward: another method of the task than `predict`, whose arrays are returned instead.
+        NumericsError if any value is not finite.
         """
         if params is not self._params:
-            self._params, self._known, self._banks = params, {}, {}
-        if (forward, split) not in self._known:
+            self._params, self._cache, self._banks = params, {}, {}
+        if (forward, split) not in self._cache:
             out = self.fresh(params, split, forward)
             for name in out:
                 check_finite(out[name], f"{name} of {SOURCES[split]}")
-            self._known[forward, split] = out
-        return self._known[forward, split]
+            self._cache[forward, split] = out
+        return self._cache[forward, split]
 
-    def embedded(
-        self, params: Any, split: str, forward: step.Forward | None = None
-    ) -> dict[str, np.ndarray]:
-        """`of`, for those who learn from it: NumericsError for embeddings that mean nothing."""
+    def checked(self, params: Any, split: str, forward: step.Forward | None = None) -> Arrays:
+        """Return `of`; NumericsError if its embeddings cannot be learned from (see ranking)."""
         out = self.of(params, split, forward)
         for name in out.keys() & set(EMBEDDINGS):
             ranking.norms(out[name], SOURCES[split])
         return out
 
-    def fresh(
-        self, params: Any, split: str, forward: step.Forward | None = None
-    ) -> dict[str, np.ndarray]:
-        """The same of other parameters, without a word to those that share."""
-        program = functools.partial(self._program(forward or self.task.predict), params)
-        return self.collect(program, split)
-
-    def _program(self, forward: step.Forward) -> Any:
-        """The compiled program of one method of the task."""
+    def fresh(self, params: Any, split: str, forward: step.Forward | None = None) -> Arrays:
+        """Compute the predictions for other parameters without touching the cache."""
+        forward = forward or self.task.predict
         if forward not in self._programs:
             self._programs[forward] = jax.jit(
                 functools.partial(step.eval_step, forward=forward),
                 out_shardings=sharding.replicated(self.mesh),
             )
-        return self._programs[forward]
+        return self.collect(functools.partial(self._programs[forward], params), split)
 
     def bank(self, params: Any, split: str, mib: float) -> tuple[np.ndarray, ranking.Bank]:
-        """Unit embeddings [n, D] of a source and the bank of them, made once like the rest.
+        """Return unit embeddings [n, D] of a source and the bank of them, cached like the rest.
 
-        mib: see Bank. NumericsError for embeddings that mean nothing.
+        mib: see Bank. NumericsError if the embeddings cannot be compared.
         """
         embedding = self.of(params, split)["embedding"]
         if split not in self._banks:
@@ -96,10 +91,10 @@ class Predictions:
             self._banks[split] = rows, ranking.Bank(rows, self.mesh, mib)
         return self._banks[split]
 
-    def collect(self, function: Any, split: str) -> dict[str, np.ndarray]:
-        """function(batch) -> dict of arrays [B, ...] with `valid`, over the valid rows of a source.
+    def collect(self, function: Any, split: str) -> Arrays:
+        """Return the valid rows of function(batch) -> {name: [B, ...]}, with `valid`, on a source.
 
-        DataError if there is none.
+        DataError if there are none.
         """
         images, fetched = self.sources[split], []
         for batch in pipeline.eval_batches(images, self.batch_size, self.mesh, self.readers[split]):
@@ -108,36 +103,42 @@ class Predictions:
         kept = whole["valid"] > 0
         if not kept.any():
             raise DataError(f"{images.name}: none of its {len(images)} images can be read")
-        self.lacks(split, len(images) - int(kept.sum()))
+        self.record_missing(split, len(images) - int(kept.sum()))
         return {name: values[kept] for name, values in whole.items()}
 
-    def lacks(self, split: str, count: int) -> None:
-        """So many images of a source could not be read."""
-        self._unreadable[split] = count
+    def record_missing(self, split: str, count: int) -> None:
+        """Record how many images of a source could not be read."""
+        self._missing[split] = count
 
-    def read(self) -> tuple[str, ...]:
-        """The sources that were read, whatever they lacked."""
-        return tuple(self._unreadable)
+    def sources_read(self) -> tuple[str, ...]:
+        """Return the names of the sources that were read, complete or not."""
+        return tuple(self._missing)
 
     def data(self) -> dict[str, Any]:
-        """Name, number of images and digest of each source, and the `view` of their images."""
+        """Return name, number of images and digest of each source, and the `view` of its images."""
         seen = self.sources["eval"]
         return {
-            **{split: told(images.source) for split, images in self.sources.items()},
+            **{split: source_digest(images.source) for split, images in self.sources.items()},
             **(self.landmarks.fingerprint() if self.landmarks else {}),
-            "view": dataclasses.asdict(seen.box_of) | {"interpolation": seen.method},
+            "view": vars(seen.box_of) | {"interpolation": seen.method},
         }
 
     def unreadable(self) -> dict[str, float]:
-        """How many images each source lacked; empty if the results are complete."""
-        return {f"unreadable/{split}": float(n) for split, n in self._unreadable.items() if n}
+        """Return the number of unreadable images of each source that has any."""
+        return {f"unreadable/{split}": float(n) for split, n in self._missing.items() if n}
+
+
+def read_valid(images: Images, index: np.ndarray) -> Arrays:
+    """Return the arrays of `Images.take` at epoch 0, without the rows of unreadable images."""
+    arrays, bad = images.take(index, np.zeros_like(index))
+    return {name: np.delete(values, list(bad), axis=0) for name, values in arrays.items()}
 
 
 def check_finite(values: np.ndarray, name: str) -> None:
-    """NumericsError unless all [n, ...] are finite."""
+    """Raise NumericsError unless all values [n, ...] are finite."""
     bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(bad):
         raise NumericsError(
-            f"{name} are not finite for {len(bad)} images, the first is image {bad[0]}. Look at "
+            f"{name} are not finite for {len(bad)} images; the first is image {bad[0]}. Look at "
             "the losses in metrics.jsonl"
         )

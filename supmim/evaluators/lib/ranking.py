@@ -16,42 +16,48 @@ from supmim.errors import NumericsError
 
 QUERIES = 1024  # scored against a block of the bank at once
 MIB = 2**20
-GROUP = 64  # similarities of a row that stand or fall by their largest
-FEW = 8  # a row is searched by groups if those that stay are at most this part of it: 1 / FEW
+GROUP = 64  # similarities of a row that are kept or dropped by their largest
+GROUPED_PART = 8  # a row is searched by groups if at most 1 / 8 of it can be kept
 
 
 def norms(embedding: np.ndarray, name: str) -> np.ndarray:
-    """[n, D] -> lengths [n]. NumericsError if any is not finite or zero, or all rows are equal."""
+    """Return lengths [n] of rows [n, D].
+
+    NumericsError if one is zero or not finite, or if all rows are equal.
+    """
     squared = np.einsum("nd,nd->n", embedding, embedding, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(squared) | (squared == 0))
     if len(bad):
         raise NumericsError(
-            f"embeddings of {name} cannot be compared: {len(bad)} are zero or not finite, the "
+            f"embeddings of {name} cannot be compared: {len(bad)} are zero or not finite; the "
             f"first is image {bad[0]}. Look at the losses in metrics.jsonl"
         )
     if len(embedding) > 1 and (embedding == embedding[0]).all():
-        raise NumericsError(f"all embeddings of {name} are equal: they tell no image from another")
+        raise NumericsError(
+            f"all embeddings of {name} are equal, so that they do not distinguish images. Look at "
+            "the losses in metrics.jsonl"
+        )
     return np.sqrt(squared)
 
 
 def unit(embedding: np.ndarray, name: str) -> np.ndarray:
-    """[n, D] -> unit rows, float32. NumericsError as `norms` has it."""
+    """Return unit rows [n, D], float32. NumericsError as for `norms`."""
     length = norms(embedding, name)[:, None].astype(embedding.dtype)
     return (embedding / length).astype(np.float32)
 
 
 class Bank:
-    """Unit rows [M, D] on the devices of a mesh, each with its share, to be searched.
+    """Unit rows [M, D] to search in, an equal share on each device of a mesh.
 
     mib: similarities that a device holds at once, in MiB.
     """
 
     def __init__(self, bank: np.ndarray, mesh: Mesh, mib: float) -> None:
         self.length, self.mesh, self.mib = len(bank), mesh, mib
-        share = up_to(-(-len(bank) // mesh.size), GROUP)
+        share = round_up(-(-len(bank) // mesh.size), GROUP)
         most = max(1, int(mib * MIB / (4 * QUERIES)))
         self.block = min(share, most // GROUP * GROUP or most)
-        share = up_to(share, self.block)
+        share = round_up(share, self.block)
         where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         padded = np.pad(bank, ((0, share * mesh.size - len(bank)), (0, 0)))
         self.rows = jax.make_array_from_callback(padded.shape, where, lambda i: padded[i])
@@ -59,31 +65,31 @@ class Bank:
     def nearest(
         self, queries: np.ndarray, k: int, exclude_self: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines and bank ids of the k nearest, [Q, k] each, by descending cosine, then by id.
+        """Return cosines and bank ids of the k nearest, [Q, k] each, by falling cosine, then by id.
 
-        With exclude_self, query i is bank entry i and is left out. k is cut to what the bank holds.
+        With exclude_self, query i is bank entry i and is left out. k is capped at the size of the
+        bank.
         """
         k = min(k, self.length - exclude_self)
         fetched = []
         for first in range(0, len(queries), QUERIES):
             chunk = queries[first : first + QUERIES]
-            missing = QUERIES - len(chunk)
             own = np.arange(first, first + QUERIES) if exclude_self else np.full(QUERIES, -1)
-            padded = np.pad(chunk, ((0, missing), (0, 0)))
+            padded = np.pad(chunk, ((0, QUERIES - len(chunk)), (0, 0)))
             found = _search(padded, self.rows, own, self.length, self.mesh, self.block, k)
             fetched.append([x[: len(chunk)] for x in jax.device_get(found)])
         similarity, ids = (np.concatenate(parts) for parts in zip(*fetched, strict=True))
         return similarity, ids
 
     def rankings(self, queries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(first query, bank ids [n, M]) of chunks of queries: all of the bank, best first."""
+        """Yield (first query, bank ids [n, M]) by chunks of queries: the whole bank, best first."""
         for first, order in self._orders(queries, exclude_self=False):
             yield first, jax.device_get(order)[: len(queries) - first, : self.length]
 
     def relevance(self, queries: np.ndarray, label: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(first query, relevance bool [n, M - 1]) of chunks of queries, ranked to the last entry.
+        """Yield (first query, relevance bool [n, M - 1]) by chunks of queries, best rank first.
 
-        Query i is bank entry i, which is left out; label: [M], relevant is who shares it.
+        Query i is bank entry i, which is left out. label: [M]; entries of equal label are relevant.
         """
         labels = np.pad(label, (0, len(self.rows) - self.length))
         for first, order in self._orders(queries, exclude_self=True):
@@ -92,7 +98,7 @@ class Bank:
             yield first, relevant[: len(queries) - first, : self.length - 1]
 
     def _orders(self, queries: np.ndarray, exclude_self: bool) -> Iterator[tuple[int, jax.Array]]:
-        """(first query, ids [chunk, padded M] on the devices) of chunks of what memory allows."""
+        """Yield (first query, ids [chunk, padded M] on the devices), as many as memory allows."""
         devices = self.mesh.size
         affordable = int(self.mib * MIB / (16 * len(self.rows)))  # a sort's keys and ids, twice
         chunk = max(1, min(QUERIES // devices, affordable)) * devices
@@ -100,17 +106,17 @@ class Bank:
             some = queries[first : first + chunk]
             padded = np.pad(some, ((0, chunk - len(some)), (0, 0)))
             own = np.arange(first, first + chunk) if exclude_self else np.full(chunk, -1)
-            yield first, _ranked(padded, self.rows, own, self.length, self.mesh)
+            yield first, _rank(padded, self.rows, own, self.length, self.mesh)
 
 
-def up_to(number: int, step: int) -> int:
-    """The multiple of `step` that is not smaller."""
+def round_up(number: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is not below a number."""
     return -(-number // step) * step
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block", "k"))
 def _search(queries, rows, own, length, mesh, block, k):
-    """Cosines and ids [Q, k] of all of the bank, replicated; own [Q]: ids left out."""
+    """Return cosines and ids [Q, k] from the whole bank, replicated; own [Q]: ids to leave out."""
     everywhere, spread = PartitionSpec(), PartitionSpec(mesh.axis_names)
     each = jax.shard_map(
         functools.partial(_search_share, axes=mesh.axis_names, block=block, k=k),
@@ -119,14 +125,16 @@ def _search(queries, rows, own, length, mesh, block, k):
         out_specs=(spread, spread),
         check_vma=False,
     )
-    found = [jnp.concatenate(list(part), axis=1) for part in each(queries, rows, own, length)]
-    merged = _best(*found, k)
+    similarity, ids = (
+        jnp.concatenate(list(part), axis=1) for part in each(queries, rows, own, length)
+    )
+    merged = _best(similarity, ids, k)
     return jax.lax.with_sharding_constraint(merged, NamedSharding(mesh, everywhere))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _ranked(queries, rows, own, length, mesh):
-    """Ids [Q, M] in rank order, replicated; each device sorts for some of the queries."""
+def _rank(queries, rows, own, length, mesh):
+    """Return ids [Q, M] in rank order, replicated; each device sorts for some of the queries."""
     ids = jnp.arange(len(rows))
     similarity = jnp.matmul(queries, rows.T, precision="highest")
     similarity = jnp.where(
@@ -140,12 +148,12 @@ def _ranked(queries, rows, own, length, mesh):
 
 @jax.jit
 def _share_label(order, label, own):
-    """Which of the ids [Q, M] have the query's label: [M], own [Q]."""
+    """Return which ids [Q, M] have the query's label: label [M], own [Q]."""
     return label[order] == own[:, None]
 
 
 def _search_share(queries, rows, own, length, *, axes, block, k):
-    """One device's [1, Q, k]: block after block, keeping the best so far."""
+    """Return one device's cosines and ids [1, Q, k], keeping the best block after block."""
     first = jax.lax.axis_index(axes) * len(rows)
 
     def step(best, number):
@@ -167,13 +175,13 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
 
 
 def _largest(similarity: Any, k: int) -> tuple[Any, Any]:
-    """lax.top_k of [Q, n], by way of groups where that is less work.
+    """Return lax.top_k of [Q, n], by way of groups where that is less work.
 
-    The k largest lie in the k groups whose largest are largest, and so do the first of equals if
-    groups and candidates keep their order.
+    The k largest lie in the k groups with the largest maxima. Equals keep their order because
+    groups and candidates do.
     """
     queries, length = similarity.shape
-    if length % GROUP or k * GROUP * FEW > length:
+    if length % GROUP or k * GROUP * GROUPED_PART > length:
         return jax.lax.top_k(similarity, k)
     groups = similarity.reshape(queries, length // GROUP, GROUP)
     kept = jnp.sort(jax.lax.top_k(groups.max(axis=2), k)[1], axis=1)
@@ -183,6 +191,6 @@ def _largest(similarity: Any, k: int) -> tuple[Any, Any]:
 
 
 def _best(similarity: Any, ids: Any, k: int) -> tuple[Any, Any]:
-    """The k largest [Q, k] of [Q, n]; the first of equals, so n must run by bank id."""
+    """Return the k largest [Q, k] of [Q, n]; among equals the first, so n must run by bank id."""
     similarity, place = jax.lax.top_k(similarity, k)
     return similarity, jnp.take_along_axis(ids, place, axis=1)

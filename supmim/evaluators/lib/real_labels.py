@@ -1,4 +1,4 @@
-"""All the labels that fit an image: of ReaL (arXiv 2006.07159), or of anyone's own."""
+"""All labels that fit an image: those of ReaL (arXiv 2006.07159), or a user's own."""
 
 import json
 import os
@@ -11,56 +11,53 @@ from supmim.data.sources.folders import Folder
 from supmim.errors import DataError
 
 NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
-LEAST = 0.5  # share of the images' own labels among these; of ReaL's it is about nine tenths
+MIN_AGREEMENT = 0.5  # share of images whose own label is listed; about nine tenths for ReaL
 
 
 def read(path: Path, source: Source) -> list[list[int]]:
-    """One list of labels per image of a source, in its order; empty where none was agreed on.
+    """Return a list of labels per image of a source, in its order; empty if none was agreed on.
 
     The file is google-research/reassessed-imagenet's real.json, a list in order of the number in
-    ILSVRC2012_val_NUMBER, or an object from file names to labels. DataError if it is damaged, or of
-    other images or classes.
+    ILSVRC2012_val_NUMBER, or an object from file names to labels. DataError if it is damaged or
+    belongs to other images or classes.
     """
-    document = parsed(path)
-    names, label = zip(*named(source), strict=True)
-    of_image = [found(document, name) for name in names]
+    document = _parse(path)
+    names, label = zip(*_names_and_labels(source), strict=True)
+    of_image = [_entry(document, name) for name in names]
     missing = [name for name, labels in zip(names, of_image, strict=True) if labels is None]
     if missing:
         raise DataError(
-            f"config.eval.real_labels={path} says nothing of {len(missing)} of {len(of_image)} "
-            f"images of {source.name}, the first is {missing[0]}: a list is matched by the number "
+            f"config.eval.real_labels={path} has no entry for {len(missing)} of {len(of_image)} "
+            f"images of {source.name}; the first is {missing[0]}. A list is matched by the number "
             "in ILSVRC2012_val_NUMBER; other images need an object, file name -> labels"
         )
-    check_classes(path, of_image, len(source.class_names))
+    _check_classes(path, of_image, len(source.class_names))
     own = [c in labels for c, labels in zip(label, of_image, strict=True) if labels]
-    if own and sum(own) < LEAST * len(own):
+    if own and sum(own) < MIN_AGREEMENT * len(own):
         raise DataError(
-            f"config.eval.real_labels={path}: the own labels of only {sum(own)} of {len(own)} "
-            f"images of {source.name} are among theirs. Its classes, or images, are in another "
-            "order"
+            f"config.eval.real_labels={path} lists the own labels of only {sum(own)} of {len(own)} "
+            f"images of {source.name}. Its classes, or its images, are in another order"
         )
     return of_image
 
 
-def parsed(path: Path) -> list | dict:
-    """The JSON of a file."""
+def _parse(path: Path) -> list | dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"config.eval.real_labels={path} cannot be read: {error}") from error
     if not isinstance(document, list | dict):
-        raise DataError(f"config.eval.real_labels={path} is no list and no object of labels")
+        raise DataError(f"config.eval.real_labels={path} is neither a list nor an object of labels")
     return document
 
 
-def named(source: Source) -> list[tuple[str, int]]:
-    """File name and label of each image."""
+def _names_and_labels(source: Source) -> list[tuple[str, int]]:
     if isinstance(source, Sample):
-        return [_named(source.source, int(index)) for index in source.index]
-    return [_named(source, index) for index in range(len(source))]
+        return [_name_and_label(source.source, int(index)) for index in source.index]
+    return [_name_and_label(source, index) for index in range(len(source))]
 
 
-def _named(source: Source, index: int) -> tuple[str, int]:
+def _name_and_label(source: Source, index: int) -> tuple[str, int]:
     if isinstance(source, Folder):  # no need to read the image
         name, label = source.path(index), source.label[index]
     else:
@@ -68,8 +65,8 @@ def _named(source: Source, index: int) -> tuple[str, int]:
     return os.path.basename(name), int(label)
 
 
-def found(document: list | dict, name: str) -> Any:
-    """What a file says of an image, or None."""
+def _entry(document: list | dict, name: str) -> Any:
+    """Return the labels that a file gives for an image, or None."""
     if isinstance(document, dict):
         return document.get(name)
     match = NUMBER.search(name)
@@ -77,8 +74,8 @@ def found(document: list | dict, name: str) -> Any:
     return document[place] if 0 <= place < len(document) else None
 
 
-def check_classes(path: Path, of_image: list[Any], num_classes: int) -> None:
-    """DataError unless all are lists of classes."""
+def _check_classes(path: Path, of_image: list[Any], num_classes: int) -> None:
+    """Raise DataError unless all entries are lists of classes."""
     for place, labels in enumerate(of_image):
         if not isinstance(labels, list) or not all(
             type(c) is int and 0 <= c < num_classes for c in labels

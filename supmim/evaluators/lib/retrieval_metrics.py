@@ -1,71 +1,72 @@
-"""What a ranking is worth: one definition each, of relevance in rank order.
+"""Metrics of a ranking, one definition each, from relevance in rank order.
 
-Shapes: Q queries, R ranks; relevant: bool [Q, R], best first; positives: int [Q], how many there
-are in all, ranked or not. Each gives one value per query, [Q]. A query without positives has no
-value: NaN, which `mean` leaves out.
+Shapes: Q queries, R ranks; relevant: bool [Q, R], best first; positives: int [Q], their number in
+all, ranked or not. Metrics are one value per query, [Q], and NaN for a query without positives,
+which `mean` leaves out.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def mean(values: np.ndarray) -> float:
-    """Over the queries that have a value; NaN if none has."""
+    """Return the mean over queries that have a value; NaN if none has."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def known(results: dict[str, float]) -> dict[str, float]:
-    """The results that have a value."""
+    """Return the results that are not NaN."""
     return {name: value for name, value in results.items() if not np.isnan(value)}
 
 
 def recall_at(relevant: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
-    """R@k of Stanford Online Products (arXiv 1511.06452): 1 if any of the first k is relevant."""
+    """Return R@k of Stanford Online Products (arXiv 1511.06452): 1 for a hit in the first k."""
     return _known(relevant[:, :k].any(axis=1), positives)
 
 
 def precision_at(relevant: np.ndarray) -> np.ndarray:
-    """Precision after each rank, [Q, R]."""
+    """Return the precision after each rank, [Q, R]."""
     return relevant.cumsum(axis=1) / np.arange(1, relevant.shape[1] + 1)
 
 
 def average_precision(relevant: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """AP: precision at every relevant rank, summed, by the number of positives."""
+    """Return AP: the precision at every relevant rank, summed and divided by the positives."""
     total = (precision_at(relevant) * relevant).sum(axis=1)
     return _known(total / np.maximum(positives, 1), positives)
 
 
 def average_precision_at(relevant: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
-    """AP@k of Google Landmarks v2 (arXiv 2004.01804): by min(positives, k)."""
+    """Return AP@k of Google Landmarks v2 (arXiv 2004.01804): divided by min(positives, k)."""
     top = relevant[:, :k]
     total = (precision_at(top) * top).sum(axis=1)
     return _known(total / np.maximum(np.minimum(positives, k), 1), positives)
 
 
 def average_precision_at_r(relevant: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """AP@R (arXiv 2003.08505): the first R ranks alone, by R, the query's number of positives."""
+    """Return AP@R (arXiv 2003.08505): AP of the first R ranks, R the number of positives."""
     within = np.arange(relevant.shape[1]) < positives[:, None]
     total = (precision_at(relevant) * relevant * within).sum(axis=1)
     return _known(total / np.maximum(positives, 1), positives)
 
 
 def modified_precision_at(relevant: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
-    """mMP@k of UnED (arXiv 2309.01858): right ones in the top min(k, positives), by that number."""
+    """Return mMP@k of UnED (arXiv 2309.01858): the precision at rank min(k, positives)."""
     depth = np.minimum(k, positives)
     within = np.arange(relevant.shape[1]) < depth[:, None]
     return _known((relevant & within).sum(axis=1) / np.maximum(depth, 1), positives)
 
 
 def without_junk(ranking: np.ndarray, positives: np.ndarray, junk: np.ndarray) -> np.ndarray:
-    """Relevance [R] of a ranking of ids once junk is taken out of it."""
+    """Return the relevance [R] of a ranking of ids from which junk is removed."""
     return np.isin(ranking, positives)[~np.isin(ranking, junk)]
 
 
 def trapezoid_average_precision(relevant: np.ndarray, positives: int) -> float:
-    """AP of one query of the revisited Oxford and Paris (arXiv 1803.11285), junk taken out.
+    """Return AP of one query of the revisited Oxford and Paris (arXiv 1803.11285), junk removed.
 
-    The area under precision over recall by the trapezoid rule: each relevant rank counts the mean
-    of the precision just before it, 1 at the first rank, and at it.
+    It is the area under precision over recall by the trapezoid rule: each relevant rank counts the
+    mean of the precision just before it, 1 at the first rank, and at it.
     """
     if not positives:
         return float("nan")
@@ -76,7 +77,7 @@ def trapezoid_average_precision(relevant: np.ndarray, positives: int) -> float:
 
 
 def capped_precision(relevant: np.ndarray, positives: int, k: int) -> float:
-    """mP@k of the same: precision at k, or at the last positive's rank if that comes earlier."""
+    """Return mP@k of the same: precision at k, or at the last positive if that is earlier."""
     if not positives:
         return float("nan")
     ranks = np.flatnonzero(relevant)
@@ -84,5 +85,5 @@ def capped_precision(relevant: np.ndarray, positives: int, k: int) -> float:
     return float(relevant[:depth].sum() / depth)
 
 
-def _known(values: np.ndarray, positives: np.ndarray) -> np.ndarray:
+def _known(values: ArrayLike, positives: np.ndarray) -> np.ndarray:
     return np.where(positives > 0, values, np.nan)
