@@ -93,9 +93,9 @@ def layer_factors(params: Any, decay: float) -> Any:
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def depth_of(encoder: Any) -> int:
+def depth_of(encoder_params: Any) -> int:
     """Return the number of blocks, unrolled or scanned."""
-    blocks = encoder["blocks"]
+    blocks = encoder_params["blocks"]
     return len(jax.tree.leaves(blocks)[0]) if "stack" in blocks else len(blocks)
 
 

@@ -275,7 +275,7 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     assert "classes: was" in capsys.readouterr().err
     (folder / "zebra").rename(folder / "b")
     assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 0
-    assert "going on with other data" in capsys.readouterr().out
+    assert "continuing with other data" in capsys.readouterr().out
     (folder / "a" / "new.png").unlink()
     held_out = folders.share(folder, base.HELD_OUT, 0.2, labelled=True)
     (folder / held_out.path(0)).unlink()

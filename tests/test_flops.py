@@ -24,7 +24,7 @@ SQUARED.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
 
 def step_flops(config):
     """Counted FLOPs per image of a training step that recomputes nothing; scan traces faster."""
-    config.encoder.update(remat="none", scan=True)
+    config = config_lib.replaced(config, {"encoder.remat": "none", "encoder.scan": True})
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
     batch = pipeline.abstract_batch(config, sharding.make_mesh(8, 1, 1))

@@ -329,7 +329,7 @@ def test_what_was_interrupted_goes_on_with_the_command_that_began_it(
 ):
     monkeypatch.setattr(StopSignal, "after", lambda self, step: True)
     assert cli.run([*verb.split(), *ON_DIGITS, f"--workdir={tmp_path}"]) == 75
-    assert f"go on with:\n  supmim {verb} --workdir={tmp_path}\n" in capsys.readouterr().err
+    assert f"continue with:\n  supmim {verb} --workdir={tmp_path}\n" in capsys.readouterr().err
 
 
 def test_perceptual_weights_may_move_but_not_change_and_evaluation_does_without(

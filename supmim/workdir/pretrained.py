@@ -130,6 +130,6 @@ def changes(stored: Any, expected: Any) -> list[str]:
     return phrases + [f"a new {name}" for name in expected.keys() - stored.keys()]
 
 
-def grid_of(encoder: Any) -> int:
+def grid_of(encoder_params: Any) -> int:
     """Return the side of the grid of learned positions, in patches."""
-    return round(encoder["positions"].shape[0] ** 0.5)
+    return round(encoder_params["positions"].shape[0] ** 0.5)
