@@ -13,7 +13,6 @@ from flax import traverse_util
 
 from supmim import config as config_lib
 from supmim import tokenizers
-from supmim.config import options
 from supmim.errors import CheckpointError, ConfigError, DataError
 from supmim.planning import flops
 from supmim.tasks.registry import TASKS
@@ -170,7 +169,7 @@ def test_a_frozen_network_is_in_bfloat16_and_one_that_trains_or_is_none_in_float
     frozen, trained = tiny_config(**OPTIONS), tiny_config(**OPTIONS, **train)
     assert tokenizers.abstract(frozen).network.dtype == "bfloat16"
     assert TASKS["tokenizer"].abstract(trained).network.dtype == "float32"
-    assert options.tokenizer_dtype(tiny_config()) == "float32"
+    assert tiny_config().tokenizer_dtype == "float32"
     asked = tiny_config(**OPTIONS, **{"tokenizer.dtype": "float32"})
     assert tokenizers.abstract(asked).network.dtype == "float32"
 
