@@ -25,6 +25,7 @@ def sigmoid_cross_entropy(logits: jax.Array, probabilities: jax.Array) -> jax.Ar
 
 
 CLASS_LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}  # from the same logits
 
 
 def token_cross_entropy(

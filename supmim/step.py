@@ -71,10 +71,9 @@ def train_step(
 def gradients(
     loss_fn: Callable, params: Any, batch: Drawn, rng: jax.Array, parts: int
 ) -> tuple[Any, metrics.Metrics]:
-    """Return gradients and metrics of a batch, which splitting it into parts does not change.
+    """Return gradients and metrics of a batch; they do not depend on `parts`, except for dropout.
 
-    A part is every parts-th row, so that each device keeps its own rows. Only what the model draws
-    itself, such as dropout, depends on the number of parts.
+    A part is every parts-th row, so that each device keeps its own rows.
     """
     grad = jax.grad(loss_fn, has_aux=True)
     if parts == 1:

@@ -1,4 +1,4 @@
-"""The recipe: from an empty workdir to a report. What a run is put together from: assemble.py."""
+"""The recipe, from an empty workdir to a report; assemble.py builds the parts."""
 
 import contextlib
 import functools
@@ -54,7 +54,7 @@ def train_and_evaluate(
 
 
 class Run(NamedTuple):
-    """A run that is set up, before its first step here."""
+    """Everything that the loop needs. `state` is valid until the first step, which donates it."""
 
     config: Config
     source: Source
@@ -129,7 +129,7 @@ def train(
     stop: StopSignal,
     screen: terminal.Terminal,
 ) -> dict[str, float]:
-    """Set-up, loop and end of one run, in a workdir that it holds."""
+    """Set up, train and conclude one run; the caller holds the lock of its workdir."""
     clock = Clock(config.batch_size)
     run = set_up(config, folder, start, mesh, screen.log)
     config, state, programs, total_steps = run.config, run.state, run.programs, run.total_steps
@@ -189,7 +189,7 @@ def train(
 
 
 def due(done: int, every: int, total_steps: int) -> bool:
-    """Return whether something happens after this step; the last step has its own at the end."""
+    """Return whether something is due after this step; never after the last, which has its own."""
     return every > 0 and done % every == 0 and done < total_steps
 
 

@@ -1,11 +1,11 @@
-"""Shows that a change of the code changes no number: eight short runs, recorded and compared.
+"""Shows that a change of the code changes no number: nine short commands, recorded and compared.
 
     git worktree add ../before main
     python tools/same_results.py record before.json --checkout=../before
     python tools/same_results.py record after.json
     python tools/same_results.py compare before.json after.json
 
-Each recording takes about four minutes on two cores. It calls only `supmim VERB ...` and reads only
+Each recording takes about five minutes on two cores. It calls only `supmim VERB ...` and reads only
 files that a run writes, so that it can record any two commits which take the same options. What is
 compared: every array of the last checkpoint, results.json, the first 50 lines of metrics.jsonl
 without times, the StableHLO of every train step, and the files of a cache of target ids.

@@ -15,8 +15,8 @@ MASKED = ("scenes", "pairs")  # kinds of sources that have masks
 def problems(flat: dict[str, Any]) -> list[str]:
     """Return every problem of `group.option` -> value.
 
-    Options that are wrong by themselves are checked against the others with their defaults, and a
-    problem that names one of them is reported once.
+    An option that is wrong by itself is replaced by its default before options are checked against
+    each other, and problems of that check that name it are left out: it is reported once.
     """
     sound = {
         path: flat[path] if path in flat and not option.problem(flat[path]) else option.default
@@ -65,7 +65,9 @@ def _size_problems(config: Config) -> Iterator[str]:
             f"config.optimizer.layer_decay={config.optimizer.layer_decay} has nothing to act on "
             "with config.optimizer.frozen=encoder: set it to 1.0, or frozen to none"
         )
-    yield from TASK_PROBLEMS[config.task](config)
+    yield from _unused_problems(config)
+    if config.task in TASK_PROBLEMS:
+        yield from TASK_PROBLEMS[config.task](config)
 
 
 def _unused_problems(config: Config) -> Iterator[str]:
@@ -98,11 +100,10 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
     if tokenizer.entropy_weight and parts > 1:
         yield (
             f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
-            f"whole batch, which config.accumulation_steps={parts} splits into parts; set one of "
-            "them to 0 or 1"
+            f"whole batch, which config.accumulation_steps={parts} splits into parts; set "
+            "config.tokenizer.entropy_weight=0 or config.accumulation_steps=1"
         )
     yield from _perceptual_problems(tokenizer, image_size)
-    yield from _unused_problems(config)
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
     if grouped and config.batch_size % group:
@@ -134,7 +135,8 @@ def _perceptual_problems(tokenizer: options.Tokenizer, image_size: int) -> Itera
     if image_size < SMALLEST_PERCEPTUAL:
         yield (
             f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
-            f"more, not config.data.image_size={image_size}; set it to 0"
+            f"more, not config.data.image_size={image_size}; set "
+            "config.tokenizer.perceptual_weight=0"
         )
 
 
@@ -164,7 +166,6 @@ def _segmentation_problems(config: Config) -> Iterator[str]:
             f"config.segmentation.stride={stride} exceeds the window of {side} pixels: some pixels "
             f"would be in no window; set it to at most {side}"
         )
-    yield from _unused_problems(config)
 
 
 def _supmim_problems(config: Config) -> Iterator[str]:
@@ -373,11 +374,10 @@ def _list_problems(config: Config) -> Iterator[str]:
     for name in config.evaluator_names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = f"; did you mean {close[0]}?" if close else "."
             yield (
-                f"config.eval.evaluators names {name!r}; {hint}"
-                f"With task={config.task} it takes {', '.join(known)}, separated by commas, or "
-                f"{tasks.ALL}"
+                f"config.eval.evaluators names {name!r}, which task={config.task} does not have"
+                f"{hint} It takes {', '.join(known)}, separated by commas, or {tasks.ALL}"
             )
     if "landmarks" in config.evaluator_names and not config.eval.landmarks:
         yield (

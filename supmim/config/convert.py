@@ -100,9 +100,10 @@ def from_json(text: str, where: str) -> Config:
         raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
-        writer = document.get("supmim_version", "a version before 0.2.0")
+        written_by = document.get("supmim_version")
+        writer = f"supmim {written_by}" if written_by else "a supmim before 0.2.0"
         raise ConfigError(
-            f"{where} has schema version {version}, written by supmim {writer}; this supmim reads "
+            f"{where} has schema version {version}, written by {writer}; this supmim reads "
             f"version {SCHEMA_VERSION}. "
             + (
                 "Update supmim to continue this run"

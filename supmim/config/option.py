@@ -61,7 +61,8 @@ class Option:
         if self.choices and value not in self.choices:
             return f"is {value!r}; it takes one of {', '.join(self.choices)}"
         if not isinstance(value, str) and not self.low <= value <= self.high:
-            return f"is {value}; it takes a value from {self.low:g} to {self.high:g}"
+            high = f"to {self.high:g}" if self.high < math.inf else "on"
+            return f"is {value}; it takes a value from {self.low:g} {high}"
         return ""
 
 

@@ -6,7 +6,6 @@ Shapes: n images, C classes.
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,6 @@ from supmim.runtime import hosts
 
 BINS = 15  # of the calibration error
 MOST_DRAWN = 50  # classes of a confusion matrix that is still drawn
-PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}  # of each class loss
 
 
 def top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:
@@ -68,7 +66,7 @@ class Evaluator:
         predicted = logits.argmax(axis=1)
         self._confusion = confusion_matrix(predicted, label, self.num_classes)
         self._measured = {"images": len(label)}
-        confidence = np.asarray(PROBABILITIES[self.loss](logits)).max(axis=1)
+        confidence = np.asarray(losses.PROBABILITIES[self.loss](logits)).max(axis=1)
         target = losses.one_hot(jnp.asarray(label), self.num_classes, 0.0)
         loss = losses.CLASS_LOSSES[self.loss](jnp.asarray(logits), target).mean()
         results = {

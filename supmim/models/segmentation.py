@@ -20,7 +20,7 @@ RATES = (4, 2, 1, 0.5)  # side of each level of the pyramid, relative to the gri
 class Linear(nn.Module):
     """A dense layer on the encoder's normalised tokens, without batch norm.
 
-    It returns logits [B, G, G, C], float32. blocks: the blocks whose outputs it takes besides.
+    It returns logits [B, G, G, C], float32. blocks: blocks whose outputs the head also reads.
     """
 
     num_classes: int

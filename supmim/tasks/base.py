@@ -84,11 +84,11 @@ class Task:
         return {}
 
     def tokenize(self, frozen: Any, batch: Raw) -> Raw:
-        """Add target_ids [B, N] to a raw batch, row by row; a program of its own, before all."""
+        """Add target_ids [B, N] to a raw batch, row by row; compiled by itself, it runs first."""
         return batch
 
     def prepare(self, batch: Raw) -> Prepared:
-        """Make the views of a tokenized batch; a program of its own, too."""
+        """Make the views of a tokenized batch; compiled by itself."""
         raise NotImplementedError
 
     def draw(self, batch: Prepared, rng: jax.Array) -> Drawn:
@@ -106,7 +106,8 @@ class Task:
         """
         return params, totals
 
-    # Evaluation. A raw batch shows whole images; `Facts.evaluators` says who asks which task.
+    # Evaluation, of raw batches of whole images. A task needs only the methods that its evaluators
+    # (`Facts.evaluators` in config/tasks.py) call.
 
     def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:
         """Return what most evaluators compare, e.g. `embedding` [B, D] and `logits` [B, C]."""

@@ -105,10 +105,9 @@ class SupMIM(Task):
         mim_view = self.mim_view(batch, batch["image"])
         class_view = views.class_view(self.keys(batch), mim_view, self.config.data)
         label, valid = batch["label"], batch["valid"]
-        target_ids = batch.get("target_ids")
         if self.model.decoder is None:
-            return Prepared(class_view, label=label, target_ids=target_ids, valid=valid)
-        other = None if class_view is mim_view else class_view
+            return Prepared(class_view, label=label, valid=valid)
+        other, target_ids = None if class_view is mim_view else class_view, batch.get("target_ids")
         return Prepared(other, mim_view, label, target_ids=target_ids, valid=valid)
 
     def draw(self, batch: Prepared, rng: jax.Array) -> Drawn:

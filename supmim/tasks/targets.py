@@ -32,11 +32,14 @@ class Target(Protocol):
     def __init__(self, config: Config) -> None: ...
 
     def of(self, image: jax.Array, target_ids: jax.Array | None) -> jax.Array:
-        """Return what is to be predicted [B, N, ...] of every patch of MIM views and their ids."""
+        """Return the target [B, N, ...] of every patch of MIM views and their target ids."""
         ...
 
     def loss(self, predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return the mean over hidden patches [B] of [B, M, size], [B, M, ...] and [B, M]."""
+        """Return the mean loss [B] of hidden patches.
+
+        predicted: [B, M, size]. target: [B, M, ...]. mask: [B, M], 1 = hidden.
+        """
         ...
 
     def totals(
@@ -149,7 +152,7 @@ class Pixels:
         return {"error": (error * mask).sum(axis=1), "spread": (spread * mask).sum(axis=1)}
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """Return the share of the error of the mean visible patch that the answers remove."""
+        """Return 1 - error / baseline error; the baseline answers the mean visible patch."""
         error, spread = scores["error"].sum(), scores["spread"].sum()
         return {"reconstruction/pixels_explained": float(1 - error / spread)} if spread else {}
 
