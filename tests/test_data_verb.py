@@ -162,7 +162,7 @@ def test_a_flag_of_another_action_and_a_bare_path_are_told(tmp_path, capsys):
     assert cli.run(["data", "convert", "digits:train", "--json", f"--out={tmp_path}"]) == 2
     assert "--json is a flag of supmim data check" in capsys.readouterr().err
     assert cli.run(["data", "check", str(tmp_path)]) == 3
-    assert f"a folder of images is folder:{tmp_path}" in capsys.readouterr().err
+    assert f"to read a folder of images, use folder:{tmp_path}" in capsys.readouterr().err
 
 
 def test_a_source_that_holds_nothing_out_says_what_a_training_will_ask_for(capsys):

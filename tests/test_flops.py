@@ -94,7 +94,7 @@ def test_what_remat_recomputes_counts_again():
 @pytest.mark.parametrize("arm", ["supmim", "baseline"])
 @pytest.mark.parametrize("name", ["imagenet_s16", "imagenet_b14", "imagenet_l14"])
 def test_the_formula_is_within_3_percent_of_the_count(name, arm):
-    config = load(name).get_config(arm)
+    config = config_lib.validate(load(name).get_config(arm))
     assert step_flops(config) == pytest.approx(flops.analytic(config).train, rel=0.03)
 
 
