@@ -56,6 +56,7 @@ RUNS = {
         "--config.optimizer.warmup_steps=10",
     ),
 }  # fmt: skip
+LOCATION = re.compile(r"(?m)^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)")  # in the text of StableHLO
 IDS = ("data", "tokens", "--config=configs/digits.py", *DIGITS)
 EVERY_EVALUATOR = ("evaluate", "--workdir={two_passes}", "--evaluators=all")
 
@@ -138,7 +139,7 @@ def program_digests(folder: Path) -> list[str]:
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*train_step*"))]
     if not texts:
         sys.exit(f"no program called train_step was lowered in {folder}")
-    plain = [re.sub(r"(?m)^#loc.*\n| loc\(.*?\)$", "", text) for text in texts]
+    plain = [LOCATION.sub("", text) for text in texts]
     return sorted({hashlib.sha256(text.encode()).hexdigest() for text in plain})
 
 
