@@ -106,18 +106,18 @@ def set_up(
         readers,
     )
     return Run(
-        config,
-        source,
-        task,
-        state,
-        programs,
-        batches,
-        learning_rate,
-        total_steps,
-        suite,
-        watch,
-        checkpoints,
-        fingerprint,
+        config=config,
+        source=source,
+        task=task,
+        state=state,
+        programs=programs,
+        batches=batches,
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        suite=suite,
+        watch=watch,
+        checkpoints=checkpoints,
+        fingerprint=fingerprint,
     )
 
 

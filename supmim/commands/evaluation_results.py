@@ -49,7 +49,9 @@ def file_name(workdir: Path, step: int, digest: str, source: str, other: dict[st
         short = re.sub(r"\W+", "-", source.rpartition("/")[2]).strip("-")[:40]
         which = f"{short}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return f"results_step_{step}_on_{which}.json"
-    noted = files.read_notes(workdir).get("checkpoint", {"digest": digest})  # older runs noted none
+    noted = files.read_notes(workdir).get(
+        "checkpoint", {"digest": digest}
+    )  # a run that is not finished has none
     at_end = files.read_results(workdir).get("step") == step and noted["digest"] == digest
     return files.RESULTS if at_end else f"results_step_{step}.json"
 

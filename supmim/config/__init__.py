@@ -8,16 +8,15 @@ under a second.
 
 from supmim.config.convert import (
     SCHEMA_VERSION,
-    flatten,
     for_evaluation,
     from_json,
     get_config,
-    replaced,
     resume_differences,
     to_dict,
     to_json,
     validate,
 )
+from supmim.config.flat import flatten, replaced
 from supmim.config.options import OPTIONS, Config
 from supmim.config.presets import arm, augmentation, debug, variant
 

@@ -1,10 +1,11 @@
-"""What options cannot be, alone or together: problems, each with the nearest valid value."""
+"""Checks of options, alone and together: each problem comes with the nearest valid value."""
 
 import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from supmim.config import convert, options, tasks
+from supmim.config import options, tasks
+from supmim.config.flat import build, flatten
 from supmim.config.options import NORM_GROUPS, OPTIONS, STDDEV_GROUP, Config
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
@@ -23,7 +24,7 @@ def problems(flat: dict[str, Any]) -> list[str]:
         for path, option in OPTIONS.items()
     }
     wrong = [f"config.{path}=" for path in OPTIONS if path not in flat or sound[path] != flat[path]]
-    config = convert.build(sound)
+    config = build(sound)
     return [*_option_problems(flat)] + [
         problem
         for check in (_size_problems, _view_problems, _list_problems)
@@ -72,7 +73,7 @@ def _size_problems(config: Config) -> Iterator[str]:
 
 def _unused_problems(config: Config) -> Iterator[str]:
     """Options that were set although the task does not read them."""
-    values = convert.flatten(config)
+    values = flatten(config)
     for path, option in OPTIONS.items():
         if config.task in option.unused_by and values[path] != option.default:
             yield (
@@ -350,7 +351,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
 
 def _view_problems(config: Config) -> Iterator[str]:
     """Augmentations that images or passes do not allow."""
-    values = convert.flatten(config)
+    values = flatten(config)
     coloured = [path for path in options.that_change("colours") if values[path]]
     asked = [path for path in options.that_change("colours", "class view") if values[path]]
     if coloured and config.data.channels not in (1, 3):

@@ -1,13 +1,13 @@
-"""Between a typed Config and what lies outside: ConfigDicts of presets and flags, and JSON."""
+"""Conversion of a typed Config from and to the ConfigDicts of presets and flags, and JSON."""
 
 import importlib.metadata
 import json
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from supmim.config import checks
+from supmim.config.flat import build, flatten, nested
 from supmim.config.options import OPTIONS, Config
 from supmim.errors import ConfigError
 
@@ -25,7 +25,7 @@ def to_dict(config: Config) -> ConfigDict:
 
 
 def validate(node: ConfigDict | dict[str, Any]) -> Config:
-    """Check a preset's config and return it typed.
+    """Check a config, in groups or as `group.option` -> value, and return it typed.
 
     ConfigError lists every problem with the nearest valid value.
     """
@@ -35,47 +35,6 @@ def validate(node: ConfigDict | dict[str, Any]) -> Config:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"the config has {count}:{lines}")
     return build(flat)
-
-
-def replaced(config: Config, changes: dict[str, Any]) -> Config:
-    """Return a config with some options, `group.option` -> value, set to other values."""
-    return build(flatten(config) | changes)
-
-
-def build(flat: dict[str, Any]) -> Config:
-    """Return the typed config of `group.option` -> value; values must have been checked."""
-    return _build(Config, flat, "")
-
-
-def _build(group: type, flat: dict[str, Any], prefix: str) -> Any:
-    values: dict[str, Any] = {}
-    for field in fields(group):
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            values[field.name] = _build(field.type, flat, f"{prefix}{field.name}.")
-        else:
-            value = flat[prefix + field.name]
-            values[field.name] = float(value) if field.type is float else value
-    return group(**values)
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `group.option` -> value of a Config, a ConfigDict or a dict, or of one group."""
-    flat: dict[str, Any] = {}
-    for name, value in (vars(node) if is_dataclass(node) else node).items():
-        if isinstance(value, ConfigDict | FrozenConfigDict | dict) or is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return `group.option` -> value as a dict of groups."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        group, _, name = path.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[name] = value
-    return tree
 
 
 def to_json(config: Config) -> str:
@@ -114,7 +73,7 @@ def from_json(text: str, where: str) -> Config:
         )
     filled = {path: option.default for path, option in OPTIONS.items() if option.default_is_before}
     try:
-        return validate(nested(filled | stored))
+        return validate(filled | stored)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -155,7 +114,7 @@ def for_evaluation(stored: Config, node: ConfigDict, names: str) -> Config:
     # At another image size only the encoder is used: the decoder's sizes are not checked.
     encoder_only = {"mim_weight": 0.0, "class_weight": 1.0}
     other_size = asked["data.image_size"] != before["data.image_size"]
-    validate(nested(asked | encoder_only if other_size else asked))
+    validate(asked | encoder_only if other_size else asked)
     config = build(asked)
     if not config.evaluator_names:
         raise ConfigError(f"--evaluators={names} asks nothing of a run without a decoder")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from supmim.config import convert
+from supmim.config import convert, flat
 from supmim.config.options import OPTIONS, Config
 from supmim.errors import ConfigError
 
@@ -85,7 +85,7 @@ def debug(config: Config) -> Config:
     path = config.tokenizer.path
     if config.data.targets and not path:
         path = str(Path(config.data.targets) / "tokenizer")
-    small = convert.flatten(config) | sizes
+    small = flat.flatten(config) | sizes
     small |= {"data.image_size": image_size, "tokenizer.path": path}
     # These belong to other images or sizes.
     small |= {"data.targets": "", "eval.real_labels": "", "init.workdir": ""}
@@ -96,4 +96,4 @@ def debug(config: Config) -> Config:
     if config.tokenizer.image_size:
         grid = image_size // config.encoder.patch_size
         small["tokenizer.image_size"] = grid * config.tokenizer.patch_size
-    return convert.validate(convert.nested(small))
+    return convert.validate(small)
