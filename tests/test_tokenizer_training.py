@@ -239,7 +239,7 @@ def test_a_codebook_far_from_all_latents_comes_alive():
         ({"tokenizer.name": "patch_vq"}, "set config.tokenizer.name=vqgan"),
         ({"data.image_size": 9}, "nearest image sizes: 8 or 10"),
         ({"tokenizer.patch_size": 4}, "set config.tokenizer.patch_size=2"),
-        ({"eval.evaluators": "tokenizer,knn"}, "With task=tokenizer it takes tokenizer"),
+        ({"eval.evaluators": "tokenizer,knn"}, "task=tokenizer does not have. It takes tokenizer"),
         ({"accumulation_steps": 2}, "counts codes over a whole batch"),
         ({"tokenizer.perceptual_weight": 1.0}, "needs images of 16 pixels or more"),
         ({"tokenizer.perceptual_weight": 1.0}, "config.tokenizer.perceptual_weights, config.tokeniz"
