@@ -29,7 +29,7 @@ from supmim.models import segmentation as heads
 from supmim.report import segmentation as picture
 from supmim.tasks.registry import TASKS
 from tests.conftest import plain_readers, prepare, tiny_config
-from tests.pictures import encoded
+from tests.pictures import chunk, encoded, exif, packed, png_of, tiff
 
 rng = np.random.default_rng(0)
 SMALL = {
@@ -178,9 +178,81 @@ def test_classes_are_the_ids_without_the_ignored_one(ignored, expected):
     assert masks.to_classes("x", ids, 4, ignored).tolist() == [expected]
 
 
-def test_16_bit_masks_keep_their_ids():
-    ids = np.array([[0, 300], [65535, 7]], np.uint16)
-    assert decode.decode_ids(png(ids), 100).tolist() == ids.tolist()
+def ids_of_bits(bits):
+    return (np.arange(90).reshape(9, 10) * 7919) % 2**bits
+
+
+def of_bits(bits):
+    """The same ids in all kinds of files that store them, some beside a grey palette."""
+    ids, size = ids_of_bits(bits), (10, 9)
+    grey = bytes(np.arange(2**bits).repeat(3).astype(np.uint8)) if bits <= 8 else b""
+    colours = tuple(range(0, 2**16, 2 ** (16 - min(bits, 8))))
+    low, high = packed(ids, bits), ids.astype(">u2").view(np.uint8)
+    yield "png", png_of(size, high if bits == 16 else low, bits, 0)
+    yield "tiff", tiff(size, low.tobytes() if bits < 16 else ids.astype("<u2").tobytes(), (bits,))
+    if bits <= 8:
+        yield "palette png", png_of(size, low, bits, 3, chunk(b"PLTE", grey))
+        yield "palette tiff", tiff(size, low.tobytes(), (bits,), 3, f320=colours * 3)
+        image = Image.fromarray(ids.astype(np.uint8))
+        yield "bmp", encoded(image, "BMP")
+        image.putpalette(grey)
+        yield "palette bmp", encoded(image, "BMP")
+        yield "gif", encoded(image, "GIF", optimize=False)
+    if bits in (8, 16):
+        yield "pgm", b"P5 10 9 %d\n" % (2**bits - 1) + (high if bits == 16 else low).tobytes()
+        yield "32-bit tiff", tiff(size, ids.astype("<i4").tobytes(), (32,), f339=(2,))
+
+
+MASKS = [(bits, *named) for bits in (1, 2, 4, 8, 16) for named in of_bits(bits)]
+
+
+@pytest.mark.parametrize(("bits", "kind", "data"), MASKS, ids=lambda x: str(x)[:12])
+def test_the_ids_of_a_mask_are_its_stored_values(bits, kind, data):
+    np.testing.assert_array_equal(decode.decode_ids(data, 100), ids_of_bits(bits))
+
+
+def test_a_12_bit_mask_keeps_its_ids():
+    ids = ids_of_bits(12)
+    data = tiff((10, 9), packed(ids, 12).tobytes(), (12,))
+    np.testing.assert_array_equal(decode.decode_ids(data, 100), ids)
+
+
+FEW = ids_of_bits(4).astype(np.uint8)
+UNCERTAIN = "its numbers may be ids, or what they are shown as"
+REFUSED = [
+    (encoded(Image.fromarray(FEW).convert("RGB"), "PNG"), "must have one channel .* mode is RGB"),
+    (encoded(Image.fromarray(FEW).convert("LA"), "PNG"), "must have one channel .* mode is LA"),
+    (encoded(Image.fromarray(FEW), "WEBP", lossless=True), "must have one channel .* mode is RGB"),
+    (tiff((10, 9), FEW.astype("<f4").tobytes(), (32,), f339=(3,)), "one channel .* mode is F"),
+    (encoded(FEW, "JPEG"), "JPEG changes the ids"),
+    (tiff((10, 9), FEW.tobytes(), (8,), 0), UNCERTAIN),
+    (tiff((10, 9), FEW.tobytes(), (8,), f339=(2,)), UNCERTAIN),
+    (encoded(Image.fromarray(FEW > 7), "PPM"), UNCERTAIN),
+    (b"P5 10 9 15\n" + FEW.tobytes(), UNCERTAIN),
+    (tiff((10, 9), (FEW.astype("<i2") - 2).tobytes(), (16,), f339=(2,)), "the id -2"),
+    (tiff((10, 9), (FEW.astype("<i4") + 65521).tobytes(), (32,), f339=(2,)), "the id 65536"),
+]
+
+
+@pytest.mark.parametrize(("data", "why"), REFUSED)
+def test_masks_whose_ids_are_uncertain_are_refused(data, why):
+    with pytest.raises(decode.BadImage, match=why):
+        decode.decode_ids(data, 100)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_mask_is_turned_upright_like_its_image(kind):
+    data = encoded(FEW, kind, exif=exif(6))
+    np.testing.assert_array_equal(decode.decode_ids(data, 100), np.rot90(FEW, 3))
+
+
+def test_a_check_sees_the_ids_of_4_bit_masks(tmp_path, capsys):
+    spec = folder_of(tmp_path, *map(str, range(20)))
+    for path in (tmp_path / "masks").iterdir():
+        ids = np.asarray(Image.open(path))
+        path.write_bytes(png_of(ids.shape[::-1], packed(ids, 4), 4, 0))
+    code, out, _ = check(capsys, spec, "--mask-classes=150")
+    assert code == 0 and "ids of the masks: 0 to 2" in out
 
 
 def test_ids_are_resized_by_the_nearest_as_pillow_does():

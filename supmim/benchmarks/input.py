@@ -22,7 +22,7 @@ from PIL import Image
 from supmim import assemble
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config, options
-from supmim.data import crop, decode, images, pipeline
+from supmim.data import crop, decode, images, jpeg, pipeline
 from supmim.data.sources import base
 from supmim.errors import ConfigError
 
@@ -107,7 +107,7 @@ def stages(cropped: images.Images, index: np.ndarray, data: options.Data) -> Ite
         return Contestant(name, advance)
 
     yield stage("read", cropped.source.__getitems__, [indices])
-    if all(file.startswith(decode.JPEG) for file in files):
+    if all(file.startswith(jpeg.START) for file in files):
         yield stage("bare simplejpeg decode", bare_decode, files)
     resize = functools.partial(crop.resize, size=size, method=method)
     yield stage("crop and resize", resize, pixels, boxes)

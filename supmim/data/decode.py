@@ -1,8 +1,8 @@
 """Decode image files to 8-bit grey or RGB pixels, upright; BadImage says why one can't be decoded.
 
 JPEG is decoded by simplejpeg, which rejects damaged data, everything else by Pillow. Alpha is
-dropped and CMYK converted as Pillow does; 16-bit grey keeps its high byte; only the first frame is
-read; EXIF orientation is applied.
+dropped and CMYK converted as Pillow does; grey of 12 or 16 bits keeps its high 8; only the first
+frame is read; EXIF orientation is applied. Numbers without a stated range are refused.
 """
 
 import io
@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from supmim.data import jpeg, png, tiff
 
 Image.MAX_IMAGE_PIXELS = None  # read_header has its own limit, reported as a BadImage
 
-JPEG = b"\xff\xd8\xff"
-SCAN = b"\xff\xda"  # start of scan: pixels follow
-EXIF = b"Exif\x00\x00"
 # Pillow's other readers decode before the size is known (ICO) or start programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 ORIENTATION = 0x0112
@@ -28,6 +27,7 @@ UPRIGHT = {  # EXIF orientation -> function that turns pixels upright
     6: lambda x: np.rot90(x, 3), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90,
 }  # fmt: skip
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+BMP_BITS = 28  # where a BMP says how many bits a pixel has
 MOST_IDS = 2**16 - 1
 SIMD_FACTORS = (2, 4, 8)  # of scaled decoding; other factors have no fast kernel
 
@@ -37,49 +37,54 @@ class BadImage(Exception):
 
 
 class Header(NamedTuple):
-    """The size of the upright image, known before decoding, and how to decode it."""
+    """The size of the upright image, known before decoding, and how to decode it.
+
+    jpeg: the colour space of a JPEG; empty for other formats.
+    """
 
     height: int
     width: int
     orientation: int
-    simple_jpeg: bool
+    jpeg: str
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
     """Return the header of an image; BadImage if it is not an image or exceeds max_pixels."""
     if not data:
         raise BadImage("empty file")
-    image = None
-    if data.startswith(JPEG):
-        height, width, simple_jpeg = _jpeg_header(data)
+    if data.startswith(jpeg.START):
+        height, width, colorspace = _checked(lambda: jpeg.header(data))
+        exif = jpeg.exif(data)
     else:
-        image, simple_jpeg = _open(data), False
+        image, colorspace = _open(data), ""
         width, height = image.size
+        # Pillow turns a TIFF itself, and has no EXIF of a PNG before it has decoded all pixels.
+        exif = png.exif(data) if image.format == "PNG" else image.info.get("exif", b"")
     if height * width > max_pixels:
         raise BadImage(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
-    if image is None and data.find(EXIF, 0, data.find(SCAN)) < 0:
-        return Header(height, width, 1, simple_jpeg)
-    orientation = _orientation(_open(data) if image is None else image)
+    orientation = _quietly(lambda: _orientation(exif)) if exif else 1
     sides = (width, height) if orientation in TURNED else (height, width)
-    return Header(*sides, orientation, simple_jpeg)
+    return Header(*sides, orientation, colorspace)
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, bool]:
+def _orientation(exif: bytes) -> int:
+    fields = Image.Exif()
+    fields.load(exif)
+    return fields.get(ORIENTATION, 1)
+
+
+def _checked(read: Callable[[], Any]) -> Any:
+    """Return read(), a part of a JPEG; BadImage for its errors."""
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        return read()
     except ValueError as error:
         raise BadImage(f"damaged JPEG: {error}") from error
-    return int(height), int(width), colorspace in ("Gray", "YCbCr", "RGB")
 
 
 def _open(data: bytes) -> Image.Image:
+    if data.startswith(tiff.STARTS):
+        return _quietly(lambda: tiff.open_(data))
     return _quietly(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode the whole image to look for it behind the pixels
-    return _quietly(lambda: image.getexif().get(ORIENTATION, 1))
 
 
 def _quietly(read: Callable[[], Any]) -> Any:
@@ -93,7 +98,9 @@ def _quietly(read: Callable[[], Any]) -> Any:
     except UnidentifiedImageError as error:  # its text shows a Python object
         raise BadImage(f"not an image in a known format: {', '.join(FORMATS)}") from error
     except Exception as error:
-        raise BadImage(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        line = next(iter(str(error).splitlines()), "")
+        raise BadImage(f"{kind}{line[:200]}") from error
 
 
 def kind(data: bytes) -> tuple[str, str]:
@@ -111,13 +118,19 @@ def is_grey(data: bytes) -> bool:
 def decode(data: bytes, header: Header, channels: int, shrink: float = 0.0) -> np.ndarray:
     """Return uint8 [H, W, channels], upright; grey for one channel, else RGB. BadImage if damaged.
 
-    shrink: 0 for exact pixels; otherwise JPEG is decoded by faster kernels that are off by about a
-    level, and smaller by the largest of SIMD_FACTORS that does not exceed shrink.
+    shrink: 0 for exact pixels; otherwise JPEG is decoded by faster kernels, and smaller by the
+    largest of SIMD_FACTORS that does not exceed shrink. docs/data.md tells how far that is off.
     """
-    if header.simple_jpeg:
-        pixels = _decode_jpeg(data, header, channels, shrink)
+    if header.jpeg in ("Gray", "YCbCr", "RGB"):
+        pixels = _checked(lambda: _decode_jpeg(data, header, channels, shrink))
+    elif header.jpeg:
+        pixels = _checked(lambda: _decode_cmyk(data, channels))
     else:
         pixels = _quietly(lambda: _decode_other(data, channels))
+    return _upright(pixels, header)
+
+
+def _upright(pixels: np.ndarray, header: Header) -> np.ndarray:
     return UPRIGHT[header.orientation](pixels) if header.orientation in UPRIGHT else pixels
 
 
@@ -125,29 +138,47 @@ def _decode_jpeg(data: bytes, header: Header, channels: int, shrink: float) -> n
     factor = max([f for f in SIMD_FACTORS if f <= shrink], default=1)
     sides = header.height, header.width
     height, width = sides[::-1] if header.orientation in TURNED else sides
-    try:
-        return simplejpeg.decode_jpeg(
-            data,
-            colorspace="GRAY" if channels == 1 else "RGB",
-            fastdct=shrink > 0,
-            fastupsample=shrink > 0,
-            min_height=math.ceil(height / factor),
-            min_width=math.ceil(width / factor),
-        )
-    except ValueError as error:
-        raise BadImage(f"damaged JPEG: {error}") from error
+    colorspace = "GRAY" if channels == 1 else "RGB"
+    smallest = math.ceil(height / factor), math.ceil(width / factor)
+    return jpeg.decode(data, colorspace, shrink > 0, *smallest)
+
+
+def _decode_cmyk(data: bytes, channels: int) -> np.ndarray:
+    inks = jpeg.decode(data, "CMYK")
+    size = inks.shape[1], inks.shape[0]
+    # Adobe stores inks inverted, and everybody follows.
+    return _converted(Image.frombytes("CMYK", size, inks.tobytes(), "raw", "CMYK;I"), channels)
 
 
 def _decode_other(data: bytes, channels: int) -> np.ndarray:
-    image = _open(data)
-    image.load()
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255
-        deep = np.clip(np.asarray(image), 0, 65535)
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
+    image = _load(data)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no stated range")
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")
+    bits, white_is_zero = 16, False
+    if isinstance(image, TiffImageFile):
+        tiff.check_range(image)
+        bits, white_is_zero = tiff.bits(image), tiff.white_is_zero(image)
+    if image.mode.startswith("I"):  # deep grey, which Pillow would clip to 255
+        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        image = Image.fromarray(255 - grey if white_is_zero else grey)
+    return _converted(image, channels)
+
+
+def _load(data: bytes) -> Image.Image:
+    image = _open(data)
+    if image.format == "PNG":
+        png.check(data)
+    if isinstance(image, TiffImageFile):
+        tiff.check_strips(image)
+    if image.format == "BMP" and image.mode == "1" and data[BMP_BITS] != 1:
+        raise ValueError(f"a BMP of {data[BMP_BITS]} bits with two colours, which Pillow misreads")
+    image.load()
+    return image
+
+
+def _converted(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode in ("P", "PA", "La"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels[..., None] if channels == 1 else pixels
 
@@ -162,14 +193,36 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
-    """Return the class ids of a mask, uint16 [H, W]: its grey values or indices of its palette."""
-    read_header(data, max_pixels)
-    image_format, mode = kind(data)
-    if image_format == "JPEG":
+    """Return the class ids of a mask, uint16 [H, W], upright.
+
+    They are the stored grey values, whatever their number of bits, or the indices of a palette.
+    """
+    header = read_header(data, max_pixels)
+    if header.jpeg:
         raise BadImage("JPEG changes the ids of a mask near its edges; store masks as PNG")
-    if mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
-        raise BadImage(f"a mask must have one channel of 8 or 16 bits, but its mode is {mode}")
-    ids = _quietly(lambda: np.asarray(_open(data)).astype(np.int64))
-    if ids.max() > MOST_IDS:
-        raise BadImage(f"it has the id {ids.max()}, but ids must not exceed {MOST_IDS}")
+    return _upright(_quietly(lambda: _decode_ids(data)), header)
+
+
+def _decode_ids(data: bytes) -> np.ndarray:
+    image, bits, uncertain = _open(data), 8, False
+    if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
+        raise ValueError(
+            f"a mask must have one channel of 1 to 16 bits, but its mode is {image.mode}"
+        )
+    if image.format == "PNG":
+        bits = data[png.BITS]
+    elif isinstance(image, TiffImageFile):
+        bits = tiff.bits(image)
+        unsigned = tiff.is_signed(image) and image.mode == "L"  # as Pillow reads 8 bits
+        uncertain = tiff.white_is_zero(image) or unsigned
+    elif image.format == "PPM":
+        uncertain = image.tile[0].args not in ("L", "I;16B")
+    if uncertain:
+        raise ValueError("its numbers may be ids, or what they are shown as; store masks as PNG")
+    ids = np.asarray(_load(data)).astype(np.int64)
+    if image.mode == "L":  # Pillow scales fewer than 8 bits to 255
+        ids //= 255 // (2**bits - 1)
+    if ids.min() < 0 or ids.max() > MOST_IDS:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"it has the id {wrong}, but ids are from 0 to {MOST_IDS}")
     return ids.astype(np.uint16)
