@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from supmim.config import options
 from supmim.data import crop, decode, images
 from supmim.data.sources import base
 from tests.conftest import tiny_config
@@ -113,6 +114,18 @@ def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
         theirs = np.asarray(Image.fromarray(exact).resize((32, 32), PILLOW["bilinear"], box=box))
         differences.append(np.abs(seen.crop(source, 0, index)["image"].astype(int) - theirs).mean())
     assert 0 < np.mean(differences) < 2
+
+
+def test_exact_decoding_gives_the_crops_of_exact_pixels():
+    pixels = photo(640, 800)
+    data = encoded(pixels, quality=90)
+    record = base.Record(data, 0, "photo")
+    stored = base.InMemory("x", pixels[None], np.zeros(1, int), "ab")
+    exact = images.training(stored, options.changed(DATA, exact_decoding=True))
+    whole = decode.decode(data, decode.read_header(data, 10**9), 3)
+    for index in range(5):
+        wanted = crop.resize(whole, exact.box_of(640, 800, 0, index), 32, "bilinear")
+        np.testing.assert_array_equal(exact.crop(record, 0, index)["image"], wanted)
 
 
 def test_the_options_reach_the_crops():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from supmim import assemble, sharding
+from supmim.config import options
 from supmim.data import images, pipeline, sources, stream
 from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
@@ -166,6 +167,7 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
         fingerprint(config=tiny_config(**{"data.crop": "inception"})),
         fingerprint(config=tiny_config(**{"data.aspect_min": 0.5})),
         fingerprint(config=tiny_config(**{"data.eval_resize": 9})),
+        fingerprint(config=tiny_config(**{"data.exact_decoding": True})),
         fingerprint(eval_source=small(9)),
         fingerprint(renamed),
     ):
@@ -175,6 +177,14 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
     assert base == other and "classes" not in base  # other names are no other tokenizer
     with pytest.raises(DataError, match="classes: was"):
         assemble.check_data(fingerprint(), fingerprint(renamed))
+
+
+def test_a_newer_option_is_in_no_identity_while_it_means_what_was_done_before():
+    values = {path: option.default for path, option in options.OPTIONS.items()}
+    before = options.identity(values, "crop")
+    assert "data.exact_decoding" not in before and "data.crop" in before
+    exact = options.identity(values | {"data.exact_decoding": True}, "crop")
+    assert exact == before | {"data.exact_decoding": True}
 
 
 def test_a_limit_takes_images_evenly_and_is_part_of_the_fingerprint():

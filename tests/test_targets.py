@@ -267,6 +267,7 @@ def test_a_tokenizer_that_is_there_is_taken_and_not_fitted_again(folder, tmp_pat
         ({"data.seed": 1}, "data.seed: the cache has 0, the run 1"),
         ({"data.limit": 30}, "images: sample: the cache has 60, the run 30"),
         ({"data.shift": 2.0}, "data.shift: the cache has 1.0, the run 2.0"),
+        ({"data.exact_decoding": True}, "data.exact_decoding: the cache has False, the run True"),
         ({"data.crop": "inception"}, "data.crop: the cache has 'none', the run 'inception'"),
         ({"tokenizer.microbatch": 3}, "tokenizer.microbatch: the cache has 2, the run 3"),
         ({"encoder.patch_size": 1, "tokenizer.image_size": 16},

@@ -4,7 +4,7 @@ This file is the only place where an option is declared; `option.Option` says wh
 It imports neither jax nor flax, and ml_collections stays outside: reader processes unpickle groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
 
@@ -92,6 +92,12 @@ class Data:
         low=1,
         changes=("ids",),
         may_change="in evaluation",
+    )
+    exact_decoding: bool = option(
+        False,
+        "training crops of JPEGs: by slow exact kernels, at full size",
+        changes=("crop",),
+        default_is_before=True,
     )
     bad_share: float = option(
         0.001,
@@ -678,6 +684,19 @@ def changed(group: Group, **changes: Value) -> Group:
 def that_change(*what: Change) -> tuple[str, ...]:
     """Return the paths of the options that change one of these, as declared."""
     return tuple(path for path, option in OPTIONS.items() if set(option.changes) & set(what))
+
+
+def identity(values: Mapping[str, Value], *what: Change) -> dict[str, Value]:
+    """Return path -> value of the options that change one of these, for a record that stays.
+
+    An option whose default means what was done before it existed is left out while it has that
+    default, so that older records still fit.
+    """
+    return {
+        path: values[path]
+        for path in that_change(*what)
+        if not (OPTIONS[path].default_is_before and values[path] == OPTIONS[path].default)
+    }
 
 
 def multipliers(text: str) -> tuple[int, ...]:

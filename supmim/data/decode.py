@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from supmim.data import jpeg, png, tiff
@@ -53,7 +53,10 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     if not data:
         raise BadImage("empty file")
     if data.startswith(jpeg.START):
-        height, width, colorspace = _checked(lambda: jpeg.header(data))
+        try:
+            height, width, colorspace = jpeg.header(data)
+        except ValueError as error:
+            raise BadImage(f"damaged JPEG: {error}") from error
         exif = jpeg.exif(data)
     else:
         image, colorspace = _open(data), ""
@@ -73,15 +76,7 @@ def _orientation(exif: bytes) -> int:
     return fields.get(ORIENTATION, 1)
 
 
-def _checked(read: Callable[[], Any]) -> Any:
-    """Return read(), a part of a JPEG; BadImage for its errors."""
-    try:
-        return read()
-    except ValueError as error:
-        raise BadImage(f"damaged JPEG: {error}") from error
-
-
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     if data.startswith(tiff.STARTS):
         return _quietly(lambda: tiff.open_(data))
     return _quietly(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
@@ -121,10 +116,11 @@ def decode(data: bytes, header: Header, channels: int, shrink: float = 0.0) -> n
     shrink: 0 for exact pixels; otherwise JPEG is decoded by faster kernels, and smaller by the
     largest of SIMD_FACTORS that does not exceed shrink. docs/data.md tells how far that is off.
     """
-    if header.jpeg in ("Gray", "YCbCr", "RGB"):
-        pixels = _checked(lambda: _decode_jpeg(data, header, channels, shrink))
-    elif header.jpeg:
-        pixels = _checked(lambda: _decode_cmyk(data, channels))
+    if header.jpeg:
+        try:
+            pixels = _decode_jpeg(data, header, channels, shrink)
+        except ValueError as error:
+            raise BadImage(f"damaged JPEG: {error}") from error
     else:
         pixels = _quietly(lambda: _decode_other(data, channels))
     return _upright(pixels, header)
@@ -135,19 +131,17 @@ def _upright(pixels: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, header: Header, channels: int, shrink: float) -> np.ndarray:
+    if header.jpeg in ("CMYK", "YCCK"):
+        inks = jpeg.decode(data, "CMYK")
+        size = inks.shape[1], inks.shape[0]
+        # Adobe stores inks inverted, and everybody follows.
+        return _converted(Image.frombytes("CMYK", size, inks.tobytes(), "raw", "CMYK;I"), channels)
     factor = max([f for f in SIMD_FACTORS if f <= shrink], default=1)
     sides = header.height, header.width
     height, width = sides[::-1] if header.orientation in TURNED else sides
     colorspace = "GRAY" if channels == 1 else "RGB"
     smallest = math.ceil(height / factor), math.ceil(width / factor)
     return jpeg.decode(data, colorspace, shrink > 0, *smallest)
-
-
-def _decode_cmyk(data: bytes, channels: int) -> np.ndarray:
-    inks = jpeg.decode(data, "CMYK")
-    size = inks.shape[1], inks.shape[0]
-    # Adobe stores inks inverted, and everybody follows.
-    return _converted(Image.frombytes("CMYK", size, inks.tobytes(), "raw", "CMYK;I"), channels)
 
 
 def _decode_other(data: bytes, channels: int) -> np.ndarray:
@@ -164,7 +158,7 @@ def _decode_other(data: bytes, channels: int) -> np.ndarray:
     return _converted(image, channels)
 
 
-def _load(data: bytes) -> Image.Image:
+def _load(data: bytes) -> ImageFile.ImageFile:
     image = _open(data)
     if image.format == "PNG":
         png.check(data)

@@ -56,7 +56,7 @@ def second_of(config: Config) -> Second:
 class Images:
     """The crops of a source.
 
-    box_of: chooses the box of each crop. exact: decode without fast, approximate kernels.
+    box_of: chooses the box of each crop. exact: decode JPEGs by exact kernels and at full size.
     """
 
     cache: Cache | None = None  # of target ids, returned with the images
@@ -178,7 +178,7 @@ def training(
         return evaluation(source, data, second).reading(cache)
     area, aspect = (data.area_min, data.area_max), (data.aspect_min, data.aspect_max)
     box_of = crop.RandomCrop(data.seed, area, aspect)
-    return Images(source, data, box_of, False, second).reading(cache)
+    return Images(source, data, box_of, data.exact_decoding, second).reading(cache)
 
 
 def evaluation(source: Source, data: options.Data, second: Second = NO_SECOND) -> Images:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,17 @@ BOUNDS = re.compile(  # of the coefficients of a scan of one to four components
 PADDING = re.compile(rb"\x00{2,}(?=\xff+[\x01-\xcf\xd8-\xfe])")  # entropy-coded data end there
 
 
-def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of the payload of each segment before the first scan."""
-    at, last = 2, len(data) - 4
-    while at <= last and data[at] == 0xFF and data[at + 1] != SCAN:
-        if data[at + 1] == 0xFF:  # a marker may be padded
+def segments(data: bytes) -> list[tuple[int, int, int]]:
+    """Return marker, start and end of the payload of each segment before the first scan."""
+    found, at, last = [], 2, len(data) - 4
+    while at <= last and data[at] == 0xFF and (marker := data[at + 1]) != SCAN:
+        if marker == 0xFF:  # a marker may be padded
             at += 1
             continue
-        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        yield data[at + 1], at + 4, end
-        at = end
+        start = at + 4
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        found.append((marker, start, at))
+    return found
 
 
 def header(data: bytes) -> tuple[int, int, str]:

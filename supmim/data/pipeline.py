@@ -192,7 +192,7 @@ def data_fingerprint(source: Source, eval_source: Source, config: Config) -> dic
     return {
         **source.fingerprint(),
         **{f"evaluated {name}": value for name, value in eval_source.fingerprint().items()},
-        **{path: values[path] for path in options.that_change("crop")},
+        **options.identity(values, "crop"),
         **({"classes": classes_of(source)} if config.facts.has_labels else {}),
         "data_seed": config.data.seed,
         "batch_size": config.batch_size,

@@ -53,8 +53,9 @@ def check_range(image: TiffImageFile) -> None:
 
 def check_strips(image: TiffImageFile) -> None:
     """Raise ValueError if uncompressed strips or tiles are missing, which Pillow would not tell."""
-    areas = ((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile)
+    places = [tile.extents for tile in image.tile if tile.extents]
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in places)
     planar = image.tag_v2.get(PLANAR_CONFIGURATION) == PLANAR and not image.use_load_libtiff
     planes = len(image.tag_v2.get(BITSPERSAMPLE, (1,))) if planar else 1
-    if sum(areas) < planes * image.width * image.height:
+    if area < planes * image.width * image.height:
         raise ValueError("some of its pixels are missing")

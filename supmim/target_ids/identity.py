@@ -31,7 +31,7 @@ def identity(config: Config, source: Source, tokenizer: dict[str, str]) -> dict[
     }
     return {
         **{f"images: {name}": value for name, value in source.fingerprint().items()},
-        **{path: values[path] for path in options.that_change("crop", "geometry", "ids")},
+        **options.identity(values, "crop", "geometry", "ids"),
         "tokens of an image": config.grid**2,
         **tokenizer,
         "transform_version": pipeline.TRANSFORM_VERSION,
@@ -87,6 +87,9 @@ def _flags_for_cache(folder: Path, found: dict[str, Any], names: list[str]) -> l
 def check_same(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise DataError, which names the fields, if the identities of cache and run differ."""
     expected = json.loads(json.dumps(expected))
+    left_out = (found.keys() ^ expected.keys()) & options.OPTIONS.keys()
+    defaults = {path: options.OPTIONS[path].default for path in left_out}
+    found, expected = defaults | found, defaults | expected
     names = sorted(found.keys() | expected.keys())
     names = [name for name in names if found.get(name) != expected.get(name)]
     if not names:

@@ -12,8 +12,7 @@ import numpy as np
 
 from supmim import config as config_lib
 from supmim import losses, masking, metrics, tokenizers
-from supmim.config import Config
-from supmim.config.options import that_change
+from supmim.config import Config, options
 from supmim.data.augment import mixing, views
 from supmim.data.images import Images
 from supmim.data.raw import Raw
@@ -60,10 +59,10 @@ class SupMIM(Task):
         if not config.has_tokenizer:
             return cls(config, None)
         data = config_lib.flatten(config.data, "data.")
-        paths = ("data.seed", *that_change("crop", "geometry"))
+        shown = options.identity(data, "crop", "geometry") | {"data.seed": config.data.seed}
         made_from = {
             "tokenizer": config_lib.flatten(config.tokenizer),
-            "data": {path.removeprefix("data."): data[path] for path in paths},
+            "data": {path.removeprefix("data."): value for path, value in shown.items()},
             "source": images.source.fingerprint(),
         }
         tokenizer = tokenizers.load_or_fit(
