@@ -95,7 +95,7 @@ class Data:
     )
     exact_decoding: bool = option(
         False,
-        "training crops of JPEGs: by slow exact kernels, at full size",
+        "random crops: decode JPEGs exactly; slower, see docs/data.md",
         changes=("crop",),
         default_is_before=True,
     )
