@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from supmim.config import options
 from supmim.data import crop, decode, images
 from supmim.data.sources import base
 from tests.conftest import tiny_config
-from tests.pictures import encoded, photo
+from tests.pictures import encoded, oriented, photo
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SIZES = [(300, 400), (400, 300), (256, 256), (257, 511), (60, 61), (1000, 90)]
@@ -116,6 +117,22 @@ def test_fast_and_shrunk_decoding_stay_near_the_exact_path():
     assert 0 < np.mean(differences) < 2
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_crop_of_a_shrunk_jpeg_shows_the_same_place(orientation):
+    """Of grey ramps, on which a level is a place; their sides are no multiple of a factor."""
+    places = np.mgrid[:425, :633] * (255 / 633)
+    for ramp, (size, area) in itertools.product(places, ((48, 0.6), (80, 0.5), (160, 0.5))):
+        record = base.Record(oriented(ramp.astype(np.uint8), orientation), 0, "ramp")
+        whole = decode.decode(record.image, decode.read_header(record.image, 10**9), 3)
+        stored = base.InMemory("x", whole[None], np.zeros(1, int), "ab")
+        seen = images.training(stored, options.changed(DATA, image_size=size, area_min=area))
+        for index in range(4):
+            box = seen.box_of(*whole.shape[:2], 0, index)
+            wanted = crop.resize(whole, box, size, "bilinear").astype(int)
+            off = (seen.crop(record, 0, index)["image"] - wanted)[2:-2, 2:-2]
+            assert np.abs(off).max() <= 1
+
+
 def test_exact_decoding_gives_the_crops_of_exact_pixels():
     pixels = photo(640, 800)
     data = encoded(pixels, quality=90)
@@ -146,10 +163,12 @@ def test_a_box_at_the_edge_of_a_shrunk_image_stays_inside():
     for factor in (2, 4, 8):
         for side in range(factor, 4500):
             small = -(-side // factor)
-            box = crop.scaled((0, 0, side, side), (side, side), (small, small))
-            assert box[2] <= small and box[3] <= small
+            for offset in (0.0, small - side / factor):
+                whole = (0, 0, side, side)
+                box = crop.scaled(whole, factor, (offset, offset), (small, small))
+                assert min(box) >= 0 and max(box) <= small
     pixels = photo(752, 502)  # what 1503 x 1003 is decoded to: it stuck out
-    box = crop.scaled((100.0, 100.0, 1003.0, 1503.0), (1503, 1003), (752, 502))
+    box = crop.scaled((100.0, 100.0, 1003.0, 1503.0), 2, (0, 0), (752, 502))
     assert crop.resize(pixels, box, 224, "bilinear").shape == (224, 224, 3)
 
 

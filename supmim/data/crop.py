@@ -130,10 +130,11 @@ def resize_ids(ids: np.ndarray, box: Box, size: int) -> np.ndarray:
     return ids[np.ix_(rows, columns)]
 
 
-def scaled(box: Box, size: tuple[int, int], new: tuple[int, int]) -> Box:
-    """Return the box after a resize of its image between two sizes (height, width).
+def scaled(box: Box, factor: int, offset: tuple[float, float], new: tuple[int, int]) -> Box:
+    """Return the box in an image of a new size (height, width), whose pixels are factor wide.
 
-    Rounding never moves it beyond the image.
+    offset: (y, x) of the old image's corner in the new one. Rounding never moves the box beyond.
     """
-    y, x = new[0] / size[0], new[1] / size[1]
-    return box[0] * x, box[1] * y, min(box[2] * x, new[1]), min(box[3] * y, new[0])
+    y, x = offset
+    left, top, right, bottom = (side / factor for side in box)
+    return max(0, left + x), max(0, top + y), min(right + x, new[1]), min(bottom + y, new[0])

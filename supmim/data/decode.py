@@ -28,6 +28,7 @@ UPRIGHT = {  # EXIF orientation -> function that turns pixels upright
 }  # fmt: skip
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 BMP_BITS = 28  # where a BMP says how many bits a pixel has
+MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that reverse the upright x, y
 MOST_IDS = 2**16 - 1
 SIMD_FACTORS = (2, 4, 8)  # of scaled decoding; other factors have no fast kernel
 
@@ -142,6 +143,19 @@ def _decode_jpeg(data: bytes, header: Header, channels: int, shrink: float) -> n
     colorspace = "GRAY" if channels == 1 else "RGB"
     smallest = math.ceil(height / factor), math.ceil(width / factor)
     return jpeg.decode(data, colorspace, shrink > 0, *smallest)
+
+
+def scale(header: Header, size: tuple[int, int]) -> tuple[int, tuple[float, float]]:
+    """Return the factor by which an image was decoded to a smaller (height, width), and an offset.
+
+    The last pixel of a row or column may be cut off, by the end of the stored image: the offset
+    (y, x) is where the upright image starts if that pixel is now the first.
+    """
+    sides = header.height, header.width
+    fitting = (f for f in SIMD_FACTORS if tuple(math.ceil(side / f) for side in sides) == size)
+    factor = 1 if size == sides else next(fitting, 1)
+    y, x = (new - side / factor for new, side in zip(size, sides, strict=True))
+    return factor, (y * (header.orientation in UPSIDE_DOWN), x * (header.orientation in MIRRORED))
 
 
 def _decode_other(data: bytes, channels: int) -> np.ndarray:

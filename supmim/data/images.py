@@ -145,7 +145,8 @@ class Images:
         exact = self.exact or self.masked
         shrink = 0 if exact else min(box[2] - box[0], box[3] - box[1]) / self.largest
         pixels = decode.decode(record.image, header, self.channels, shrink)
-        return pixels, crop.scaled(box, (header.height, header.width), pixels.shape[:2])
+        factor, offset = decode.scale(header, pixels.shape[:2])
+        return pixels, crop.scaled(box, factor, offset, pixels.shape[:2])
 
     def label_map(self, record: Record, pixels: np.ndarray) -> np.ndarray:
         """Return int16 [H, W]; BadImage, or DataError if the mask does not fit pixels [H, W, C]."""

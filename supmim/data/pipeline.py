@@ -33,7 +33,7 @@ READ_AHEAD = 4  # host batches of a reader thread; a process reads one while it 
 DEVICE_AHEAD = 2  # batches on their way to the devices
 RELEASE_SECONDS = 0.2  # for Grain's thread to free shared memory: the exit doesn't wait for it
 READER_GIB = 1.0  # memory that a reader process may need
-TRANSFORM_VERSION = 1  # of decoding, cropping and augmentation: raise it when pixels change
+TRANSFORM_VERSION = 2  # of decoding, cropping and augmentation: raise it when pixels change
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
