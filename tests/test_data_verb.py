@@ -55,12 +55,17 @@ def test_counts_formats_modes_and_sizes_are_those_of_the_files(folder, capsys):
 def test_the_report_is_readable_at_80_columns(folder, capsys):
     long = "x" * 90
     fill(folder, f"train/{long}/a.png", f"val/{long}/b.png", data=PNG)
+    fill(folder, "train/a/x.avif", "train/a/y.heic", "train/b/z.heic", "test/a/1.png", data=PNG)
     (folder / "train" / "nothing").mkdir()
     (folder / "train" / "a" / "up").symlink_to(folder / "train" / "a")
     code, out, _ = run(capsys, "check", f"folder:{folder}")
     assert code == 0 and max(map(len, out.splitlines())) <= 80
-    for line in ("train       31 images", "1 classes without images: nothing",
-                 "links that lead back up, not followed: 1", "images/s a core"):  # fmt: skip
+    assert "left out  .heic 2, .avif 1\n" in out and "not used    test\n" in out
+    told = "".join(line.strip() for line in out.splitlines())
+    assert f"folder:{folder}/train" in told and f"folder:{folder}/val" in told
+    for line in ("names     a, b, xxx", "train       31 images",
+                 "1 classes without images: nothing", "images/s a core",
+                 "links that lead back up, not followed: 1"):  # fmt: skip
         assert line in out
 
 
@@ -90,6 +95,12 @@ def test_one_bad_image_in_a_thousand_is_no_fault():
     found = {"parts": {"train": part}, "class_differences": []}
     assert not list(data.check_faults(found, 0.001))
     assert list(data.check_faults({**found, "parts": {"x": part | {"images": 999}}}, 0.001))
+
+
+def test_classes_too_small_for_a_held_out_image_are_named(tmp_path, capsys):
+    fill(tmp_path, *(f"a/{n}.png" for n in range(5)), *(f"b/{n}.png" for n in range(4)), data=PNG)
+    code, out, _ = run(capsys, "check", f"folder:{tmp_path}")
+    assert code == 0 and "val         1 images" in out and "1 classes without images: b\n" in out
 
 
 def test_different_classes_exit_3(folder, capsys):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_loops_are_cut_and_listed_and_links_followed(tmp_path):
     (root / "b" / "linked").symlink_to(elsewhere)
     found = folders.listing(root)
     assert found.paths == ("a/1.png", "b/2.png", "b/linked/x.png", "b/linked/y.png")
-    assert found.loops == ("a/up",)
+    assert found.skipped.loops == ["a/up"]
 
 
 def test_links_to_a_parent_or_to_themselves_and_pipes_are_left_out(tmp_path):
@@ -77,7 +78,7 @@ def test_links_to_a_parent_or_to_themselves_and_pipes_are_left_out(tmp_path):
     (tmp_path / "cat" / "circle.png").symlink_to("circle.png")
     os.mkfifo(tmp_path / "dog" / "pipe.jpg")
     found = folders.listing(tmp_path)
-    assert found.class_names == ("cat", "dog") and sorted(found.loops) == ["cat/up", "self"]
+    assert found.class_names == ("cat", "dog") and sorted(found.skipped.loops) == ["cat/up", "self"]
     assert found.paths == ("cat/1.png", "cat/circle.png", "dog/2.png")
     _, bad = images.evaluation(load(tmp_path), DATA).take([0, 1, 2], [0, 0, 0])
     assert list(bad) == [1]
@@ -122,12 +123,79 @@ def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):
 
 
 def test_train_and_a_validation_folder_are_found(tmp_path):
-    fill(tmp_path, "train/a/1.png", "train/b/2.png", "Val/a/3.png", "Val/b/4.png", "extra/c/5.png")
+    fill(tmp_path, "train/a/1.png", "train/b/2.png", "Val/a/3.png", "Val/b/4.png", "extra/c.txt")
     data = tiny_config(**{"data.train": f"folder:{tmp_path}"}).data
     train, evaluation = sources.load(data)
     assert names_of(train) == ["a/1.png", "b/2.png"]
     assert names_of(evaluation) == ["a/3.png", "b/4.png"]
     assert names_of(load(tmp_path)) == names_of(train)
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "held_out", "unused"),
+    [
+        (["train", "valid", "test"], "train", "valid", ("test",)),
+        (["Training", "Testing"], "Training", "Testing", ()),
+        (["TRAIN", "validation", "training", "Val"], "TRAIN", "Val", ("training", "validation")),
+    ],
+)
+def test_parts_have_several_names_of_which_validation_comes_first(
+    tmp_path, names, train, held_out, unused
+):
+    fill(tmp_path, *(f"{name}/{c}/1.png" for name in names for c in "ab"))
+    roots = [load(tmp_path, part).root for part in (base.KEPT, base.HELD_OUT)]
+    assert roots == [str(tmp_path / train), str(tmp_path / held_out)]
+    assert folders.unused(f"folder:{tmp_path}") == unused
+
+
+def test_a_folder_named_like_a_part_is_a_class_beside_other_classes(tmp_path):
+    fill(tmp_path, *(f"{c}/{sub}/1.png" for c in ("bus", "car", "train") for sub in ("own", "web")))
+    assert load(tmp_path).class_names == ("bus", "car", "train")
+    fill(tmp_path, "test/own/1.png")
+    with pytest.raises(DataError, match=f"bus, car. .*data.eval=folder:{tmp_path}/test; .* rename"):
+        load(tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    assert load(tmp_path).class_names == ("bus", "car", "test")
+    assert folders.unused(f"folder:{tmp_path}") == ()
+
+
+def test_parts_without_one_for_training_are_refused(tmp_path):
+    fill(tmp_path, "val/a/1.png", "test/a/1.png")
+    with pytest.raises(DataError, match=f"parts val, test, but no train.*folder:{tmp_path}/val"):
+        load(tmp_path)
+
+
+def test_files_that_are_no_images_are_counted_by_ending(tmp_path):
+    fill(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/3.avif", "b/readme", "loose.png", ".hidden.jxl")
+    with pytest.raises(DataError, match="1 images without one, but 2 .heic, 1 .avif, 1 without en"):
+        load(tmp_path)
+    fill(tmp_path, "a/1.png")
+    expected = {".heic": 2, ".avif": 1, "without ending": 1, "beside the classes": 1}
+    assert load(tmp_path).skipped.endings == expected
+
+
+def test_names_that_print_alike_are_told_apart(tmp_path):
+    one, other = "caf\xe9", "cafe\u0301"
+    fill(tmp_path, f"train/{one}/1.png", f"val/{other}/1.png", "train/b/1.png", "val/b/1.png")
+    data = tiny_config(**{"data.train": f"folder:{tmp_path}"}).data
+    with pytest.raises(DataError) as told:
+        sources.load(data)
+    assert r"only in training: 'caf\xe9'" in str(told.value)
+    assert r"only in evaluation: 'cafe\u0301'" in str(told.value)
+    with pytest.raises(DataError, match=r"'caf\\xe9' and 'cafe\\u0301' are one name"):
+        sources.load(data, joined=True)
+    fill(tmp_path, f"train/{other}/2.png")
+    with pytest.raises(DataError, match=r"'cafe\\u0301' and 'caf\\xe9' are one name"):
+        load(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_refused_with_an_escape(tmp_path):
+    latin = os.fsdecode(b"caf\xe9")
+    fill(tmp_path, f"{latin}/1.png", "b/1.png")
+    with pytest.raises(DataError, match=r"the class caf\\udce9 is not a name in UTF-8; rename it"):
+        load(tmp_path)
+    with pytest.raises(DataError, match=r"caf\\udce9 is not a name in UTF-8"):
+        sources.find(f"folder:{tmp_path / latin}", base.WHOLE, DATA)
 
 
 def test_a_train_folder_alone_is_shared_as_if_it_were_the_whole(tmp_path):
@@ -137,18 +205,49 @@ def test_a_train_folder_alone_is_shared_as_if_it_were_the_whole(tmp_path):
         assert ours == names_of(load(tmp_path / "x" / "train", part)) and ours
 
 
-def test_the_held_out_share_is_fixed_by_names_alone(tmp_path):
-    root = many(tmp_path / "x", 200)
-    kept, held_out = (load(root, part) for part in (base.KEPT, base.HELD_OUT))
-    assert sorted(names_of(kept) + names_of(held_out)) == sorted(names_of(load(root)))
-    assert 20 <= len(held_out) <= 60
-    shutil.move(root, tmp_path / "elsewhere")
-    fill(tmp_path / "elsewhere", "a/new.png")
-    moved = load(tmp_path / "elsewhere", base.HELD_OUT)
-    assert set(names_of(moved)) - {"a/new.png"} == set(names_of(held_out))
+@pytest.mark.parametrize(
+    ("holdout", "expected"),
+    [
+        (0.1, {"a": 20, "b": 1, "c": 1}),
+        (0.3, {"a": 60, "b": 4, "c": 2}),
+        (0.9, {"a": 180, "b": 12, "c": 4}),
+    ],
+)
+def test_the_held_out_share_is_that_of_each_class(tmp_path, holdout, expected):
+    sizes = {"a": 200, "b": 13, "c": 5, "d": 1}
+    fill(tmp_path, *(f"{c}/{n}.png" for c, size in sizes.items() for n in range(size)))
+    data = tiny_config(**{"data.holdout": holdout}).data
+    kept, held_out = (load(tmp_path, part, data) for part in (base.KEPT, base.HELD_OUT))
+    assert Counter(name[0] for name in names_of(held_out)) == expected
+    assert sorted(names_of(kept) + names_of(held_out)) == sorted(names_of(load(tmp_path)))
+    assert len(set(kept.label)) == 4  # no class is held out as a whole
+
+
+def test_the_held_out_share_is_fixed_by_names_and_a_new_image_moves_one_at_most(tmp_path):
+    names = [f"{c}/{n}.png" for c in "ab" for n in range(60)]
+    before = folders.held_out([names[:60], names[60:]], 0.1)
+    expected = {"a": (19, 41, 46, 54, 55, 59), "b": (0, 25, 39, 41, 44, 54)}
+    assert before == {f"{c}/{n}.png" for c, numbers in expected.items() for n in numbers}
+    moved = []
+    for new in range(40):
+        after = folders.held_out([[*names[:60], f"a/new{new}.png"], names[:59:-1]], 0.1)
+        moved.append(len((before ^ after) - {f"a/new{new}.png"}))
+    assert set(moved) == {0, 1}
+    root = fill(tmp_path / "x", *names)
+    assert set(names_of(load(root, base.HELD_OUT))) == before
     none = tiny_config(**{"data.holdout": 0.0}).data
     with pytest.raises(DataError, match="leaves none held out"):
-        load(tmp_path / "elsewhere", base.HELD_OUT, none)
+        load(root, base.HELD_OUT, none)
+
+
+def test_another_share_is_other_data(tmp_path):
+    root = many(tmp_path)
+    prints = [
+        load(root, part, tiny_config(**{"data.holdout": holdout}).data).fingerprint()["sha256"]
+        for part in (base.KEPT, base.HELD_OUT)
+        for holdout in (0.1, 0.2)
+    ]
+    assert len(set(prints)) == 4
 
 
 def test_different_classes_are_refused_by_name(tmp_path):

@@ -14,7 +14,7 @@ from supmim import config as config_lib
 from supmim.config import Config, options
 from supmim.data import convert, inspection, prepare, progress, sources
 from supmim.data.images import Bad
-from supmim.data.sources import base
+from supmim.data.sources import base, folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.runtime import host_memory
@@ -96,7 +96,9 @@ def report_images(spec: str, data: options.Data) -> Report:
         for name, part in parts.items()
     }
     differences = list(sources.class_differences(*parts.values())) if len(parts) == 2 else []
-    found = {"source": spec, "parts": summaries, "class_differences": differences}
+    unused = folders.unused(spec)
+    found = {"source": spec, "parts": summaries, "unused_parts": unused}
+    found["class_differences"] = differences
     if not next(iter(summaries.values()))["wrong_labels"]:
         speed = inspection.images_per_second(next(iter(parts.values())), data)
         found["images_per_second_and_core"] = speed
@@ -124,12 +126,14 @@ def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
-    yield from held_out_lines(found["parts"])
+    yield from held_out_lines(found["parts"], found["unused_parts"])
     if speed := found.get("images_per_second_and_core"):
         yield from resource_lines(next(iter(found["parts"].values())), speed, data.image_size)
 
 
-def held_out_lines(parts: dict[str, Any]) -> Iterator[str]:
+def held_out_lines(parts: dict[str, Any], unused: Sequence[str]) -> Iterator[str]:
+    if unused:
+        yield from wrapped(f"not used    {', '.join(unused)}")
     if len(parts) == 1:
         yield "held out    nothing: to train on this alone, set --config.data.eval=SOURCE"
 
@@ -140,6 +144,8 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     )
     classes = "1 class" if part["classes"] == 1 else f"{part['classes']:,} classes"
     yield cut(f"{name:<12}{part['images']:,} images, {size}, {classes}")
+    yield from wrapped(f"  source    {printable(part['name'])}")
+    yield cut(f"  names     {', '.join(map(printable, part['class_names']))}")
     if part["largest"]:
         (most, many), (least, few) = part["largest"], part["smallest"]
         yield cut(
@@ -153,6 +159,9 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
             yield f"  {title.replace('_', ' '):<12}{least:,} to {most:,} pixels, median {median:,}"
     if empty := part["without_images"] + part["empty_folders"]:
         yield cut(f"  {len(empty):,} classes without images: {', '.join(map(printable, empty))}")
+    if part["left_out"]:
+        counts = ", ".join(f"{printable(kind)} {n:,}" for kind, n in part["left_out"].items())
+        yield cut(f"  left out  {counts}")
     yield from list_lines("links that lead back up, not followed", part["loops"])
     yield from list_lines("labels that name no class", part["wrong_labels"])
     yield from list_lines("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
@@ -210,7 +219,7 @@ def report_pairs(spec: str, data: options.Data) -> Report:
         }
     lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
     faults = [fault for name, part in found.items() for fault in pairs_faults(name, part)]
-    return found, [*lines, *held_out_lines(found)], faults
+    return found, [*lines, *held_out_lines(found, folders.unused(spec))], faults
 
 
 def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -75,15 +74,17 @@ def source_summary(source: Source, max_pixels: int) -> dict[str, Any]:
     found = all_facts(source, max_pixels)
     readable = [image for image in found if not image.why]
     bad = [Bad(index, image.name, image.why) for index, image in enumerate(found) if image.why]
-    folder = folders.listing(Path(source.root)) if isinstance(source, folders.Folder) else None
+    folder = source if isinstance(source, folders.Folder) else None
     return {
         "name": source.name,
         "images": len(found),
         "bytes": sum(image.bytes for image in found),
         "classes": len(source.class_names),
+        "class_names": list(source.class_names),
         **class_counts(source, found),
         "empty_folders": list(folder.empty) if folder else [],
-        "loops": list(folder.loops) if folder else [],
+        "loops": folder.skipped.loops if folder else [],
+        "left_out": dict(folder.skipped.endings.most_common()) if folder else {},
         "formats": dict(Counter(image.format for image in readable).most_common()),
         "modes": dict(Counter(image.mode for image in readable).most_common()),
         "height": min_median_max([image.height for image in readable]),

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import unicodedata
 from collections.abc import Iterator
 
 from supmim.config import options
@@ -30,6 +31,8 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
     kind, _, where = spec.partition(":")
     if not spec:
         raise DataError("no images are given; set --config.data.train=folder:PATH, or NAME:SPLIT")
+    if not base.is_utf8(spec):
+        raise DataError(f"{base.printable(spec)} is not a name in UTF-8; rename that folder")
     if kind not in LOADERS:
         if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=TYPO_SIMILARITY):
             base.check_name(kind, LOADERS, "{} is not a kind of data source")
@@ -66,6 +69,7 @@ def with_all_classes(train: Source, evaluation: Source) -> tuple[Source, Source]
     """Return both sources with the classes of the first, then those that only the second has."""
     known = set(train.class_names)
     names = (*train.class_names, *(n for n in evaluation.class_names if n not in known))
+    base.check_class_names(f"{train.name} and {evaluation.name}", names)
     one, other = (
         s if s.class_names == names else Renumbered(s, names) for s in (train, evaluation)
     )
@@ -96,5 +100,12 @@ def class_differences(train: Source, evaluation: Source) -> Iterator[str]:
     for one, other, part in ((train, evaluation, "training"), (evaluation, train, "evaluation")):
         missing = sorted(set(one.class_names) - set(other.class_names))
         if missing:
+            alike = set(map(look, other.class_names))
+            shown = [ascii(n) if look(n) in alike else base.printable(n) for n in missing[:5]]
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            yield f"only in {part}: {', '.join(map(base.printable, missing[:5]))}{more}"
+            yield f"only in {part}: {', '.join(shown)}{more}"
+
+
+def look(name: str) -> str:
+    """Return a form of a name that is the same for names that look alike in print."""
+    return unicodedata.normalize("NFKC", name).strip()

@@ -2,7 +2,10 @@
 
 import difflib
 import hashlib
+import os
+import unicodedata
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -160,6 +163,33 @@ def check_label(record: Record | MaskedRecord, num_classes: int) -> int:
             "the number of classes"
         )
     return int(label)
+
+
+def expanded(where: str) -> Path:
+    """Return a path with the home folder in place of a leading ~."""
+    return Path(os.path.expanduser(where))
+
+
+def check_class_names(where: str, names: Collection[str]) -> None:
+    """Raise DataError if a name is not UTF-8, or two are one name in two forms of Unicode."""
+    forms: dict[str, str] = {}
+    for name in names:
+        if not is_utf8(name):
+            raise DataError(
+                f"{where}: the class {printable(name)} is not a name in UTF-8; rename it, for "
+                "example with convmv -t utf8"
+            )
+        other = forms.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise DataError(
+                f"{where}: the classes {ascii(other)} and {ascii(name)} are one name in two forms "
+                "of Unicode (NFC and NFD); give them one name"
+            )
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a file name was decoded without surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def check_name(name: str, among: Collection[str], message: str) -> None:

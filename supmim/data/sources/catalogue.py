@@ -142,7 +142,7 @@ def builder_of(name: str, tfds_dir: str) -> Any:
     """Return TFDS's builder of a data set, prepared or not; DataError if there is none."""
     import tensorflow_datasets as tfds
 
-    folder = Path(name).expanduser()
+    folder = base.expanded(name)
     if name.startswith(("/", "~", ".")):
         if not (folder / "dataset_info.json").is_file():
             raise DataError(f"{folder} holds no data set of TFDS (it has no dataset_info.json)")

@@ -1,14 +1,17 @@
 """`folder:PATH`: image files in one folder per class.
 
-Images are PATH/CLASS/.../x.jpg or, where no labels are needed, PATH/x.jpg. A folder PATH/train
-takes the place of PATH, and val, validation or test beside it is held out. Without one of these, a
-fixed share of the files is held out, chosen by a hash of their names.
+Images are PATH/CLASS/.../x.jpg or, where no labels are needed, PATH/x.jpg. If PATH has no folders
+but parts (see `parts`), PATH/train takes its place, and PATH/val or the like is held out. Without
+one, a share of each class is held out.
 """
 
 import hashlib
+import heapq
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +26,23 @@ ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm",
 )  # fmt: skip
-HELD_OUT_FOLDERS = ("val", "validation", "test")
+TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 NO_CLASS = ""  # class of images that are in no folder of a class
+
+
+class Parts(NamedTuple):
+    """The folder for training, that of the held-out images if there is one, and unused ones."""
+
+    trained: Path
+    held_out: Path | None
+    unused: tuple[str, ...] = ()
+
+
+class Skipped(NamedTuple):
+    """What a walk left out: links to a folder above, and the number of files of each ending."""
+
+    loops: list[str]
+    endings: Counter[str]
 
 
 class Listing(NamedTuple):
@@ -34,7 +52,7 @@ class Listing(NamedTuple):
     empty: tuple[str, ...]
     paths: tuple[str, ...]  # relative, with /
     sizes: tuple[int, ...]  # bytes
-    loops: tuple[str, ...]  # links to a folder above, which are not followed
+    skipped: Skipped
 
 
 class Folder(Source):
@@ -42,13 +60,13 @@ class Folder(Source):
 
     def __init__(self, root: Path, name: str, found: Listing) -> None:
         self.root, self.name, self.class_names = str(root), name, found.class_names
+        self.empty, self.skipped = found.empty, found.skipped
         encoded = [os.fsencode(path) for path in found.paths]
         self.block = b"".join(encoded)
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.sizes = np.array(found.sizes, np.int64)
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        classes = (path.split("/")[0] if "/" in path else NO_CLASS for path in found.paths)
-        self.label = np.array([numbers[name] for name in classes], np.int32)
+        self.label = np.array([numbers[_class_of(path)] for path in found.paths], np.int32)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -77,91 +95,171 @@ def record(path: str, label: int) -> Record:
 
 def load(where: str, part: str, data: options.Data, labelled: bool = True) -> Folder:
     """Return one part of a folder; DataError without images or, if labelled, without classes."""
-    root = Path(where).expanduser()
+    root = base.expanded(where)
     if not root.is_dir():
         raise DataError(
             f"folder:{where}: there is no such folder; set --config.data.train=folder:PATH"
         )
-    trained, held_out = parts(root)
-    if part != base.WHOLE and held_out is None:
-        return share(trained, part, data.holdout, labelled)
-    chosen = held_out if held_out and part == base.HELD_OUT else trained
+    found = class_parts(root)
+    if part != base.WHOLE and found.held_out is None:
+        return share(found.trained, part, data.holdout, labelled)
+    chosen = found.held_out if found.held_out and part == base.HELD_OUT else found.trained
     return Folder(chosen, f"folder:{chosen}", listing(chosen, labelled))
 
 
-def parts(root: Path) -> tuple[Path, Path | None]:
-    """Return the folder for training, and that of the held-out images if there is one."""
-    found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    if "train" not in found:
-        return root, None
-    held_out = next((found[name] for name in HELD_OUT_FOLDERS if name in found), None)
-    return found["train"], held_out
+def parts(root: Path) -> Parts:
+    """Return the folders that are named like parts, in upper or lower case; else `root` itself.
+
+    Of several for one part, the first in TRAINED or HELD_OUT is taken.
+    """
+    order = {name: number for number, name in enumerate(TRAINED + HELD_OUT)}
+    named = [path for path in root.iterdir() if path.name.lower() in order and path.is_dir()]
+    named.sort(key=lambda path: (order[path.name.lower()], path.name))
+    trained = [path for path in named if path.name.lower() in TRAINED]
+    held_out = [path for path in named if path not in trained]
+    if not trained:
+        return Parts(root, None, tuple(path.name for path in named))
+    unused = tuple(path.name for path in trained[1:] + held_out[1:])
+    return Parts(trained[0], held_out[0] if held_out else None, unused)
+
+
+def class_parts(root: Path) -> Parts:
+    """Return the parts of a folder of classes, of which one may be named like a part.
+
+    So it is if another folder beside it has images. DataError if folders for both parts are there,
+    or none for training.
+    """
+    found = parts(root)
+    if found.trained == root and not found.unused:
+        return found
+    others = [
+        entry.name
+        for entry in _shown(root)
+        if entry.name.lower() not in TRAINED + HELD_OUT
+        and _kind(entry) == "folder"
+        and any(True for _ in _files(entry.path, "", frozenset(), Skipped([], Counter())))
+    ]
+    if others and found.held_out:
+        train, held_out = found.trained.name, found.held_out.name
+        raise DataError(
+            f"{root} has folders named like parts, {train} and {held_out}, but also others with "
+            f"images: {', '.join(map(base.printable, sorted(others)[:5]))}. To use the parts, set "
+            f"--config.data.train=folder:{found.trained} --config.data.eval=folder:"
+            f"{found.held_out}; if all are classes, rename {train}"
+        )
+    if others:
+        return Parts(root, None)
+    if found.trained == root:
+        raise DataError(
+            f"{root} has the parts {', '.join(found.unused)}, but no train; to use one of them, "
+            f"write folder:{root}/{found.unused[0]}"
+        )
+    return found
+
+
+def unused(spec: str) -> tuple[str, ...]:
+    """Return the folders of a source KIND:PATH that are named like parts but not read."""
+    kind, _, where = spec.partition(":")
+    root = base.expanded(where)
+    found = class_parts if kind == "folder" else parts
+    return found(root).unused if root.is_dir() else ()
 
 
 def share(root: Path, part: str, holdout: float, labelled: bool) -> Folder:
-    """Return the images that are held out, or the others, by a hash of their relative paths."""
+    """Return the images that are held out, or the others; the latter know what was left out."""
     found = listing(root, labelled)
+    classes = itertools.groupby(found.paths, _class_of)
+    chosen = held_out((list(paths) for _, paths in classes), holdout)
+    is_held_out = part == base.HELD_OUT
     files = zip(found.paths, found.sizes, strict=True)
-    kept = [file for file in files if is_held_out(file[0], holdout) == (part == base.HELD_OUT)]
+    kept = [file for file in files if (file[0] in chosen) == is_held_out]
     if not kept:
         raise base.NothingHeldOut(
             f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
             f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
         )
     paths, sizes = zip(*kept, strict=True)
+    if is_held_out:
+        found = found._replace(empty=(), skipped=Skipped([], Counter()))
     return Folder(root, f"folder:{root} ({part})", found._replace(paths=paths, sizes=sizes))
 
 
-def is_held_out(path: str, holdout: float) -> bool:
-    """Return whether a relative path falls into the held-out share."""
-    digest = hashlib.sha256(os.fsencode(path)).digest()
-    return int.from_bytes(digest[:8], "big") < holdout * 2**64
+def held_out(classes: Iterable[Sequence[str]], holdout: float) -> set[str]:
+    """Return the names that are held out: a share of each class, rounded, but never all of it.
+
+    They are those with the smallest hashes, so that a new name moves at most one other.
+    """
+    chosen: set[str] = set()
+    for names in classes:
+        count = min(int(holdout * len(names) + 0.5), len(names) - 1)
+        chosen.update(heapq.nsmallest(count, names, key=_hash))
+    return chosen
+
+
+def _class_of(path: str) -> str:
+    return path.split("/", 1)[0] if "/" in path else NO_CLASS
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(os.fsencode(name)).digest()
 
 
 def listing(root: Path, labelled: bool = True) -> Listing:
     """Return the images of a folder; DataError if they have no classes but need them."""
-    shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    shown = _shown(root)
     classes = sorted(entry.name for entry in shown if _kind(entry) == "folder")
-    loops: list[str] = []
+    base.check_class_names(str(root), classes)
+    skipped = Skipped([], Counter())
     above = frozenset({os.path.realpath(root)})
-    of_class = {name: sorted(_files(str(root / name), name, above, loops)) for name in classes}
+    of_class = {name: sorted(_files(str(root / name), name, above, skipped)) for name in classes}
     full = [name for name in classes if of_class[name]]
-    if not full and not labelled and (alone := files(root)):
+    if not full and not labelled and (alone := files(root, skipped)):
         paths, sizes = zip(*alone, strict=True)
-        return Listing((NO_CLASS,), (), paths, sizes, tuple(loops))
+        return Listing((NO_CLASS,), (), paths, sizes, skipped)
+    loose = sum(entry.name.lower().endswith(ENDINGS) for entry in shown)
     if not full:
-        loose = sum(e.name.lower().endswith(ENDINGS) for e in shown)
         found = f"{loose} images without one" if loose else "nothing that ends like an image"
+        if skipped.endings:
+            found += ", but " + ", ".join(f"{n:,} {x}" for x, n in skipped.endings.most_common(5))
         raise DataError(
             f"{root} has no images in folders of classes ({found}); it needs {root}/CLASS/IMAGE.jpg"
         )
+    if loose:
+        skipped.endings["beside the classes"] = loose
     paths, sizes = zip(*(item for name in full for item in of_class[name]), strict=True)
     empty = tuple(name for name in classes if not of_class[name])
-    return Listing(tuple(full), empty, paths, sizes, tuple(loops))
+    return Listing(tuple(full), empty, paths, sizes, skipped)
 
 
-def files(root: Path) -> list[tuple[str, int]]:
+def files(root: Path, skipped: Skipped | None = None) -> list[tuple[str, int]]:
     """Return (relative path, size) of the images below a folder, sorted."""
-    found = sorted(_files(str(root), "", frozenset(), []))
+    found = sorted(_files(str(root), "", frozenset(), skipped or Skipped([], Counter())))
     return [(path.removeprefix("/"), size) for path, size in found]
 
 
+def _shown(root: Path) -> list[os.DirEntry]:
+    return [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+
+
 def _files(
-    folder: str, relative: str, above: frozenset[str], loops: list[str]
+    folder: str, relative: str, above: frozenset[str], skipped: Skipped
 ) -> Iterator[tuple[str, int]]:
     """Yield (relative path, size) of the images in a folder and below, except hidden ones."""
     here = os.path.realpath(folder)
     if here in above:
-        loops.append(relative)
+        skipped.loops.append(relative)
         return
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        path, kind = f"{relative}/{entry.name}", _kind(entry)
-        if kind == "folder":
-            yield from _files(entry.path, path, above | {here}, loops)
-        elif kind in ("file", "broken") and entry.name.lower().endswith(ENDINGS):
-            yield path, entry.stat().st_size if kind == "file" else -1
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path, kind = f"{relative}/{entry.name}", _kind(entry)
+            if kind == "folder":
+                yield from _files(entry.path, path, above | {here}, skipped)
+            elif kind in ("file", "broken") and entry.name.lower().endswith(ENDINGS):
+                yield path, entry.stat().st_size if kind == "file" else -1
+            elif kind == "file":
+                skipped.endings[os.path.splitext(entry.name)[1].lower() or "without ending"] += 1
 
 
 def _kind(entry: os.DirEntry) -> str:

@@ -3,9 +3,8 @@
 PATH/images/.../x.jpg belongs to PATH/masks/.../x.png (or annotations); only the ending differs. Or
 NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel with 8 or
 16 bits. PATH/classes.txt lists the names of the classes, one per line, without ignored ids; else
-data.mask_classes is their number. Held out are PATH/val, validation or test beside PATH/train, each
-with images and masks; or images/validation beside images/training (ADE20K); else a share of the
-pairs, by a hash of their names.
+data.mask_classes is their number. Held out is PATH/val or the like beside PATH/train, each with
+images and masks; or images/validation beside images/training (ADE20K); else a share of the pairs.
 """
 
 import hashlib
@@ -25,14 +24,13 @@ IMAGES = "images"
 MASKS = ("masks", "annotations")
 MASK_FEATURES = ("annotation", "segmentation_mask", "mask")
 CLASSES = "classes.txt"
-TRAINED, HELD_OUT = ("train", "training"), ("val", "validation", "test")  # folders in images
 
 
 class FolderPairs(base.Masked):
     """Pairs of files, sorted by name. DataError lists the images without a mask."""
 
     def __init__(self, root: Path, class_names: Sequence[str]) -> None:
-        self.name, self.class_names = f"pairs:{root}", tuple(class_names)
+        self.name, self.root, self.class_names = f"pairs:{root}", root, tuple(class_names)
         found = next((root / name for name in MASKS if (root / name).is_dir()), None)
         if found is None or not (root / IMAGES).is_dir():
             raise DataError(f"{root} has no folders {IMAGES} and {' or '.join(MASKS)}")
@@ -61,15 +59,15 @@ class FolderPairs(base.Masked):
 
     def part(self, part: str, holdout: float) -> "FolderPairs":
         """Keep the pairs of one part and return self."""
-        tops = {name.split("/")[0] for name in self.names}
-        if tops & set(TRAINED) and (out := [top for top in HELD_OUT if top in tops]):
-            chosen = out[:1] if part == base.HELD_OUT else TRAINED
-            taken = [name for name in self.names if name.split("/")[0] in chosen]
+        found = folders.parts(self.root / IMAGES)
+        if found.held_out is not None:
+            chosen = found.held_out if part == base.HELD_OUT else found.trained
+            taken = [name for name in self.names if name.split("/")[0] == chosen.name]
         elif part == base.WHOLE:
             taken = self.names
         else:
-            held_out = part == base.HELD_OUT
-            taken = [n for n in self.names if folders.is_held_out(n, holdout) == held_out]
+            few = folders.held_out([self.names], holdout)
+            taken = [n for n in self.names if (n in few) == (part == base.HELD_OUT)]
         if not taken:
             raise base.NothingHeldOut(
                 f"{self.name} has {len(self)} pairs, of which config.data.holdout={holdout:g} "
@@ -104,16 +102,16 @@ def load(where: str, part: str, data: options.Data) -> FolderPairs | SplitPairs:
 
     Its class_names are empty if the number of classes is unknown.
     """
-    root = Path(where).expanduser()
+    root = base.expanded(where)
     if not root.is_dir():
         if catalogue.SPEC.fullmatch(where):
             return _tfds_pairs(where, part, data)
         raise DataError(f"pairs:{where}: there is no such folder")
     names = class_names(root / CLASSES, data)
-    trained, held_out = folders.parts(root)
-    if trained == root or held_out is None:
-        return FolderPairs(trained, names).part(part, data.holdout)
-    return FolderPairs(held_out if part == base.HELD_OUT else trained, names)
+    found = folders.parts(root)
+    if found.held_out is None:
+        return FolderPairs(found.trained, names).part(part, data.holdout)
+    return FolderPairs(found.held_out if part == base.HELD_OUT else found.trained, names)
 
 
 def class_names(path: Path, data: options.Data) -> list[str]:

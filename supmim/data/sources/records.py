@@ -156,17 +156,17 @@ def damaged(path: str, why: object, position: int | None = None) -> DataError:
 
 def load(where: str, part: str, data: options.Data | None = None) -> Records:
     """Return one part of a store; DataError if a shard is missing or not complete."""
-    root = Path(where).expanduser()
+    root = base.expanded(where)
     if not root.is_dir():
         raise DataError(f"records:{where}: there is no such folder")
-    trained, held_out = folders.parts(root)
+    found = folders.parts(root)
     if part != base.HELD_OUT:
-        return store(trained)
-    if held_out is None:
+        return store(found.trained)
+    if found.held_out is None:
         raise base.NothingHeldOut(
             f"{root} has no store to evaluate on; set --config.data.eval=records:PATH"
         )
-    return store(held_out)
+    return store(found.held_out)
 
 
 def store(root: Path) -> Records:
