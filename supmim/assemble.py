@@ -65,7 +65,26 @@ def mesh_of(config: Config) -> Mesh:
 def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
     """Return the config with its number of classes, the training and the evaluation source."""
     source, eval_source = sources.load(config.data, config.facts.has_labels)
+    if told := all_shared(source, eval_source):
+        raise DataError(
+            f"{told}, so that results would be those of training images; set --config.data.eval to "
+            "other images, or leave it empty for what the training source holds out"
+        )
     return with_num_classes(config, source), source, eval_source
+
+
+def all_shared(source: base.Source, eval_source: base.Source) -> str:
+    """Return a sentence if all evaluation images are training images, else "".
+
+    Print a warning if some are.
+    """
+    shared, count = sources.num_shared(source, eval_source), len(eval_source)
+    told = f"{shared:,} of the {count:,} images of {eval_source.name} are in {source.name} too"
+    if shared == count:
+        return told
+    if shared and hosts.is_first():
+        print(f"warning     {told}: results will look better than they are")
+    return ""
 
 
 def with_num_classes(config: Config, source: base.Source) -> Config:

@@ -157,6 +157,16 @@ def test_what_is_held_out_is_validation_or_else_test(tfds_dir):
             find(tfds_dir, spec, base.HELD_OUT)
 
 
+@pytest.mark.parametrize(
+    ("train", "other", "shared"),
+    [("train", "train[9:]", 3), ("train[:9]", "train[7:]", 2), ("train[:9]", "train[9:]", 0),
+     ("train", "test", 0), ("test+train", "train[50%:]+validation", 6)],
+)  # fmt: skip
+def test_records_that_two_parts_of_splits_share_are_counted(tfds_dir, train, other, shared):
+    found = (find(tfds_dir, f"tiny_birds:{split}") for split in (train, other))
+    assert sources.num_shared(*found) == shared
+
+
 def test_parts_of_a_split_are_its_records(tfds_dir):
     whole, part = find(tfds_dir, "tiny_birds:train"), find(tfds_dir, "tiny_birds:train[5:9]")
     assert [part[i] for i in range(4)] == [whole[i] for i in range(5, 9)]

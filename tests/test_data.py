@@ -211,6 +211,22 @@ def test_a_sample_of_what_lies_in_memory_needs_no_reader():
     assert isinstance(train, base.Sample) and pipeline.num_workers(train, -1) == 0
 
 
-def test_the_training_source_as_evaluation_source_means_what_it_holds_out():
-    _, evaluation = sources.load(tiny_config(**{"data.eval": "digits:train"}).data)
-    assert evaluation.name == "digits:test"
+def test_the_training_source_as_evaluation_source_is_evaluated_as_asked_and_not_trained_with():
+    config = tiny_config(**{"data.eval": "digits:train"})
+    train, evaluation = sources.load(config.data)
+    assert evaluation.name == "digits:train" and sources.num_shared(train, evaluation) == 1500
+    with pytest.raises(DataError, match="1,500 of the 1,500 images of digits:train are in digits"):
+        assemble.load_sources(config)
+
+
+def test_images_that_two_sources_share_are_counted_and_told(capsys):
+    tune, validation, test, train = map(digits, ("tune", "validation", "test", "train"))
+    assert sources.num_shared(tune, validation) == sources.num_shared(train, test) == 0
+    assert sources.num_shared(train, validation) == sources.num_shared(validation, train) == 300
+    some = base.Sample(train, 100)
+    assert sources.num_shared(some, some) == sources.num_shared(train, some) == 100
+    renumbered = base.Renumbered(some, [*train.class_names, "ten"])
+    assert sources.num_shared(renumbered, train) == 100
+    assert assemble.all_shared(train, test) == "" == capsys.readouterr().out
+    assert assemble.all_shared(validation, train) == ""
+    assert "300 of the 1,500 images of digits:train are in digits:val" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_a_long_list_ends_with_how_many_more_there_are(folder, capsys):
 
 def test_one_bad_image_in_a_thousand_is_no_fault():
     part = {"images": 1000, "unreadable": [{}], "wrong_labels": []}
-    found = {"parts": {"train": part}, "class_differences": []}
+    found = {"parts": {"train": part}, "class_differences": [], "shared": 0}
     assert not list(data.check_faults(found, 0.001))
     assert list(data.check_faults({**found, "parts": {"x": part | {"images": 999}}}, 0.001))
 
@@ -109,6 +109,15 @@ def test_different_classes_exit_3(folder, capsys):
     assert code == 3 and "only in evaluation: c" in out and "different classes" in err
 
 
+def test_images_of_train_that_are_in_val_too_are_counted_and_all_exit_3(folder, capsys):
+    fill(folder, "val/a/4.png", "train/a/0.png", "train/a/4.png", data=PNG)
+    code, out, _ = run(capsys, "check", f"folder:{folder}")
+    assert code == 0 and "shared      2 images of val are in train too" in out
+    fill(folder, *(f"train/a/{n}.png" for n in range(5)), "train/b/x.png", data=PNG)
+    code, _, err = run(capsys, "check", f"folder:{folder}")
+    assert code == 3 and "all images of val are in train too" in err
+
+
 def test_labels_that_name_no_class_are_listed():
     source = digits("test")
     source.label = source.label.copy()
@@ -116,7 +125,7 @@ def test_labels_that_name_no_class_are_listed():
     found = inspection.source_summary(source, 10**6)
     (told,) = found["wrong_labels"]
     assert "record 7: label 12 is outside 0..9" in told and found["formats"] == {"raw": 297}
-    found = {"parts": {"all": found}, "class_differences": []}
+    found = {"parts": {"all": found}, "class_differences": [], "shared": 0}
     assert list(data.check_faults(found, 0.001)) == ["1 labels of all name no class"]
 
 

@@ -208,9 +208,23 @@ def test_images_may_be_seen_at_another_size_and_stretched(workdir, tmp_path, cap
     assert "knows images of 8 pixels alone" in capsys.readouterr().err
 
 
+def test_images_that_are_all_trained_on_are_not_judged_by_their_neighbours(
+    workdir, tmp_path, capsys
+):
+    whole = folder(tmp_path / "pictures", "0123456789", 80)
+    both = [f"--config.data.train={whole}", f"--config.data.eval={whole}/"]
+    assert evaluated(workdir, "--evaluators=knn,retrieval", *both)[0] == 2
+    told = capsys.readouterr().err
+    assert "knn: 80 of the 80 images of folder:" in told and "retrieval: " not in told
+    code, files = evaluated(workdir, "--config.eval.evaluators=retrieval", *both)
+    results = read_results(workdir, files[1])
+    assert code == 0 and results["retrieval/map"] > 0
+    assert "retrieval/train_recall_at_1" not in results
+
+
 def test_the_held_out_part_is_named_where_both_sources_are_one(workdir, tmp_path):
     whole = folder(tmp_path / "pictures", "0123456789", 80)
-    both = [f"--config.data.{name}={whole}" for name in ("train", "eval")]
+    both = [f"--config.data.train={whole}", "--config.data.eval="]
     code, files = evaluated(workdir, "--evaluators=maps", "--config.data.holdout=0.3", *both)
     seen = read_notes(workdir, files[1])["data"]
     assert code == 0 and seen["eval"]["name"].endswith("pictures (held out)")

@@ -277,3 +277,31 @@ def test_a_file_that_cannot_be_read_is_a_bad_record(tmp_path):
     assert list(bad) == [2] and bad[2].why == "No such file or directory"
     assert not arrays["image"][2].any() and arrays["image"][1].any()
     np.testing.assert_array_equal(arrays["label"], [0, 1, 1])
+
+
+def test_a_folder_that_is_spelled_otherwise_or_copied_is_known_by_its_images(tmp_path, monkeypatch):
+    root = many(tmp_path / "x", 10)
+    shutil.copytree(root, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for other in (f"{root}/", "x", "link", "./x/../x", str(tmp_path / "copy"), "x"):
+        data = tiny_config(**{"data.train": f"folder:{root}", "data.eval": f"folder:{other}"}).data
+        assert sources.num_shared(*sources.load(data)) == 20
+    kept, held_out = (load(root, part) for part in (base.KEPT, base.HELD_OUT))
+    assert sources.num_shared(kept, held_out) == 0
+    assert sources.num_shared(load(root), held_out) == len(held_out) == 2
+    fill(tmp_path / "y", "a/1.png", "a/2.png", "a/new.png", "b/new.png")
+    assert sources.num_shared(load(root), load("y")) == 2
+    for path in (tmp_path / "copy").rglob("*.png"):  # same names and sizes, other images
+        path.write_bytes(PIXELS[:-1] + b"!")
+    assert sources.num_shared(load(root), load("copy")) == 0
+
+
+def test_an_evaluation_source_with_parts_means_its_held_out_part(tmp_path):
+    names = [f"{part}/{c}/{part}.png" for part in ("train", "val") for c in "ab"]
+    other, own = fill(tmp_path / "other", *names), many(tmp_path / "own")
+    for train, trained in ((own, own), (other, other / "train")):
+        data = tiny_config(**{"data.train": f"folder:{train}", "data.eval": f"folder:{other}"}).data
+        assert [s.root for s in sources.load(data)] == [str(trained), str(other / "val")]
+    data = tiny_config(**{"data.train": f"folder:{other}", "data.eval": f"folder:{own}"}).data
+    assert [len(s) for s in sources.load(data)] == [2, 80]

@@ -129,6 +129,20 @@ def test_a_folder_and_its_store_give_the_same_batches(folder, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_stores_of_the_same_images_are_known_at_any_size_and_evaluated_by_their_part(
+    folder, tmp_path
+):
+    for name, flags in (("whole", ()), ("small", ("--size=8",))):
+        assert run("convert", f"folder:{folder}", f"--out={tmp_path / name}", *flags) == 0
+    whole, small = (
+        {part: records.load(str(tmp_path / name), part) for part in (base.WHOLE, base.EVALUATED)}
+        for name in ("whole", "small")
+    )
+    assert sources.num_shared(whole[base.WHOLE], small[base.WHOLE]) == 36
+    assert sources.num_shared(whole[base.WHOLE], small[base.EVALUATED]) == 0
+    assert whole[base.EVALUATED].name == f"records:{tmp_path / 'whole' / 'val'}"
+
+
 def test_a_hash_split_is_kept(tmp_path):
     root = cifar(tmp_path / "whole", parts=("",))
     assert run("convert", f"folder:{root}", f"--out={tmp_path / 'out'}", "--holdout=0.3") == 0

@@ -148,6 +148,8 @@ def results_of(train, queries, train_label, label, mib=256):
     """retrieval/* of embeddings that are given."""
 
     class Given(Predictions):
+        all_shared = False
+
         def fresh(self, params, split, view=None):
             embedding, labels = {"train": (train, train_label), "eval": (queries, label)}[split]
             return {"embedding": embedding, "label": labels}

@@ -133,6 +133,11 @@ def test_pairs_hold_out_validation_or_a_share_and_lose_none(tmp_path, names):
     data = small_config(**{"data.train": spec, "data.mask_classes": 3, "data.holdout": 0.3}).data
     train, held_out = sources.load(data)
     assert sorted(train.names + held_out.names) == sorted(names) and len(held_out)
+    whole = sources.find(spec, base.WHOLE, data)
+    assert sources.num_shared(train, held_out) == 0
+    assert sources.num_shared(whole, held_out) == (0 if len(names) == 3 else 12)
+    evaluated = sources.find(spec, base.EVALUATED, data)
+    assert evaluated.names == (held_out if len(names) == 3 else whole).names
     if len(names) == 3:
         assert held_out.names == ["validation/3"]
         assert sources.find(spec, base.WHOLE, data).names == train.names

@@ -99,6 +99,7 @@ def report_images(spec: str, data: options.Data) -> Report:
     unused = folders.unused(spec)
     found = {"source": spec, "parts": summaries, "unused_parts": unused}
     found["class_differences"] = differences
+    found["shared"] = sources.num_shared(*parts.values()) if len(parts) == 2 else 0
     if not next(iter(summaries.values()))["wrong_labels"]:
         speed = inspection.images_per_second(next(iter(parts.values())), data)
         found["images_per_second_and_core"] = speed
@@ -118,6 +119,8 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
             yield f"{wrong} labels of {name} name no class"
     if found["class_differences"]:
         yield "its parts have different classes"
+    if found["shared"] and found["shared"] == found["parts"]["val"]["images"]:
+        yield "all images of val are in train too"
 
 
 def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
@@ -126,6 +129,8 @@ def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
+    if found["shared"]:
+        yield f"shared      {found['shared']:,} images of val are in train too"
     yield from held_out_lines(found["parts"], found["unused_parts"])
     if speed := found.get("images_per_second_and_core"):
         yield from resource_lines(next(iter(found["parts"].values())), speed, data.image_size)

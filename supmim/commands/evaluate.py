@@ -151,6 +151,8 @@ def meaningless(
     if not sources.share_classes(source, eval_source):
         why = "the training source has no class of the images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
+    if told := assemble.all_shared(source, eval_source):
+        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
     return reasons
 
 

@@ -32,7 +32,8 @@ class Evaluator:
 
     def run(self, params: Any) -> dict[str, float]:
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))
-        in_train = [k for k in IN_TRAIN if k <= len(train["label"])]
+        depths = () if self.predictions.all_shared else IN_TRAIN
+        in_train = [k for k in depths if k <= len(train["label"])]
         among = [k for k in AMONG if k < len(out["label"])]
         self._measured = {"k": sorted({*in_train, *among, MMP})}
         self._measured |= {"queries": len(out["label"]), "bank": len(train["label"])}

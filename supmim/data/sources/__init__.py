@@ -5,6 +5,8 @@ import importlib
 import unicodedata
 from collections.abc import Iterator
 
+import numpy as np
+
 from supmim.config import options
 from supmim.data.sources import base
 from supmim.data.sources.base import Renumbered, Sample, Source
@@ -19,6 +21,7 @@ LOADERS = {
     "scenes": "supmim.data.sources.scenes",
     "pairs": "supmim.data.sources.pairs",
 }
+COMPARED = 8  # images that are read to find out whether two sources share images
 TYPO_SIMILARITY = 0.75  # from here on a name is a mistyped kind, not a dataset of TFDS
 
 
@@ -49,10 +52,10 @@ def load(data: options.Data, labelled: bool = True, joined: bool = False) -> tup
     """Return the training and the evaluation source of config.data.
 
     labelled: both must have the same classes or, if joined, both get the classes of either one.
-    If data.eval is empty or equals data.train, evaluation uses what data.train holds out.
+    If data.eval is empty, evaluation uses what data.train holds out.
     """
-    if data.eval not in ("", data.train):
-        asked = (data.train, base.WHOLE), (data.eval, base.WHOLE)
+    if data.eval:
+        asked = (data.train, base.WHOLE), (data.eval, base.EVALUATED)
     else:
         asked = (data.train, base.KEPT), (data.train, base.HELD_OUT)
     train, evaluation = (find(spec, part, data, labelled) for spec, part in asked)
@@ -80,6 +83,20 @@ def share_classes(train: Source, evaluation: Source) -> bool:
     """Return whether the two sources have any class in common."""
     one, other = (set(base.innermost(source).class_names) for source in (train, evaluation))
     return bool(one & other)
+
+
+def num_shared(train: Source, evaluation: Source) -> int:
+    """Return how many images of `evaluation` are in `train` too, as far as a few of them tell.
+
+    Those with the same identities count unless a few of them, which are read, all differ.
+    """
+    theirs, ours = train.identities(), evaluation.identities()
+    found = np.flatnonzero(np.isin(ours, theirs))
+    for index in found[base.evenly(len(found), COMPARED)]:
+        one, other = train[int(np.argmax(theirs == ours[index]))], evaluation[int(index)]
+        if one.name == other.name or np.array_equal(*(np.asarray(x.image) for x in (one, other))):
+            return len(found)
+    return 0
 
 
 def check_classes(train: Source, evaluation: Source) -> None:

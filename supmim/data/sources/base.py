@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import os
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 
 from supmim.errors import DataError
 
-# The parts of a source: all of it, or either side of what it holds out for evaluation.
+# The parts of a source: all of it (for training), or either side of what it holds out.
 WHOLE, KEPT, HELD_OUT = "whole", "kept", "held out"
+EVALUATED = "evaluated"  # the held-out part if the source is stored in parts, else all of it
 
 
 class NothingHeldOut(DataError):
@@ -62,6 +64,10 @@ class Source(Protocol):
         """Return what must be the same for a run to continue, without the location of files."""
         ...
 
+    def identities(self) -> np.ndarray:
+        """Return int64 [n], the same for records of two sources if they seem to be one image."""
+        return numbered(self.fingerprint(), len(self))
+
 
 class Masked(Source):
     """A source of MaskedRecords; its class_names are the classes of pixels."""
@@ -86,6 +92,9 @@ class InMemory(Source):
         digest = hashlib.sha256(self.image.tobytes() + self.label.tobytes()).hexdigest()
         return {"name": self.name, "length": len(self), "sha256": digest}
 
+    def identities(self) -> np.ndarray:
+        return np.array([hash(image.tobytes()) for image in self.image])
+
 
 class Sample(Source):
     """At most `limit` images of another source, evenly spaced, as folders are sorted by class."""
@@ -105,6 +114,9 @@ class Sample(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         return self.source.fingerprint() | {"sample": len(self)}
+
+    def identities(self) -> np.ndarray:
+        return self.source.identities()[self.index]
 
 
 class Renumbered(Source):
@@ -129,6 +141,14 @@ class Renumbered(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         return self.source.fingerprint()
+
+    def identities(self) -> np.ndarray:
+        return self.source.identities()
+
+
+def numbered(what: Any, length: int) -> np.ndarray:
+    """Return the identities of records that are known by their places in something."""
+    return hash(json.dumps(what)) + np.arange(length)
 
 
 def innermost(source: Source) -> Source:

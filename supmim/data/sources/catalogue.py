@@ -96,6 +96,11 @@ class Split(Source):
         sizes = [Path(file).stat().st_size for file in self.files]
         return {"name": self.name, "length": len(self), "file_bytes": sizes}
 
+    def identities(self) -> np.ndarray:
+        takes = np.diff(self.ends, prepend=0)
+        pieces = zip(self.files, self.skips, takes, strict=True)
+        return np.concatenate([base.numbered(f, skip + take)[skip:] for f, skip, take in pieces])
+
 
 def load(where: str, part: str, data: options.Data) -> Split:
     """Return a split; DataError, with the next command, if it is unknown or not prepared."""

@@ -37,6 +37,11 @@ class Parts(NamedTuple):
     held_out: Path | None
     unused: tuple[str, ...] = ()
 
+    def of(self, part: str) -> Path:
+        """Return the folder of one part of a source."""
+        evaluated = part in (base.HELD_OUT, base.EVALUATED)
+        return self.held_out if self.held_out and evaluated else self.trained
+
 
 class Skipped(NamedTuple):
     """What a walk left out: links to a folder above, and the number of files of each ending."""
@@ -83,6 +88,10 @@ class Folder(Source):
         digest = hashlib.sha256(self.block + self.ends.tobytes() + self.sizes.tobytes())
         return {"name": "folder", "length": len(self), "sha256": digest.hexdigest()}
 
+    def identities(self) -> np.ndarray:
+        both = ((self.path(i), size) for i, size in enumerate(self.sizes.tolist()))
+        return np.fromiter(map(hash, both), np.int64, len(self))
+
 
 def record(path: str, label: int) -> Record:
     """Read a file; an OSError takes the place of its bytes."""
@@ -101,9 +110,9 @@ def load(where: str, part: str, data: options.Data, labelled: bool = True) -> Fo
             f"folder:{where}: there is no such folder; set --config.data.train=folder:PATH"
         )
     found = class_parts(root)
-    if part != base.WHOLE and found.held_out is None:
+    if part in (base.KEPT, base.HELD_OUT) and found.held_out is None:
         return share(found.trained, part, data.holdout, labelled)
-    chosen = found.held_out if found.held_out and part == base.HELD_OUT else found.trained
+    chosen = found.of(part)
     return Folder(chosen, f"folder:{chosen}", listing(chosen, labelled))
 
 

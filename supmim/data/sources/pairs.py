@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from supmim.config import options
 from supmim.data import masks
 from supmim.data.sources import base, catalogue, folders
@@ -57,13 +59,16 @@ class FolderPairs(base.Masked):
         digest = hashlib.sha256(json.dumps(sizes).encode())
         return {"name": "pairs", "length": len(self), "sha256": digest.hexdigest()}
 
+    def identities(self) -> np.ndarray:
+        return np.array([hash((name, self.images[name][1])) for name in self.names])
+
     def part(self, part: str, holdout: float) -> "FolderPairs":
         """Keep the pairs of one part and return self."""
         found = folders.parts(self.root / IMAGES)
         if found.held_out is not None:
-            chosen = found.held_out if part == base.HELD_OUT else found.trained
-            taken = [name for name in self.names if name.split("/")[0] == chosen.name]
-        elif part == base.WHOLE:
+            top = found.of(part).name
+            taken = [name for name in self.names if name.split("/")[0] == top]
+        elif part in (base.WHOLE, base.EVALUATED):
             taken = self.names
         else:
             few = folders.held_out([self.names], holdout)
@@ -74,7 +79,7 @@ class FolderPairs(base.Masked):
                 f"leaves none {part}; set --config.data.eval=pairs:PATH or another share"
             )
         self.names = taken
-        self.name += "" if part == base.WHOLE else f" ({part})"
+        self.name += f" ({part})" if part in (base.KEPT, base.HELD_OUT) else ""
         return self
 
 
@@ -96,6 +101,9 @@ class SplitPairs(base.Masked):
     def fingerprint(self) -> dict[str, Any]:
         return self.split.fingerprint() | {"mask": self.mask}
 
+    def identities(self) -> np.ndarray:
+        return self.split.identities()
+
 
 def load(where: str, part: str, data: options.Data) -> FolderPairs | SplitPairs:
     """Return one part of a folder if there is one of that name, else of a TFDS data set.
@@ -111,7 +119,7 @@ def load(where: str, part: str, data: options.Data) -> FolderPairs | SplitPairs:
     found = folders.parts(root)
     if found.held_out is None:
         return FolderPairs(found.trained, names).part(part, data.holdout)
-    return FolderPairs(found.held_out if part == base.HELD_OUT else found.trained, names)
+    return FolderPairs(found.of(part), names)
 
 
 def class_names(path: Path, data: options.Data) -> list[str]:

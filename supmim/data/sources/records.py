@@ -144,6 +144,9 @@ class Records(Source):
         digest = hashlib.sha256(what.encode()).hexdigest()
         return {"name": "records", "length": len(self), **same, "sha256": digest}
 
+    def identities(self) -> np.ndarray:
+        return base.numbered(self.metadata.source["fingerprint"], len(self))
+
 
 def damaged(path: str, why: object, position: int | None = None) -> DataError:
     """Return the error for a shard, or for one of its records, that can't be read."""
@@ -160,13 +163,11 @@ def load(where: str, part: str, data: options.Data | None = None) -> Records:
     if not root.is_dir():
         raise DataError(f"records:{where}: there is no such folder")
     found = folders.parts(root)
-    if part != base.HELD_OUT:
-        return store(found.trained)
-    if found.held_out is None:
+    if part == base.HELD_OUT and found.held_out is None:
         raise base.NothingHeldOut(
             f"{root} has no store to evaluate on; set --config.data.eval=records:PATH"
         )
-    return store(found.held_out)
+    return store(found.of(part))
 
 
 def store(root: Path) -> Records:

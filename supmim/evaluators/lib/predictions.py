@@ -10,6 +10,7 @@ from supmim import sharding, step
 from supmim.data import pipeline
 from supmim.data.images import Images, source_digest
 from supmim.data.landmarks import Landmarks
+from supmim.data.sources import num_shared
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators.lib import ranking
 from supmim.tasks.base import Task
@@ -47,6 +48,12 @@ class Predictions:
         self._cache: dict[tuple[step.Forward | None, str], Arrays] = {}
         self._banks: dict[str, tuple[np.ndarray, ranking.Bank]] = {}
         self._missing: dict[str, int] = {}
+
+    @functools.cached_property
+    def all_shared(self) -> bool:
+        """Whether every evaluation image is in the training source too."""
+        train, evaluation = (self.sources[split].source for split in ("train", "eval"))
+        return num_shared(train, evaluation) == len(evaluation)
 
     def of(self, params: Any, split: str, forward: step.Forward | None = None) -> Arrays:
         """Return logits [n, C], embedding [n, D], label, index [n] of readable images, in order.
