@@ -17,7 +17,7 @@ from supmim.config import Config
 from supmim.data import images, pipeline
 from supmim.data.bad_records import BadRecords
 from supmim.data.raw import Raw
-from supmim.data.sources.base import Source
+from supmim.data.sources.base import Source, printable
 from supmim.errors import Interrupted
 from supmim.report import curves, figures, page, terminal
 from supmim.report.step_log import StepLog
@@ -78,6 +78,7 @@ def set_up(
     bad_records = BadRecords(folder.path / hosts.own_file("bad_records.jsonl"), log)
     origin = assemble.origin_of(config, checkpoints, start)
     config, source, eval_source = assemble.load_sources(config)
+    log(f"evaluation  {len(eval_source):,} images of {printable(eval_source.name)}")
     total_steps = assemble.steps_of(config, source)
     seen = images.training(source, config.data, images.second_of(config))
     task = assemble.create_task(config, seen, folder.path, mesh)
@@ -139,7 +140,7 @@ def train(
         screen.begin(config.facts.progress, total_steps, first - 1)
         screen.log(
             terminal.plan(
-                config, folder.path, state.params, mesh, len(run.source), first - 1, total_steps
+                config, folder.path, state.params, mesh, run.source, first - 1, total_steps
             )
         )
         folder.write_parameters(state.params)

@@ -305,3 +305,17 @@ def test_an_evaluation_source_with_parts_means_its_held_out_part(tmp_path):
         assert [s.root for s in sources.load(data)] == [str(trained), str(other / "val")]
     data = tiny_config(**{"data.train": f"folder:{other}", "data.eval": f"folder:{own}"}).data
     assert [len(s) for s in sources.load(data)] == [2, 80]
+
+
+def test_a_tilde_means_the_home_folder_in_every_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fill(tmp_path, "photos/a/1.png", "seg/images/1.png", "seg/masks/1.png")
+    data = tiny_config(**{"data.mask_classes": 2, "data.tfds_dir": "~/prepared"}).data
+    for spec, told in (("folder:~/photos", "photos"), ("pairs:~/seg", "seg")):
+        assert sources.find(spec, base.WHOLE, data).name.endswith(f"{tmp_path}/{told}")
+    for spec, told in (("records:~/x", "no such folder"), ("records:~/photos", "is not a store"),
+                       ("tfds:~/photos:train", f"{tmp_path}/photos holds no data set of TFDS"),
+                       ("mnist:train", f"not prepared in {tmp_path}/prepared/"),
+                       ("folder:~nobody/x", "no such folder")):  # fmt: skip
+        with pytest.raises(DataError, match=told):
+            sources.find(spec, base.WHOLE, data)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from supmim.config import Config
+from supmim.data.sources.base import Source, printable
 from supmim.report import page
 
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
@@ -86,7 +87,7 @@ def plan(
     workdir: Path,
     params: Any,
     mesh: jax.sharding.Mesh,
-    num_images: int,
+    source: Source,
     start: int,
     total_steps: int,
 ) -> str:
@@ -101,7 +102,7 @@ def plan(
     return (
         f"devices     {mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({axes})\n"
         f"parameters  {parts}\n"
-        f"images      {num_images:,} of {config.data.train}, {config.batch_size:,} a step\n"
+        f"images      {len(source):,} of {printable(source.name)}, {config.batch_size:,} a step\n"
         f"steps       {total_steps:,} ({config.total_epochs} epochs), {began}\n"
         f"workdir     {workdir}"
     )

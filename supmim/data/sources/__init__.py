@@ -4,6 +4,7 @@ import difflib
 import importlib
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
     if not spec:
         raise DataError("no images are given; set --config.data.train=folder:PATH, or NAME:SPLIT")
     if not base.is_utf8(spec):
-        raise DataError(f"{base.printable(spec)} is not a name in UTF-8; rename that folder")
+        raise DataError(f"{base.printable(spec)} is not a name in UTF-8; rename the folder")
     if kind not in LOADERS:
         if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=TYPO_SIMILARITY):
             base.check_name(kind, LOADERS, "{} is not a kind of data source")
@@ -93,8 +94,9 @@ def num_shared(train: Source, evaluation: Source) -> int:
     theirs, ours = train.identities(), evaluation.identities()
     found = np.flatnonzero(np.isin(ours, theirs))
     for index in found[base.evenly(len(found), COMPARED)]:
-        one, other = train[int(np.argmax(theirs == ours[index]))], evaluation[int(index)]
-        if one.name == other.name or np.array_equal(*(np.asarray(x.image) for x in (one, other))):
+        one: Any = train[int(np.argmax(theirs == ours[index]))]
+        other: Any = evaluation[int(index)]
+        if one.name == other.name or np.array_equal(one.image, other.image):
             return len(found)
     return 0
 

@@ -196,8 +196,8 @@ def check_class_names(where: str, names: Collection[str]) -> None:
     for name in names:
         if not is_utf8(name):
             raise DataError(
-                f"{where}: the class {printable(name)} is not a name in UTF-8; rename it, for "
-                "example with convmv -t utf8"
+                f"{where}: the class {printable(name)} is not a name in UTF-8; rename it, or all "
+                "of a folder with convmv -r -f ENCODING -t utf8 --notest FOLDER"
             )
         other = forms.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
