@@ -112,10 +112,10 @@ def test_different_classes_exit_3(folder, capsys):
 def test_images_of_train_that_are_in_val_too_are_counted_and_all_exit_3(folder, capsys):
     fill(folder, "val/a/4.png", "train/a/0.png", "train/a/4.png", data=PNG)
     code, out, _ = run(capsys, "check", f"folder:{folder}")
-    assert code == 0 and "shared      2 images of val are in train too" in out
+    assert code == 0 and "shared      2 of the held-out images are in train too" in out
     fill(folder, *(f"train/a/{n}.png" for n in range(5)), "train/b/x.png", data=PNG)
     code, _, err = run(capsys, "check", f"folder:{folder}")
-    assert code == 3 and "all images of val are in train too" in err
+    assert code == 3 and "all its held-out images are in train too" in err
 
 
 def test_labels_that_name_no_class_are_listed():

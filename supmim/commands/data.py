@@ -24,6 +24,7 @@ MAX_LISTED = 20  # lines of a list that are printed; --json has all
 WIDTH = 80
 DEFAULT_QUALITY = "90"
 GIB = 2**30
+ALL_SHARED = "all its held-out images are in train too"
 ACTION_FLAGS = {  # flags that only one action takes
     "convert": ("out", "size", "quality", "raw"),
     "check": ("json", "mask_classes", "ignore_label"),
@@ -99,7 +100,7 @@ def report_images(spec: str, data: options.Data) -> Report:
     unused = folders.unused(spec)
     found = {"source": spec, "parts": summaries, "unused_parts": unused}
     found["class_differences"] = differences
-    found["shared"] = sources.num_shared(*parts.values()) if len(parts) == 2 else 0
+    found["shared"] = num_shared(parts)
     if not next(iter(summaries.values()))["wrong_labels"]:
         speed = inspection.images_per_second(next(iter(parts.values())), data)
         found["images_per_second_and_core"] = speed
@@ -120,7 +121,11 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
     if found["class_differences"]:
         yield "its parts have different classes"
     if found["shared"] and found["shared"] == found["parts"]["val"]["images"]:
-        yield "all images of val are in train too"
+        yield ALL_SHARED
+
+
+def num_shared(parts: dict[str, Source]) -> int:
+    return sources.num_shared(*parts.values()) if len(parts) == 2 else 0
 
 
 def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
@@ -129,14 +134,14 @@ def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
-    if found["shared"]:
-        yield f"shared      {found['shared']:,} images of val are in train too"
-    yield from held_out_lines(found["parts"], found["unused_parts"])
+    yield from held_out_lines(found["parts"], found["unused_parts"], found["shared"])
     if speed := found.get("images_per_second_and_core"):
         yield from resource_lines(next(iter(found["parts"].values())), speed, data.image_size)
 
 
-def held_out_lines(parts: dict[str, Any], unused: Sequence[str]) -> Iterator[str]:
+def held_out_lines(parts: dict[str, Any], unused: Sequence[str], shared: int) -> Iterator[str]:
+    if shared:
+        yield f"shared      {shared:,} of the held-out images are in train too"
     if unused:
         yield from wrapped(f"not used    {', '.join(unused)}")
     if len(parts) == 1:
@@ -224,7 +229,9 @@ def report_pairs(spec: str, data: options.Data) -> Report:
         }
     lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
     faults = [fault for name, part in found.items() for fault in pairs_faults(name, part)]
-    return found, [*lines, *held_out_lines(found, folders.unused(spec))], faults
+    if (shared := num_shared(parts)) and shared == len(parts["val"]):
+        faults.append(ALL_SHARED)
+    return found, [*lines, *held_out_lines(found, folders.unused(spec), shared)], faults
 
 
 def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:

@@ -170,8 +170,8 @@ def unused(spec: str) -> tuple[str, ...]:
     """Return the folders of a source KIND:PATH that are named like parts but not read."""
     kind, _, where = spec.partition(":")
     root = base.expanded(where)
-    found = class_parts if kind == "folder" else parts
-    return found(root).unused if root.is_dir() else ()
+    find = {"folder": class_parts, "records": parts, "pairs": parts}.get(kind)
+    return find(root).unused if find and root.is_dir() else ()
 
 
 def share(root: Path, part: str, holdout: float, labelled: bool) -> Folder:
