@@ -65,26 +65,25 @@ def mesh_of(config: Config) -> Mesh:
 def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
     """Return the config with its number of classes, the training and the evaluation source."""
     source, eval_source = sources.load(config.data, config.facts.has_labels)
-    if told := all_shared(source, eval_source):
+    told, every = shared_images(source, eval_source)
+    if every:
         raise DataError(
             f"{told}, so that results would be those of training images; set --config.data.eval to "
             "other images, or leave it empty for what the training source holds out"
         )
+    if told and hosts.is_first():
+        print(f"warning     {told}")
     return with_num_classes(config, source), source, eval_source
 
 
-def all_shared(source: base.Source, eval_source: base.Source) -> str:
-    """Return a sentence if all evaluation images are training images, else "".
+def shared_images(source: base.Source, eval_source: base.Source) -> tuple[str, bool]:
+    """Return a sentence on the evaluation images that are training images, "" if there are none.
 
-    Print a warning if some are.
+    Also return whether all of them are.
     """
     shared, count = sources.num_shared(source, eval_source), len(eval_source)
     told = f"{shared:,} of the {count:,} images of {eval_source.name} are in {source.name} too"
-    if shared == count:
-        return told
-    if shared and hosts.is_first():
-        print(f"warning     {told}: results will look better than they are")
-    return ""
+    return told if shared else "", shared == count
 
 
 def with_num_classes(config: Config, source: base.Source) -> Config:

@@ -227,6 +227,9 @@ def test_images_that_two_sources_share_are_counted_and_told(capsys):
     assert sources.num_shared(some, some) == sources.num_shared(train, some) == 100
     renumbered = base.Renumbered(some, [*train.class_names, "ten"])
     assert sources.num_shared(renumbered, train) == 100
-    assert assemble.all_shared(train, test) == "" == capsys.readouterr().out
-    assert assemble.all_shared(validation, train) == ""
-    assert "300 of the 1,500 images of digits:train are in digits:val" in capsys.readouterr().out
+    assert assemble.shared_images(train, test) == ("", False)
+    told, every = assemble.shared_images(validation, train)
+    assert "300 of the 1,500 images of digits:train are in digits:val" in told and not every
+    changes = {"data.train": "digits:validation", "data.eval": "digits:train"}
+    assemble.load_sources(tiny_config(**changes))
+    assert f"warning     {told}\n" == capsys.readouterr().out

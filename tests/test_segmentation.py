@@ -159,10 +159,12 @@ def test_pairs_in_train_and_val_are_found_and_classes_have_names(tmp_path):
 def test_pairs_whose_held_out_images_are_all_trained_on_exit_3(tmp_path, capsys):
     for part in ("train", "val", "test"):
         folder_of(tmp_path / part, "1")
+    (tmp_path / "train/images/2.heic").write_bytes(b"")
     (tmp_path / "val/images/1.jpg").write_bytes((tmp_path / "train/images/1.jpg").read_bytes())
     assert cli.run(["data", "check", f"pairs:{tmp_path}", "--mask-classes=3"]) == 3
     out, err = capsys.readouterr()
-    assert "all its held-out images are in train too" in err and "not used    test\n" in out
+    assert "all its held-out images are in train too" in err
+    assert "left out  .heic 1\n" in out and "not used    test\n" in out
 
 
 def test_names_of_classes_are_utf_8_with_or_without_a_mark_or_the_line_is_told(tmp_path):

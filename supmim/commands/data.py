@@ -169,12 +169,16 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
             yield f"  {title.replace('_', ' '):<12}{least:,} to {most:,} pixels, median {median:,}"
     if empty := part["without_images"] + part["empty_folders"]:
         yield cut(f"  {len(empty):,} classes without images: {', '.join(map(printable, empty))}")
-    if part["left_out"]:
-        counts = ", ".join(f"{printable(kind)} {n:,}" for kind, n in part["left_out"].items())
-        yield cut(f"  left out  {counts}")
+    yield from left_out_lines(part["left_out"])
     yield from list_lines("links that lead back up, not followed", part["loops"])
     yield from list_lines("labels that name no class", part["wrong_labels"])
     yield from list_lines("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
+
+
+def left_out_lines(counts: dict[str, int]) -> Iterator[str]:
+    if counts:
+        told = ", ".join(f"{printable(kind)} {count:,}" for kind, count in counts.items())
+        yield cut(f"  left out  {told}")
 
 
 def list_lines(title: str, items: Sequence[str]) -> Iterator[str]:
@@ -242,6 +246,7 @@ def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
             "  nothing says which of them are classes: write classes.txt, or give --mask-classes=N "
             "and --ignore-label=ID as the training will"
         )
+    yield from left_out_lines(part["left_out"])
     yield from list_lines(f"of {part['classes']} classes without a pixel", part["without_pixels"])
     yield from list_lines("masks of which no pixel counts", part["all_ignored"])
     yield from list_lines("unreadable", part["unreadable"])

@@ -51,6 +51,11 @@ def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.
     trained = model_config(config, run_config)
     restored = restore(trained, workdir, checkpoint, mesh)
     reasons = meaningless(config, run_config, restored.fingerprint, source, eval_source)
+    told, every = assemble.shared_images(source, eval_source)
+    if every:
+        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
+    if told and hosts.is_first():
+        print(f"warning     {told}")
     config = without_meaningless(config, run_config, reasons)
     task = abstract_task(trained)
     if "reconstruction" in config.evaluator_names:
@@ -151,8 +156,6 @@ def meaningless(
     if not sources.share_classes(source, eval_source):
         why = "the training source has no class of the images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
-    if told := assemble.all_shared(source, eval_source):
-        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
     return reasons
 
 

@@ -84,7 +84,7 @@ def source_summary(source: Source, max_pixels: int) -> dict[str, Any]:
         **class_counts(source, found),
         "empty_folders": list(folder.empty) if folder else [],
         "loops": folder.skipped.loops if folder else [],
-        "left_out": dict(folder.skipped.endings.most_common()) if folder else {},
+        "left_out": left_out(source),
         "formats": dict(Counter(image.format for image in readable).most_common()),
         "modes": dict(Counter(image.mode for image in readable).most_common()),
         "height": min_median_max([image.height for image in readable]),
@@ -93,6 +93,12 @@ def source_summary(source: Source, max_pixels: int) -> dict[str, Any]:
         "unreadable": [one._asdict() for one in bad],
         "wrong_labels": wrong_labels(source, found),
     }
+
+
+def left_out(source: Source) -> dict[str, int]:
+    """Return how many files of each ending a folder holds beside its images; {} for others."""
+    skipped = getattr(source, "skipped", None)
+    return dict(skipped.endings.most_common()) if skipped else {}
 
 
 def class_counts(source: Source, found: Sequence[Facts]) -> dict[str, Any]:
@@ -161,6 +167,7 @@ def pairs_summary(
         "pairs": len(source),
         "classes": len(class_ids),
         "ids": sorted(ids),
+        "left_out": left_out(source),
         "without_pixels": [name for i, name in names if i not in ids],
         "all_ignored": ignored,
         "unreadable": unreadable,

@@ -10,6 +10,7 @@ images and masks; or images/validation beside images/training (ADE20K); else a s
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class FolderPairs(base.Masked):
         found = next((root / name for name in MASKS if (root / name).is_dir()), None)
         if found is None or not (root / IMAGES).is_dir():
             raise DataError(f"{root} has no folders {IMAGES} and {' or '.join(MASKS)}")
-        self.images, self.masks = _files(root / IMAGES), _files(found)
+        self.skipped = folders.Skipped([], Counter())
+        self.images, self.masks = _files(root / IMAGES, self.skipped), _files(found)
         missing = [name for name in self.images if name not in self.masks]
         if missing or not self.images:
             listed = ", ".join(base.printable(name) for name in missing[:20])
@@ -163,7 +165,7 @@ def _tfds_pairs(where: str, part: str, data: options.Data) -> SplitPairs:
     return SplitPairs(opened, found[0], _numbered(data))
 
 
-def _files(root: Path) -> dict[str, tuple[str, int]]:
+def _files(root: Path, skipped: folders.Skipped | None = None) -> dict[str, tuple[str, int]]:
     """Return {relative name without its ending: (path, bytes)} of the images below a folder."""
-    found = folders.files(root)
+    found = folders.files(root, skipped)
     return {os.path.splitext(name)[0]: (str(root / name), size) for name, size in found}
