@@ -145,7 +145,8 @@ def test_parts_have_several_names_of_which_validation_comes_first(
     fill(tmp_path, *(f"{name}/{c}/1.png" for name in names for c in "ab"))
     roots = [load(tmp_path, part).root for part in (base.KEPT, base.HELD_OUT)]
     assert roots == [str(tmp_path / train), str(tmp_path / held_out)]
-    assert folders.unused(f"folder:{tmp_path}") == unused
+    assert folders.unused(f"folder:{tmp_path}") == folders.unused(f"pairs:{tmp_path}") == unused
+    assert folders.unused(f"digits:{tmp_path}") == ()
 
 
 def test_a_folder_named_like_a_part_is_a_class_beside_other_classes(tmp_path):
@@ -161,7 +162,9 @@ def test_a_folder_named_like_a_part_is_a_class_beside_other_classes(tmp_path):
 
 def test_parts_without_one_for_training_are_refused(tmp_path):
     fill(tmp_path, "val/a/1.png", "test/a/1.png")
-    with pytest.raises(DataError, match=f"parts val, test, but no train.*folder:{tmp_path}/val"):
+    with pytest.raises(
+        DataError, match=f"parts val, test, but none for training.*folder:{tmp_path}/val"
+    ):
         load(tmp_path)
 
 

@@ -97,10 +97,8 @@ def report_images(spec: str, data: options.Data) -> Report:
         for name, part in parts.items()
     }
     differences = list(sources.class_differences(*parts.values())) if len(parts) == 2 else []
-    unused = folders.unused(spec)
-    found = {"source": spec, "parts": summaries, "unused_parts": unused}
-    found["class_differences"] = differences
-    found["shared"] = num_shared(parts)
+    found = {"source": spec, "parts": summaries, "class_differences": differences}
+    found |= {"unused_parts": folders.unused(spec), "shared": num_shared(parts)}
     if not next(iter(summaries.values()))["wrong_labels"]:
         speed = inspection.images_per_second(next(iter(parts.values())), data)
         found["images_per_second_and_core"] = speed

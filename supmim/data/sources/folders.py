@@ -133,10 +133,10 @@ def parts(root: Path) -> Parts:
 
 
 def class_parts(root: Path) -> Parts:
-    """Return the parts of a folder of classes, of which one may be named like a part.
+    """Return the parts of a folder of classes; a class may be named like a part.
 
-    So it is if another folder beside it has images. DataError if folders for both parts are there,
-    or none for training.
+    A folder is a part only if no folder with another kind of name has images. DataError if there
+    are such folders beside both parts, or no part for training.
     """
     found = parts(root)
     if found.trained == root and not found.unused:
@@ -160,8 +160,8 @@ def class_parts(root: Path) -> Parts:
         return Parts(root, None)
     if found.trained == root:
         raise DataError(
-            f"{root} has the parts {', '.join(found.unused)}, but no train; to use one of them, "
-            f"write folder:{root}/{found.unused[0]}"
+            f"{root} has the parts {', '.join(found.unused)}, but none for training; to use one of "
+            f"them, write folder:{root}/{found.unused[0]}"
         )
     return found
 
