@@ -265,6 +265,8 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     quick = ["--config.mim_weight=0", "--config.eval.evaluators=classification",
              "--config.checkpoint.keep_best=0"]  # fmt: skip
     assert run(folder, workdir, *quick) == 0
+    told = capsys.readouterr().out
+    assert "evaluation  12 images of folder:" in told and "images      48 of folder:" in told
     (workdir / "results.json").unlink()
     (folder / "a" / "new.png").write_bytes(encoded(photo(16, 16), "PNG"))
     assert cli.run(["train", f"--workdir={workdir}"]) == 3
