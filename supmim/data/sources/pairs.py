@@ -1,8 +1,8 @@
 """`pairs:PATH`: images with masks of class ids, for segmentation.
 
 PATH/images/.../x.jpg belongs to PATH/masks/.../x.png (or annotations); only the ending differs. Or
-NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel with 8 or
-16 bits. PATH/classes.txt lists the names of the classes, one per line, without ignored ids; else
+NAME:SPLIT of TFDS, a data set with an image and a mask. Masks are images of one channel with 1
+to 16 bits. PATH/classes.txt lists the names of the classes, one per line, without ignored ids; else
 data.mask_classes is their number. Held out is PATH/val or the like beside PATH/train, each with
 images and masks; or images/validation beside images/training (ADE20K); else a share of the pairs.
 """
