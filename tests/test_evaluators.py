@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+import tracemalloc
 import types
 from pathlib import Path
 from unittest import mock
@@ -86,9 +87,34 @@ def test_embeddings_that_mean_nothing_are_an_error(harm):
 
 
 def test_pixel_floors_are_the_published_ones():
-    floors = knn.pixel_floors(*(digit_views(split, tiny_config()) for split in ("train", "test")))
+    views = (digit_views(split, tiny_config()) for split in ("train", "test"))
+    floors = knn.pixel_floors(*views, sharding.make_mesh(8, 1, 1), mib=1)
     assert round(100 * floors["floor/knn_pixels_cosine"], 2) == 97.98
     assert round(100 * floors["floor/knn_pixels_euclidean"], 2) == 98.32
+
+
+def test_pixel_floors_hold_no_matrix_of_all_pairs():
+    """1,000 x 20,000 similarities would take 80 MB of the host."""
+
+    class Pixels:
+        def __init__(self, count):
+            self.image = np.random.default_rng(count).integers(0, 256, (count, 2, 2, 1), np.uint8)
+
+        def __len__(self):
+            return len(self.image)
+
+        def take(self, index, epoch):
+            return {"image": self.image, "label": self.image[:, 0, 0, 0]}, {}
+
+    mesh = sharding.make_mesh(8, 1, 1)
+    knn.pixel_floors(Pixels(20_000), Pixels(1_000), mesh, mib=1)
+    tracemalloc.start()
+    try:
+        knn.pixel_floors(Pixels(20_000), Pixels(1_000), mesh, mib=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_the_floor_is_a_random_encoder_with_a_key_of_its_own_taken_once(monkeypatch):

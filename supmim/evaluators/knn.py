@@ -32,22 +32,26 @@ def vote(similarity: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndar
     return scores.argmax(axis=1)
 
 
-def pixel_floors(train: Images, evaluation: Images) -> dict[str, float]:
-    """Return the recall at 1 of raw pixels, which an embedding must beat."""
+def pixel_floors(
+    train: Images, evaluation: Images, mesh: jax.sharding.Mesh, mib: float
+) -> dict[str, float]:
+    """Return the recall at 1 of raw pixels, which an embedding must beat. mib: see Bank."""
     known, asked = (read_valid(images, np.arange(len(images))) for images in (train, evaluation))
-    bank, queries = (
+    rows, queries = (
         split["image"].reshape(len(split["image"]), -1).astype(np.float32)
         for split in (known, asked)
     )
 
-    def recall(similarity):
-        return float((known["label"][similarity.argmax(axis=1)] == asked["label"]).mean())
+    def recall(rows: np.ndarray, queries: np.ndarray) -> float:
+        _, ids = ranking.Bank(rows, mesh, mib).nearest(queries, 1)
+        return float((known["label"][ids[:, 0]] == asked["label"]).mean())
 
-    lengths = np.maximum(np.linalg.norm(bank, axis=1), 1e-12)
-    product = queries @ bank.T
+    squared = np.einsum("nd,nd->n", rows, rows, dtype=np.float64).astype(np.float32)[:, None]
     return {
-        "floor/knn_pixels_cosine": recall(product / lengths),
-        "floor/knn_pixels_euclidean": recall(product - (bank**2).sum(axis=1) / 2),
+        "floor/knn_pixels_cosine": recall(rows / np.maximum(np.sqrt(squared), 1e-12), queries),
+        "floor/knn_pixels_euclidean": recall(  # the nearest row b has the largest q.b - b.b / 2
+            np.hstack([rows, -squared / 2]), np.pad(queries, ((0, 0), (0, 1)), constant_values=1)
+        ),
     }
 
 
@@ -106,7 +110,9 @@ class Evaluator:
         """Return the floors that are cheap enough for these sources."""
         train, evaluation = (self.predictions.sources[split] for split in ("train", "eval"))
         values = len(train) * train.sizes["image"] ** 2 * train.channels
-        floors = pixel_floors(train, evaluation) if values <= PIXEL_FLOOR_LIMIT else {}
+        floors = {}
+        if values <= PIXEL_FLOOR_LIMIT:
+            floors = pixel_floors(train, evaluation, self.predictions.mesh, self.mib)
         if len(train) + len(evaluation) <= RANDOM_FLOOR_LIMIT:
             floors |= random_floor(self.predictions, self.seed, self.mib)
         return floors

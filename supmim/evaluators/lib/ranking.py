@@ -47,8 +47,9 @@ def unit(embedding: np.ndarray, name: str) -> np.ndarray:
 
 
 class Bank:
-    """Unit rows [M, D] to search in, an equal share on each device of a mesh.
+    """Rows [M, D] to search in by inner product, an equal share on each device of a mesh.
 
+    The inner product of unit rows is their cosine.
     mib: similarities that a device holds at once, in MiB.
     """
 
