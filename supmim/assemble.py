@@ -21,6 +21,7 @@ from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import devices, hosts, numerics
+from supmim.runtime.streams import printable
 from supmim.target_ids import files as target_ids
 from supmim.target_ids import identity
 from supmim.tasks.base import Prepared, Task
@@ -101,8 +102,8 @@ def with_num_classes(config: Config, source: base.Source) -> Config:
         )
     if found < 2:
         raise DataError(
-            f"{source.name} has images of one class, {source.class_names[0]}; at least two are "
-            "needed"
+            f"{source.name} has images of one class, {printable(source.class_names[0])}; at least "
+            "two are needed"
         )
     if config.classifier.num_classes not in (0, found):
         raise ConfigError(

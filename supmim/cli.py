@@ -15,6 +15,7 @@ from supmim import config as config_lib
 from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, overview, subverbs, verb_help
 from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, SupmimError
+from supmim.runtime import streams
 from supmim.workdir import files
 
 HELP = ("-h", "--help", "help")
@@ -189,6 +190,7 @@ def run(args: Sequence[str]) -> int:
 
 def main() -> None:
     """Run the console script `supmim`."""
+    streams.protect()
     try:
         code = run(sys.argv[1:])
     except Exception:

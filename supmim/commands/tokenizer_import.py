@@ -9,6 +9,7 @@ from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.interop import maskgit
 from supmim.report import tokenizer as report
+from supmim.runtime.streams import printable
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import vqgan
 
@@ -27,7 +28,9 @@ def run(_: Config | None, flags: FlagValues) -> None:
         raise ConfigError(problem) from error
     print(f"read        {source}: {imported.layout}")
     if left := imported.left_out:
-        named = ", ".join(left[:MAX_LISTED]) + (", ..." if len(left) > MAX_LISTED else "")
+        named = ", ".join(map(printable, left[:MAX_LISTED])) + (
+            ", ..." if len(left) > MAX_LISTED else ""
+        )
         print(f"left out    {len(left)} tensors that only its training needs: {named}")
     report.print_folder(tokenizer, out, "written" if written else "unchanged")
 

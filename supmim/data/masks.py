@@ -9,6 +9,7 @@ import numpy as np
 from supmim.data import decode
 from supmim.data.sources.base import MaskedRecord
 from supmim.errors import DataError
+from supmim.runtime.streams import printable
 
 IGNORED = -1  # in a label map
 
@@ -29,9 +30,9 @@ def check_size(name: str, ids: np.ndarray, pixels: np.ndarray) -> None:
     """Raise DataError if a mask [H, W] and its image [H, W, C] differ in size."""
     if ids.shape != pixels.shape[:2]:
         raise DataError(
-            f"{name}: its mask has {ids.shape[1]} x {ids.shape[0]} pixels, but the image has "
-            f"{pixels.shape[1]} x {pixels.shape[0]}; repair or remove the pair. To list all such "
-            "pairs: supmim data check SOURCE"
+            f"{printable(name)}: its mask has {ids.shape[1]} x {ids.shape[0]} pixels, but the "
+            f"image has {pixels.shape[1]} x {pixels.shape[0]}; repair or remove the pair. To list "
+            "all such pairs: supmim data check SOURCE"
         )
 
 
@@ -44,9 +45,9 @@ def to_classes(name: str, ids: np.ndarray, num_classes: int, ignore_label: int) 
     if classes.max() >= num_classes:
         wrong = ids[classes >= num_classes]
         raise DataError(
-            f"{name}: its mask has the id {wrong.min()} ({wrong.size} pixels), which is not one of "
-            f"{num_classes} classes with data.ignore_label={ignore_label}; check the masks, the "
-            "number of classes (classes.txt, --config.data.mask_classes) or "
+            f"{printable(name)}: its mask has the id {wrong.min()} ({wrong.size} pixels), which is "
+            f"not one of {num_classes} classes with data.ignore_label={ignore_label}; check the "
+            "masks, the number of classes (classes.txt, --config.data.mask_classes) or "
             "--config.data.ignore_label"
         )
     return classes.astype(np.int16)

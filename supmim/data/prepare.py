@@ -14,6 +14,7 @@ from typing import Any
 from supmim.data import tensorflow_stand_in
 from supmim.data.sources import catalogue
 from supmim.errors import DataError, Interrupted
+from supmim.runtime import streams
 from supmim.workdir import lock
 
 OPEN_FILES = 4096  # TFDS shuffles through a thousand files
@@ -80,7 +81,8 @@ def download_and_prepare(builder: Any, name: str) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
     options = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with tensorflow_stand_in.in_place():
+        terminal = contextlib.redirect_stderr(streams.plain(sys.stderr))  # of TFDS's progress bars
+        with tensorflow_stand_in.in_place(), terminal:
             builder.download_and_prepare(file_format=catalogue.FORMAT, download_config=options)
     except tensorflow_stand_in.NeedsTensorFlow as error:
         raise DataError(
@@ -99,7 +101,8 @@ def interruptible(name: str) -> Iterator[None]:
 
     def handle(*_: Any) -> None:
         interrupted.set()
-        os.write(sys.stderr.fileno(), b"\nsupmim: ending the preparation\n")
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(sys.stderr.fileno(), b"\nsupmim: ending the preparation\n")
         end = threading.Timer(GRACE_SECONDS, os._exit, [Interrupted.exit_code])
         end.daemon = True
         end.start()

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from supmim.config import options
 from supmim.errors import CheckpointError
+from supmim.runtime.streams import printable
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import taming, vqgan
 
@@ -108,7 +109,7 @@ def read(path: Path) -> Imported:
     check_shapes(found, expected, path)
     params = {ours: layout.to_parameter(stored[name]) for ours, name in names.items()}
     if odd := [names[ours] for ours, array in params.items() if not np.isfinite(array).all()]:
-        raise CheckpointError(f"{path} has values that are not finite, e.g. in {odd[0]}")
+        raise CheckpointError(f"{path} has values that are not finite, e.g. in {printable(odd[0])}")
     tokenizer = vqgan.VQGAN(traverse_util.unflatten_dict(params), network)
     return Imported(tokenizer, layout.name, left_out)
 
@@ -163,9 +164,10 @@ def layout_of(found: Shapes, path: Path) -> Layout:
     for layout in LAYOUTS:
         if layout.marker in found:
             return layout
+    some = ", ".join(printable(name)[:NAME_WIDTH] for name in sorted(found)[:4])
     markers = "".join(f"\n  {layout.marker}: {layout.name}" for layout in LAYOUTS)
     raise CheckpointError(
-        f"{path} has {len(found)} tensors in no known layout, e.g. {', '.join(sorted(found)[:4])}. "
+        f"{path} has {len(found)} tensors in no known layout, e.g. {some}. "
         f"Each layout is recognised by one tensor:{markers}"
     )
 
@@ -177,7 +179,9 @@ def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
         return
     rows, half = [("tensor", "expected", "found")], NAME_WIDTH // 2 - 2
     for name in names[:MAX_ROWS]:
-        short = name if len(name) <= NAME_WIDTH else f"{name[:half]}...{name[-half:]}"
+        short = printable(name)
+        if len(short) > NAME_WIDTH:
+            short = f"{short[:half]}...{short[-half:]}"
         a, b = (str(list(shapes[name])) if name in shapes else "-" for shapes in (expected, found))
         rows.append((short, a, b))
     more = f"\n  and {len(names) - MAX_ROWS} more" if len(names) > MAX_ROWS else ""

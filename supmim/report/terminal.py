@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from supmim.config import Config
 from supmim.data.sources.base import Source, printable
 from supmim.report import page
+from supmim.runtime.streams import Console, Progress
 
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
 SPEED = (("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"))

@@ -3,6 +3,7 @@
 With several processes, JAX's preemption service owns SIGTERM and stops all of them at one step.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -44,4 +45,5 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to the other processes
         name = signal.Signals(number).name
         message = f"\nsupmim: {name}: finishing the step and saving; repeat it to exit at once\n"
-        os.write(sys.stderr.fileno(), message.encode())
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(sys.stderr.fileno(), message.encode())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from supmim.errors import DataError
+from supmim.runtime.streams import printable
 
 # The parts of a source: all of it (for training), or either side of what it holds out.
 WHOLE, KEPT, HELD_OUT = "whole", "kept", "held out"
@@ -174,12 +175,12 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
 
 def check_label(record: Record | MaskedRecord, num_classes: int) -> int:
     """Return the label of a record; DataError, which names the record, if it names no class."""
-    label = record.label
+    label, name = record.label, printable(record.name)
     if not isinstance(label, int | np.integer):
-        raise DataError(f"{record.name}: label {label!r} is not an integer; check the labels")
+        raise DataError(f"{name}: label {label!r} is not an integer; check the labels")
     if not 0 <= label < num_classes:
         raise DataError(
-            f"{record.name}: label {label} is outside 0..{num_classes - 1}; check the labels or "
+            f"{name}: label {label} is outside 0..{num_classes - 1}; check the labels or "
             "the number of classes"
         )
     return int(label)
@@ -223,8 +224,3 @@ def check_name(name: str, among: Collection[str], message: str) -> None:
 def evenly(length: int, count: int) -> np.ndarray:
     """Return int [min(length, count)], indices evenly spaced from 0 to length - 1."""
     return np.linspace(0, length - 1, min(length, count)).astype(int)
-
-
-def printable(name: str) -> str:
-    """Return a file name on one line, free of control codes."""
-    return name.encode("unicode_escape").decode() if not name.isprintable() else name
