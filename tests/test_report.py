@@ -6,7 +6,19 @@ import matplotlib.image
 import numpy as np
 
 from supmim.config.tasks import FACTS
-from supmim.report import curves, neighbours, page, reconstructions, terminal
+from supmim.report import (
+    confusion,
+    curves,
+    embedding_map,
+    figures,
+    forecast,
+    neighbours,
+    page,
+    reconstructions,
+    segmentation,
+    sweep,
+    terminal,
+)
 from supmim.workdir.writer import Writer, read_metrics
 
 RED = np.array([0xD6, 0x28, 0x39]) / 255
@@ -16,6 +28,34 @@ rng = np.random.default_rng(0)
 def red_share(path):
     picture = matplotlib.image.imread(path)[..., :3]
     return (np.abs(picture - RED).max(axis=-1) < 0.02).mean()
+
+
+ODD_NAMES = ("$\\frac{$", "$", "\\", "_", "^", "&", "<", "猫", "a\udcff\x1b[31m", "_b", "x" * 300)
+
+
+def test_pictures_show_names_as_they_are_whatever_is_in_them(tmp_path):
+    """Neither formulas nor warnings, which are errors here."""
+    count, n = np.eye(len(ODD_NAMES), dtype=int), len(ODD_NAMES)
+    confusion.draw(tmp_path / "confusion.png", count, ODD_NAMES)
+    neighbours.draw(
+        tmp_path / "neighbours.png", query=np.zeros((n, 2, 2, 1), np.uint8),
+        neighbours=np.zeros((n, 1, 2, 2, 1), np.uint8), query_label=np.arange(n),
+        neighbour_label=np.arange(n)[:, None], class_names=ODD_NAMES,
+    )  # fmt: skip
+    sweep.draw(tmp_path / "sweep.png", [(name, [0.5], "") for name in ODD_NAMES], "knn/$\\frac{$")
+    curves.draw(tmp_path / "curves.png",
+                [{"step": i, f"a/b/{x}": 0.1} for i in (1, 2) for x in ODD_NAMES[:9]])  # fmt: skip
+    row = (np.zeros((8, 8, 1), np.uint8), np.arange(64).reshape(8, 8) % n, np.zeros((8, 8), int))
+    segmentation.draw(tmp_path / "segmentation.png", [row], ODD_NAMES)
+    for name in ("a", "$a$", "_a"):
+        embedding_map.draw(tmp_path / f"{name}.png", points=np.eye(2), label=np.zeros(2, int),
+                           class_names=(name,), title="")  # fmt: skip
+    plain, dollars, underscore = (
+        matplotlib.image.imread(tmp_path / f"{name}.png")[:40, -60:] for name in ("a", "$a$", "_a")
+    )
+    assert (plain != dollars).any() and (underscore < 0.5).any()
+    assert figures.label("_a") == " _a" and figures.label("x" * 300) == "x" * 39 + "…"
+    assert figures.label("a\udcff\x1b") == "a\\udcff\\x1b"
 
 
 def test_wrong_neighbours_alone_are_framed(tmp_path):
@@ -62,11 +102,19 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
         "checkpoint": {"step": 40, "digest": "ab12"},
         "protocols": {"knn": {"feature": "<i>", "k": [10, 20], "head": {"rate": 0.1}}},
     }
-    page.write(folder, {"knn/recall_at_1": 0.98765, "step": 40}, 'seed = "<b>"', notes)
+    results = {"knn/recall_at_1": 0.98765, "step": 40, "iou/\x1b[31m\u202e\udcff<u>": 0.5}
+    page.write(folder, results, 'seed = "<b>"', notes)
     text = (folder / "report.html").read_text()
+    assert "iou/\\x1b[31m\\u202e\\udcff&lt;u&gt;" in text
     assert "feature: &lt;i&gt;; k: 10, 20; head: rate: 0.1" in text and "digest: ab12" in text
     assert "98.77 %" in text and "&lt;b&gt;" in text and "<script" not in text
     assert "data:image/png;base64," in text and not re.search(r"(src|href)=.?http", text)
+
+
+def test_a_verdict_stays_in_its_cell_of_a_markdown_table():
+    row = {"preset": "s16", "topology": "v5e:4x4", "fits": False, "verdict": "a | b"}
+    *_, line = forecast.markdown([row], 16).splitlines()
+    assert line.endswith(" a \\| b |")
 
 
 def test_floors_come_last_in_the_table():

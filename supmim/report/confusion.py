@@ -20,9 +20,10 @@ def draw(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shades(share), interpolation="nearest")
+    names = [figures.label(name, longest=24) for name in class_names]
     size = 9 if num_classes <= MOST_NUMBERS else 6
-    axes.set_xticks(range(num_classes), class_names, rotation=90, fontsize=size)
-    axes.set_yticks(range(num_classes), class_names, fontsize=size)
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(num_classes), names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     wrong = counts.sum() - np.trace(counts)

@@ -56,8 +56,10 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
             points = [(row["step"], scale * row[name]) for row in rows if row.get(name) is not None]
             if points:
                 style = {"marker": "o" if "/" in name else None, "markersize": 4, "linewidth": 1.6}
-                axes.plot(*zip(*points, strict=True), color=color, label=name, **style)
-        axes.set_title(title, fontsize=10)
+                axes.plot(
+                    *zip(*points, strict=True), color=color, label=figures.label(name), **style
+                )
+        axes.set_title(figures.label(title), fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.3)
         if axes.lines:

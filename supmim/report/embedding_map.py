@@ -27,8 +27,7 @@ def draw(
         axes.scatter(*points[others].T, s=size / 2, color=figures.GREY, alpha=0.3, label=text)
     colours = figures.palette("tab10" if len(named) <= 10 else "tab20")
     for number, (colour, kind) in enumerate(zip(colours, named, strict=False)):
-        name = class_names[int(kind)]
-        text = name if len(name) <= 24 else name[:23] + "…"  # leaves room for the map
+        text = figures.label(class_names[int(kind)], longest=24)  # leaves room for the map
         style = {"marker": "o^"[number % 2], "linewidth": 0}
         axes.scatter(*points[label == kind].T, s=size, color=colour, label=text, **style)
     axes.set(xticks=[], yticks=[])

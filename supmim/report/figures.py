@@ -1,6 +1,7 @@
-"""Helpers of all pictures: figures without global state, axes for images, colours."""
+"""Helpers of all pictures: figures without global state, axes for images, colours, names."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 from matplotlib import colormaps, image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from supmim.runtime.streams import printable
 
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d4e", "#d62839", "#2364aa", "#f08a24", "#8a8f98"
 
@@ -64,13 +68,29 @@ def show(axes: Axes, picture: np.ndarray, frame: str = "", title: str = "") -> N
         axes.set_title(title, fontsize=9)
 
 
+def label(name: str, longest: int = 40) -> str:
+    """Return a name of a class or a result as text of a picture: printable, and cut if longer."""
+    text = printable(name)
+    if text.startswith("_"):
+        text = " " + text  # Matplotlib would leave it out of legends
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def load(path: Path) -> np.ndarray:
     """Return a PNG as [1, H, W, 3] in [0, 1]."""
     return image.imread(path)[None, ..., :3]
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG completely or not at all."""
+    """Write a PNG completely or not at all; texts are no formulas, whatever they hold.
+
+    A character that the font lacks becomes a box. To have it drawn, choose a font in Matplotlib's
+    settings.
+    """
     part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=110, facecolor="white")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure.savefig(part, format="png", dpi=110, facecolor="white")
     os.replace(part, path)

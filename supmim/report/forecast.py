@@ -179,7 +179,8 @@ def _row_markdown(row: dict[str, Any]) -> str:
         cells += [f"{bound['best'] * 1e3:.0f} to {bound['worst'] * 1e3:.0f}"]
         cells += [f"{half['images_per_second']:,.0f}"]
     cells += [""] * (len(COLUMNS) - 1 - len(cells))
-    return "| " + " | ".join([*cells, "fits" if row["fits"] else row["verdict"]]) + " |"
+    verdict = "fits" if row["fits"] else row["verdict"].replace("|", "\\|")
+    return "| " + " | ".join([*cells, verdict]) + " |"
 
 
 def row_text(row: dict[str, Any]) -> str:

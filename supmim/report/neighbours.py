@@ -20,6 +20,7 @@ def draw(
     class_names: Sequence[str],
 ) -> None:
     """Draw queries [n, H, W, C] and their neighbours [n, k, H, W, C]; labels [n] and [n, k]."""
+    names = [figures.label(name) for name in class_names]
     rows, columns = neighbour_label.shape
     size = (1.25 * (columns + 1) + 0.8, 1.35 * rows + 0.5)
     figure, axes = figures.grid(size, rows, [1, 0.3] + [1] * columns)
@@ -27,9 +28,9 @@ def draw(
         "query | nearest training images by cosine: green right, red wrong class", fontsize=10
     )
     for row, own in enumerate(query_label):
-        figures.show(axes[row, 0], query[row], title=class_names[int(own)])
+        figures.show(axes[row, 0], query[row], title=names[int(own)])
         for column, label in enumerate(neighbour_label[row]):
             frame = figures.GREEN if label == own else figures.RED
             axis, picture = axes[row, column + 2], neighbours[row, column]
-            figures.show(axis, picture, frame, class_names[int(label)])
+            figures.show(axis, picture, frame, names[int(label)])
     figures.save(figure, path)

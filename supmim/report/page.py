@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from supmim.report import embedding_map
+from supmim.runtime.streams import printable
 from supmim.workdir.files import NOTES, write_text
 from supmim.workdir.writer import read_metrics
 
@@ -54,7 +55,7 @@ def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str
     """
     title, pictures = f"supmim: {workdir.name}", workdir / "pictures"
     figures = "".join(
-        f"<h2>{html.escape(caption)}</h2><img alt={html.escape(repr(name))} "
+        f"<h2>{_escaped(caption)}</h2><img alt={_escaped(repr(name))} "
         f"src='data:image/png;base64,{base64.b64encode((pictures / name).read_bytes()).decode()}'>"
         for name, caption in CAPTIONS.items()
         if (pictures / name).exists()
@@ -64,20 +65,25 @@ def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str
     spent = {k: f"{v:.1%}" for k, v in goodput(read_metrics(workdir / "metrics.jsonl")).items()}
     write_text(
         workdir / "report.html",
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><table>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{_escaped(title)}</title>"
+        f"<style>{STYLE}</style><h1>{_escaped(title)}</h1><table>"
         f"<tr><th>result</th><th>value</th></tr>{_rows(formatted(results), ' class=number')}"
         f"</table><h2>How the results were measured</h2><table>{_rows(facts)}</table>"
         f"<h2>Where the time since the last start went</h2>"
         f"<table>{_rows(spent, ' class=number')}</table>"
-        f"{figures}<h2>Config</h2><pre>{html.escape(config)}</pre></html>\n",
+        f"{figures}<h2>Config</h2><pre>{_escaped(config)}</pre></html>\n",
     )
+
+
+def _escaped(text: str) -> str:
+    """Return text for HTML, with escapes in place of what is not printable."""
+    return html.escape(printable(text, keep="\n\t"))
 
 
 def _rows(cells: dict[str, str], kind: str = "") -> str:
     """Return the HTML of a table's rows, name and text; kind: an attribute of the texts' cells."""
     return "".join(
-        f"<tr><td>{html.escape(name)}</td><td{kind}>{html.escape(text)}</td></tr>"
+        f"<tr><td>{_escaped(name)}</td><td{kind}>{_escaped(text)}</td></tr>"
         for name, text in cells.items()
     )
 

@@ -28,7 +28,10 @@ def draw(
     """Draw rows: image uint8 [h, w, C], truth and answer [H, W]; classes below 0 are ignored."""
     present = set().union(*(np.unique(np.stack(row[1:])).tolist() for row in rows)) - {-1}
     palette = [tuple(colour) for colour in colours().tolist()]
-    legend = [Patch(color=palette[i % len(palette)], label=class_names[i]) for i in sorted(present)]
+    legend = [
+        Patch(color=palette[i % len(palette)], label=figures.label(class_names[i]))
+        for i in sorted(present)
+    ]
     lines = -(-min(len(legend), LEGEND) // IN_A_ROW)
     size = (10, 1.65 * ((len(rows) + 1) // 2) + 0.3 + 0.25 * lines)
     image, truth, answer = zip(*(pictures(*row) for row in rows), strict=True)
