@@ -17,6 +17,7 @@ from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record
 from supmim.errors import DataError, DeviceError
+from supmim.workdir.files import read_json_lines
 from tests.conftest import plain_readers, tiny_config
 from tests.pictures import damaged, encoded, photo
 
@@ -102,10 +103,12 @@ def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
     note = BadRecords(path, told.append).of(Files(), 0.1)
     note(bad[:1])
     note(bad[:2])
+    with path.open("a") as file:
+        file.write('[]\n{"source": "fi')  # a kill cut the line
     again = BadRecords(path, told.append).of(Files(), 0.1)  # a resumed run knows them,
     again([])  # and takes those for mended that it does not meet
     again(bad[:2])
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read_json_lines(path)
     assert [line["index"] for line in lines] == [0, 1] and len(told) == 2
     assert lines[0] == {"source": "files", "index": 0, "name": "file\n0", "why": "damaged JPEG: x"}
     assert told[0] == "unreadable  file\\n0: damaged JPEG: x"

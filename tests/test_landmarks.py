@@ -74,6 +74,7 @@ def with_query(**changes):
         (with_query(box=[0, 15.5, 9, 16.5]), "less than a pixel"),
         (with_query(box=[9, 0, 9, 9]), r"box \[9, 0, 9, 9\] is not \[left, top, right, bottom\]"),
         (with_query(box=[0, 0, float("nan"), 9]), "is not"),
+        (with_query(box=[0, 0, 10**400, 9]), r"is not \[left, top, right, bottom\]"),
         (with_query(box="all"), "box all is not"),
         ({"queries": [{"image": "q.png", "positives": []}]}, "'junk' must be a list"),
     ],

@@ -404,6 +404,39 @@ UNFIT = {
 }
 
 
+@pytest.mark.parametrize("number", ["99999999", "9" * 5000])
+@pytest.mark.parametrize(
+    "name",
+    ["encoder.down.{}.block.0.conv1.weight", "encoder.down.0.block.{}.conv1.weight",
+     "encoder/ResBlock_{}/Conv_0/kernel", "decoder/Conv_{}/kernel"],
+)  # fmt: skip
+def test_a_large_number_in_a_name_takes_no_time(tmp_path, name, number):
+    marker = "quantizer/codebook" if "/" in name else "quantize.embedding.weight"
+    tensors = {marker: np.ones((2, 3), np.float32), name.format(number): np.ones(1, np.float32)}
+    with pytest.raises(CheckpointError, match="tensors do not fit a network"):
+        maskgit.read(saved(tmp_path, tensors))
+
+
+def test_blocks_for_which_there_are_too_few_tensors_take_no_time(tmp_path):
+    names = (f"encoder.down.{level}.block.{79 - level}.conv1.weight" for level in range(80))
+    tensors = dict.fromkeys(names, np.ones((32, 32, 1, 1), np.float32))
+    tensors |= {"quantize.embedding.weight": np.ones((2, 3), np.float32)}
+    with pytest.raises(CheckpointError, match="80 levels of 80 blocks are not 81 arrays"):
+        maskgit.read(saved(tmp_path, tensors))
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [b"\x81\xa1x" * 100_000, b"\x81\xa1x" * 600 + b"\xc0",
+     serialization.msgpack_serialize({"x": "text"}), b"\x81\xa1x\xc7\x04\x01\x93\x91\x01\xa0"],
+    ids=["nested", "nested less", "text", "an array of no type"],
+)  # fmt: skip
+def test_a_blob_that_holds_no_arrays_is_told(tmp_path, blob):
+    (tmp_path / "x.msgpack").write_bytes(blob)
+    with pytest.raises(CheckpointError, match="nor a complete Flax msgpack blob"):
+        maskgit.read(tmp_path / "x.msgpack")
+
+
 @pytest.mark.parametrize("fault", UNFIT)
 def test_tensors_that_do_not_fit_are_told_in_one_table(tmp_path, fault):
     tensors, row = UNFIT[fault]
@@ -485,6 +518,14 @@ def test_a_damaged_file_is_told(tmp_path, kind, harm):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         maskgit.read(tmp_path / "none")
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    for spaces in range(0, 256, 8):
+        path = saved(tmp_path, MUSE | {"loss." + "x" * spaces: np.ones(1, np.float32)})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80" and maskgit.read(path).left_out
 
 
 def test_a_folder_and_an_archive_of_numpy_are_told_for_what_they_are(tmp_path):

@@ -441,12 +441,19 @@ def test_damage_met_by_a_reader_process_ends_the_run_with_the_same_words(store):
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"format": 99}, "format 99"), ({"shards": 3}, "is damaged"), ({"extra": 1}, "is damaged")],
+    [
+        ({"format": 99}, "format 99"),
+        ({"shards": 3}, "is damaged"),
+        ({"extra": 1}, "is damaged"),
+        ({"count": 10**12}, "its count is not that of its shards"),
+    ],
 )
 def test_metadata_that_is_damaged_or_newer_is_told(store, change, told):
     path = Path(store.root) / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert "metadata.json" in refused(store, told)
+    path.write_text("[" * 100_000)
+    assert "it is nested too deeply" in refused(store, "metadata.json is damaged")
 
 
 def test_what_is_no_store_is_told(store, tmp_path):

@@ -127,7 +127,7 @@ def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
         for step in (1, 2, 3):
             writer.write_scalars(step, {"loss": float(step), "bad": float("nan")})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')  # a kill cut the line
+        file.write("5\n[]\n{}\n" + "[" * 100_000 + '\n{"step": 4, "lo')  # a kill cut the line
     with Writer(tmp_path, 2) as writer:
         writer.write_scalars(3, {"loss": 30.0})
         writer.write_images(3, {"picture": np.zeros((1, 4, 4, 3), np.uint8)})

@@ -193,6 +193,8 @@ def test_killed_members_are_started_again_by_the_next_run(sweep):
     assert "interrupted     killed" in sweep("status")[1]
     sweep("run")
     assert [attempts(sweep.members / name) for name in ("a", "killed")] == [1, 2]
+    (sweep.members / "killed/exit.json").write_text('{"exit')
+    assert members.exit_code(sweep.members / "killed") is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

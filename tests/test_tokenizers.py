@@ -3,7 +3,9 @@
 import functools
 import json
 from hashlib import sha256
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from supmim import tokenizers
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
 from supmim.tokenizers import folder as folder_lib
-from supmim.tokenizers import patch_vq
+from supmim.tokenizers import patch_vq, vqgan
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digits, tiny_config
 
@@ -116,6 +118,47 @@ def test_a_damaged_tokenizer_is_refused(tmp_path, tokenizer, save, weights, dige
     told = "holds no tokenizer" if (harm, save) == ("no digest", PatchVQ.save) else "cannot be used"
     with pytest.raises(CheckpointError, match=told):
         patch_vq.load(tmp_path)
+
+
+def test_an_old_file_of_another_size_or_shape_is_refused_whatever_its_digest(tmp_path, tokenizer):
+    def refused(change, told):
+        save_old(tokenizer, tmp_path)
+        data = change((tmp_path / patch_vq.OLD_CODES).read_bytes())
+        (tmp_path / patch_vq.OLD_CODES).write_bytes(data)
+        digest = json.dumps({"sha256": sha256(data).hexdigest()})
+        (tmp_path / patch_vq.OLD_DIGEST).write_text(digest)
+        with pytest.raises(CheckpointError, match=told):
+            patch_vq.load(tmp_path)
+
+    shape = str(tokenizer.codes.shape).encode()
+    refused(lambda data: data[: len(data) // 2], "cannot be used: File is not a zip file")
+    refused(lambda data: data.replace(shape, b"{" * len(shape)), "cannot be used")
+    refused(lambda data: data.replace(b"codes", b"other"), "codes is not a file in the archive")
+    save_old(tokenizer.replace(channels=3), tmp_path)
+    with pytest.raises(CheckpointError, match="its sizes do not match the shape of its codes"):
+        patch_vq.load(tmp_path)
+    save_old(tokenizer, tmp_path)
+    few = mock.patch.object(patch_vq, "MOST_BYTES", 100)
+    with few, pytest.raises(CheckpointError, match="its arrays have more than 100 bytes"):
+        patch_vq.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "told"),
+    [("num_res_blocks", 99_999_999, "1 levels of 99,999,999 blocks are not 36 arrays"),
+     ("channel_multipliers", [1] * 500, "500 levels of 1 blocks are not 36 arrays"),
+     ("codebook_size", 2**63, "not whole numbers from 1 to"),
+     ("filters", 0, "not whole numbers"), ("norm_groups", "a", "not whole numbers"),
+     ("norm_groups", 3, "32 x 1 channels does not divide into 3 groups"),
+     ("embedding_dim", 5, "do not match the shapes of its weights")],
+)  # fmt: skip
+def test_impossible_sizes_of_a_network_are_refused_at_once(tmp_path, size, value, told):
+    network = vqgan.Network(filters=32, channel_multipliers=(1,), num_res_blocks=1,
+                            embedding_dim=4, codebook_size=8)  # fmt: skip
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), vqgan.shapes(network))
+    folder_lib.write(tmp_path, "vqgan", network.sizes | {size: value}, params, "a test")
+    with pytest.raises(CheckpointError, match=told):
+        vqgan.load(tmp_path)
 
 
 def test_codes_in_the_old_format_are_read_and_replaced_by_the_new(tmp_path, images, tokenizer):

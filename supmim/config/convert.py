@@ -55,7 +55,7 @@ def from_json(text: str, where: str) -> Config:
     try:
         document = json.loads(text)
         version, stored = document["schema_version"], flatten(dict(document["config"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION

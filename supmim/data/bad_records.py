@@ -8,6 +8,7 @@ from pathlib import Path
 from supmim.data.images import Bad
 from supmim.data.sources.base import Source, printable
 from supmim.errors import DataError
+from supmim.workdir.files import read_json_lines
 
 
 class BadRecords:
@@ -20,9 +21,7 @@ class BadRecords:
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
         self.path, self.log = path, log
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        found = map(json.loads, text.splitlines())
-        self.listed = {(line["source"], line["name"]) for line in found}
+        self.listed = {(row.get("source"), row.get("name")) for row in read_json_lines(path)}
         self.met: set[tuple[str, int]] = set()
 
     def of(self, source: Source, limit: float) -> Callable[[Iterable[Bad]], None]:

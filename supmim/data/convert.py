@@ -25,6 +25,7 @@ from supmim.data.sources.base import Record, Source
 from supmim.data.sources.records import CONVERSION, METADATA, Digest, Metadata, Shard
 from supmim.errors import ConfigError, DataError
 from supmim.workdir import files
+from supmim.workdir.files import read_json
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # chunks of one record: random access; JPEG is dense
 JPEG_SIDE = 65_500  # pixels, libjpeg's limit
@@ -114,7 +115,7 @@ def plan_of(source: Source, root: Path, how: How) -> Plan:
 def read_plan(path: Path) -> dict[str, Any]:
     """Read metadata.json or conversion.json; ConfigError if it is damaged or another file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if {"shards", "bad"} <= found.keys() and {"same", "format"} & found.keys():
             return found
         why = "it was not written by supmim data convert"

@@ -21,8 +21,10 @@ from supmim.data import crop, decode, images
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
+from supmim.workdir.files import read_json
 
 GRADED, PLAIN = ("easy", "hard", "junk"), ("positives", "junk")
+FARTHEST = 2**31  # pixels
 OUTSIDE = 1.0  # pixels that a box may reach beyond its image, since published boxes are rounded
 
 
@@ -104,7 +106,7 @@ def load(where: str, max_pixels: int) -> Landmarks:
     """
     path = base.expanded(where)
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path)
     except OSError as error:
         raise DataError(f"config.eval.landmarks={path}: {error.strerror}") from error
     except ValueError as error:
@@ -185,6 +187,7 @@ def _box(entry: dict[str, Any], where: str) -> crop.Box | None:
         return None
     box = entry["box"]
     numbers = isinstance(box, list) and all(isinstance(x, int | float) for x in box)
+    numbers = numbers and max(map(abs, box), default=0) < FARTHEST
     if not numbers or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
         raise DataError(f"{where}: box {box} is not [left, top, right, bottom], in pixels")
     left, top, right, bottom = map(float, box)

@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import serialization, traverse_util
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from supmim.config import options
 from supmim.errors import CheckpointError
 from supmim.runtime.streams import printable
 from supmim.tokenizers import folder as folder_lib
@@ -30,6 +28,7 @@ CONVERT_PICKLE = """\
 CONVERT_NUMPY = """\
   python -c "import numpy as n; from safetensors.numpy import save_file as s; \\
     s(dict(n.load('{path}')), 'weights.safetensors')\""""
+NUMBERS = "biufV"  # kinds of NumPy's types; V: bfloat16 and its like
 MAX_ROWS = 20  # of the table of tensors that do not fit
 NAME_WIDTH = 44  # columns of a tensor's name in that table
 OUTSIDE_PARAMS = "beside params/"  # prefix of the names of other parts of a Flax train state
@@ -98,12 +97,11 @@ def read(path: Path) -> Imported:
     found = {name: array.shape for name, array in stored.items()}
     layout = layout_of(found, path)
     network = layout.network(**layout.sizes_of(found))
-    groups, filters = options.NORM_GROUPS, network.filters
-    if odd := [m for m in network.channel_multipliers if m < 1 or filters * m % groups]:
-        raise CheckpointError(
-            f"{path}: a level of {filters} x {odd[0]} channels does not divide into {groups} groups"
-        )
-    flat: dict[ParameterPath, Any] = traverse_util.flatten_dict(vqgan.shapes(network))
+    try:
+        shapes = vqgan.stored_shapes(network, len(found))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    flat: dict[ParameterPath, Any] = traverse_util.flatten_dict(shapes)
     names = {ours: layout.name_of(ours, network) for ours in flat}
     expected = {names[ours]: layout.stored_shape(leaf.shape) for ours, leaf in flat.items()}
     check_shapes(found, expected, path)
@@ -127,18 +125,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 f"{path} is an archive of NumPy, but supmim reads safetensors and Flax's msgpack. "
                 "Convert it:\n" + CONVERT_NUMPY.format(path=path)
             )
+        is_safetensors = head[8:9] == b"{"  # the length before it may begin like a pickle
         # No msgpack map that holds anything begins with the first byte of a pickle.
-        is_pickle = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+        is_pickle = not is_safetensors and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
         if path.suffix.lower() in PICKLE_SUFFIXES or is_pickle:
             raise CheckpointError(
                 f"{path} is a pickle, or named like one. A pickle can run any code, so supmim "
                 "opens none. If you trust it, convert it where PyTorch is installed:\n"
                 + CONVERT_PICKLE.format(path=path)
             )
-        return load_file(path) if head[8:9] == b"{" else read_msgpack(path.read_bytes())
+        stored = load_file(path) if is_safetensors else read_msgpack(path.read_bytes())
+        if odd := [name for name, array in stored.items() if array.dtype.kind not in NUMBERS]:
+            raise ValueError(f"{printable(odd[0])} does not hold numbers")
+        return stored
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError, TypeError) as error:
+    except Exception as error:  # what is raised depends on the damage
         raise CheckpointError(
             f"{path} is neither a complete safetensors file nor a complete Flax msgpack blob: "
             f"{str(error).rstrip('.')}. Download it again, and compare its size"
@@ -267,9 +271,13 @@ def torch_sizes(found: Shapes) -> dict[str, Any]:
 
 
 def _highest(found: Shapes, pattern: str) -> int:
-    """Return the highest number in the names, or -1 if no name matches."""
-    matches = (re.fullmatch(pattern, name) for name in found)
-    return max((int(match[1]) for match in matches if match), default=-1)
+    """Return the highest number in the names, or -1 if no name matches.
+
+    Without as many tensors as its number, a name is left to `check_shapes`: the others are missing.
+    """
+    texts = (match[1] for name in found if (match := re.fullmatch(pattern, name)))
+    numbers = (int(text) for text in texts if len(text) < 10)
+    return max((number for number in numbers if number < len(found)), default=-1)
 
 
 def _shape(found: Shapes, pattern: str) -> tuple[int, ...]:

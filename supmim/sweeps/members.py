@@ -5,7 +5,6 @@ FOLDER/members/NAME/   a workdir: config.json, log.txt, exit.json, and the files
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +79,10 @@ def was_interrupted(code: int) -> bool:
 def exit_code(member: Path) -> int | None:
     """Return the exit code of the last attempt in a workdir, negative for a signal."""
     path = member / "exit.json"
-    return json.loads(path.read_text(encoding="utf-8"))["exit_code"] if path.is_file() else None
+    try:
+        return int(files.read_json(path)["exit_code"]) if path.is_file() else None
+    except (ValueError, KeyError, TypeError):  # it is as if the attempt had not ended
+        return None
 
 
 def expand(path: Path, folder: Path) -> list[Member]:
@@ -165,7 +167,7 @@ def read(folder: Path) -> list[Member]:
             f"  supmim sweep plan --sweep=FILE.py --folder={folder}"
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = files.read_json(path)
         version, entries = index["schema_version"], [tuple(names) for names in index["members"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); plan the sweep again") from error

@@ -17,6 +17,7 @@ from supmim.data.sources.base import Source
 from supmim.errors import DataError
 from supmim.runtime import hosts
 from supmim.target_ids.files import METADATA, Cache, Layout, seed_of
+from supmim.workdir.files import read_json
 
 FORMAT = 2  # of a cache; its checksums are seeded since version 2
 TOKENIZER = "tokenizer"  # subfolder of a cache
@@ -63,7 +64,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"  {COMMAND}{folder}"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if {"same", "made_on", "rows_per_file"} <= found.keys():
             return found
         why = "it was not written by supmim data tokens"

@@ -1,6 +1,5 @@
 """Tokenizers: frozen maps between images and grids of ids; the decoder predicts the ids."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from supmim.errors import ConfigError
 from supmim.runtime import hosts
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import patch_vq, taming, vqgan
-from supmim.workdir.files import write_json
+from supmim.workdir.files import read_json, write_json
 
 
 class Tokenizer(Protocol):
@@ -123,6 +122,6 @@ def load_or_fit(
 
 def _holds(note: Path, document: dict[str, Any]) -> bool:
     try:
-        return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == document
+        return note.is_file() and read_json(note) == document
     except ValueError:
         return False

@@ -1,6 +1,5 @@
 """Tokenizer folders: `tokenizer.json` (kind, sizes, digest, origin) beside the weights."""
 
-import json
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from supmim.errors import CheckpointError
-from supmim.workdir.files import write_json
+from supmim.workdir.files import read_json, write_json
 
 NOTE = "tokenizer.json"
 WEIGHTS = "tokenizer.safetensors"
@@ -39,7 +38,7 @@ def write(folder: Path, kind: str, sizes: dict[str, Any], params: Any, origin: s
 def read_note(folder: Path) -> dict[str, Any]:
     """Return the content of `tokenizer.json`; CheckpointError if it is missing or damaged."""
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note = read_json(folder / NOTE)
         if not isinstance(note["sizes"], dict) or not isinstance(note["kind"], str):
             raise TypeError("kind or sizes are of another type")
         return note

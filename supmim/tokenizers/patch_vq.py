@@ -4,7 +4,6 @@ Shapes: P patches, K codes, F values of a patch, N tokens of an image.
 """
 
 import functools
-import json
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.tokenizers import codes as codes_lib
 from supmim.tokenizers import folder as folder_lib
+from supmim.workdir.files import read_json
 
 # The files of an earlier format, which is still read.
 OLD_CODES = "patch_vq.npz"
 OLD_DIGEST = "patch_vq.json"
+MOST_BYTES = 2**28  # of their arrays, unpacked
 CHUNK = 65_536  # patches whose distances to all codes are in memory at once
 MOST_PATCHES = 2**17  # k-means sees at most this many, drawn at random
 
@@ -71,11 +72,16 @@ def load(folder: Path, dtype: str = "float32") -> PatchVQ:
         return load_old(folder)
     sizes, params = folder_lib.read(folder)
     try:
-        found = PatchVQ(jnp.asarray(params["codes"]), sizes["patch_size"], sizes["channels"])
-        if found.codes.shape[1:] != (found.patch_size**2 * found.channels,):
-            raise ValueError("its sizes do not match the shape of its codes")
+        codes = jnp.asarray(params["codes"])
+        return checked(PatchVQ(codes, sizes["patch_size"], sizes["channels"]))
     except (KeyError, TypeError, ValueError) as error:
         raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
+
+
+def checked(found: PatchVQ) -> PatchVQ:
+    """Return a tokenizer; ValueError if its codes are not of its sizes."""
+    if found.codes.shape[1:] != (found.patch_size**2 * found.channels,):
+        raise ValueError("its sizes do not match the shape of its codes")
     return found
 
 
@@ -88,13 +94,15 @@ def load_old(folder: Path) -> PatchVQ:
     """Return a tokenizer saved in the old format; CheckpointError if it is damaged."""
     path = folder / OLD_CODES
     try:
-        digest = json.loads((folder / OLD_DIGEST).read_text())["sha256"]
+        digest = read_json(folder / OLD_DIGEST)["sha256"]
         if sha256(path.read_bytes()).hexdigest() != digest:
             raise ValueError("its SHA-256 differs from the one noted when it was written")
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > MOST_BYTES:
+                raise ValueError(f"its arrays have more than {MOST_BYTES:,} bytes")
             sizes = int(stored["patch_size"]), int(stored["channels"])
-            return PatchVQ(jnp.asarray(stored["codes"]), *sizes)
-    except (OSError, ValueError, KeyError) as error:
+            return checked(PatchVQ(jnp.asarray(stored["codes"]), *sizes))
+    except Exception as error:  # zipfile and NumPy raise anything
         raise folder_lib.damaged(path, str(error)) from error
 
 

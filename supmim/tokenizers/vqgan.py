@@ -35,6 +35,9 @@ GroupNorm = functools.partial(
 # "high", because TPUs round the operands to bfloat16 by default.
 ExactConv = functools.partial(nn.Conv, dtype="float32", precision="high")
 
+LARGEST = 2**31  # bound of the sizes that a file may state
+FEW_BLOCKS = 64  # which are quickly traced
+
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions with a shortcut: [B, h, w, F] -> [B, h, w, filters].
@@ -235,6 +238,26 @@ def shapes(network: Network) -> Any:
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
+def stored_shapes(network: Network, arrays: int) -> Any:
+    """Return the shapes of the parameters of a network whose sizes come from a file.
+
+    arrays: their number in the file. ValueError if no network that is stored in so few has the
+    sizes: a large number must cost no time.
+    """
+    multipliers, blocks = network.channel_multipliers, network.num_res_blocks
+    numbers = [*multipliers, *(n for n in network.sizes.values() if n != list(multipliers))]
+    if not all(isinstance(n, int) and 0 < n < LARGEST for n in numbers):
+        raise ValueError(f"its sizes are not whole numbers from 1 to {LARGEST - 1:,}")
+    if len(multipliers) * blocks > max(arrays, FEW_BLOCKS):
+        raise ValueError(f"{len(multipliers)} levels of {blocks:,} blocks are not {arrays} arrays")
+    if odd := [m for m in multipliers if network.filters * m % network.norm_groups]:
+        raise ValueError(
+            f"a level of {network.filters} x {odd[0]} channels does not divide into "
+            f"{network.norm_groups} groups"
+        )
+    return shapes(network)
+
+
 def abstract(
     sizes: options.Tokenizer, channels: int, dtype: str, network: type[Network] = Network
 ) -> VQGAN:
@@ -259,7 +282,7 @@ def load(folder: Path, dtype: str = "float32", network: type[Network] = Network)
         multipliers = tuple(sizes["channel_multipliers"])
         fields: dict[str, Any] = sizes | {"channel_multipliers": multipliers, "dtype": dtype}
         made = network(**fields)
-        expected = jax.tree.map(np.shape, shapes(made))
+        expected = jax.tree.map(np.shape, stored_shapes(made, len(jax.tree.leaves(params))))
         if expected != jax.tree.map(np.shape, params):
             raise ValueError("its sizes do not match the shapes of its weights")
     except (KeyError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from supmim.config.options import Checkpoint
 from supmim.errors import CheckpointError
 from supmim.runtime import hosts
 from supmim.sharding import path_name
-from supmim.workdir.files import write_json
+from supmim.workdir.files import read_json, write_json
 
 DIGESTS = "digests.json"
 FAILED_SAVES = 3  # in a row, after which the run stops
@@ -243,7 +243,7 @@ def file_digests(path: Path) -> dict[str, str]:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    return json.loads((path / DIGESTS).read_text(encoding="utf-8"))
+    return read_json(path / DIGESTS)
 
 
 def digest(note: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The files of a run, config.json and results.json; written atomically, without JAX."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,23 @@ from typing import Any
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.errors import CheckpointError, ConfigError
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; ValueError if it is not JSON, or nested too deeply."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file that is written line by line, without what a kill cut short."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -83,8 +101,8 @@ def read_origin(workdir: Path) -> dict[str, Any]:
 
 def _read_results(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        return dict(read_json(path)) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it to evaluate again"
         ) from error

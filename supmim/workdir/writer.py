@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tensorboardX
 
-from supmim.workdir.files import write_text
+from supmim.workdir.files import read_json_lines, write_text
 
 
 class Writer:
@@ -77,12 +77,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     last are taken.
     """
     rows = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row["step"], *sorted(row)] = row
+    for row in read_json_lines(path):
+        if "step" in row:
+            rows[row["step"], *sorted(row)] = row
     return list(rows.values())
 
 

@@ -22,6 +22,7 @@ from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
+from supmim.workdir.files import read_json
 
 FORMAT = 1
 METADATA = "metadata.json"
@@ -195,13 +196,15 @@ def read_metadata(root: Path) -> Metadata:
             f"{root} is not a store: it has no {METADATA}. To write one: supmim data convert"
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if (version := document["format"]) == FORMAT:
             lists = {
                 "class_names": tuple(document["class_names"]),
                 "shards": tuple(Shard(**shard) for shard in document["shards"]),
                 "bad": tuple(Bad(*bad) for bad in document["bad"]),
             }
+            if sum(shard.count for shard in lists["shards"]) != document["count"]:
+                raise ValueError("its count is not that of its shards")
             return Metadata(**document | lists)
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error!r}); convert again") from error

@@ -1,6 +1,5 @@
 """All labels that fit an image: those of ReaL (arXiv 2006.07159), or a user's own."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from supmim.data.sources.base import Sample, Source
 from supmim.data.sources.folders import Folder
 from supmim.errors import DataError
+from supmim.workdir.files import read_json
 
 NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 MIN_AGREEMENT = 0.5  # share of images whose own label is listed; about nine tenths for ReaL
@@ -43,7 +43,7 @@ def read(path: Path, source: Source) -> list[list[int]]:
 
 def _parse(path: Path) -> list | dict:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"config.eval.real_labels={path} cannot be read: {error}") from error
     if not isinstance(document, list | dict):
