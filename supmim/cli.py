@@ -181,7 +181,10 @@ def run(args: Sequence[str]) -> int:
         values = parse(name, rest)
         given = "config" in values and (values.config is not None or values["config"].present)
         config = config_of(VERBS[name], values) if given else None
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # XLA reports a slow compile as an error. Errors of one process arrive as exceptions; those
+        # of its connection to others are logged only.
+        several = "coordinator" in values and values.coordinator
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if several else "3")
         return command(name).run(config, values) or 0
     except SupmimError as error:
         print(f"supmim: {error}", file=sys.stderr)

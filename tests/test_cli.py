@@ -1,7 +1,9 @@
 """The command line: help, usage errors with exit code 2, nothing heavy imported for them."""
 
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,26 @@ assert not {{"jax", "flax", "numpy.linalg"}} & set(sys.modules), "config errors 
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "theirs", "level"),
+    [([], "", "3"), (["--coordinator=a:1"], "", "2"), ([], "0", "0")],
+)
+def test_xla_is_quiet_about_slow_compiles_unless_the_environment_asks(
+    monkeypatch, flags, theirs, level
+):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", theirs)  # and put back after the test
+    if not theirs:
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+    seen = []
+
+    def run(*_):
+        seen.append(os.environ["TF_CPP_MIN_LOG_LEVEL"])
+
+    monkeypatch.setattr(cli, "command", lambda verb: types.SimpleNamespace(run=run))
+    assert cli.run(["train", "--workdir=x", f"--config={DIGITS}", *flags]) == 0
+    assert seen == [level]
 
 
 def test_an_unwritable_workdir_is_refused(capsys, tmp_path):
