@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from supmim import cli, sharding
@@ -262,6 +263,20 @@ def tpu_plan(*args):
         cwd=ROOT,
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout)
+
+
+def test_a_stack_of_the_compiler_is_left_out_of_its_message(monkeypatch):
+    def fail(**_):
+        text = "INVALID: no such\ntopology\n=== Source Location Trace: ===\na.cc:1"
+        raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", fail)
+    with monkeypatch.context() as context, pytest.raises(ConfigError) as caught:
+        for variable in topology.TPU_ENVIRONMENT:
+            context.setenv(variable, "")  # and put back afterwards
+        topology.load("v5e:2x2")
+    assert str(caught.value).endswith("libtpu 1.0 says: INVALID: no such\ntopology")
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):

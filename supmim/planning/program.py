@@ -131,7 +131,8 @@ def _compile(lowered: jax.stages.Lowered, where: topology.Topology) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             if not (needed := _bytes_needed(str(error))):
                 raise DeviceError(
-                    f"{where.compiler} could not compile a program for {where.name}: {error}"
+                    f"{where.compiler} could not compile a program for {where.name}: "
+                    f"{topology.without_stack(error)}"
                 ) from error
             return Compiled(None, "", needed)
         # jaxlib cannot read every program of libtpu back, so take the text that libtpu dumps.

@@ -103,8 +103,14 @@ def _tpu(name: str, chip: Chip) -> Topology:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(f"--topology={name}: libtpu {version} says: {error}") from error
+        told = without_stack(error)
+        raise ConfigError(f"--topology={name}: libtpu {version} says: {told}") from error
     return Topology(name, chip, described.devices, f"libtpu {version}", {})
+
+
+def without_stack(error: Exception) -> str:
+    """Return the message of a compiler's error without the C++ stack that libtpu appends to it."""
+    return str(error).partition("\n===")[0].strip()
 
 
 def _h200(name: str, chip: Chip) -> Topology:
