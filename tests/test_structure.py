@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from supmim.commands.verbs import VERBS
 from supmim.config import options
+from supmim.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1] / "supmim"
 TOOLS = PACKAGE.parent / "tools"
@@ -172,6 +175,29 @@ def test_the_proof_of_value_finds_a_changed_number():
     after["run"]["metrics.jsonl"][0]["loss"] = 1.0000001
     (line,) = same_results.compare(before, after)
     assert line == "run metrics.jsonl[0] loss: 1.0 before, 1.0000001 after"
+
+
+def test_the_fuzzer_finds_what_is_slow_or_no_error_of_supmim():
+    """tools/fuzz.py, which is run by hand."""
+    spec = importlib.util.spec_from_file_location("fuzz", TOOLS / "fuzz.py")
+    fuzz = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz)
+
+    def refuse():
+        raise ConfigError("no")
+
+    runs = {"refused": refuse, "accepted": lambda: False, "altered": lambda: True,
+            "traceback": lambda: 1 / 0}  # fmt: skip
+    with mock.patch.object(fuzz, "LIMIT", 1.0):
+        found = {name: fuzz.attempt(fuzz.Case("", "", run)) for name, run in runs.items()}
+    assert all(outcome == name for name, (outcome, _) in found.items())
+    assert "ZeroDivisionError" in found["traceback"][1] and not found["refused"][1]
+    with mock.patch.object(fuzz, "LIMIT", 0.0):
+        assert fuzz.attempt(fuzz.Case("", "", lambda: False))[0] == "slow"
+    for subject in ("images", "config", "overrides"):  # the same damage for the same seed
+        cases, _ = fuzz.SUBJECTS[subject]
+        one, two = ([case.what for case in cases(np.random.default_rng(3), 9)] for _ in range(2))
+        assert one == two and len(set(one)) == 9
 
 
 def test_no_module_needs_tensorflow():
