@@ -12,7 +12,7 @@ import numpy as np
 from supmim.config import options
 from supmim.data import decode, images, masks, progress
 from supmim.data.images import Bad
-from supmim.data.sources import folders
+from supmim.data.sources import folders, pairs
 from supmim.data.sources.base import MaskedRecord, Record, Source, check_label, evenly
 from supmim.errors import DataError
 
@@ -97,8 +97,8 @@ def source_summary(source: Source, max_pixels: int) -> dict[str, Any]:
 
 def left_out(source: Source) -> dict[str, int]:
     """Return how many files of each ending a folder holds beside its images; {} for others."""
-    skipped = getattr(source, "skipped", None)
-    return dict(skipped.endings.most_common()) if skipped else {}
+    held = isinstance(source, folders.Folder | pairs.FolderPairs)
+    return dict(source.skipped.endings.most_common()) if held else {}
 
 
 def class_counts(source: Source, found: Sequence[Facts]) -> dict[str, Any]:
