@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -259,3 +260,78 @@ def test_old_checkpoints_stay_until_the_new_one_is_whole(tmp_path, told, monkeyp
     assert seen == [[1]] and checkpoints.steps() == [2]
     note = json.loads((tmp_path / "2" / checkpoint.DIGESTS).read_text())
     assert note["step"] == 2 and all(len(digest) == 64 for digest in note["files"].values())
+
+
+class Lost:
+    """A save in the background that failed."""
+
+    def result(self):
+        raise OSError(28, "No space left on device")
+
+
+def failing(monkeypatch, outcomes):
+    """Saves fail or succeed as told, one after the other."""
+    save_async, outcomes = ocp.save_async, iter(outcomes)
+
+    def save(*args, **kwargs):
+        return save_async(*args, **kwargs) if next(outcomes) else Lost()
+
+    monkeypatch.setattr(ocp, "save_async", save)
+
+
+def test_a_save_that_failed_in_the_background_is_told_at_the_next_step(tmp_path, told, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", told.append)
+    failing(monkeypatch, [False])
+    checkpoints.save(1, state_of(1), {}, NOTE)
+    threads = [thread for thread in threading.enumerate() if thread.name.endswith("(_finish)")]
+    for thread in threads:
+        thread.join()
+    assert not told
+    checkpoints.poll()  # what the loop calls after each step
+    assert len(told) == 1 and "No space left" in told[0]
+    checkpoints.poll()
+    assert len(told) == 1
+
+
+def test_failures_are_counted_anew_after_a_success(tmp_path, told, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", told.append)
+    outcomes = [False, False, True, False, False, False]
+    failing(monkeypatch, outcomes)
+    for step in range(1, 6):
+        checkpoints.save(step, state_of(step), {}, NOTE)
+        checkpoints.wait()
+    assert len(told) == 4 and checkpoints.steps() == [3]
+    checkpoints.save(6, state_of(6), {}, NOTE)
+    with pytest.raises(CheckpointError, match="3 saves in a row"):
+        checkpoints.wait()
+
+
+def test_a_deletion_that_is_cut_short_leaves_nothing_that_counts_as_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, lambda _: None)
+    checkpoints.save(1, state_of(1), {}, NOTE)
+    checkpoints.wait()
+
+    def killed(path):
+        data_file(checkpoints, int(path.name)).unlink()
+        raise OSError("a kill stands for this")
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    checkpoints.save(2, state_of(2), {}, NOTE)
+    checkpoints.wait()
+    assert (tmp_path / "1").is_dir() and checkpoints.steps() == [2]
+
+
+def test_a_damaged_resume_is_an_error_and_no_state(saved):
+    flip_bit(saved)
+    for requested in ("3", str(saved.folder / "3")):
+        with pytest.raises(CheckpointError, match=r"checkpoint .*/3 is damaged: .* SHA-256"):
+            saved.restore_from(requested, abstract_of(state_of(0)))
+    assert (saved.folder / "3").is_dir()  # it was asked for: the user decides what becomes of it
+
+
+def test_leaves_that_the_model_lacks_are_listed(saved):
+    expected = {"step": jnp.asarray(0)}
+    with pytest.raises(
+        CheckpointError, match=r"w/kernel: stored float32\[64, 8\], expected nothing"
+    ):
+        saved.restore(abstract_of(expected))

@@ -143,6 +143,14 @@ def test_a_damaged_older_or_newer_json_is_refused(text, told):
         config_lib.from_json(text, "config.json")
 
 
+@pytest.mark.parametrize(("change", "told"), [(-1, "with the supmim that wrote it"), (1, "Update")])
+def test_a_config_of_the_schema_before_or_after_is_refused_though_its_options_fit(change, told):
+    document = json.loads(config_lib.to_json(tiny_config()))
+    document["schema_version"] += change
+    with pytest.raises(ConfigError, match=f"schema version {document['schema_version']}.*{told}"):
+        config_lib.from_json(json.dumps(document), "config.json")
+
+
 def test_only_free_options_may_differ_on_resume():
     stored, expected = tiny_config(), tiny_config(log_every=7, **{"mesh.fsdp": 2, "seed": 1})
     assert config_lib.resume_differences(stored, expected) == [

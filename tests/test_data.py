@@ -89,6 +89,15 @@ def test_sample_n_is_fixed_by_the_seed_alone():
     assert not (np.concatenate([b["index"] for b in shuffled]) == flat).all()
 
 
+def test_no_epoch_of_a_seed_is_an_epoch_of_its_neighbour():
+    def epochs(seed):
+        read = stream.Training(images.training(small(), DATA), seed, 60, np.arange(60))
+        return {tuple(epoch) for epoch in read(0)[0]["index"].reshape(6, 10).tolist()}
+
+    found = [epochs(seed) for seed in range(6)]
+    assert len(set.union(*found)) == sum(map(len, found)) == 36
+
+
 def test_images_and_labels_are_those_of_their_index():
     for batch in batches_of(small(), 5, mesh_of(1), 0, 4):
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])

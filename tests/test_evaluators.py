@@ -63,7 +63,7 @@ def test_votes_agree_with_scikit_learn():
     label = rng.integers(0, 5, 300)
     similarity, ids = ranking.Bank(rows, sharding.make_mesh(8, 1, 1), 1).nearest(queries, 20)
     theirs = KNeighborsClassifier(
-        20, metric="cosine", weights=lambda d: np.exp((1 - d) / knn.TEMPERATURE)
+        20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
     ).fit(rows, label)
     assert (knn.vote(similarity, label[ids], 5) == theirs.predict(queries)).mean() > 0.99
 
@@ -72,6 +72,9 @@ def test_vote_weighs_by_similarity():
     similarity = np.array([[0.9, 0.5, 0.5]])
     assert knn.vote(similarity, np.array([[2, 1, 1]]), 3) == [2]  # one near beats two far
     assert knn.vote(np.array([[0.51, 0.5, 0.5]]), np.array([[2, 1, 1]]), 3) == [1]
+    # At DINO's 0.07, one beats two from a lead of 0.07 log 2 = 0.0485 on.
+    leads = np.array([[0.549, 0.5, 0.5], [0.548, 0.5, 0.5]])
+    assert knn.vote(leads, np.array([[2, 1, 1]] * 2), 3).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("harm", ["nan", "zero", "constant"])

@@ -1,5 +1,7 @@
 """Several processes, one run: they start together, agree, stop together and write once."""
 
+import functools
+import importlib.metadata
 import json
 import signal
 import subprocess
@@ -204,3 +206,26 @@ def test_one_host_must_be_one(monkeypatch):
     with pytest.raises(ConfigError, match="processes are on other, this"):
         hosts.check_names("this", one_host=True)
     hosts.check_names("this", one_host=False)
+
+
+def test_processes_of_other_libraries_or_code_refuse_and_name_them(monkeypatch, tmp_path):
+    config, told = tiny_config(), []
+
+    def of_another(text, **changes):
+        """What this process says of itself, and what one with other libraries would."""
+        told.append(text)
+        return [text, json.dumps(json.loads(text) | changes)]
+
+    version = importlib.metadata.version("optax")
+    monkeypatch.setattr(hosts, "gather", functools.partial(of_another, optax="0.1"))
+    with pytest.raises(ConfigError, match=rf"optax: process 0 has '{version}', process 1 .*'0.1'"):
+        hosts.agree(config, {"debug": False})
+    for name in ("jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy"):
+        assert json.loads(told[0])[name] == importlib.metadata.version(name)
+    monkeypatch.setattr(hosts, "gather", lambda text: [text, told[0]])
+    hosts.agree(config, {"debug": False})
+    (tmp_path / "supmim/runtime").mkdir(parents=True)
+    (tmp_path / "supmim/losses.py").write_text("# a line that the other hosts lack")
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "supmim/runtime/hosts.py"))
+    with pytest.raises(ConfigError, match="supmim's code: process 0 has"):
+        hosts.agree(config, {"debug": False})

@@ -52,3 +52,12 @@ def test_code_usage_and_perplexity_count_valid_tokens():
     totals = metrics.code_metrics(ids, 8, jnp.asarray([1.0, 1.0, 0.0]))
     values = metrics.summarize([totals, totals])
     np.testing.assert_allclose([values["code_usage"], values["code_perplexity"]], [0.25, 2.0])
+
+
+def test_pixel_loss_counts_every_class_from_0_and_nothing_below():
+    logits = jnp.asarray(rng.normal(size=(2, 2, 3, 4)), jnp.float32)
+    label_map = np.array([[[0, 0, 1], [3, -1, 2]], [[-1, -1, -1], [-1, -1, -1]]])
+    each = -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[0].reshape(-1, 4)
+    by_hand = each[[0, 1, 2, 3, 5], [0, 0, 1, 3, 2]].mean()
+    found = losses.pixel_cross_entropy(logits, jnp.asarray(label_map))
+    np.testing.assert_allclose(found, [by_hand, 0.0], rtol=1e-5)

@@ -78,3 +78,10 @@ def test_mask_token_keeps_every_patch_in():
 def test_num_hidden_is_in_whole_units():
     assert masking.num_hidden(64, 0.6, unit=2) == 4 * (16 - round(16 * 0.4))
     assert masking.num_hidden(196, 0.75) == 147
+
+
+def test_the_count_of_visible_units_is_rounded_to_the_nearest():
+    # BEiT's 75 of 196, MAGE's 64 of 256 at its least; 3.9 and 3.6 visible units are 4, 3.1 are 3.
+    assert [masking.num_hidden(n, r) for n, r in ((196, 75 / 196), (256, 0.75))] == [75, 192]
+    assert [masking.num_hidden(10, ratio) for ratio in (0.61, 0.64, 0.69)] == [6, 6, 7]
+    assert masking.num_hidden(40, 0.61, unit=2) == 24

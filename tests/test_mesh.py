@@ -173,6 +173,24 @@ def test_every_rule_matches_and_every_large_leaf_is_split_when_asked(scan):
     assert not [name for name in matrices if "tensor" not in placement[name]]
 
 
+def test_a_block_is_split_so_that_its_products_meet_once():
+    """Megatron's split: what one layer's `tensor` axis makes, the next one sums over."""
+    tree = abstract_state(tiny_config(**EVERYTHING))["state"]
+    placement = specs(tree.params, sharding.make_mesh(data=1, fsdp=4, tensor=2))
+    block = "encoder/blocks/block_0"
+    expected = {
+        "attention/query/kernel": ("fsdp", "tensor", None),  # [D, heads, head]
+        "attention/query/bias": ("tensor", None),
+        "attention/out/kernel": ("tensor", None, "fsdp"),  # [heads, head, D]
+        "attention/out/bias": (),
+        "mlp/up/kernel": ("fsdp", "tensor"),  # [D, 4 D]
+        "mlp/up/bias": ("tensor",),
+        "mlp/down/kernel": ("tensor", "fsdp"),  # [4 D, D]
+        "mlp/down/bias": (),
+    }
+    assert {name: tuple(placement[f"{block}/{name}"]) for name in expected} == expected
+
+
 def test_moments_and_averages_are_split_like_their_parameters():
     tree = abstract_state(tiny_config(**EVERYTHING))["state"]
     placement = specs(tree, sharding.make_mesh(data=1, fsdp=4, tensor=2))

@@ -133,6 +133,21 @@ def test_stochastic_depth_drops_whole_branches_at_the_stated_rate():
     assert (np.asarray(skipped) == np.asarray(skipped[:, :1, :1])).all()
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_stochastic_depth_grows_linearly_from_0_over_the_blocks(monkeypatch, scan):
+    monkeypatch.setattr(
+        layers.Block, "skip", lambda self, branch, rate, train: jnp.full_like(branch, rate)
+    )
+    sizes = options.changed(SIZES, depth=5, stochastic_depth=0.4, scan=scan)
+    taps, rngs = tuple(range(5)), {"stochastic_depth": jax.random.key(0)}
+    x = jnp.zeros((2, 3, 48))
+    (_, found), _ = layers.Blocks(sizes).init_with_output(
+        {"params": jax.random.key(0), **rngs}, x, True, taps
+    )
+    per_block = np.diff([0.0, *(float(found[i][0, 0, 0]) for i in taps)])  # in two branches
+    np.testing.assert_allclose(per_block / 2, [0.0, 0.1, 0.2, 0.3, 0.4], atol=1e-6)
+
+
 def test_dropout_acts_in_training_alone():
     encoder, params, image = encoder_and_input(dropout=0.5)
 
@@ -196,6 +211,11 @@ def test_positions_are_resampled_to_another_grid():
     resampled = np.asarray(layers.resample_positions(table, 8)).reshape(8, 8)
     assert (np.diff(resampled, axis=0) >= 0).all() and (np.diff(resampled, axis=1) >= 0).all()
     np.testing.assert_allclose(resampled.mean(), 7.5, atol=1e-4)
+    smaller = np.asarray(layers.resample_positions(table, 2)).reshape(2, 2)
+    # Two old places per new one: a triangle two places wide weighs 0.75, 0.75, 0.25, normalised.
+    weights = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
+    np.testing.assert_allclose(smaller, weights @ np.arange(16.0).reshape(4, 4) @ weights.T,
+                               rtol=1e-5)  # fmt: skip
 
 
 @pytest.mark.parametrize("positions", ["sincos2d", "learned"])

@@ -97,17 +97,30 @@ def test_curves_are_drawn_from_whatever_was_logged(tmp_path):
 def test_the_page_stands_alone_and_escapes(tmp_path):
     folder = tmp_path / "<script>alert(1)</script>".replace("/", "_")
     (folder / "pictures").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 9, "goodput/step": 0.5, "goodput/<s>": 0.25}')
     curves.draw(folder / "pictures" / "curves.png", [])
     notes = {
         "checkpoint": {"step": 40, "digest": "ab12"},
-        "protocols": {"knn": {"feature": "<i>", "k": [10, 20], "head": {"rate": 0.1}}},
+        "protocols": {"knn": {"feature": "<i>", "k": [10, 20], "head": {"rate": 0.1}}, "<u>": {}},
     }
-    results = {"knn/recall_at_1": 0.98765, "step": 40, "iou/\x1b[31m\u202e\udcff<u>": 0.5}
+    results = {
+        "knn/recall_at_1": 0.98765,
+        "step": 40,
+        "iou/\x1b[31m\u202e\udcff<u>": 0.5,
+        "segmentation/iou/<img src=x>": 0.5,
+    }
     page.write(folder, results, 'seed = "<b>"', notes)
     text = (folder / "report.html").read_text()
     assert "iou/\\x1b[31m\\u202e\\udcff&lt;u&gt;" in text
     assert "feature: &lt;i&gt;; k: 10, 20; head: rate: 0.1" in text and "digest: ab12" in text
     assert "98.77 %" in text and "&lt;b&gt;" in text and "<script" not in text
+    for name in (
+        "segmentation/iou/&lt;img src=x&gt;",
+        "&lt;u&gt;",
+        "&lt;s&gt;",
+    ):  # one of each table
+        assert f"<td>{name}</td>" in text
+    assert not re.search("<(img src=x|[bisu])>", text)
     assert "data:image/png;base64," in text and not re.search(r"(src|href)=.?http", text)
 
 

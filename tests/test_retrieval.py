@@ -114,7 +114,9 @@ def test_the_largest_by_groups_are_those_of_a_full_sort_equals_in_order(k):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1)], ids=str)
-def test_equals_come_by_their_place_and_self_is_left_out(shape):
+@pytest.mark.parametrize("queries", [8, 1024], ids="{} at once".format)
+def test_equals_come_by_their_place_and_self_is_left_out(monkeypatch, shape, queries):
+    monkeypatch.setattr(ranking, "QUERIES", queries)
     bank = ranking.unit(np.repeat(rng.normal(size=(5, 4)), 4, axis=0), "x")
     similarity, ids = ranking.Bank(bank, mesh_of(*shape), 1).nearest(bank, 30, exclude_self=True)
     assert ids.shape == (20, 19) and np.isfinite(similarity).all()

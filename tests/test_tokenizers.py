@@ -3,6 +3,7 @@
 import functools
 import json
 from hashlib import sha256
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -169,6 +170,26 @@ def test_codes_in_the_old_format_are_read_and_replaced_by_the_new(tmp_path, imag
     another = patch_vq.fit(images, **FIT | {"seed": 1})
     another.save(tmp_path)
     assert tokenizers.load(config).fingerprint() == another.fingerprint() != old.fingerprint()
+
+
+class Canary:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_codes_in_the_old_format_run_nothing_when_they_are_read(tmp_path):
+    codes = np.array([Canary(tmp_path / "canary")], object)
+    np.savez(tmp_path / patch_vq.OLD_CODES, codes=codes, patch_size=2, channels=1)
+    digest = sha256((tmp_path / patch_vq.OLD_CODES).read_bytes()).hexdigest()
+    (tmp_path / patch_vq.OLD_DIGEST).write_text(json.dumps({"sha256": digest}))
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        patch_vq.load(tmp_path)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_sizes_that_are_not_those_of_the_codes_are_told(tmp_path, tokenizer):

@@ -29,7 +29,7 @@ from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
 from supmim.workdir import checkpoint
 from supmim.workdir.checkpoint import Checkpoints
-from supmim.workdir.files import NOTES, read_results
+from supmim.workdir.files import NOTES, read_results, write_results
 from supmim.workdir.folder import Workdir
 from supmim.workdir.writer import Writer, read_metrics
 from tests.conftest import digits, tiny_config
@@ -148,6 +148,33 @@ def test_resumed_at_a_checkpoint_is_as_never_stopped(copied, finished):
         for folder in (workdir, finished[1])
     )  # fmt: skip
     assert ours == theirs
+
+
+def test_a_run_that_goes_back_to_an_earlier_step_is_no_longer_finished(tmp_path):
+    folder = Workdir(tmp_path)
+    write_results(tmp_path, {"knn/recall_at_1": 0.9}, {"checkpoint": {"step": 15}})
+    assert folder.results() == {"knn/recall_at_1": 0.9}
+    folder.begin_run(frozen(), {})  # killed after this, it must not pass for finished
+    assert folder.results() == {} and not (tmp_path / "results.json").exists()
+
+
+def test_a_save_that_was_lost_is_told_within_two_steps(tmp_path, monkeypatch, capsys):
+    class Lost:
+        def result(self):
+            raise OSError(28, "No space left on device")
+
+    save_async = ocp.save_async
+    monkeypatch.setattr(
+        ocp,
+        "save_async",
+        lambda to, *a, **k: Lost() if to.endswith("/5") else save_async(to, *a, **k),
+    )
+    monkeypatch.setattr(train, "evaluate", lambda *_: {})
+    quick = {"eval.evaluators": "classification", "checkpoint.keep_best": 0}
+    train.train_and_evaluate(frozen(mim_weight=0.0, log_every=1, **quick), tmp_path)
+    out = capsys.readouterr().out
+    told = out.index("a checkpoint could not be saved")
+    assert out.index("\n4/15 ") < told < out.index("\n8/15 ")
 
 
 def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):

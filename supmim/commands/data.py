@@ -229,14 +229,14 @@ def report_pairs(spec: str, data: options.Data) -> Report:
         found = {
             part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }
-    lines = [line for name, part in found.items() for line in pairs_lines(name, part)]
+    lines = [line for name, part in found.items() for line in pairs_lines(name, part, spec)]
     faults = [fault for name, part in found.items() for fault in pairs_faults(name, part)]
     if (shared := num_shared(parts)) and shared == len(parts["val"]):
         faults.append(ALL_SHARED)
     return found, [*lines, *held_out_lines(found, folders.unused(spec), shared)], faults
 
 
-def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
+def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     yield from wrapped(f"{printable(name)}: {part['pairs']:,} images with masks")
     yield from wrapped(f"  ids of the masks: {inspection.ranges(part['ids'])}")
     if not part["classes"]:
@@ -246,9 +246,12 @@ def pairs_lines(name: str, part: dict[str, Any]) -> Iterator[str]:
         )
     yield from left_out_lines(part["left_out"])
     yield from list_lines(f"of {part['classes']} classes without a pixel", part["without_pixels"])
-    yield from list_lines("masks of which no pixel counts", part["all_ignored"])
-    yield from list_lines("unreadable", part["unreadable"])
-    yield from list_lines("masks with ids that are no class", part["wrong_ids"])
+    for title, pairs in (
+        ("masks of which no pixel counts", part["all_ignored"]),
+        ("unreadable", part["unreadable"]),
+        ("masks with ids that are no class", part["wrong_ids"]),
+    ):
+        yield from list_lines(title, below(pairs, spec))
 
 
 def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
@@ -302,8 +305,13 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
 
 def bad_lines(images: Sequence[Bad], spec: str) -> list[str]:
     """Return a line for each unreadable image, with its path below the source's folder."""
+    return below([f"{bad.name}: {bad.why}" for bad in images], spec)
+
+
+def below(lines: Sequence[str], spec: str) -> list[str]:
+    """Return lines that begin with a path, without the part of it that is the source's folder."""
     folder = spec.partition(":")[2] + "/"
-    return [f"{bad.name.removeprefix(folder)}: {bad.why}" for bad in images]
+    return [line.removeprefix(folder) for line in lines]
 
 
 ACTIONS = {"check": check, "prepare": prepare_tfds, "convert": convert_to}
