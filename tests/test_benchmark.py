@@ -218,3 +218,17 @@ def test_neighbours_that_differ_are_no_agreement():
     product = knn.product(knn.ranking.Bank(rows, bank.mesh, 1), queries)
     assert product.shape == (8, knn.ranking.QUERIES, 64)
     np.testing.assert_allclose(product[0, :5, :64], queries @ rows[:64].T, atol=1e-6)
+
+
+def test_ratios_and_rates_are_medians_over_rounds():
+    one = turns.Contestant("one", lambda: None, flops=6.0, seconds=[1.0, 2.0, 8.0])
+    other = turns.Contestant("other", lambda: None, seconds=[4.0, 4.0, 4.0])
+    assert one.ratio(other) == 0.5 and one.rate() == 3.0
+
+
+def test_a_search_of_fewer_queries_is_compared_per_query():
+    ours = turns.Contestant("ours", lambda: None, flops=300.0, seconds=[2.0])
+    few = turns.Contestant("reference", lambda: None, flops=100.0, seconds=[1.0])
+    row = knn.search_row(few, ours, work=10.0, peak=1000.0)
+    assert (row["queries"], row["queries_per_second"], row["time_to_ours"]) == (10, 10.0, 1.5)
+    assert row["share_of_matmul"] == 0.1

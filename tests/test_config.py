@@ -162,6 +162,15 @@ def test_variants_name_sizes_and_any_patch():
     assert config_lib.variant("B/14") == {
         "patch_size": 14, "width": 768, "depth": 12, "mlp_dim": 3072, "num_heads": 12,
     }  # fmt: skip
+    published = {  # width, depth, MLP, heads
+        "mu": (32, 1, 128, 2), "Ti": (192, 12, 768, 3), "S": (384, 12, 1536, 6),
+        "L": (1024, 24, 4096, 16), "So400m": (1152, 27, 4304, 16), "H": (1280, 32, 5120, 16),
+        "g": (1408, 40, 6144, 16),
+    }  # fmt: skip
+    for name, sizes in published.items():
+        found = config_lib.variant(f"{name}/16")
+        keys = ("patch_size", "width", "depth", "mlp_dim", "num_heads")
+        assert [found[key] for key in keys] == [16, *sizes]
     assert all(width % heads == 0 for width, _, _, heads in presets.VARIANTS.values())
     with pytest.raises(ConfigError, match="e.g. B/14"):
         config_lib.variant("XL/14")
@@ -173,6 +182,14 @@ def test_augmentations_name_their_options():
         for path, option in options.OPTIONS.items()
         if option.augmentation
     }
+    published = {  # AugReg's layers, magnitude and mixup
+        "light1": (0, 0.0), "light2": (10, 0.2), "medium1": (15, 0.2), "medium2": (15, 0.5),
+        "strong1": (20, 0.5), "strong2": (20, 0.8),
+    }  # fmt: skip
+    for name, (magnitude, mixup) in published.items():
+        found = config_lib.augmentation(name)
+        drawn = found["randaug_num"], found["randaug_magnitude"], found["mixup"]
+        assert drawn == (2, magnitude, mixup), name
     light = config_lib.augmentation("light2")
     assert light["crop"] == "inception" and light["flip"] is True
     assert (light["randaug_num"], light["randaug_magnitude"], light["mixup"]) == (2, 10.0, 0.2)

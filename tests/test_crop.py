@@ -52,6 +52,11 @@ def test_the_evaluation_view_is_the_short_side_resized_and_the_centre_cropped(si
     close_to_pillow(crop.resize(pixels, box, 56, method), whole[top : top + 56, left : left + 56])
 
 
+def test_a_long_side_is_rounded_down_as_by_torchvision():
+    assert crop.short_side_size(100, 149, 32) == (32, 47)  # of 47.68
+    assert crop.short_side_size(199, 100, 64) == (127, 64)  # of 127.36
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_stretched_view_ignores_the_aspect(size):
     """big_vision's few-shot view."""

@@ -164,8 +164,9 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
     def fingerprint(source=None, eval_source=None, config=config):
         return pipeline.data_fingerprint(source or small(), eval_source or small(), config)
 
-    renamed = small()
-    renamed.class_names = ("a", "b", "z")
+    renamed, reordered, relabelled = small(), small(), small()
+    renamed.class_names, reordered.class_names = ("a", "b", "z"), ("b", "a", "c")
+    relabelled.label = np.roll(relabelled.label, 1)
     base = fingerprint()
     assert fingerprint() == base
     for other in (
@@ -179,6 +180,9 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
         fingerprint(config=tiny_config(**{"data.exact_decoding": True})),
         fingerprint(eval_source=small(9)),
         fingerprint(renamed),
+        fingerprint(reordered),
+        fingerprint(relabelled),
+        fingerprint(eval_source=relabelled),
     ):
         assert other != base
     of_tokenizer = small_config()

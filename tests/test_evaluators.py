@@ -77,6 +77,24 @@ def test_vote_weighs_by_similarity():
     assert knn.vote(leads, np.array([[2, 1, 1]] * 2), 3).tolist() == [2, 1]
 
 
+def test_neighbours_vote_in_dinos_numbers_and_no_image_is_its_own():
+    label, embedding = rng.integers(0, 5, 210), rng.normal(size=(210, 6))
+    predictions = Predictions(types.SimpleNamespace(), {}, 8, sharding.make_mesh(8, 1, 1), {})
+    out = {"embedding": embedding, "label": label, "index": np.arange(210)}
+    predictions.fresh = lambda *_: out
+    evaluator = knn.Evaluator(predictions, tiny_config())
+    evaluator.floors = {}
+    results = evaluator.run({})
+    numbers = [10, 20, 100, 200]
+    assert [name for name in results if "dino" in name] == [f"knn/dino_k{k}" for k in numbers]
+    assert evaluator.protocol()["k"] == numbers
+    assert results["knn/recall_at_1"] == 1  # of two sources that hold the same images
+    rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    cosine = rows @ rows.T - 9 * np.eye(210)
+    expected = (label[cosine.argmax(axis=1)] == label).mean()
+    assert results["knn/leave_one_out_recall_at_1"] == expected < 1
+
+
 @pytest.mark.parametrize("harm", ["nan", "zero", "constant"])
 def test_embeddings_that_mean_nothing_are_an_error(harm):
     embedding = rng.normal(size=(5, 3))

@@ -25,6 +25,15 @@ def test_ridge_agrees_with_scikit_learn(count):
     np.testing.assert_allclose(found, theirs.predict(seen), rtol=1e-6, atol=1e-9)
 
 
+def test_queries_are_whitened_by_the_shots_and_not_by_themselves():
+    shots, queries = rng.normal(2, 3, (40, 5)), rng.normal(-7, 0.5, (30, 5))
+    expected = (queries - shots.mean(axis=0)) / (shots.std(axis=0) + 1e-5)
+    for some in (queries, queries[:1]):
+        found = fewshot.whiten(shots, some)[1]
+        np.testing.assert_allclose(found[:, :-1], expected[: len(some)], rtol=1e-6)
+        assert (found[:, -1] == 100).all()
+
+
 def test_draws_have_each_class_nest_and_differ_by_seed():
     label = np.repeat([3, 0, 1], [40, 2, 30])
     few, more = fewshot.draw_shots(label, 5, 0), fewshot.draw_shots(label, 10, 0)

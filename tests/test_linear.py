@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from supmim import sharding
+from supmim.config import options
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators import fewshot, linear, logistic
 from supmim.evaluators.lib.predictions import Predictions
@@ -113,6 +114,16 @@ def test_features_are_the_normed_last_blocks_then_the_patches():
     assert predictions.of(params, "eval") is predictions.of(params, "eval")
 
 
+@pytest.mark.parametrize(
+    ("depth", "taps"), [(1, ()), (3, (0, 1)), (4, (0, 1, 2)), (12, (8, 9, 10))]
+)
+def test_the_last_four_blocks_are_read_or_all_if_there_are_fewer(depth, taps):
+    encoder = options.changed(tiny_config().encoder, depth=depth)
+    assert probe.taps(encoder) == taps  # and the embedding, which is the last block's summary
+    assert {kind.blocks for kind in probe.kinds(encoder)} == {1, min(depth, 4)}
+    assert max(kind.last for kind in probe.kinds(encoder)) == 16 * (len(taps) + 1)
+
+
 def evaluated(train, evaluation, evaluator=linear):
     """A run over arrays instead of images: (features, label) each."""
     arrays = {name: {"features": x, "embedding": x.astype(np.float32), "label": label}
@@ -167,6 +178,18 @@ def test_logistic_regression_is_scikit_learns_at_the_chosen_c():
     theirs = LogisticRegression(C=said["C"], max_iter=1000).fit(train[0].astype(float), train[1])
     expected = theirs.score(evaluation[0].astype(float), evaluation[1])
     assert results == {"logistic/top1": pytest.approx(expected)}
+
+
+def test_the_smallest_c_of_the_best_on_what_was_held_out_is_chosen():
+    label = (np.arange(300) % 4 == 0).astype(int)  # the strongest penalties answer 0 everywhere
+    embedding = (0.1 * label[:, None] + 0.02 * rng.normal(size=(300, 3))).astype(np.float32)
+    rows, held_out = linear.learnable_split(label)
+    right = [
+        LogisticRegression(C=c, max_iter=200).fit(embedding[rows], label[rows])
+        .score(embedding[held_out], label[held_out]) for c in logistic.C_GRID
+    ]  # fmt: skip
+    expected = logistic.C_GRID[int(np.argmax(right))]
+    assert logistic.choose(embedding, label) == expected > 1e-3 and max(right) > 0.9
 
 
 def test_no_fit_of_logistic_regression_goes_on_for_long(monkeypatch):

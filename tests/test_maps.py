@@ -40,6 +40,13 @@ def test_patches_alike_in_any_image_are_of_one_colour():
     assert maps.patch_colours(np.ones((1, 1, 2))).shape == (1, 1, 3)
 
 
+def test_a_hundredth_of_the_patches_is_beyond_either_end_of_a_colour():
+    colours = maps.patch_colours(rng.normal(3, 1, (10, 100, 8))).reshape(-1, 3)
+    for end in (0, 1):
+        np.testing.assert_allclose((colours == end).mean(axis=0), 0.01, atol=0.002)
+    assert ((colours > 0.1) & (colours < 0.9)).mean() > 0.8
+
+
 @pytest.mark.parametrize(("classes", "others"), [(20, []), (22, ["2 other classes"])])
 def test_twenty_classes_have_colours_and_the_rest_is_grey(tmp_path, monkeypatch, classes, others):
     drawn, save = [], figures.save

@@ -59,6 +59,16 @@ def test_one_large_block_is_a_rectangle():
         assert rows * columns <= 40
 
 
+def test_rectangles_have_the_stated_areas_and_log_uniform_aspects():
+    scores = np.asarray(masking.block_order(jax.random.key(0), 2000, 16, 36, 64))
+    first = scores.reshape(-1, 16, 16) >= masking.BLOCK_DRAWS  # the most urgent rectangle
+    height, width = first.any(axis=2).sum(axis=1), first.any(axis=1).sum(axis=1)
+    assert (first.sum(axis=(1, 2)) == height * width).all()
+    assert abs((height * width).mean() - 50) < 1
+    aspect = np.log(height / width)
+    assert abs(aspect.mean()) < 0.05 and abs(aspect.std() - np.log(1 / 0.3) / 3**0.5) < 0.05
+
+
 def test_variable_ratio_is_one_per_batch_with_a_fixed_floor():
     masks = [draw(masking="variable", seed=seed) for seed in range(200)]
     ratios = np.array([float(mask.mask.mean()) for mask in masks])

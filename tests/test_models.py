@@ -179,6 +179,13 @@ def test_scores_and_their_gradients_keep_the_compute_dtype():
     assert products and not any("f32" in product.split("=")[0] for product in products)
 
 
+def test_the_softmax_of_a_bfloat16_network_is_float32():
+    query = jnp.ones((1, 4, 2, 8), jnp.bfloat16)
+    program = jax.make_jaxpr(lambda q: layers.dot_product_attention(q, q, q, "xla"))(query)
+    exponentials = [line for line in str(program).splitlines() if "= exp " in line]
+    assert exponentials and all(":f32[" in line.split("=")[0] for line in exponentials)
+
+
 def test_cudnn_attention_is_asked_of_jax(monkeypatch):
     asked = {}
     monkeypatch.setattr(

@@ -222,6 +222,12 @@ def test_the_largest_batch_is_on_the_line_through_two_plans_and_is_checked(
     assert 96 in tried and len(tried) == len(set(tried))
 
 
+def test_sizes_are_binary_and_have_three_digits():
+    sizes = (999, 1010, 1536, 1010 * 2**10, 2**20, 1536 * 2**20, 5000 * 2**30)
+    told = ["999 B", "0.986 KiB", "1.5 KiB", "0.986 MiB", "1 MiB", "1.5 GiB", "5,000.0 GiB"]
+    assert list(map(forecast.size, sizes)) == told
+
+
 def test_rings_send_less_than_twice_the_payload_whatever_the_number_of_chips():
     for devices in (16, 4096):
         all_reduce = Collective("all-reduce", "bf16", 1000, devices, 3)

@@ -1,15 +1,17 @@
 """Targets of masked image modelling: what each wants of a patch, and what it makes of an answer."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from supmim import metrics, train
+from supmim import masking, metrics, train
 from supmim.config import options
 from supmim.errors import ConfigError
+from supmim.tasks import filling, targets
 from supmim.tasks import supmim as task_lib
-from supmim.tasks import targets
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import prepare, tiny_config
 from tests.test_step import raw_batch
@@ -23,6 +25,30 @@ def task_of(target, **changes):
     config = tiny_config(batch_size=24, **{"mim.target": target} | changes)
     codes = jax.random.uniform(jax.random.key(9), (16, 4))
     return task_lib.SupMIM(config, PatchVQ(codes, 2, 1) if target == "tokens" else None)
+
+
+@pytest.mark.parametrize("kind", ["random", "variable"])
+def test_hidden_patches_are_filled_in_and_no_visible_one(kind):
+    mim = options.Mim(masking=kind)
+    token_mask = masking.draw(jax.random.key(0), 3, 8, mim)
+    answers = jnp.broadcast_to(9, token_mask.ids_predict.shape)
+    model = SimpleNamespace(apply=lambda *_, **__: answers)
+    target = SimpleNamespace(of=lambda image, ids: ids, answer=lambda predicted: predicted)
+    ids = jnp.asarray(rng.integers(0, 9, (3, 64)))
+    found = filling.fill_in(model, {}, target, IMAGE, ids, token_mask)
+    np.testing.assert_array_equal(found.filled, jnp.where(token_mask.mask > 0, 9, ids))
+    assert 0 < float((token_mask.mask > 0).mean()) < 1
+
+
+@pytest.mark.parametrize("target", PIXELS)
+def test_pixels_are_those_of_the_mim_view_whatever_colours_the_class_view_has(target):
+    task = task_of(target)
+    batch = task.draw(prepare(task, None, raw_batch()), jax.random.key(0))
+    ids = batch.token_mask.ids_predict
+    predicted = jnp.zeros((*ids.shape, task.target.size))
+    coloured = batch.replace(class_view=1 - batch.class_view)
+    loss, other = (task.mim_terms(predicted, some)[0] for some in (batch, coloured))
+    assert loss == other > 0
 
 
 def test_names_are_those_of_the_config():

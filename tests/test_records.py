@@ -253,6 +253,8 @@ def test_shards_end_at_so_many_records_or_bytes(folder, tmp_path, monkeypatch, t
     source = sources.find(f"folder:{folder}", base.KEPT, DATA)
     store = converted(source, tmp_path / "a")
     assert [shard.count for shard in store.metadata.shards] == [5] * 7 + [1]
+    for index in range(36):
+        assert store[index].image == source[index].image
     names = [f"images-0000{n}-of-00008.array_record" for n in range(8)]
     assert sorted(os.listdir(tmp_path / "a")) == [*names, "metadata.json"]
     monkeypatch.setattr(convert, "SHARD_BYTES", 3 * len(records.pack(source[0])))

@@ -10,6 +10,7 @@ import pytest
 
 from supmim import metrics, optimizer, step
 from supmim.data import stream
+from supmim.tasks.base import Prepared, Task
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digit_views, prepare, tiny_config
@@ -151,6 +152,48 @@ def test_a_batch_in_parts_has_the_gradients_and_metrics_of_the_whole(parts):
         values, expected = metrics.summarize([totals]), metrics.summarize([whole_totals])
         for name in expected.keys() - ({"loss"} if padding else set()):
             np.testing.assert_allclose(values[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+class Noise(Task):
+    """A task whose gradient is noise, which remembers the keys that it was given."""
+
+    def __init__(self):
+        self.keys = []
+
+    def init(self, rng):
+        return {"w": {"kernel": jnp.ones(8)}}
+
+    def draw(self, batch, rng):
+        self.keys.append(rng)
+        return super().draw(batch, rng)
+
+    def loss_fn(self, params, batch, rng):
+        noise = jax.random.normal(rng, (8,))
+        totals = {"noise": metrics.Sum(noise), "squared": metrics.Sum(noise**2)}
+        return (params["w"]["kernel"] * noise).sum(), totals
+
+
+def test_every_step_and_every_part_draws_anew():
+    task, tx = Noise(), optimizer.create(tiny_config().optimizer, lambda _: 0.1)
+    rng, batch = jax.random.key(0), Prepared(valid=jnp.ones(4))
+    state = step.create_state(rng, task, tx)
+    seen = []
+    for _ in range(2):
+        state, totals = step.train_step(state, batch, rng, task=task, tx=tx)
+        seen.append(totals["noise"].value)
+    assert not (seen[0] == seen[1]).any() and task.keys[0] != task.keys[1]
+    _, totals = step.gradients(task.loss_fn, state.params, task.draw(batch, rng), rng, parts=2)
+    sums, squares = totals["noise"].value, totals["squared"].value
+    assert (jnp.abs(sums**2 - 2 * squares) > 1e-6).all()  # equal if both parts drew the same
+
+
+def test_the_loss_is_the_weighted_sum_of_both_terms():
+    task, _ = task_of(class_weight=0.5, mim_weight=2.0)
+    params = task.init(jax.random.key(0))
+    loss, totals = jax.jit(loss_of(task))(params, prepared(task), jax.random.key(0))
+    terms = metrics.summarize([totals])
+    expected = 0.5 * terms["class_loss"] + 2.0 * terms["mim_loss"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 def flops(function, *arguments):
@@ -359,6 +402,18 @@ def test_average_follows_the_parameters_with_its_decay():
         rate = min(0.9, (1 + n) / (10 + n))
         by_hand = rate * by_hand + (1 - rate) * (n + 1)
         np.testing.assert_allclose(state.average["w"], by_hand, rtol=1e-5)
+
+
+def test_what_is_evaluated_is_the_average_and_the_rest_as_it_is():
+    tx = optimizer.create(tiny_config(**{"optimizer.ema_decay": 0.9}).optimizer, lambda _: 0.1)
+    head, encoder = {"head": {"kernel": jnp.ones(3)}}, {"encoder": {"kernel": jnp.ones(3)}}
+    updates, opt_state = tx.update(head, tx.init(head), head)
+    moved = optax.apply_updates(head, updates)
+    state = step.State(jnp.ones((), jnp.int32), moved | encoder, opt_state)
+    found = optimizer.evaluated_params(state)  # the first average is 0.1 old + 0.9 new
+    expected = 0.1 * head["head"]["kernel"] + 0.9 * moved["head"]["kernel"]
+    np.testing.assert_allclose(found["head"]["kernel"], expected, rtol=1e-6)
+    assert found["encoder"] is encoder["encoder"]
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():

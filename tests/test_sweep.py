@@ -17,6 +17,7 @@ from supmim import cli, grid
 from supmim.errors import ConfigError
 from supmim.report import sweep as picture
 from supmim.sweeps import cost, local, members, table
+from supmim.sweeps import slurm as slurm_engine
 from supmim.workdir import lock
 from supmim.workdir.files import write_json
 from tests.conftest import tiny_config, tiny_preset
@@ -374,6 +375,11 @@ def slurm(tmp_path, monkeypatch, submitit):
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     return tmp_path / "script"
+
+
+def test_whole_numbers_for_slurm_are_numbers():
+    found = slurm_engine.parse_parameters("nodes=2,slurm_partition=gpu,slurm_comment=")
+    assert found == {"nodes": 2, "slurm_partition": "gpu", "slurm_comment": ""}
 
 
 def test_slurm_gets_an_array_of_what_is_missing(sweep, slurm):

@@ -316,7 +316,10 @@ def test_a_folder_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_pat
         assert told.endswith(f":\n  supmim data tokens --config=FILE.py --out={folder}")
 
 
-@pytest.mark.parametrize("harm", ["flip ids", "flip crc", "swap rows", "truncate", "delete"])
+HARMS = ("flip ids", "flip crc", "swap rows", "another epoch", "truncate", "delete")
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm):
     cache, *_ = opened(folder)
     for name, data in files_of(folder).items():
@@ -328,6 +331,8 @@ def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm
         data[row.start + (3 if "ids" in harm else 11)] ^= 4
     elif harm == "swap rows":
         data[row], data[:12] = data[:12], data[row]
+    elif harm == "another epoch":
+        data = bytearray((tmp_path / "epoch-00000-00001-of-00003.ids").read_bytes())
     file.write_bytes(data[:-1] if harm == "truncate" else data)
     if harm == "delete":
         file.unlink()

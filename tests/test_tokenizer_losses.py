@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from supmim import metrics
 from supmim.errors import CheckpointError
+from supmim.evaluators import tokenizer as tokenizer_evaluator
 from supmim.tokenizers import codebook, losses, perceptual, quality
 from supmim.tokenizers.discriminators import DISCRIMINATORS, blur_pool, minibatch_stddev
 
@@ -150,6 +151,14 @@ def test_ssim_equals_the_reference_and_is_1_for_equal_images():
     assert set(quality.of(image[:, :10], decoded[:, :10])) == {"squared_error"}
 
 
+def test_use_and_perplexity_of_codes_are_those_of_all_ids():
+    found = tokenizer_evaluator.code_usage(np.array([[0, 0, 5], [1, 1, 5]]), 8)
+    assert found == {"code_usage": 3 / 8, "code_perplexity": pytest.approx(3.0)}
+    found = tokenizer_evaluator.code_usage(np.array([[2, 2, 2, 7]]), 8)
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert found == {"code_usage": 0.25, "code_perplexity": pytest.approx(np.exp(entropy))}
+
+
 def test_psnr_is_of_the_mean_error_of_all_images():
     assert quality.psnr(0.01) == pytest.approx(20.0)
     steps = [{"psnr": metrics.Psnr(jnp.array(total), jnp.array(2.0))} for total in (0.0, 0.04)]
@@ -217,6 +226,15 @@ def test_perceptual_distance_is_that_of_unit_features(vgg):
             for name, shape in perceptual.linear_shapes().items()}  # fmt: skip
     close(perceptual.distance(weights | ones, image, other), [expected / 2], 1e-5)
     assert [x.shape[1] for x in perceptual.features(weights, image)] == [16, 8, 4, 2, 1]
+
+
+def test_vgg_sees_images_as_torchvision_normalises_them():
+    weights = perceptual.zeros()
+    for name in ("features.0.weight", "features.2.weight"):
+        weights[name][[0, 1, 2], [0, 1, 2], 1, 1] = 1  # each colour is handed on as it is
+    image = jnp.array([0.485 + 2 * 0.229, 0.456 + 3 * 0.224, 0.406 - 0.225]).reshape(1, 1, 1, 3)
+    first = perceptual.features(weights, jnp.broadcast_to(image, (1, 16, 16, 3)))[0]
+    close(first[0, 5, 7, :4], [2, 3, 0, 0], 1e-5)
 
 
 def test_perceptual_weights_that_are_not_those_asked_for_are_refused(vgg, tmp_path):

@@ -282,6 +282,16 @@ def test_a_missing_resume_exits_4(finished, capsys):
     assert "nearest: 5, 10, 15" in capsys.readouterr().err
 
 
+def test_a_run_takes_the_whole_steps_of_all_its_epochs():
+    config = frozen(total_epochs=2)  # of 1,500 images, in batches of 96
+    assert assemble.steps_of(config, digits("train")) == 3000 // 96 == 31
+
+
+def test_nothing_is_due_after_the_last_step_and_every_0_is_never():
+    assert [done for done in range(1, 16) if train.due(done, 5, 15)] == [5, 10]
+    assert not any(train.due(done, 0, 15) for done in range(1, 16))
+
+
 def test_a_warmup_longer_than_the_run_is_told(tmp_path):
     with pytest.raises(ConfigError, match="warmup_steps=99 leaves nothing of 15 steps"):
         train.train_and_evaluate(frozen(**{"optimizer.warmup_steps": 99}), tmp_path)

@@ -19,7 +19,7 @@ ASSUMED = (
 def size(num_bytes: float) -> str:
     """Return a size such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
+        if num_bytes < 999.5:  # more would not fit into three digits
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:,.1f} GiB"
