@@ -45,7 +45,7 @@ def test_pixels_are_those_of_the_mim_view_whatever_colours_the_class_view_has(ta
     task = task_of(target)
     batch = task.draw(prepare(task, None, raw_batch()), jax.random.key(0))
     ids = batch.token_mask.ids_predict
-    predicted = jnp.zeros((*ids.shape, task.target.size))
+    predicted = jax.random.normal(jax.random.key(1), (*ids.shape, task.target.size))
     coloured = batch.replace(class_view=1 - batch.class_view)
     loss, other = (task.mim_terms(predicted, some)[0] for some in (batch, coloured))
     assert loss == other > 0

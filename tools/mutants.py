@@ -122,8 +122,7 @@ def run_tests(folder: Path, tests: list[str], output: Path) -> None:
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.path.insert(0, str(folder))
-    options = ["-q", "-x", "-o", "addopts=--strict-markers -m 'not slow'", "-p", "no:cacheprovider",
-               f"--basetemp={folder / 'tmp'}"]  # fmt: skip
+    options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}"]
     code = importlib.import_module("pytest").main([*options, *(f"tests/{test}" for test in tests)])
     sys.stdout.flush()
     os._exit(code)

@@ -246,12 +246,9 @@ def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
         )
     yield from left_out_lines(part["left_out"])
     yield from list_lines(f"of {part['classes']} classes without a pixel", part["without_pixels"])
-    for title, pairs in (
-        ("masks of which no pixel counts", part["all_ignored"]),
-        ("unreadable", part["unreadable"]),
-        ("masks with ids that are no class", part["wrong_ids"]),
-    ):
-        yield from list_lines(title, below(pairs, spec))
+    yield from list_lines("masks of which no pixel counts", below(part["all_ignored"], spec))
+    yield from list_lines("unreadable", below(part["unreadable"], spec))
+    yield from list_lines("masks with ids that are no class", below(part["wrong_ids"], spec))
 
 
 def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
