@@ -168,7 +168,8 @@ def train(
                 with clock.spending("evaluate"):
                     results = evaluate(run.suite, state, folder.path, writer, done)
             with clock.spending("save"):
-                if due(done, config.save_every, total_steps):
+                saves = due(done, config.save_every, total_steps)
+                if saves or run.checkpoints.among_best(results):
                     run.checkpoints.save(done, state, results, run.fingerprint)
                 run.checkpoints.poll()
 

@@ -561,7 +561,9 @@ class Checkpoint:
     """Which checkpoints stay."""
 
     keep: int = option(2, "newest checkpoints kept", low=1, may_change="on resume")
-    keep_best: int = option(1, "best checkpoints kept besides", low=0, may_change="always")
+    keep_best: int = option(
+        1, "best evaluations kept besides; they are saved at once", low=0, may_change="always"
+    )
     keep_best_metric: str = option(
         "knn/recall_at_1", "result that ranks them, higher is better", may_change="always"
     )

@@ -4,8 +4,10 @@ A step's folder is complete once it has a `digests.json`, which is written last.
 SHA-256 of every file, the results that rank the checkpoint, and the fingerprint of its data.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -99,6 +101,15 @@ class Checkpoints:
     def _holds(self, step: int) -> bool:
         return hosts.on_first(lambda: step in self.steps())
 
+    def among_best(self, results: dict) -> bool:
+        """Return whether results are better than the worst of the best that are saved."""
+        score, keep = self._score_of(results), self.kept.keep_best
+        if score is None or not keep:
+            return False
+        self.wait()
+        scores = hosts.on_first(lambda: sorted(self._scores().values()))
+        return len(scores) < keep or score > scores[-keep]
+
     def rank(self, step: int, results: dict) -> None:
         """Add the results of a saved step, by which the best checkpoints are chosen."""
         path = self.folder / str(step) / DIGESTS
@@ -115,8 +126,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Delete what is neither among the newest nor among the best."""
-        steps = self.steps()
-        scores = {step: x for step in steps if (x := self._score(step)) is not None}
+        steps, scores = self.steps(), self._scores()
         ranked = sorted(scores, key=lambda step: scores[step])
         best = ranked[max(len(ranked) - self.kept.keep_best, 0) :]
         kept = set(steps[-self.kept.keep :]) | set(best)
@@ -125,11 +135,17 @@ class Checkpoints:
             (self.folder / str(step) / DIGESTS).unlink()
             shutil.rmtree(self.folder / str(step))
 
-    def _score(self, step: int) -> float | None:
-        try:
-            return self.note(step)["results"].get(self.kept.keep_best_metric)
-        except (OSError, ValueError, KeyError):
-            return None  # damage is reported when it is restored
+    def _scores(self) -> dict[int, float]:
+        """Return the score of each step that has one; damage is reported when it is restored."""
+        scores = {}
+        for step in self.steps():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                scores[step] = self._score_of(self.note(step)["results"])
+        return {step: score for step, score in scores.items() if score is not None}
+
+    def _score_of(self, results: dict) -> float | None:
+        score = results.get(self.kept.keep_best_metric)
+        return None if score is None or math.isnan(score) else score
 
     def poll(self) -> None:
         """Report a failed save; several processes do so when they wait, together."""
