@@ -193,6 +193,16 @@ def test_fewer_scored_than_kept_best_deletes_none(tmp_path, told):
     assert checkpoints.steps() == [1, 2, 3]
 
 
+def test_a_result_that_the_data_does_not_allow_is_told(saved, told):
+    saved.kept = Checkpoint(keep_best_metric="fewshot/25_shot")
+    assert not saved.among_best({"fewshot/1_shot": 0.5})
+    assert told == [
+        "the best is not kept: these results have no fewshot/25_shot "
+        "(config.checkpoint.keep_best_metric)"
+    ]
+    assert saved.among_best({"fewshot/25_shot": 0.5})
+
+
 def test_the_last_save_must_succeed_and_is_not_made_twice(tmp_path, told, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "c", told.append)
     checkpoints.save_now(3, state_of(3), NOTE)

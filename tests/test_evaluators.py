@@ -16,9 +16,17 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from supmim import evaluators, sharding
 from supmim.config import options
-from supmim.config.tasks import FACTS
+from supmim.config.tasks import FACTS, RESULTS
 from supmim.errors import NumericsError
-from supmim.evaluators import classification, knn, linear, reconstruction
+from supmim.evaluators import (
+    classification,
+    fewshot,
+    knn,
+    landmarks,
+    linear,
+    reconstruction,
+    retrieval,
+)
 from supmim.evaluators.lib import ranking
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.tasks.registry import TASKS
@@ -48,6 +56,21 @@ def test_names_are_those_of_the_config():
     assert tiny_config(mim_weight=0.0).evaluator_names == ("classification", "knn")
     every = tiny_config(**{"eval.evaluators": "all"}).evaluator_names
     assert list(every) == [n for n in FACTS["supmim"].evaluators if n != "landmarks"]  # no images
+
+
+def test_what_can_rank_checkpoints_are_results_of_the_evaluators():
+    """Of those whose results are numbered; test_train compares the others with a run."""
+    voted = {f"dino_k{k}" for k in knn.VOTERS}
+    assert {name for name in RESULTS["knn"] if name.startswith("dino")} == voted
+    assert RESULTS["fewshot"] == tuple(f"{shots}_shot" for shots in fewshot.SHOTS)
+    searched = {f"train_recall_at_{k}" for k in retrieval.IN_TRAIN}
+    searched |= {f"recall_at_{k}" for k in retrieval.AMONG}
+    assert set(RESULTS["retrieval"]) == searched | {"map", "map_at_r", f"mmp_at_{retrieval.MMP}"}
+    none = np.zeros(0, int)
+    graded = dict(landmarks.graded_metrics(none, dict.fromkeys(("easy", "hard", "junk"), none)))
+    plain = dict(landmarks.plain_metrics(none, {"positives": none, "junk": none}))
+    assert set(RESULTS["landmarks"]) == graded.keys() | plain.keys()
+    assert RESULTS.keys() == evaluators.EVALUATORS.keys()
 
 
 def test_top_k_agrees_with_scikit_learn_and_ties_count_against_us():

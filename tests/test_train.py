@@ -17,7 +17,7 @@ from PIL import Image
 from supmim import assemble, cli, masking, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.assemble import DEFAULT_START
-from supmim.config import options
+from supmim.config import checks, options
 from supmim.data import sources
 from supmim.data.augment import views
 from supmim.data.sources import base
@@ -83,6 +83,13 @@ def test_a_run_leaves_what_the_design_says(finished):
                  "reconstruction/token_accuracy", "floor/token_accuracy", "floor/top1",
                  "floor/knn_pixels_cosine", "floor/knn_pixels_euclidean"):  # fmt: skip
         assert name in results
+
+
+def test_every_result_of_which_more_is_better_can_rank_checkpoints(finished):
+    config, _, results = finished
+    less = {"classification/loss", "classification/calibration_error"}
+    more = {name for name in results if not name.startswith("floor/")} - less
+    assert more == set(checks.rankings(config))
 
 
 def test_results_say_of_which_checkpoint_and_by_which_protocol(finished, copied):

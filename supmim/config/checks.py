@@ -6,7 +6,7 @@ from typing import Any
 
 from supmim.config import options, tasks
 from supmim.config.flat import build, flatten
-from supmim.config.options import NORM_GROUPS, OPTIONS, STDDEV_GROUP, Config
+from supmim.config.options import NORM_GROUPS, OPTIONS, SSIM_WINDOW, STDDEV_GROUP, Config
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
 SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
@@ -385,10 +385,27 @@ def _list_problems(config: Config) -> Iterator[str]:
             "config.eval.evaluators asks for landmarks: name their JSON file, "
             "--config.eval.landmarks=FILE.json"
         )
-    metric = config.checkpoint.keep_best_metric
-    if config.checkpoint.keep_best and metric.split("/")[0] not in config.evaluator_names:
+    metric, known = config.checkpoint.keep_best_metric, rankings(config)
+    of_class = metric.startswith("segmentation/iou/") and "segmentation/iou/NAME" in known
+    if config.checkpoint.keep_best and metric not in known and not of_class:
+        close = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {close[0]}? It takes" if close else "it takes"
         yield (
-            f"config.checkpoint.keep_best_metric={metric} comes from no evaluator of "
-            f"config.eval.evaluators={config.eval.evaluators}; choose one of theirs or set "
+            f"config.checkpoint.keep_best_metric={metric} is no result of which more is better of "
+            f"config.eval.evaluators={config.eval.evaluators}; {hint} {', '.join(known)}. Or set "
             "config.checkpoint.keep_best=0"
         )
+
+
+def rankings(config: Config) -> list[str]:
+    """Return the results that can rank checkpoints, as far as the config says which there are."""
+    tokens, real = config.mim.target == "tokens", bool(config.eval.real_labels)
+    absent = {
+        "reconstruction/pixels_explained" if tokens else "reconstruction/token_accuracy",
+        "" if real else "classification/real_top1",
+        "tokenizer/ssim" if config.data.image_size < SSIM_WINDOW else "",
+    }
+    names = [
+        f"{name}/{of}" for name in config.evaluator_names for of in tasks.RESULTS.get(name, ())
+    ]
+    return [name for name in names if name not in absent]

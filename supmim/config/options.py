@@ -12,6 +12,7 @@ from supmim.config import tasks
 from supmim.config.option import Change, Option, Value, option
 
 NORM_GROUPS = 32  # groups of the norms of published VQGANs
+SSIM_WINDOW = 11  # side of the windows that SSIM compares, in pixels
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
 MAX_SEED = 2**31 - 1
 Group = TypeVar("Group")

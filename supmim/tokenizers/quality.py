@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-WINDOW, SIGMA = 11, 1.5  # side and deviation of SSIM's Gaussian window, in pixels
+from supmim.config.options import SSIM_WINDOW
+
+SIGMA = 1.5  # deviation of the Gaussian windows that SSIM compares, in pixels
 C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for images in [0, 1]
 
 
@@ -19,7 +21,7 @@ def psnr(mean_squared_error: float) -> float:
 def of(image: jax.Array, decoded: jax.Array) -> dict[str, jax.Array]:
     """Return `squared_error` and, unless images are smaller than a window, `ssim`, each [B]."""
     scores = {"squared_error": squared_error(image, decoded)}
-    return scores if image.shape[1] < WINDOW else scores | {"ssim": ssim(image, decoded)}
+    return scores if image.shape[1] < SSIM_WINDOW else scores | {"ssim": ssim(image, decoded)}
 
 
 def squared_error(image: jax.Array, decoded: jax.Array) -> jax.Array:
@@ -31,7 +33,7 @@ def ssim(image: jax.Array, decoded: jax.Array) -> jax.Array:
     """Return the structural similarity (Wang et al. 2004): [B, S, S, C] twice -> [B].
 
     It is the mean over channels and over all Gaussian windows inside the image, from population
-    variances. S is at least WINDOW.
+    variances. S is at least SSIM_WINDOW.
     """
     x, y = image, decoded
     mean_x, mean_y, xx, yy, xy = jnp.split(
@@ -46,8 +48,8 @@ def ssim(image: jax.Array, decoded: jax.Array) -> jax.Array:
 
 def _windows(x: jax.Array) -> jax.Array:
     """Return the Gaussian means of all windows: [B, S, S, F] -> [B, S-10, S-10, F]."""
-    row = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    row = np.exp(-((np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2) ** 2) / (2 * SIGMA**2))
     row = jnp.asarray(row / row.sum(), jnp.float32)
-    height, width = (side - WINDOW + 1 for side in x.shape[1:3])
-    x = jnp.asarray(sum(row[i] * x[:, i : i + height] for i in range(WINDOW)))
-    return jnp.asarray(sum(row[i] * x[:, :, i : i + width] for i in range(WINDOW)))
+    height, width = (side - SSIM_WINDOW + 1 for side in x.shape[1:3])
+    x = jnp.asarray(sum(row[i] * x[:, i : i + height] for i in range(SSIM_WINDOW)))
+    return jnp.asarray(sum(row[i] * x[:, :, i : i + width] for i in range(SSIM_WINDOW)))

@@ -104,7 +104,13 @@ class Checkpoints:
     def among_best(self, results: dict) -> bool:
         """Return whether results are better than the worst of the best that are saved."""
         score, keep = self._score_of(results), self.kept.keep_best
-        if score is None or not keep:
+        if not keep or not results:
+            return False
+        if score is None:
+            self.log(
+                f"the best is not kept: these results have no {self.kept.keep_best_metric} "
+                "(config.checkpoint.keep_best_metric)"
+            )
             return False
         self.wait()
         scores = hosts.on_first(lambda: sorted(self._scores().values()))
