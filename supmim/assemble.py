@@ -262,7 +262,7 @@ class Programs(NamedTuple):
 
 
 def programs(
-    config: Config, task: Task, tx: optax.GradientTransformation, mesh: Mesh, state: Any
+    config: Config, task: Task, tx: optax.GradientTransformationExtraArgs, mesh: Mesh, state: Any
 ) -> Programs:
     """Return the programs of a step. state: arrays or shapes, with their shardings."""
     tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)

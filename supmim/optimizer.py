@@ -99,6 +99,20 @@ def depth_of(encoder_params: Any) -> int:
     return len(jax.tree.leaves(blocks)[0]) if "stack" in blocks else len(blocks)
 
 
+def follow(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Scale updates by minus the learning rate of a step; `update` takes the step by name.
+
+    optax counts the updates itself, so that the learning rate would lag by one for each update that
+    was skipped. That count, which stays in the state, is not used.
+    """
+    scale = optax.scale_by_learning_rate(learning_rate)
+
+    def update(updates, state, params=None, **extra):
+        return scale.update(updates, optax.ScaleByScheduleState(extra["step"]), params)
+
+    return optax.GradientTransformationExtraArgs(scale.init, update)
+
+
 class AverageState(NamedTuple):
     """Averaged parameters, and the number of updates that they have seen."""
 
@@ -128,8 +142,8 @@ def average_params(decay: float) -> optax.GradientTransformation:
 
 def create(
     config: options.Optimizer, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
-    """Return the transformation of config.optimizer.
+) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation of config.optimizer; its `update` takes `step`, counted from 0.
 
     adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by
     weight_decay times the schedule alone, which peaks at 1 (big_vision), lamb as adamw and with
@@ -150,13 +164,15 @@ def create(
             optax.add_decayed_weights(decay, decay_mask),
             *([trust_ratio()] if config.name == "lamb" else []),
             *([layer_decay(config.layer_decay)] if config.layer_decay != 1 else []),
-            optax.scale_by_learning_rate(learning_rate),
+            follow(learning_rate),
         )
     )
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
     never = np.iinfo(np.int32).max  # optax lets the update after this many bad ones through
-    return optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=never)
+    return optax.with_extra_args_support(
+        optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=never)
+    )
 
 
 def evaluated_params(state: Any) -> Any:

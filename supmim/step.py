@@ -43,7 +43,7 @@ def train_step(
     rng: jax.Array,
     *,
     task: Task,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     parts: int = 1,
 ) -> tuple[State, metrics.Metrics]:
     """Return the next state, and metrics, from a prepared batch.
@@ -56,7 +56,7 @@ def train_step(
     grads, totals = gradients(
         lambda params, *rest: task.loss_fn(params | fixed, *rest), free, drawn, rng, parts
     )
-    updates, new_opt_state = tx.update(grads, state.opt_state, free)
+    updates, new_opt_state = tx.update(grads, state.opt_state, free, step=state.step)
     opt_state = cast(optax.ApplyIfFiniteState, new_opt_state)
     params = optax.apply_updates(free, updates) | fixed
     changed, totals = task.after_update(params, totals)

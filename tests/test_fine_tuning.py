@@ -70,7 +70,7 @@ def test_every_update_is_the_usual_one_times_its_factor(name):
             "optimizer.name": name, "optimizer.layer_decay": decay, "optimizer.clip_norm": 0.0,
         }).optimizer  # fmt: skip
         tx = optimizer.create(config, lambda _: 0.1)
-        return tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params)[0]
+        return tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params, step=0)[0]
 
     plain, factors = update(params, 1.0), optimizer.layer_factors(params, 0.5)
     found = update(params, 0.5)

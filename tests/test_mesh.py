@@ -43,11 +43,13 @@ def recording(tx):
     def state(inner, gradient):
         return Recorded(inner, gradient, inner.notfinite_count, inner.total_notfinite)
 
-    def update(gradient, old, params):
-        updates, inner = tx.update(gradient, old.inner, params)
+    def update(gradient, old, params, **extra):
+        updates, inner = tx.update(gradient, old.inner, params, **extra)
         return updates, state(inner, gradient)
 
-    return optax.GradientTransformation(lambda params: state(tx.init(params), params), update)
+    return optax.GradientTransformationExtraArgs(
+        lambda params: state(tx.init(params), params), update
+    )
 
 
 def first_gradients_and_losses(shape, **changes):

@@ -1,6 +1,7 @@
 """Laws of the step: same twice, baseline is the baseline, padding and NaN change nothing."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -307,7 +308,7 @@ def test_decay_moves_kernels_alone():
     config = tiny_config(**{"optimizer.weight_decay": 0.5}).optimizer
     tx = optimizer.create(config, lambda _: 0.1)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates, _ = tx.update(zeros, tx.init(params), params, step=0)
     moved = jax.tree.map(lambda u: float(jnp.abs(u).max()), updates)
     np.testing.assert_allclose(moved["a"]["kernel"], 0.05, rtol=1e-6)
     np.testing.assert_allclose(moved["stack"]["kernel"], 0.05, rtol=1e-6)
@@ -335,7 +336,7 @@ def test_decoupled_decay_follows_the_schedule_and_not_the_learning_rate():
         }).optimizer  # fmt: skip
         tx = optimizer.create(config, schedule)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        updates, _ = tx.update(zeros, tx.init(params), params)
+        updates, _ = tx.update(zeros, tx.init(params), params, step=0)
         moved[name] = float(updates["w"]["kernel"][0])
     np.testing.assert_allclose(moved["adam_decoupled"], -0.25 * 0.5 * 2.0, rtol=1e-5)
     np.testing.assert_allclose(moved["adamw"], -0.25 * 0.005 * 2.0, rtol=1e-5)
@@ -351,7 +352,7 @@ def test_lamb_moves_each_kernel_in_proportion_to_its_norm():
     steps = {}
     for name, params in (("unrolled", {"x": unrolled}), ("stacked", {"x": stacked})):
         gradient = jax.tree.map(lambda p: jnp.sin(3 * p) + 0.1, params)
-        steps[name], _ = tx.update(gradient, tx.init(params), params)
+        steps[name], _ = tx.update(gradient, tx.init(params), params, step=0)
     for i, (size, kernel) in enumerate(zip((1, 1, 0), kernels, strict=True)):
         update = steps["unrolled"]["x"][f"block_{i}"]
         np.testing.assert_allclose(steps["stacked"]["x"]["stack"]["kernel"][i], update["kernel"],
@@ -385,7 +386,7 @@ def test_clipping_limits_the_global_norm():
 
     def moment(clip):
         tx = optimizer.create(tiny_config(**{"optimizer.clip_norm": clip}).optimizer, lambda _: 1.0)
-        _, state = tx.update(gradient, tx.init(params), params)
+        _, state = tx.update(gradient, tx.init(params), params, step=0)
         return optax.tree_utils.tree_get(state, "mu")["w"]["kernel"]
 
     np.testing.assert_allclose(jnp.linalg.norm(moment(1.0)), 0.1, rtol=1e-5)
@@ -436,3 +437,25 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     assert int(totals["skipped_in_a_row"].value) == 0
     assert int(totals["skipped_steps"].value) == 7
     assert not (jax.tree.leaves(state.params)[0] == jax.tree.leaves(after.params)[0]).all()
+
+
+def test_the_learning_rate_is_that_of_the_step_though_updates_were_skipped():
+    """Adam moves by the learning rate itself where every gradient is 1."""
+    config = tiny_config(**{"optimizer.weight_decay": 0.0, "optimizer.clip_norm": 0.0}).optimizer
+    schedule = optimizer.schedule(config, 20)
+    tx = optimizer.create(config, schedule)
+    task = types.SimpleNamespace(
+        fixed=(),
+        init=lambda rng: {"w": {"kernel": jnp.zeros(2)}},
+        draw=lambda batch, rng: batch,
+        loss_fn=lambda params, batch, rng: ((batch * params["w"]["kernel"]).sum(), {}),
+        after_update=lambda params, totals: (params, totals),
+    )
+    run = jax.jit(functools.partial(step.train_step, rng=jax.random.key(0), task=task, tx=tx))
+    state, skipped = step.create_state(jax.random.key(0), task, tx), (3, 4, 11)
+    for number in range(20):
+        after, _ = run(state, jnp.full(2, jnp.nan if number in skipped else 1.0))
+        moved = state.params["w"]["kernel"] - after.params["w"]["kernel"]
+        expected = 0.0 if number in skipped else schedule(number)
+        np.testing.assert_allclose(moved, np.full(2, expected), rtol=1e-3, atol=1e-8)
+        state = after

@@ -132,7 +132,7 @@ def compiled(
 
 def initial_state(
     config: Config, task: Task, mesh: Mesh
-) -> tuple[step.State, optax.GradientTransformation]:
+) -> tuple[step.State, optax.GradientTransformationExtraArgs]:
     """Return the state before the first step, on the mesh, and the optimizer."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
