@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, damage noticed, any mesh, nothing cast."""
 
+import itertools
 import json
 import shutil
 import threading
@@ -87,7 +88,15 @@ def damage_digests(checkpoints):
     (checkpoints.folder / "3" / checkpoint.DIGESTS).write_text("{")
 
 
-@pytest.mark.parametrize("harm", [flip_bit, truncate, remove_file, empty, damage_digests])
+def change_results(checkpoints):
+    path = checkpoints.folder / "3" / checkpoint.DIGESTS
+    path.write_text(path.read_text().replace('"length": 3', '"length": 2'))
+
+
+HARMS = [flip_bit, truncate, remove_file, empty, damage_digests, change_results]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_newest_falls_back_with_one_message(saved, told, harm):
     harm(saved)
     restored = saved.restore(abstract_of(state_of(0)))
@@ -99,6 +108,26 @@ def test_a_damaged_newest_falls_back_with_one_message(saved, told, harm):
 def test_a_flipped_bit_is_named(saved):
     flip_bit(saved)
     assert "SHA-256 differs" in checkpoint.damage(saved.folder / "3")
+
+
+def test_a_changed_byte_of_the_digests_is_damage_wherever_it_is(saved):
+    saved.rank(3, {"knn/recall_at_1": 0.25})
+    path = saved.folder / "3" / checkpoint.DIGESTS
+    whole = path.read_bytes()
+    masks = itertools.cycle((0x01, 0x02, 0x07, 0x20, 0x80))
+    for at, mask in zip(range(0, len(whole), 3), masks, strict=False):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
+        assert checkpoint.DIGESTS in checkpoint.damage(path.parent), (at, mask)
+    path.write_bytes(whole)
+    assert checkpoint.damage(path.parent) == ""
+
+
+def test_digests_that_an_older_supmim_wrote_are_read(saved):
+    path = saved.folder / "3" / checkpoint.DIGESTS
+    older = json.loads(path.read_text())
+    del older["sha256"]
+    path.write_text(json.dumps(older, indent=1) + "\n")
+    assert int(saved.restore(abstract_of(state_of(0))).state["step"]) == 3
 
 
 def test_a_save_without_digests_is_not_whole_and_is_ignored(saved, told):

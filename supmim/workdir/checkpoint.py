@@ -1,7 +1,8 @@
 """Checkpoints by Orbax, with digests of our own, since Orbax does not notice a flipped bit.
 
 A step's folder is complete once it has a `digests.json`, which is written last. This holds the
-SHA-256 of every file, the results that rank the checkpoint, and the fingerprint of its data.
+SHA-256 of every file, the results that rank the checkpoint, the fingerprint of its data, and the
+SHA-256 of all of that: a damaged byte in it is damage of the checkpoint.
 """
 
 import contextlib
@@ -23,9 +24,10 @@ from supmim.config.options import Checkpoint
 from supmim.errors import CheckpointError
 from supmim.runtime import hosts
 from supmim.sharding import path_name
-from supmim.workdir.files import read_json, write_json
+from supmim.workdir.files import json_text, read_json, write_json
 
 DIGESTS = "digests.json"
+NOTE = {"step", "results", "fingerprint", "files"}  # keys of what is written into it
 FAILED_SAVES = 3  # in a row, after which the run stops
 # Replicas share the writing of an array if each part has as many bytes: cutting up a small one
 # costs more than it saves.
@@ -118,14 +120,14 @@ class Checkpoints:
 
     def rank(self, step: int, results: dict) -> None:
         """Add the results of a saved step, by which the best checkpoints are chosen."""
-        path = self.folder / str(step) / DIGESTS
-        hosts.on_first(lambda: write_json(path, self.note(step) | {"results": results}))
+        path = self.folder / str(step)
+        hosts.on_first(lambda: _write_note(path, self.note(step) | {"results": results}))
 
     def _finish(self, response: Any, path: Path, note: dict) -> None:
         try:
             response.result()
             if hosts.is_first():
-                write_json(path / DIGESTS, note | {"files": file_digests(path)})
+                _write_note(path, note | {"files": file_digests(path)})
                 self._prune()
         except Exception as error:
             self._failure = _first_line(error)
@@ -181,7 +183,7 @@ class Checkpoints:
             )
 
     def note(self, step: int) -> dict[str, Any]:
-        """Return the digests.json of a step."""
+        """Return the digests.json of a step; OSError or ValueError if it is damaged."""
         return _read_note(self.folder / str(step))
 
     def digest(self, step: int) -> str:
@@ -264,8 +266,23 @@ def file_digests(path: Path) -> dict[str, str]:
         return dict(zip(names, pool.map(sha256, files), strict=True))
 
 
+def _write_note(path: Path, note: dict[str, Any]) -> None:
+    write_json(path / DIGESTS, note | {"sha256": _sha256_of(note)})
+
+
+def _sha256_of(note: dict[str, Any]) -> str:
+    return hashlib.sha256(json_text(note).encode()).hexdigest()
+
+
 def _read_note(path: Path) -> dict[str, Any]:
-    return read_json(path / DIGESTS)
+    """Return what `_write_note` was given; ValueError if a byte has changed since."""
+    stored = read_json(path / DIGESTS)
+    if not isinstance(stored, dict) or stored.keys() != NOTE | {"sha256"}:
+        raise ValueError("it is not as it was written")
+    note = {name: value for name, value in stored.items() if name != "sha256"}
+    if stored["sha256"] != _sha256_of(note) or json_text(stored) != (path / DIGESTS).read_text():
+        raise ValueError("it is not as it was written: its SHA-256 differs")
+    return note
 
 
 def digest(note: dict[str, Any]) -> str:

@@ -30,7 +30,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(document, indent=1) + "\n")
+    write_text(path, json_text(document))
+
+
+def json_text(document: Any) -> str:
+    return json.dumps(document, indent=1) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
