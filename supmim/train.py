@@ -25,7 +25,7 @@ from supmim.runtime import hosts, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.runtime.preemption import StopSignal
 from supmim.tasks.base import Task
-from supmim.workdir import files, lock
+from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.folder import Workdir
 from supmim.workdir.writer import NoWriter, Writer, open_writer, read_metrics
@@ -89,7 +89,7 @@ def set_up(
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
     fingerprint = pipeline.data_fingerprint(source, eval_source, config) | task.fingerprint()
     state = assemble.first_state(config, make_state, mesh, checkpoints, fingerprint, origin, start)
-    folder.begin_run(config, origin)
+    folder.begin_run(config, origin, model.of(config, source.class_names))
     programs = assemble.programs(config, task, tx, mesh, state)
 
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
@@ -221,7 +221,8 @@ def conclude(run: Run, folder: Workdir, results: dict[str, float]) -> None:
     def write() -> None:
         digest = run.checkpoints.digest(run.total_steps)
         checkpoint = {"step": run.total_steps, "digest": digest}
-        about = {"checkpoint": checkpoint, **notes, **files.read_origin(folder.path)}
+        about = {"checkpoint": checkpoint, **notes, **model.note(folder.path)}
+        about |= files.read_origin(folder.path)
         page.write(folder.path, results, config_lib.to_json(run.config), about)
         files.write_results(folder.path, {"step": run.total_steps, **results}, about)
 

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from supmim.commands import evaluate, evaluation_results
 from supmim.data import pipeline, sources
 from supmim.data.sources import base
 from supmim.runtime import devices
+from supmim.workdir import model
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.files import read_notes, read_results, write_results
 from tests.conftest import digits, tiny_config
@@ -27,6 +29,7 @@ def stored_run(workdir, **changes):
     workdir.mkdir()
     (workdir / "config.json").write_text(config_lib.to_json(config))
     source, eval_source = sources.load(config.data)
+    model.write(workdir, model.of(config, source.class_names))
     own = evaluate.model_config(config, config)
     tx = optimizer.create(own.optimizer, lambda _: 0.0)
     mesh = assemble.mesh_of(own)
@@ -169,9 +172,32 @@ def test_frozen_embeddings_of_other_classes_are_judged(workdir, tmp_path, capsys
         assert 0 <= results[name] <= 1
     assert results["retrieval/train_without_positives"] > 0  # class d
     code, _ = evaluated(workdir, "--evaluators=classification,knn", *source)
-    assert code == 2
+    assert code == 3
     told = capsys.readouterr().err
-    assert "classification: the run's classes are not those" in told and "knn:" not in told
+    assert (
+        "classification: the run's classes are not those" in told
+        and "class 0 was '0', is 'a'" in told
+        and "knn:" not in told
+    )
+
+
+def test_renamed_classes_are_told_by_name(tmp_path, capsys):
+    photos = folder(tmp_path / "photos", ("cat", "dog", "owl")).removeprefix("folder:")
+    named = {"classifier.num_classes": 3, "data.train": f"folder:{photos}", "mim_weight": 0.0,
+             "eval.evaluators": "classification,knn"}  # fmt: skip
+    run = stored_run(tmp_path / "run", **named)
+    assert evaluated(run)[0] == 0
+    assert read_notes(run)["model"]["class_names"] == ["cat", "dog", "owl"]
+    (Path(photos) / "dog").rename(Path(photos) / "wolf")
+    capsys.readouterr()
+    assert evaluated(run)[0] == 0
+    told = (
+        "classification: the run's classes are not those of the images: class 1 was 'dog', is "
+        "'owl'; 2 differ"
+    )
+    assert f"left out    {told}\n" in capsys.readouterr().out
+    assert evaluated(run, "--evaluators=classification")[0] == 3
+    assert told in capsys.readouterr().err
 
 
 def test_disjoint_classes_are_searched_among_themselves_alone(workdir, tmp_path, capsys):
@@ -188,8 +214,7 @@ def test_disjoint_classes_are_searched_among_themselves_alone(workdir, tmp_path,
 def test_what_means_nothing_is_left_out_of_all_and_refused_by_name(run, capsys):
     config = tiny_config(**{"eval.evaluators": "all", "data.image_size": 12})
     run_config = tiny_config()
-    stored = {"classes": "others"}
-    reasons = evaluate.meaningless(config, run_config, stored, digits("train"), digits("test"))
+    reasons = evaluate.meaningless(config, run_config, "others", digits("train"), digits("test"))
     left = evaluate.without_meaningless(config, run_config, reasons)
     assert left.eval.evaluators == "knn,retrieval,fewshot,linear,logistic,maps"
     out = capsys.readouterr().out

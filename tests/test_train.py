@@ -27,7 +27,7 @@ from supmim.planning import program
 from supmim.report.terminal import Terminal
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
-from supmim.workdir import checkpoint
+from supmim.workdir import checkpoint, model
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.files import NOTES, read_results, write_results
 from supmim.workdir.folder import Workdir
@@ -70,7 +70,8 @@ def copied(finished, tmp_path):
 
 def test_a_run_leaves_what_the_design_says(finished):
     config, workdir, results = finished
-    for name in ("config.json", "metrics.jsonl", "results.json", "report.html", "parameters.txt",
+    for name in ("config.json", "model.json", "metrics.jsonl", "results.json", "report.html",
+                 "parameters.txt",
                  "checkpoints/15/digests.json", "tokenizer/tokenizer.safetensors",
                  "pictures/curves.png", "pictures/reconstructions.png",
                  "pictures/neighbours.png", "pictures/confusion.png"):  # fmt: skip
@@ -83,6 +84,20 @@ def test_a_run_leaves_what_the_design_says(finished):
                  "reconstruction/token_accuracy", "floor/token_accuracy", "floor/top1",
                  "floor/knn_pixels_cosine", "floor/knn_pixels_euclidean"):  # fmt: skip
         assert name in results
+
+
+def test_model_json_says_what_the_outputs_mean_and_what_images_it_takes(finished):
+    config, workdir, _ = finished
+    crop = {"view": "short_side", "resize": 8, "size": 8, "interpolation": "bilinear"}
+    expected = {"class_names": digits("train").class_names, "channels": 1, **crop}
+    assert vars(model.read(workdir)) == expected | {"mean": (0.5,), "std": (0.5,)}
+    stored = json.loads((workdir / "model.json").read_text())
+    assert json.loads((workdir / "results.json").read_text())["model"] == stored
+    assert "class names: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9;" in (workdir / "report.html").read_text()
+    pixels = jnp.linspace(0, 1, 256)
+    np.testing.assert_allclose(
+        views.to_input(pixels), (pixels - views.MEAN) / views.STD, rtol=0, atol=1e-7
+    )
 
 
 def test_every_result_of_which_more_is_better_can_rank_checkpoints(finished):

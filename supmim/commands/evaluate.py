@@ -5,6 +5,7 @@ differently. Evaluators that have no meaning there are left out, or refused if a
 """
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from supmim.config import Config, tasks
 from supmim.data import images, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
-from supmim.errors import CheckpointError, ConfigError
+from supmim.errors import CheckpointError, ConfigError, DataError
 from supmim.report import terminal
 from supmim.runtime import devices, hosts
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
-from supmim.workdir import lock
+from supmim.workdir import lock, model
 from supmim.workdir.checkpoint import Checkpoints, Restored
 from supmim.workdir.files import read_config
 
@@ -50,7 +51,8 @@ def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.
     config, source, eval_source = load_sources(config)
     trained = model_config(config, run_config)
     restored = restore(trained, workdir, checkpoint, mesh)
-    reasons = meaningless(config, run_config, restored.fingerprint, source, eval_source)
+    renamed = renamed_classes(workdir, source, restored.fingerprint)
+    reasons = meaningless(config, run_config, renamed, source, eval_source)
     told, every = assemble.shared_images(source, eval_source)
     if every:
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
@@ -138,18 +140,31 @@ def restore(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.M
     return restored
 
 
+def renamed_classes(workdir: Path, source: Source, stored: dict[str, Any]) -> str:
+    """Return how the classes of a run differ from those of a source; empty if they do not.
+
+    stored: the fingerprint of the checkpoint, which an older run has without names of classes.
+    """
+    classes = pipeline.classes_of(source)
+    if stored.get("classes", classes) == classes:
+        return ""
+    told, trained = "the run's classes are not those of the images", model.read(workdir)
+    if trained is None:
+        return told
+    names = [map(repr, names) for names in (trained.class_names, source.class_names)]
+    pairs = enumerate(itertools.zip_longest(*names, fillvalue="missing"))
+    differ = [f"class {n} was {was}, is {now}" for n, (was, now) in pairs if was != now]
+    return f"{told}: {differ[0]}; {len(differ)} differ"
+
+
 def meaningless(
-    config: Config, run_config: Config, stored: dict[str, Any], source: Source, eval_source: Source
+    config: Config, run_config: Config, renamed: str, source: Source, eval_source: Source
 ) -> dict[str, str]:
     """Return the evaluators whose results would mean nothing on these images -> the reason.
 
-    stored: the fingerprint of the checkpoint.
+    renamed: the return value of `renamed_classes`.
     """
-    reasons = {}
-    classes = pipeline.classes_of(source)
-    if stored.get("classes", classes) != classes:
-        why = "the run's classes are not those of the images"
-        reasons |= dict.fromkeys(USE_TRAINED_HEAD, why)
+    reasons = dict.fromkeys(USE_TRAINED_HEAD, renamed) if renamed else {}
     if config.data.image_size != run_config.data.image_size:
         size = run_config.data.image_size
         reasons["reconstruction"] = f"the decoder knows images of {size} pixels alone"
@@ -162,14 +177,16 @@ def meaningless(
 def without_meaningless(config: Config, run_config: Config, reasons: dict[str, str]) -> Config:
     """Return the config without the evaluators that have a reason against them; print the reasons.
 
-    ConfigError if one of them was asked for by name, or no other is left.
+    If one of them was asked for by name, or no other is left: DataError for other classes than the
+    run's, else ConfigError.
     """
     names, asked = config.evaluator_names, config.eval.evaluators
     kept = [name for name in names if name not in reasons]
     lines = [f"{name}: {reasons[name]}" for name in names if name in reasons]
     if lines and (not kept or asked not in (tasks.ALL, run_config.eval.evaluators)):
         others = [n for n in config.facts.evaluators if n not in reasons and n not in CONDITIONAL]
-        raise ConfigError(
+        trained_head = any(name in USE_TRAINED_HEAD for name in names if name in reasons)
+        raise (DataError if trained_head else ConfigError)(
             "not every evaluator has a meaning on these images:\n  "
             + "\n  ".join(lines)
             + f"\nThese have: --evaluators={','.join(others)}"

@@ -38,6 +38,7 @@ CAPTIONS = {
     "where the encoder finds them similar, within an image and across images.",
 }
 
+MOST_NAMES = 100  # of classes, beyond which some are left to model.json
 UNQUOTED = str.maketrans("", "", '"{}[]')
 UNITS = {  # formats of results by the end of their names
     "/loss": "{:.4f}",
@@ -61,6 +62,9 @@ def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str
         if (pictures / name).exists()
     )
     about = {name: notes[name] for name in NOTES if name in notes and name != "protocols"}
+    if names := about.get("model", {}).get("class_names"):
+        more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+        about["model"] = about["model"] | {"class_names": [*names[:MOST_NAMES], *more]}
     facts = {name: _one_line(values) for name, values in (about | notes["protocols"]).items()}
     spent = {k: f"{v:.1%}" for k, v in goodput(read_metrics(workdir / "metrics.jsonl")).items()}
     write_text(

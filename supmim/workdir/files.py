@@ -84,7 +84,7 @@ def begin_run(workdir: Path, config: Config, origin: dict[str, Any]) -> None:
 
 
 RESULTS = "results.json"
-NOTES = ("checkpoint", "data", "init", "protocols")  # keys of results that are not numbers
+NOTES = ("checkpoint", "data", "init", "model", "protocols")  # keys of results that are not numbers
 
 
 def read_results(workdir: Path, file: str = RESULTS) -> dict[str, float]:

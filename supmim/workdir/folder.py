@@ -7,7 +7,7 @@ from clu import parameter_overview
 
 from supmim.config import Config
 from supmim.runtime import hosts
-from supmim.workdir import files
+from supmim.workdir import files, model
 
 
 class Workdir:
@@ -24,9 +24,17 @@ class Workdir:
         """Return the results of a finished run; empty if it is not finished."""
         return hosts.on_first(lambda: files.read_results(self.path))
 
-    def begin_run(self, config: Config, origin: dict[str, Any]) -> None:
-        """Freeze the config and mark the run as not finished. origin: see files.begin_run."""
-        hosts.on_first(lambda: files.begin_run(self.path, config, origin))
+    def begin_run(self, config: Config, origin: dict[str, Any], about: model.Model) -> None:
+        """Freeze the config, and what is known about the model; mark the run as not finished.
+
+        origin: see files.begin_run.
+        """
+
+        def write() -> None:
+            files.begin_run(self.path, config, origin)
+            model.write(self.path, about)
+
+        hosts.on_first(write)
 
     def write_parameters(self, params: Any) -> None:
         """Write parameters.txt: path, shape and PartitionSpec of every parameter."""

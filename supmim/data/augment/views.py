@@ -13,6 +13,8 @@ from supmim.data.augment import boxes, colour, randaugment
 # Their order fixes the random draws of a run: append only.
 PURPOSES = ("flip", "affine", "three_augment", "colour_jitter", "randaugment", "erase")
 
+MEAN, STD = 0.5, 0.5  # of what `to_input` does
+
 
 def example_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """Return [B] keys, one for each example and epoch, independent of the batch size."""
@@ -31,7 +33,7 @@ def to_float(image: jax.Array) -> jax.Array:
 
 
 def to_input(image: jax.Array) -> jax.Array:
-    """Scale [0, 1] to the [-1, 1] that the encoder takes."""
+    """Scale [0, 1] to the [-1, 1] that the encoder takes: (image - MEAN) / STD."""
     return 2 * image - 1
 
 

@@ -1,0 +1,83 @@
+"""model.json: what the outputs of a run's model mean, and what images it takes.
+
+config.json says how the model is built and trained. This says what follows from it and from the
+data, for whoever uses the model without them.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from supmim.config import Config
+from supmim.data import images
+from supmim.data.augment import views
+from supmim.errors import CheckpointError
+from supmim.workdir.files import write_json
+
+FILE = "model.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What the outputs of a model mean, and what images it takes.
+
+    class_names: in the order of the logits; empty without classes. view, resize, size: the central
+    crop, see data.crop.CentralCrop, resized by `interpolation`, antialiased, in uint8. mean, std:
+    of each channel, subtracted from pixels in [0, 1] and divided by.
+    """
+
+    class_names: tuple[str, ...]
+    channels: int
+    view: str
+    resize: int
+    size: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def of(config: Config, class_names: tuple[str, ...]) -> Model:
+    """Return what the model of a config takes and, given the classes of its source, answers."""
+    data, encodes = config.data, config.task != "tokenizer"
+    mean, std = (views.MEAN, views.STD) if encodes else (0.0, 1.0)
+    return Model(
+        class_names=class_names if config.facts.has_labels else (),
+        channels=data.channels,
+        interpolation=data.interpolation,
+        mean=(mean,) * data.channels,
+        std=(std,) * data.channels,
+        **vars(images.central_crop(data)),
+    )
+
+
+def write(workdir: Path, model: Model) -> None:
+    """Write the model.json of a workdir atomically."""
+    write_json(workdir / FILE, vars(model))
+
+
+def read(workdir: Path) -> Model | None:
+    """Return the model.json of a workdir; None if there is none, as in runs of supmim 0.2.0.
+
+    CheckpointError if it is damaged.
+    """
+    path = workdir / FILE
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        found = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        model = Model(**found)
+        "".join(model.class_names)  # TypeError unless all are names
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): restore it from a copy. Without it the numbers of the "
+            "classes have no names; delete it to go on all the same"
+        ) from error
+    return model
+
+
+def note(workdir: Path) -> dict[str, Any]:
+    """Return it as results store it, under `model`; empty if there is none."""
+    model = read(workdir)
+    return {} if model is None else {"model": vars(model)}
