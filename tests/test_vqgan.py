@@ -322,6 +322,8 @@ def test_a_config_without_a_folder_still_traces(name):
     [
         ({"tokenizer.channel_multipliers": "1,,2"}, "no list of whole numbers from 1"),
         ({"tokenizer.channel_multipliers": "1,0"}, "no list of whole numbers from 1"),
+        ({"tokenizer.channel_multipliers": "1," * 16 + "1"}, "no list of whole numbers from 1"),
+        ({"tokenizer.channel_multipliers": "1," + "2" * 5000}, "no list of whole numbers from 1"),
         ({"tokenizer.channel_multipliers": "1,1,2"}, "set config.tokenizer.patch_size=4, or"),
         ({"tokenizer.filters": 40}, "nearest: 32 or 64"),
         ({"tokenizer.filters": 16, "tokenizer.channel_multipliers": "2,4"}, ""),

@@ -1,7 +1,8 @@
 """Checks of options, alone and together: each problem comes with the nearest valid value."""
 
 import difflib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from supmim.config import options, tasks
@@ -45,10 +46,15 @@ def _option_problems(flat: dict[str, Any]) -> Iterator[str]:
     yield from (f"config.{path} is missing" for path in OPTIONS if path not in flat)
 
 
-def _nearest(number: int, fits: Callable[[int], bool]) -> str:
-    """Return the nearest values below and above `number` for which `fits` holds."""
-    below = next((n for n in range(number - 1, 0, -1) if fits(n)), None)
-    above = next((n for n in range(number + 1, 4 * number + 2) if fits(n)), None)
+def _nearest(number: int, *, divisor_of: int = 0, multiple_of: int = 1) -> str:
+    """Return the nearest divisors of a number, or multiples of one, below and above `number`."""
+    if divisor_of:
+        small = [n for n in range(1, math.isqrt(divisor_of) + 1) if divisor_of % n == 0]
+        fitting = {*small, *(divisor_of // n for n in small)}
+    else:
+        fitting = {number // multiple_of * multiple_of, (number // multiple_of + 1) * multiple_of}
+    below = max((n for n in fitting if 0 < n < number), default=None)
+    above = min((n for n in fitting if n > number), default=None)
     return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
@@ -59,7 +65,7 @@ def _size_problems(config: Config) -> Iterator[str]:
         yield (
             f"config.batch_size={config.batch_size} is not divisible by "
             f"config.accumulation_steps={config.accumulation_steps}; nearest: "
-            + _nearest(config.accumulation_steps, lambda n: config.batch_size % n == 0)
+            + _nearest(config.accumulation_steps, divisor_of=config.batch_size)
         )
     if config.optimizer.frozen == "encoder" and config.optimizer.layer_decay != 1:
         yield (
@@ -96,7 +102,7 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
         yield (
             f"config.data.image_size={image_size} is not divisible by "
             f"config.tokenizer.patch_size={tokenizer.patch_size}; nearest image sizes: "
-            + _nearest(image_size, lambda n: n % tokenizer.patch_size == 0)
+            + _nearest(image_size, multiple_of=tokenizer.patch_size)
         )
     if tokenizer.entropy_weight and parts > 1:
         yield (
@@ -111,7 +117,7 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
         yield (
             f"config.batch_size={config.batch_size} does not split into parts ({parts}) of groups "
             f"of {STDDEV_GROUP} images, which the StyleGAN discriminator compares; nearest: "
-            + _nearest(config.batch_size, lambda n: n % group == 0)
+            + _nearest(config.batch_size, multiple_of=group)
         )
 
 
@@ -155,7 +161,7 @@ def _segmentation_problems(config: Config) -> Iterator[str]:
     if side % patch:
         yield (
             f"config.segmentation.window={side} is not divisible by config.encoder.patch_size="
-            f"{patch}; nearest: " + _nearest(side, lambda n: n % patch == 0)
+            f"{patch}; nearest: " + _nearest(side, multiple_of=patch)
         )
     if side > resize:
         yield (
@@ -198,7 +204,7 @@ def _encoder_problems(config: Config) -> Iterator[str]:
         yield (
             f"config.data.image_size={image_size} is not divisible by "
             f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
-            + _nearest(image_size, lambda n: n % encoder.patch_size == 0)
+            + _nearest(image_size, multiple_of=encoder.patch_size)
         )
     yield from _width_problems("encoder", encoder, encoder.positions == "sincos2d")
     if config.has_decoder:
@@ -220,12 +226,12 @@ def _width_problems(
         yield (
             f"config.{name}.width={group.width} is not divisible by "
             f"config.{name}.num_heads={group.num_heads}; nearest numbers of heads: "
-            + _nearest(group.num_heads, lambda n: group.width % n == 0)
+            + _nearest(group.num_heads, divisor_of=group.width)
         )
     if sincos and group.width % 4:
         yield (
             f"config.{name}.width={group.width} is not divisible by 4, as sin-cos positions "
-            "need; nearest widths: " + _nearest(group.width, lambda n: n % 4 == 0)
+            "need; nearest widths: " + _nearest(group.width, multiple_of=4)
         )
 
 
@@ -265,7 +271,7 @@ def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
     if not levels:
         yield (
             f"config.tokenizer.channel_multipliers={tokenizer.channel_multipliers!r} is no list of "
-            "whole numbers from 1, e.g. 1,1,2,2,4"
+            f"whole numbers from 1 to 9999, {options.MAX_LEVELS} at most, e.g. 1,1,2,2,4"
         )
         return
     stride = 2 ** (len(levels) - 1)
@@ -279,13 +285,12 @@ def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
     if tokenizer.name == "taming" and groups != NORM_GROUPS:
         yield f"config.tokenizer.norm_groups={groups}: taming has {NORM_GROUPS}"
 
-    def fits(filters: int) -> bool:
-        return all(filters * level % groups == 0 for level in levels)
-
-    if not fits(tokenizer.filters):
+    unit = math.lcm(*(groups // math.gcd(groups, level) for level in levels))
+    if tokenizer.filters % unit:
         yield (
             f"config.tokenizer.filters={tokenizer.filters} times a multiplier is not divisible "
-            f"by the {groups} groups of a norm; nearest: " + _nearest(tokenizer.filters, fits)
+            f"by the {groups} groups of a norm; nearest: "
+            + _nearest(tokenizer.filters, multiple_of=unit)
         )
 
 
@@ -306,7 +311,7 @@ def _mim_problems(config: Config) -> Iterator[str]:
     if mim.masking == "units" and grid % mim.unit:
         yield (
             f"config.mim.unit={mim.unit} does not divide the {grid} x {grid} grid; nearest: "
-            + _nearest(mim.unit, lambda n: grid % n == 0)
+            + _nearest(mim.unit, divisor_of=grid)
         )
     if mim.masking == "block" and mim.block_min > num_tokens:
         yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
@@ -336,7 +341,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
     if size % patch:
         yield (
             f"config.{name}={size} is not divisible by config.tokenizer.patch_size={patch}; "
-            f"nearest: {_nearest(size, lambda n: n % patch == 0)}; the encoder's grid of {grid} x "
+            f"nearest: {_nearest(size, multiple_of=patch)}; the encoder's grid of {grid} x "
             f"{grid} tokens asks for config.tokenizer.image_size={grid * patch}"
         )
     elif grid and size != grid * patch:

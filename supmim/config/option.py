@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Value = bool | int | float | str
+MAX_INT = 2**31 - 1  # JAX's int32
 T = TypeVar("T", bool, int, float, str)
 Change = Literal["crop", "geometry", "colours", "class view", "parameters", "ids"]
 
@@ -15,7 +16,7 @@ class Option:
 
     default: fixes the type of the value, and is what `get_config` returns.
     meaning, unit: what `--help` prints.
-    choices, low, high: the values that are allowed; all if not given.
+    choices, low, high: the values that are allowed; all if not given, whole numbers to MAX_INT.
     changes: what a different value makes different. "crop": which part of a record is shown, and
         how; "geometry": flips and moves on the device; "colours" and "class view": what only the
         class view undergoes; "parameters": the names, shapes or meaning of the encoder's
@@ -60,9 +61,12 @@ class Option:
             return f"is {value!r}, a {type(value).__name__}; it takes a {expected.__name__}"
         if self.choices and value not in self.choices:
             return f"is {value!r}; it takes one of {', '.join(self.choices)}"
-        if not isinstance(value, str) and not self.low <= value <= self.high:
-            high = f"to {self.high:g}" if self.high < math.inf else "on"
-            return f"is {value}; it takes a value from {self.low:g} {high}"
+        if isinstance(value, str):
+            return ""
+        high = min(self.high, MAX_INT) if expected is int else self.high
+        if not self.low <= value <= high:
+            end = f"to {high:.10g}" if high < math.inf else "on"
+            return f"is {value}; it takes a value from {self.low:g} {end}"
         return ""
 
 

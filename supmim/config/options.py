@@ -4,6 +4,7 @@ This file is the only place where an option is declared; `option.Option` says wh
 It imports neither jax nor flax, and ml_collections stays outside: reader processes unpickle groups.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
@@ -12,9 +13,10 @@ from supmim.config import tasks
 from supmim.config.option import Change, Option, Value, option
 
 NORM_GROUPS = 32  # groups of the norms of published VQGANs
+MAX_LEVELS = 16  # of a tokenizer: the last has 32,768 pixels a side for one
+MAX_DEPTH = 1000  # blocks, each a part of the program
 SSIM_WINDOW = 11  # side of the windows that SSIM compares, in pixels
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
-MAX_SEED = 2**31 - 1
 Group = TypeVar("Group")
 
 
@@ -22,9 +24,7 @@ Group = TypeVar("Group")
 class Data:
     """Images, and the views that are made of them."""
 
-    seed: int = option(
-        0, "seed of sample order, crops and augmentation", low=0, high=MAX_SEED, changes=("ids",)
-    )
+    seed: int = option(0, "seed of sample order, crops and augmentation", low=0, changes=("ids",))
     train: str = option(
         "digits:train",
         "digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
@@ -200,6 +200,7 @@ class Data:
         0,
         "class view: operations of RandAugment on each image",
         low=0,
+        high=100,
         changes=("colours",),
         augmentation=True,
         unused_by=("segmentation",),
@@ -240,7 +241,9 @@ class Encoder:
 
     patch_size: int = option(16, "side of a patch", unit="pixels", low=1, changes=("parameters",))
     width: int = option(768, "size of a token", low=1, changes=("parameters",))
-    depth: int = option(12, "number of blocks", low=1, changes=("parameters",), debug=2)
+    depth: int = option(
+        12, "number of blocks", low=1, high=MAX_DEPTH, changes=("parameters",), debug=2
+    )
     num_heads: int = option(12, "attention heads per block", low=1, changes=("parameters",))
     mlp_dim: int = option(3072, "hidden size of a block's MLP", low=1, changes=("parameters",))
     positions: str = option(
@@ -298,7 +301,7 @@ class Decoder:
     """Predicts the tokens of hidden patches; it is gone at inference."""
 
     width: int = option(512, "size of a token in the decoder", low=1)
-    depth: int = option(2, "number of blocks", low=0, debug=1)
+    depth: int = option(2, "number of blocks", low=0, high=MAX_DEPTH, debug=1)
     num_heads: int = option(8, "attention heads per block", low=1)
     mlp_dim: int = option(2048, "hidden size of a block's MLP", low=1)
 
@@ -398,7 +401,7 @@ class Tokenizer:
     channel_multipliers: str = option(
         "1,1,2,2,4", "vqgan: channels of each level, in filters; all but one halve the side"
     )
-    num_res_blocks: int = option(2, "vqgan: residual blocks of a level", low=1)
+    num_res_blocks: int = option(2, "vqgan: residual blocks of a level", low=1, high=MAX_DEPTH)
     norm_groups: int = option(
         NORM_GROUPS, "vqgan: groups of a norm; one channel per group loses the brightness", low=1
     )
@@ -574,7 +577,7 @@ class Checkpoint:
 class Config:
     """The whole config of a run, and the facts that follow from several of its options."""
 
-    seed: int = option(0, "seed of parameters, masks, dropout and mixing", low=0, high=MAX_SEED)
+    seed: int = option(0, "seed of parameters, masks, dropout and mixing", low=0)
     task: str = option("supmim", "what is trained", choices=tuple(tasks.FACTS))
     batch_size: int = option(1024, "images per step, over all devices", low=1, debug=16)
     accumulation_steps: int = option(
@@ -704,5 +707,8 @@ def identity(values: Mapping[str, Value], *what: Change) -> dict[str, Value]:
 
 def multipliers(text: str) -> tuple[int, ...]:
     """Return config.tokenizer.channel_multipliers as numbers; empty if it is no list of numbers."""
-    numbers = [int(word) if word.strip().isdecimal() else 0 for word in text.split(",")]
-    return tuple(numbers) if all(numbers) else ()
+    words = [word.strip() for word in text.split(",")]
+    sound = len(words) <= MAX_LEVELS and all(
+        re.fullmatch("[1-9][0-9]{0,3}", word) for word in words
+    )
+    return tuple(map(int, words)) if sound else ()
