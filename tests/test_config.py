@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 
 import pytest
 
@@ -70,6 +71,17 @@ def test_a_wrong_value_is_told_with_what_fits(path, value, told):
     group, _, name = path.partition(".")
     config[group][name] = value
     assert told in problems_of(config)
+
+
+def test_every_number_must_be_finite_on_the_devices():
+    """The largest float32 is 3.4e38, the largest int32 2147483647."""
+    values = {float: (math.inf, -math.inf, math.nan, 1e39, 10**400), int: (2**31, -(2**31))}
+    for path, option in options.OPTIONS.items():
+        assert not option.problem(option.default), path
+        for value in values.get(type(option.default), ()):
+            assert f"is {value}; it takes a value from " in option.problem(value), path
+    told = problems_of(tiny_preset(**{"optimizer.learning_rate": math.inf}).to_dict())
+    assert "config.optimizer.learning_rate is inf; it takes a value from" in told
 
 
 @pytest.mark.parametrize(

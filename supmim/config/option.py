@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Value = bool | int | float | str
-MAX_INT = 2**31 - 1  # JAX's int32
+MAX_INT = 2**31 - 1
+MAX_FLOAT = 3.4028234e38  # of float32
 T = TypeVar("T", bool, int, float, str)
 Change = Literal["crop", "geometry", "colours", "class view", "parameters", "ids"]
 
@@ -16,7 +17,8 @@ class Option:
 
     default: fixes the type of the value, and is what `get_config` returns.
     meaning, unit: what `--help` prints.
-    choices, low, high: the values that are allowed; all if not given, whole numbers to MAX_INT.
+    choices, low, high: the values that are allowed; if not given, all that are finite in JAX's
+        int32 and float32.
     changes: what a different value makes different. "crop": which part of a record is shown, and
         how; "geometry": flips and moves on the device; "colours" and "class view": what only the
         class view undergoes; "parameters": the names, shapes or meaning of the encoder's
@@ -63,10 +65,10 @@ class Option:
             return f"is {value!r}; it takes one of {', '.join(self.choices)}"
         if isinstance(value, str):
             return ""
-        high = min(self.high, MAX_INT) if expected is int else self.high
-        if not self.low <= value <= high:
-            end = f"to {high:.10g}" if high < math.inf else "on"
-            return f"is {value}; it takes a value from {self.low:g} {end}"
+        largest = MAX_INT if expected is int else MAX_FLOAT
+        low, high = max(self.low, -largest), min(self.high, largest)
+        if not low <= value <= high:
+            return f"is {value}; it takes a value from {low:.10g} to {high:.10g}"
         return ""
 
 
