@@ -12,7 +12,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from supmim import config as config_lib
-from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, overview, subverbs, verb_help
+from supmim.commands.verbs import (
+    FAMILIES,
+    VERBS,
+    Verb,
+    family_help,
+    overview,
+    subverbs,
+    verb_help,
+)
 from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, SupmimError
 from supmim.runtime import streams
@@ -69,9 +77,17 @@ def words_as_flags(name: str, args: Sequence[str]) -> Sequence[str]:
 
 
 def underscored(arg: str) -> str:
-    """--fake-devices=8 -> --fake_devices=8; the config's options have no dashes."""
+    """--fake-devices=8 -> --fake_devices=8; options have no dashes, a preset may have ~."""
     flag, equals, value = arg.partition("=")
+    value = os.path.expanduser(value) if flag.lstrip("-") == "config" else value
     return flag[:2] + flag[2:].replace("-", "_") + equals + value if arg[:2] == "--" else arg
+
+
+class PathParser(flags.ArgumentParser):
+    """Parser of a flag that names a file or folder."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
 
 
 def own_flags(verb: Verb) -> flags.FlagValues:
@@ -80,6 +96,8 @@ def own_flags(verb: Verb) -> flags.FlagValues:
     for flag, (default, meaning) in verb.flags.items():
         if isinstance(default, bool):
             flags.DEFINE_boolean(flag, default, meaning, flag_values=values)
+        elif isinstance(default, Path):
+            flags.DEFINE(PathParser(), flag, "", meaning, flag_values=values)
         else:
             flags.DEFINE_string(flag, default, meaning, flag_values=values)
     if verb.actions:

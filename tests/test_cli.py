@@ -167,3 +167,27 @@ def test_flags_are_taken_with_dashes_and_with_underscores(tmp_path):
         assert values.fake_devices == "8"
     assert cli.underscored("--workdir=a-b") == "--workdir=a-b"
     assert cli.parse("train", [f"--config={DIGITS}", "--workdir=x", "--debug"]).debug is True
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
+    """In flags of every verb, in options, and in the name of the preset."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = {"workdir", "resume", "folder", "sweep", "out", "from", "tfds_dir", "table"}
+    for name, verb in cli.VERBS.items():
+        values = cli.own_flags(verb)
+        texts = [flag for flag, (default, _) in verb.flags.items() if default is not False]
+        values(["supmim", *(f"--{flag}=~/x" for flag in texts)])
+        for flag in texts:
+            expected = str(tmp_path / "x") if flag in paths else "~/x"
+            assert values[flag].value == expected, (name, flag)
+    (tmp_path / "preset.py").write_text(Path(DIGITS).read_text())
+    texts = {path for path, option in config_lib.OPTIONS.items()
+             if isinstance(option.default, str) and not option.choices}  # fmt: skip
+    texts -= {"data.train", "data.eval", "eval.evaluators", "checkpoint.keep_best_metric",
+              "tokenizer.channel_multipliers", "tokenizer.perceptual_sha256"}  # fmt: skip
+    assert len(texts) == 7
+    flags = (f"--config.{path}=~/x" for path in texts)
+    values = cli.parse("train", ["--config=~/preset.py", "--workdir=~/run", *flags])
+    config = config_lib.flatten(cli.config_of(cli.VERBS["train"], values))
+    assert {config[path] for path in texts} == {str(tmp_path / "x")}
+    assert values.workdir == str(tmp_path / "run")

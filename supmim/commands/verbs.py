@@ -1,22 +1,25 @@
 """The verbs of `supmim`: a table of what each does and takes, and the help made from it."""
 
 import dataclasses
+from pathlib import Path
 
 from supmim.config import OPTIONS
+
+PATH = Path()  # as default: the flag names a file or folder, in which `~` is the home folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """One verb of the command line.
 
-    flags: name -> (default, meaning); a default of False makes a switch. actions: the words that
-    may follow the verb -> what they do. argument: name of the word that must follow the action, if
-    any; forms: what that word may look like.
+    flags: name -> (default, meaning); a default of False makes a switch, PATH a path. actions: the
+    words that may follow the verb -> what they do. argument: name of the word that must follow the
+    action, if any; forms: what that word may look like.
     """
 
     summary: str
     usage: str
-    flags: dict[str, tuple[str | bool, str]] = dataclasses.field(default_factory=dict)
+    flags: dict[str, tuple[str | bool | Path, str]] = dataclasses.field(default_factory=dict)
     required: tuple[str, ...] = ()
     takes_config: bool = False
     actions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -24,7 +27,7 @@ class Verb:
     forms: str = ""
 
 
-WORKDIR = ("", "folder of the run: config, metrics, checkpoints, pictures, report")
+WORKDIR = (PATH, "folder of the run: config, metrics, checkpoints, pictures, report")
 
 HOSTS = {
     "coordinator": ("", "HOST:PORT of process 0; Slurm and TPU pods find it themselves"),
@@ -35,7 +38,7 @@ HOSTS = {
 
 TRAIN = {
     "workdir": WORKDIR,
-    "resume": ("", "checkpoint to continue from: a STEP or a PATH"),
+    "resume": (PATH, "checkpoint to continue from: a STEP or a PATH"),
     "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
     "allow_data_change": (False, "continue although data, seed or batch have changed"),
     "debug": (False, "train 2 blocks on small images for 20 steps; NaNs end it"),
@@ -68,8 +71,8 @@ VERBS = {
         "train every member of a sweep file: plan, run, status, table",
         "supmim sweep run --sweep=configs/sweeps/mim_gain.py --folder=sweeps/mim_gain",
         {
-            "folder": ("", "folder of the sweep: index, a workdir per member, table"),
-            "sweep": ("", "Python file with PRESET and get_sweep(); default: folder's members"),
+            "folder": (PATH, "folder of the sweep: index, a workdir per member, table"),
+            "sweep": (PATH, "Python file with PRESET and get_sweep(); default: folder's members"),
             "engine": ("local", "run: local, slurm (submitit), or commands (only print them)"),
             "jobs": ("1", "run, local: members at a time; they share this host's devices"),
             "slurm": ("", "run, slurm: submitit's parameters, e.g. nodes=2,slurm_partition=gpu"),
@@ -87,12 +90,12 @@ VERBS = {
         "check, prepare (TFDS) or convert images before training",
         "supmim data check folder:photos",
         {
-            "out": ("", "convert: folder to write the store to"),
+            "out": (PATH, "convert: folder to write the store to"),
             "size": ("", "convert: shrink larger images to this short side, in pixels"),
             "quality": ("", "convert, with --size: quality of the JPEGs, 1 to 100; default: 90"),
             "raw": (False, "convert: store pixels instead of files"),
             "holdout": ("", "share of a folder held out for evaluation; default: config's"),
-            "tfds_dir": ("", "folder of TFDS's datasets; default: TFDS's own"),
+            "tfds_dir": (PATH, "folder of TFDS's datasets; default: TFDS's own"),
             "json": (False, "check: print JSON"),
             "mask_classes": ("", "check pairs: as config.data.mask_classes; default: classes.txt"),
             "ignore_label": ("", "check pairs: as config.data.ignore_label; default: none"),
@@ -109,7 +112,7 @@ VERBS = {
         "compute target ids once, for all runs that share them",
         "supmim data tokens --config=configs/digits.py --out=ids",
         {
-            "out": ("", "folder for them; a run reads it with --config.data.targets=DIR"),
+            "out": (PATH, "folder for them; a run reads it with --config.data.targets=DIR"),
             "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
             "fake_devices": ("", "compute on this many pretend CPU devices"),
             **HOSTS,
@@ -121,8 +124,8 @@ VERBS = {
         "turn published tokenizer weights into a folder",
         "supmim tokenizer import --from=imagenet256.msgpack --out=tokenizers/maskgit",
         {
-            "from": ("", "safetensors, or the Flax blob of MaskGIT; never a pickle"),
-            "out": ("", "folder to write the tokenizer to"),
+            "from": (PATH, "safetensors, or the Flax blob of MaskGIT; never a pickle"),
+            "out": (PATH, "folder to write the tokenizer to"),
         },
         required=("from", "out"),
     ),
@@ -160,7 +163,7 @@ VERBS = {
             "images": ("", "training images, for the hours; default: the source's"),
             "largest_batch": (False, "find the largest batch that fits, in a few compiles"),
             "json": (False, "print JSON instead of a table"),
-            "table": ("", "FILE.md to write: all ImageNet presets of configs/ on five pods"),
+            "table": (PATH, "FILE.md to write: all ImageNet presets of configs/ on five pods"),
         },
         takes_config=True,
     ),

@@ -1,5 +1,6 @@
 """A config as one dict, `group.option` -> value, in which options are compared and changed."""
 
+import os
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,7 +15,10 @@ def replaced(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def build(flat: dict[str, Any]) -> Config:
-    """Return the typed config of `group.option` -> value; values must have been checked."""
+    """Return the typed config of `group.option` -> value; values must have been checked.
+
+    `~` becomes the home folder in every option that is a path.
+    """
     return _build(Config, flat, "")
 
 
@@ -25,6 +29,8 @@ def _build(group: type, flat: dict[str, Any], prefix: str) -> Any:
             values[field.name] = _build(field.type, flat, f"{prefix}{field.name}.")
         else:
             value = flat[prefix + field.name]
+            if field.metadata["option"].is_path:
+                value = os.path.expanduser(value)
             values[field.name] = float(value) if field.type is float else value
     return group(**values)
 

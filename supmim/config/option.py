@@ -19,6 +19,7 @@ class Option:
     meaning, unit: what `--help` prints.
     choices, low, high: the values that are allowed; if not given, all that are finite in JAX's
         int32 and float32.
+    is_path: whether it names a file or folder, in which `~` is the home folder.
     changes: what a different value makes different. "crop": which part of a record is shown, and
         how; "geometry": flips and moves on the device; "colours" and "class view": what only the
         class view undergoes; "parameters": the names, shapes or meaning of the encoder's
@@ -38,6 +39,7 @@ class Option:
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    is_path: bool = False
     changes: tuple[Change, ...] = ()
     may_change: Literal["never", "on resume", "in evaluation", "always"] = "never"
     augmentation: bool = False

@@ -40,7 +40,9 @@ class Data:
         high=0.9,
         may_change="in evaluation",
     )
-    tfds_dir: str = option("", "folder of TFDS's datasets; empty: TFDS's own", may_change="always")
+    tfds_dir: str = option(
+        "", "folder of TFDS's datasets; empty: TFDS's own", is_path=True, may_change="always"
+    )
     image_size: int = option(
         224,
         "side of the square image",
@@ -55,6 +57,7 @@ class Data:
     targets: str = option(
         "",
         "folder of target ids from `supmim data tokens`; empty: none",
+        is_path=True,
         may_change="always",  # a cache identifies what it holds
         unused_by=("tokenizer", "segmentation"),
     )
@@ -384,6 +387,7 @@ class Tokenizer:
     path: str = option(
         "",
         "folder of a trained or imported one; patch_vq, empty: fitted",
+        is_path=True,
         may_change="always",  # a checkpoint's fingerprint identifies the tokenizer
         unused_by=("tokenizer",),
     )
@@ -436,6 +440,7 @@ class Tokenizer:
     perceptual_weights: str = option(
         "",
         "safetensors FILE with the weights of torchvision's VGG16",
+        is_path=True,
         may_change="on resume",  # its SHA-256 is what must not change
     )
     perceptual_sha256: str = option("", "SHA-256 of that file")
@@ -501,7 +506,7 @@ class Init:
     """Where parameters come from when a run starts."""
 
     workdir: str = option(
-        "", "run whose encoder is taken; empty: a new one", unused_by=("tokenizer",)
+        "", "run whose encoder is taken; empty: a new one", is_path=True, unused_by=("tokenizer",)
     )
 
 
@@ -550,11 +555,15 @@ class Eval:
         may_change="in evaluation",
     )
     landmarks: str = option(
-        "", "landmarks: JSON file of gallery, queries and their matches", may_change="always"
+        "",
+        "landmarks: JSON file of gallery, queries and their matches",
+        is_path=True,
+        may_change="always",
     )
     real_labels: str = option(
         "",
         "JSON file of all labels that fit each image, as real.json; empty: none",
+        is_path=True,
         may_change="always",
     )
     pictures: int = option(8, "fixed images in each picture", low=1, may_change="in evaluation")
