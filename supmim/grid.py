@@ -5,6 +5,18 @@ from typing import Any
 
 from supmim.errors import ConfigError
 
+
+class Name(str):
+    """The name of an entry; arm: the part of it that is not a seed's."""
+
+    arm: str
+
+    def __new__(cls, text: str, arm: str) -> "Name":
+        name = super().__new__(cls, text)
+        name.arm = arm
+        return name
+
+
 Axis = dict[str, dict[str, Any]]  # name of an entry -> its overrides, `group.option` -> value
 
 
@@ -15,7 +27,7 @@ def values(option: str, *choices: Any) -> Axis:
 
 def seeds(*numbers: int) -> Axis:
     """Return one entry per seed of both model and data; `sweep table` averages over them."""
-    return {f"s{number}": {"seed": number, "data.seed": number} for number in numbers}
+    return {Name(f"s{n}", arm=""): {"seed": n, "data.seed": n} for n in numbers}
 
 
 def product(*axes: Axis) -> Axis:
@@ -31,9 +43,16 @@ def zipped(*axes: Axis) -> Axis:
     return dict(_joined(entries) for entries in zip(*(axis.items() for axis in axes), strict=True))
 
 
+def arm_of(name: str) -> str:
+    """Return the name of an entry without what `seeds` gave it, if anything is left."""
+    return (name.arm or name) if isinstance(name, Name) else name
+
+
 def _joined(entries: tuple[tuple[str, dict[str, Any]], ...]) -> tuple[str, dict[str, Any]]:
     """Combine entries into one; ConfigError if two set the same option, as one would be lost."""
-    name = "-".join(name for name, _ in entries)
+    names = [name for name, _ in entries]
+    arms = [name.arm if isinstance(name, Name) else name for name in names]
+    name = Name("-".join(names), arm="-".join(filter(None, arms)))
     joined: dict[str, Any] = {}
     for _, overrides in entries:
         if twice := joined.keys() & overrides.keys():

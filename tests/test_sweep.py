@@ -304,6 +304,27 @@ def test_the_table_has_means_and_spreads_over_seeds_best_first(measured):
     assert "missing: low-s1 (waiting)" in lines
 
 
+def test_an_arm_may_be_named_like_a_seed_and_stand_behind_it(sweep):
+    code = (
+        "grid.product(grid.seeds(0, 4), {'vit-s4': {'encoder.depth': 1}, "
+        "'vit-s16': {'encoder.depth': 3}})"
+    )
+    sweep("plan", code)
+    labels = [line.split()[0] for line in sweep("table")[1].splitlines()[1:3]]
+    assert labels == ["vit-s4", "vit-s16"]
+    sweep("plan", "{'vit-s4': {'encoder.depth': 1}, 'vit-s16': {'encoder.depth': 3}}")
+    labels = [line.split()[0] for line in sweep("table")[1].splitlines()[1:3]]
+    assert labels == ["vit-s4", "vit-s16"]
+
+
+def test_an_index_that_an_older_supmim_wrote_is_read(measured):
+    path = measured.members.parent / "index.json"
+    index = json.loads(path.read_text())
+    del index["arms"]
+    path.write_text(json.dumps(index))
+    assert measured("table")[1].splitlines()[1].split()[:2] == ["high-s0", "2/2"]
+
+
 def test_the_table_has_the_units_of_the_report():
     row = table.Row(("a",), ({"knn/recall_at_1": 0.5, "classification/loss": 0.5},), 1)
     assert "knn/recall_at_1, %" in table.format_table([row], "knn/recall_at_1")

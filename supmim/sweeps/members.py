@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from supmim import config as config_lib
 from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, Interrupted
+from supmim.grid import arm_of
 from supmim.workdir import files, lock
 
 SCHEMA_VERSION = 1
@@ -23,9 +24,13 @@ MAX_NAME_LENGTH = 48  # a name stands in the rows of a table of 80 columns
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One training of a sweep, with the names of all entries that resolve to its config."""
+    """One training of a sweep, with the names of all entries that resolve to its config.
+
+    arms: the names without their seeds, see grid.seeds.
+    """
 
     names: tuple[str, ...]
+    arms: tuple[str, ...]
     workdir: Path
     config: Config
 
@@ -110,7 +115,7 @@ def expand(path: Path, folder: Path) -> list[Member]:
     if problems:
         raise ConfigError(f"{path}, {len(problems)} of {len(entries)}:\n" + "\n".join(problems))
     return [
-        Member(tuple(names), folder / "members" / names[0], config)
+        Member(tuple(names), tuple(map(arm_of, names)), folder / "members" / names[0], config)
         for config, names in merged.items()
     ]
 
@@ -154,7 +159,11 @@ def freeze(members: Sequence[Member], folder: Path) -> None:
         if not member.results:
             text = config_lib.to_json(member.config)
             files.write_text(member.workdir / "config.json", text)
-    index = {"schema_version": SCHEMA_VERSION, "members": [list(m.names) for m in members]}
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "members": [list(member.names) for member in members],
+        "arms": [list(member.arms) for member in members],
+    }
     files.write_json(folder / "index.json", index)
 
 
@@ -168,11 +177,16 @@ def read(folder: Path) -> list[Member]:
         )
     try:
         index = files.read_json(path)
-        version, entries = index["schema_version"], [tuple(names) for names in index["members"]]
+        version, names = index["schema_version"], index["members"]
+        entries = [
+            tuple(map(tuple, both)) for both in zip(names, index.get("arms", names), strict=True)
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); plan the sweep again") from error
     if version != SCHEMA_VERSION:
         raise ConfigError(f"{path} has schema version {version}, this supmim {SCHEMA_VERSION}")
-    workdirs = [folder / "members" / names[0] for names in entries]
-    configs = map(files.read_config, workdirs)
-    return [Member(*fields) for fields in zip(entries, workdirs, configs, strict=True)]
+    workdirs = [folder / "members" / names[0] for names, _ in entries]
+    return [
+        Member(names, arms, workdir, files.read_config(workdir))
+        for (names, arms), workdir in zip(entries, workdirs, strict=True)
+    ]

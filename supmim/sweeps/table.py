@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import io
 import math
-import re
 import statistics
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ from supmim.sweeps.members import Member, without_seeds
 class Row:
     """Members that differ only in their seeds.
 
-    labels: their names without the seeds. results: of the finished members. planned: their number.
+    labels: the names of their arms. results: of the finished members. planned: their number.
     """
 
     labels: tuple[str, ...]
@@ -66,8 +65,8 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
 
 
 def row_of(group: Sequence[Member]) -> Row:
-    """Return one row; its labels lose the `-sSEED` that grid.seeds gave them."""
-    names = [re.sub(r"-s\d+$", "", name) for member in group for name in member.names]
+    """Return one row, labelled with the arms of its members."""
+    names = [arm for member in group for arm in member.arms]
     results = tuple(found for member in group if (found := member.results))
     return Row(tuple(dict.fromkeys(names)), results, len(group))
 
