@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,21 @@ with lock.hold(Path({str(tmp_path)!r})):
     child.stdout.close()
     with lock.hold(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_was_deleted_while_it_was_waited_for_is_taken_anew(tmp_path, monkeypatch):
+    """A start that failed deletes its folder, in which another start may be waiting."""
+    flock = lock.fcntl.flock
+
+    def flock_once_deleted(file, how):
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        flock(file, how)
+        shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock_once_deleted)
+    with lock.hold(tmp_path / "run"):
+        assert lock.held(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_signal_exits_at_once():
@@ -241,8 +257,7 @@ def test_a_profile_that_traces_nothing_says_so_and_a_late_start_traces_the_rest(
 
 
 def test_looking_at_a_lock_does_not_make_a_start_fail(tmp_path):
-    with lock.hold(tmp_path):
-        pass
+    (tmp_path / "lock").touch()
     looker = (tmp_path / "lock").open("rb")
     fcntl.flock(looker, fcntl.LOCK_SH)  # as lock.held does for a moment
     timer = threading.Timer(0.3, looker.close)

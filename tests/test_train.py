@@ -286,7 +286,15 @@ def test_an_attempt_that_failed_before_it_began_blocks_nothing(tmp_path):
     args = ["train", f"--workdir={tmp_path}", f"--config={DIGITS}", "--config.total_epochs=1",
             "--config.batch_size=48", "--config.eval.batch_size=48",
             "--config.optimizer.warmup_steps=2"]  # fmt: skip
+    for wrong, code in (
+        ("--config.tokenizer.codebook_size=30000", 2),
+        ("--config.data.train=folder:/nowhere", 3),
+        ("--config.init.workdir=/nowhere", 4),
+    ):
+        new = f"--workdir={tmp_path / 'a' / 'b'}"
+        assert cli.run([*args, new, wrong]) == code and not (tmp_path / "a").exists()
     assert cli.run([*args, "--config.tokenizer.codebook_size=30000"]) == 2
+    assert not list(tmp_path.iterdir())
     assert cli.run([*args, "--config.optimizer.warmup_steps=400"]) == 2
     assert cli.run([*args, "--config.eval.batch_size=20"]) == 2
     stale = (tmp_path / "tokenizer").exists(), (tmp_path / "config.json").exists()

@@ -18,19 +18,18 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Create and lock the folder that `flag` names; ConfigError if that fails or it is in use.
 
     The operating system frees the lock however its process ends: a lock file that stays behind
-    means nothing.
+    means nothing. If nothing else was written, the lock is deleted, with the folders made for it.
     """
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     path = workdir / "lock"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file, locked = _lock(path)
     except OSError as error:
         raise ConfigError(
             f"cannot write to the {flag[2:]} {workdir}: {error.strerror}; choose another {flag}"
         ) from error
     with file:
-        if not _try_lock(file):
-            file.seek(0)
+        if not locked:
             raise ConfigError(
                 f"{workdir} is in use by {_holder(file.read())}; wait for it, stop it, or choose "
                 f"another {flag}"
@@ -39,16 +38,28 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         file.write(json.dumps(owner))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if os.listdir(workdir) == [path.name]:
+                    path.unlink()
+                for folder in made:
+                    folder.rmdir()  # OSError unless it is empty
 
 
-def _try_lock(file: TextIO) -> bool:
+def _lock(path: Path) -> tuple[TextIO, bool]:
+    """Open a lock file, at its start, and return whether it could be locked."""
     for _ in range(20):  # for a second, since `held` takes a lock for a moment too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else it was just deleted
+                return file, True
+        file.close()
         time.sleep(0.05)
-    return False
+    return path.open("r", encoding="utf-8"), False
 
 
 def held(workdir: Path) -> bool:
