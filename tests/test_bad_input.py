@@ -117,6 +117,14 @@ def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
     BadRecords(path, told.append).of(Files(), 1.0)(bad)  # an evaluation goes on
 
 
+def test_a_list_of_bad_records_that_a_kill_cut_short_is_gone_on_with(tmp_path):
+    path, bad = tmp_path / "bad_records.jsonl", [images.Bad(i, f"{i}", "x") for i in range(3)]
+    BadRecords(path, print).of(Files(), 1.0)(bad[:2])
+    path.write_bytes(path.read_bytes()[:-9])
+    BadRecords(path, print).of(Files(), 1.0)(bad)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
 def test_evaluation_leaves_bad_images_out_in_their_place():
     source = Files(at3=DAMAGED["middle"], at19=b"")
     evaluation = stream.Evaluation(images.evaluation(source, DATA), 8, np.arange(8))

@@ -158,7 +158,12 @@ def test_json_brings_the_config_back_equal():
         ('{"schema_version": 99, "config": {}, "supmim_version": "3.1"}', "by supmim 3.1.* Update"),
         ('{"schema_version": 6, "config": {"seed": "x"}}', "config.seed is 'x'"),
         ('{"schema_version": 6, "config": 5}', "is not a supmim config"),
-        ("[" * 100_000, "is not a supmim config"),
+        (
+            '{"schema_version": 6, "config": {"data.train": "digits:"}}',
+            "not a supmim .* with a dot",
+        ),
+        ('{"schema_version": 6, "config": {"__class__": 1}}', "config.__class__ does not exist"),
+        ("[" * 100_000, "is not a supmim config.* Restore it from a copy"),
         ('{"schema_version": 5, "config": {}}', "version 5.*before 0.2.0.*with the supmim that"),
     ],
 )

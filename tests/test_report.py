@@ -4,8 +4,10 @@ import re
 
 import matplotlib.image
 import numpy as np
+import pytest
 
 from supmim.config.tasks import FACTS
+from supmim.errors import CheckpointError
 from supmim.report import (
     confusion,
     curves,
@@ -19,6 +21,7 @@ from supmim.report import (
     sweep,
     terminal,
 )
+from supmim.workdir import files, model
 from supmim.workdir.writer import Writer, read_metrics
 
 RED = np.array([0xD6, 0x28, 0x39]) / 255
@@ -148,6 +151,24 @@ def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [1.0, 2.0, 30.0] and rows[0]["bad"] is None
     assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_a_damaged_line_of_metrics_is_left_out(tmp_path):
+    path, whole = tmp_path / "metrics.jsonl", '{"step": 1, "loss": 1.0}\n'
+    for damage in ('{"step": 4, "lo', '{"loss": 1.0}', "7", "\0\0"):
+        for text in (whole + damage, damage + "\n" + whole):
+            path.write_text(text)
+            assert read_metrics(path) == [{"step": 1, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_damaged_document_of_a_run_is_told(tmp_path, text):
+    for name in ("results.json", "init.json", "model.json"):
+        (tmp_path / name).write_text(text)
+    reads = (files.read_results, files.read_origin, model.read)
+    for read in reads:
+        with pytest.raises(CheckpointError, match=r"\.json is damaged .*delete it"):
+            read(tmp_path)
 
 
 def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):

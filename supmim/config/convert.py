@@ -55,8 +55,13 @@ def from_json(text: str, where: str) -> Config:
     try:
         document = json.loads(text)
         version, stored = document["schema_version"], flatten(dict(document["config"]))
+        if nested(stored) != document["config"]:
+            raise ValueError("an option is named with a dot, or is an empty group")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{where} is not a supmim config: {error!r}") from error
+        raise ConfigError(
+            f"{where} is not a supmim config: {error!r}. Restore it from a copy, or start again "
+            "in a new --workdir"
+        ) from error
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         written_by = document.get("supmim_version")

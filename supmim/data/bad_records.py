@@ -8,7 +8,7 @@ from pathlib import Path
 from supmim.data.images import Bad
 from supmim.data.sources.base import Source, printable
 from supmim.errors import DataError
-from supmim.workdir.files import read_json_lines
+from supmim.workdir.files import read_json_lines, write_text
 
 
 class BadRecords:
@@ -21,7 +21,10 @@ class BadRecords:
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
         self.path, self.log = path, log
-        self.listed = {(row.get("source"), row.get("name")) for row in read_json_lines(path)}
+        found = read_json_lines(path)
+        if path.is_file():  # else the next line would be joined to one that a kill cut short
+            write_text(path, "".join(json.dumps(line) + "\n" for line in found))
+        self.listed = {(line.get("source"), line.get("name")) for line in found}
         self.met: set[tuple[str, int]] = set()
 
     def of(self, source: Source, limit: float) -> Callable[[Iterable[Bad]], None]:

@@ -19,6 +19,17 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """Return the JSON object in a file; CheckpointError, which ends with `advice`, if damaged."""
+    try:
+        document = read_json(path)
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {advice}") from error
+    return document
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a file that is written line by line, without what a kill cut short."""
     rows = []
@@ -100,16 +111,12 @@ def read_notes(workdir: Path, file: str = RESULTS) -> dict[str, Any]:
 def read_origin(workdir: Path) -> dict[str, Any]:
     """Return where the encoder came from, as `init`; empty for a new encoder."""
     origin = workdir / "init.json"
-    return {"init": json.loads(origin.read_text(encoding="utf-8"))} if origin.is_file() else {}
+    advice = "it only tells where the encoder came from; delete it to go on"
+    return {"init": read_object(origin, advice)} if origin.is_file() else {}
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path)) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); delete it to evaluate again"
-        ) from error
+    return read_object(path, "delete it to evaluate again") if path.is_file() else {}
 
 
 def write_results(

@@ -5,7 +5,6 @@ data, for whoever uses the model without them.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from supmim.config import Config
 from supmim.data import images
 from supmim.data.augment import views
 from supmim.errors import CheckpointError
-from supmim.workdir.files import write_json
+from supmim.workdir.files import read_object, write_json
 
 FILE = "model.json"
+ADVICE = "restore it from a copy, or delete it to go on with classes whose numbers have no names"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +64,13 @@ def read(workdir: Path) -> Model | None:
     path = workdir / FILE
     if not path.is_file():
         return None
+    stored = read_object(path, ADVICE)
+    values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        found = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        model = Model(**found)
+        model = Model(**values)
         "".join(model.class_names)  # TypeError unless all are names
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): restore it from a copy. Without it the numbers of the "
-            "classes have no names; delete it to go on all the same"
-        ) from error
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {ADVICE}") from error
     return model
 
 

@@ -71,7 +71,7 @@ def open_writer(workdir: Path, step: int) -> Writer | NoWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a metrics.jsonl, without one that a kill cut short.
+    """Return the lines of a metrics.jsonl; see files.read_json_lines.
 
     An evaluation that was killed and repeated leaves the same metrics at the same step twice; the
     last are taken.
