@@ -1,11 +1,13 @@
 """Pictures show what they say; the page is one file and escapes what it shows."""
 
 import re
+import types
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from supmim import metrics
 from supmim.config.tasks import FACTS
 from supmim.errors import CheckpointError
 from supmim.report import (
@@ -21,6 +23,8 @@ from supmim.report import (
     sweep,
     terminal,
 )
+from supmim.report.step_log import StepLog
+from supmim.runtime.clock import Clock
 from supmim.workdir import files, model
 from supmim.workdir.writer import Writer, read_metrics
 
@@ -169,6 +173,19 @@ def test_a_damaged_document_of_a_run_is_told(tmp_path, text):
     for read in reads:
         with pytest.raises(CheckpointError, match=r"\.json is damaged .*delete it"):
             read(tmp_path)
+
+
+def test_a_line_of_fewer_steps_says_how_many(tmp_path):
+    """As the first one after a restart at step 7 has."""
+    seen = {}
+    writer = types.SimpleNamespace(write_scalars=seen.__setitem__)
+    screen = types.SimpleNamespace(show_step=lambda step, scalars: None)
+    log = StepLog(5, Clock(8), lambda step: 0.1, writer, screen)
+    log.clock.begin()
+    for step in range(8, 16):
+        log.add(step, {"loss": metrics.scalar(np.float32(step))})
+    assert seen[10]["steps_averaged"] == 3 and seen[10]["loss"] == 9.0
+    assert "steps_averaged" not in seen[15] and seen[15]["loss"] == 13.0
 
 
 def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):

@@ -9,7 +9,10 @@ from supmim.workdir.writer import NoWriter, Writer
 
 
 class StepLog:
-    """Log of the training metrics, with one line for every `every` steps."""
+    """Log of the training metrics, with one line for every `every` steps.
+
+    After a restart between two lines, the first has fewer: it says how many, as `steps_averaged`.
+    """
 
     def __init__(
         self,
@@ -29,6 +32,8 @@ class StepLog:
         if step % self.every:
             return
         scalars = metrics.summarize(self._window) | self.clock.summary(len(self._window))
+        if len(self._window) < self.every:
+            scalars["steps_averaged"] = len(self._window)
         scalars["learning_rate"] = float(self.learning_rate(step - 1))
         self.writer.write_scalars(step, scalars)
         self.screen.show_step(step, scalars)
