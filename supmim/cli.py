@@ -1,5 +1,6 @@
 """The command line `supmim VERB ...`: parse the flags, check the config, then run the verb."""
 
+import errno
 import os
 import re
 import sys
@@ -22,10 +23,11 @@ from supmim.commands.verbs import (
     verb_help,
 )
 from supmim.config import Config, pyfile
-from supmim.errors import ConfigError, SupmimError
+from supmim.errors import CheckpointError, ConfigError, SupmimError
 from supmim.runtime import streams
 from supmim.workdir import files
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit raises
 HELP = ("-h", "--help", "help")
 
 
@@ -207,6 +209,15 @@ def run(args: Sequence[str]) -> int:
     except SupmimError as error:
         print(f"supmim: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"supmim: {error.filename or 'a file'} cannot be written: {error.strerror}. Free some "
+            "space, then give the same command again: a run continues from its newest checkpoint",
+            file=sys.stderr,
+        )
+        return CheckpointError.exit_code
 
 
 def main() -> None:

@@ -136,7 +136,10 @@ def train(
     config, state, programs, total_steps = run.config, run.state, run.programs, run.total_steps
     first, rng = int(state.step) + 1, jax.random.key(config.seed)
 
-    with contextlib.closing(run.batches), open_writer(folder.path, first - 1) as writer:
+    with (
+        contextlib.closing(run.batches),
+        open_writer(folder.path, first - 1, screen.log) as writer,
+    ):
         screen.begin(config.facts.progress, total_steps, first - 1)
         screen.log(
             terminal.plan(

@@ -142,6 +142,14 @@ def test_leftovers_of_a_killed_save_are_ignored(saved, told):
     assert int(saved.restore(abstract_of(state_of(0))).state["step"]) == 3 and not told
 
 
+def test_what_other_saves_left_is_deleted_by_the_next(saved):
+    for step in (4, 5):
+        (saved.folder / f"{step}.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+    saved.save(6, state_of(6), {}, NOTE)
+    saved.wait()
+    assert {path.name for path in saved.folder.iterdir()} == {"2", "3", "6"}
+
+
 def test_an_unfinished_folder_is_overwritten_by_the_next_save(saved):
     (saved.folder / "3" / checkpoint.DIGESTS).unlink()
     saved.save(3, state_of(7), {}, NOTE)

@@ -1,5 +1,6 @@
 """The command line: help, usage errors with exit code 2, nothing heavy imported for them."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -167,6 +168,24 @@ def test_flags_are_taken_with_dashes_and_with_underscores(tmp_path):
         assert values.fake_devices == "8"
     assert cli.underscored("--workdir=a-b") == "--workdir=a-b"
     assert cli.parse("train", [f"--config={DIGITS}", "--workdir=x", "--debug"]).debug is True
+
+
+def test_a_full_disk_ends_with_exit_code_4_and_what_to_do(monkeypatch, capsys):
+    def full(error):
+        def run(config, flags):
+            raise error
+
+        return lambda verb: types.SimpleNamespace(run=run)
+
+    error = OSError(errno.ENOSPC, "No space left on device", "runs/x/report.html")
+    monkeypatch.setattr(cli, "command", full(error))
+    assert cli.run(["doctor"]) == 4
+    told = capsys.readouterr().err
+    assert told.startswith("supmim: runs/x/report.html cannot be written: No space left on device")
+    assert "Free some space, then give the same command again" in told
+    monkeypatch.setattr(cli, "command", full(OSError(errno.EPERM, "no", "x")))
+    with pytest.raises(PermissionError):
+        cli.run(["doctor"])
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):

@@ -1,7 +1,11 @@
 """Pictures show what they say; the page is one file and escapes what it shows."""
 
+import errno
+import io
+import json
 import re
 import types
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -155,6 +159,60 @@ def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [1.0, 2.0, 30.0] and rows[0]["bad"] is None
     assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What the disk still takes, in bytes; None: all."""
+    room = types.SimpleNamespace(bytes=None)
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            if room.bytes is None:
+                return super().write(data)
+            if not (some := bytes(data[: room.bytes])):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            room.bytes -= len(some)
+            return super().write(some)
+
+    opened = Path.open
+
+    def disk_or_file(path, mode="r", buffering=-1, **how):
+        return opened(path, mode, buffering, **how) if buffering else Disk(path, mode)
+
+    monkeypatch.setattr(Path, "open", disk_or_file)
+    return room
+
+
+def test_a_full_disk_delays_metrics_and_does_not_end_the_run(tmp_path, disk, capfd):
+    """tensorboardX alone would hang after ten values: its thread dies of the first error."""
+    told = []
+    with Writer(tmp_path, 0, told.append) as writer:
+        writer.write_scalars(1, {"loss": 1.0})
+        disk.bytes = 7
+        for step in range(2, 30):
+            writer.write_scalars(step, {"loss": float(step)})
+        writer.flush()
+        assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+        disk.bytes = None
+        writer.write_scalars(30, {"loss": 30.0})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
+    (events,) = tmp_path.glob("events.out.tfevents*")
+    assert events.read_bytes().count(b"loss") == 30
+    assert sum("cannot be written now: No space left" in line for line in told) == len(told) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_does_not_fit_on_the_disk_is_told_and_leaves_no_part(tmp_path, monkeypatch):
+    def full(path, text, encoding, errors):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*results.json"):
+        files.write_results(tmp_path, {}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_line_of_metrics_is_left_out(tmp_path):

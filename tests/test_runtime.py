@@ -151,6 +151,13 @@ def test_five_bad_steps_in_a_row_end_the_run_with_a_post_mortem(tmp_path):
     assert document["steps"][-1]["mim_loss"] == "not finite"
 
 
+def test_a_post_mortem_that_cannot_be_written_does_not_hide_what_happened(tmp_path):
+    watch = numerics.NumericsWatch(tmp_path / "gone" / "postmortem.json", {}, bad_steps=1)
+    with pytest.raises(NumericsError, match="could not be written to .*: No such file"):
+        for step in (1, 2):
+            watch.add(step, jnp.asarray([step]), totals_of(step, float("nan")))
+
+
 def test_clock_tells_speed_without_pauses_and_where_the_time_went(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -1,6 +1,5 @@
 """Helpers of all pictures: figures without global state, axes for images, colours, names."""
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from supmim.runtime.streams import printable
+from supmim.workdir.files import whole
 
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d4e", "#d62839", "#2364aa", "#f08a24", "#8a8f98"
 
@@ -87,10 +87,8 @@ def save(figure: Figure, path: Path) -> None:
     A character that the font lacks becomes a box. To have it drawn, choose a font in Matplotlib's
     settings.
     """
-    part = path.with_name(path.name + ".part")
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with warnings.catch_warnings():
+    with whole(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         figure.savefig(part, format="png", dpi=110, facecolor="white")
-    os.replace(part, path)

@@ -36,15 +36,23 @@ class NumericsWatch:
         if bad_in_a_row < self.bad_steps:
             return
         steps = [_described(*recent) for recent in self._recent]
-        hosts.on_first(lambda: write_json(self.path, {**self.seeds, "steps": steps}))
+        written = hosts.on_first(lambda: self._write(steps))
         last = steps[-1]
         terms = [name for name in last if name.endswith("_loss") and last[name] == "not finite"]
         raise NumericsError(
             f"the gradient was not finite in {self.bad_steps} steps in a row, the last is step "
             f"{last['step']}; not finite: {', '.join(terms) or 'the gradient alone'}. None of them "
-            f"changed a parameter. Batches and norms are in {self.path}; a lower "
+            f"changed a parameter. {written}; a lower "
             "config.optimizer.learning_rate or a longer warm-up may help"
         )
+
+    def _write(self, steps: list[dict[str, Any]]) -> str:
+        """Write the post-mortem and say where it is; a full disk must not hide what happened."""
+        try:
+            write_json(self.path, {**self.seeds, "steps": steps})
+        except OSError as error:
+            return f"Batches and norms could not be written to {self.path}: {error.strerror}"
+        return f"Batches and norms are in {self.path}"
 
 
 def _described(step: int, index: jax.Array, totals: metrics.Metrics) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Checkpoints:
         path, self._pending = self.folder / str(step), True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear(step)
             context = ocp.Context()
             context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
             with context:
@@ -81,6 +82,12 @@ class Checkpoints:
         note = {"step": step, "results": results, "fingerprint": fingerprint}
         self._finishing = threading.Thread(target=self._finish, args=(response, path, note))
         self._finishing.start()
+
+    def _clear(self, step: int) -> None:
+        """Delete what failed or killed saves of other steps left, which fills the disk."""
+        left = self.folder.glob("*.orbax-checkpoint-tmp*") if hosts.is_first() else ()
+        for path in (path for path in left if not path.name.startswith(f"{step}.")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def save_now(self, step: int, state: Any, fingerprint: dict) -> None:
         """Save and wait, unless this step is saved already; CheckpointError if it fails."""

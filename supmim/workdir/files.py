@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,21 @@ def json_text(document: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; bytes of names that are not UTF-8 become escapes."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which becomes `path`, or is deleted if that fails."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # which a failed write does not know
+        raise
 
 
 def read_config(workdir: Path) -> Config:

@@ -41,6 +41,6 @@ class Workdir:
 
         def write() -> None:
             table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
-            (self.path / "parameters.txt").write_text(table + "\n", encoding="utf-8")
+            files.write_text(self.path / "parameters.txt", table + "\n")
 
         hosts.on_first(write)

@@ -3,30 +3,39 @@
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import tensorboardX
+from tensorboardX.record_writer import register_writer_factory
 
 from supmim.workdir.files import read_json_lines, write_text
+from supmim.workdir.patient import PatientFile, PatientFiles
 
 
 class Writer:
-    """The metric files of a workdir, with clu's method names; lines after `step` are dropped."""
+    """The metric files of a workdir, with clu's method names; lines after `step` are dropped.
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    log: is told if the disk refuses them for a while.
+    """
+
+    def __init__(self, workdir: Path, step: int, log: Callable[[str], None] = print) -> None:
         path = workdir / "metrics.jsonl"
         _keep_until(path, step)
-        self._jsonl = path.open("a", encoding="utf-8")
+        self._jsonl = PatientFile(path, log)
+        register_writer_factory(PatientFiles.PREFIX, PatientFiles(log))
         self._events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=step + 1 if step else None, write_to_disk=True
+            f"{PatientFiles.PREFIX}:{workdir}",
+            purge_step=step + 1 if step else None,
+            write_to_disk=True,
         )
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         """Write one line of JSON; a value that is not finite becomes null."""
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
-        self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+        self._jsonl.write(json.dumps({"step": step, **finite}).encode() + b"\n")
         self._jsonl.flush()
         for name, value in finite.items():
             if value is not None:
@@ -65,9 +74,9 @@ class NoWriter(contextlib.nullcontext):
         pass
 
 
-def open_writer(workdir: Path, step: int) -> Writer | NoWriter:
+def open_writer(workdir: Path, step: int, log: Callable[[str], None]) -> Writer | NoWriter:
     """Return a writer that writes on the first process only."""
-    return Writer(workdir, step) if jax.process_index() == 0 else NoWriter()
+    return Writer(workdir, step, log) if jax.process_index() == 0 else NoWriter()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,56 @@
+"""A file that a full disk does not end a run for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+class PatientFile:
+    """A file to append to: what the disk does not take is kept, and tried again at each `flush`.
+
+    log: is told once when the disk begins to refuse, and when the file is closed incomplete.
+    """
+
+    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
+        self.path, self.log = path, log
+        self._file = path.open("ab", buffering=0)
+        self._left, self._refused = bytearray(), False
+
+    def write(self, data: bytes) -> None:
+        """Take bytes that the next `flush` writes."""
+        self._left += data
+
+    def flush(self) -> None:
+        """Write all that is left, as far as the disk takes it."""
+        try:
+            while self._left:
+                del self._left[: self._file.write(self._left)]
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                self.log(f"{self.path} cannot be written now: {error.strerror}; it is tried again")
+            self._refused = True
+
+    def close(self) -> None:
+        """Write what is left, or tell how much is missing."""
+        self.flush()
+        if self._left:
+            self.log(f"{self.path} lacks its last {len(self._left)} bytes")
+        self._file.close()
+
+
+class PatientFiles:
+    """Opens files for tensorboardX, whose thread dies of the first error and then stops the run.
+
+    Its names are those of the files after `PREFIX:`.
+    """
+
+    PREFIX = "patient"
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log = log
+
+    def directory_check(self, path: str) -> None:
+        """Do nothing: the folder is there."""
+
+    def open(self, path: str) -> PatientFile:
+        return PatientFile(Path(path.removeprefix(f"{self.PREFIX}:")), self.log)
