@@ -3,36 +3,27 @@
 from dataclasses import dataclass
 
 ALL = "all"  # every evaluator of the task
+SETTINGS = ("easy", "medium", "hard")  # of the revisited Oxford and Paris
 # The results of each evaluator of which more is better. NAME stands for a class. The data may lack
 # what some of them are measured on.
 RESULTS = {
     "classification": ("top1", "top5", "real_top1"),
     "knn": (
-        "recall_at_1",
-        "dino_k10",
-        "dino_k20",
-        "dino_k100",
-        "dino_k200",
-        "leave_one_out_recall_at_1",
+        *("recall_at_1", "leave_one_out_recall_at_1"),
+        *(f"dino_k{k}" for k in (10, 20, 100, 200)),
     ),
     "retrieval": (
         *(f"train_recall_at_{k}" for k in (1, 5, 10)),
         *(f"recall_at_{k}" for k in (1, 10, 100, 1000)),
-        "map",
-        "map_at_r",
-        "mmp_at_5",
+        *("map", "map_at_r", "mmp_at_5"),
     ),
     "fewshot": ("1_shot", "5_shot", "10_shot", "25_shot"),
     "linear": ("top1",),
     "logistic": ("top1",),
     "landmarks": (
-        *(
-            f"{metric}_{setting}"
-            for setting in ("easy", "medium", "hard")
-            for metric in ("map", "mp_at_1", "mp_at_5", "mp_at_10")
-        ),
-        "map",
-        "map_at_100",
+        *(f"map_{setting}" for setting in SETTINGS),
+        *(f"mp_at_{k}_{setting}" for setting in SETTINGS for k in (1, 5, 10)),
+        *("map", "map_at_100"),
     ),
     "maps": (),
     "reconstruction": ("token_accuracy", "pixels_explained"),
