@@ -122,14 +122,6 @@ def test_a_changed_byte_of_the_digests_is_damage_wherever_it_is(saved):
     assert checkpoint.damage(path.parent) == ""
 
 
-def test_digests_that_an_older_supmim_wrote_are_read(saved):
-    path = saved.folder / "3" / checkpoint.DIGESTS
-    older = json.loads(path.read_text())
-    del older["sha256"]
-    path.write_text(json.dumps(older, indent=1) + "\n")
-    assert int(saved.restore(abstract_of(state_of(0))).state["step"]) == 3
-
-
 def test_a_save_without_digests_is_not_whole_and_is_ignored(saved, told):
     (saved.folder / "3" / checkpoint.DIGESTS).unlink()
     assert saved.steps() == [1, 2]

@@ -287,7 +287,9 @@ def _read_note(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.keys() != NOTE | {"sha256"}:
         raise ValueError("it is not as it was written")
     note = {name: value for name, value in stored.items() if name != "sha256"}
-    if stored["sha256"] != _sha256_of(note) or json_text(stored) != (path / DIGESTS).read_text():
+    if stored["sha256"] != _sha256_of(note) or json_text(stored) != (path / DIGESTS).read_text(
+        "utf-8"
+    ):
         raise ValueError("it is not as it was written: its SHA-256 differs")
     return note
 

@@ -57,7 +57,7 @@ def write(workdir: Path, model: Model) -> None:
 
 
 def read(workdir: Path) -> Model | None:
-    """Return the model.json of a workdir; None if there is none, as in runs of supmim 0.2.0.
+    """Return the model.json of a workdir; None if there is none.
 
     CheckpointError if it is damaged.
     """
