@@ -164,7 +164,9 @@ def meaningless(
 
     renamed: the return value of `renamed_classes`.
     """
-    reasons = dict.fromkeys(USE_TRAINED_HEAD, renamed) if renamed else {}
+    reasons: dict[str, str] = {}
+    if renamed:
+        reasons |= dict.fromkeys(USE_TRAINED_HEAD, renamed)
     if config.data.image_size != run_config.data.image_size:
         size = run_config.data.image_size
         reasons["reconstruction"] = f"the decoder knows images of {size} pixels alone"
