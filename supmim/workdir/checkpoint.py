@@ -287,9 +287,8 @@ def _read_note(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.keys() != NOTE | {"sha256"}:
         raise ValueError("it is not as it was written")
     note = {name: value for name, value in stored.items() if name != "sha256"}
-    if stored["sha256"] != _sha256_of(note) or json_text(stored) != (path / DIGESTS).read_text(
-        "utf-8"
-    ):
+    as_written = json_text(stored).encode() == (path / DIGESTS).read_bytes()
+    if stored["sha256"] != _sha256_of(note) or not as_written:
         raise ValueError("it is not as it was written: its SHA-256 differs")
     return note
 
