@@ -182,7 +182,7 @@ def test_decay_and_gradients_leave_statistics_alone():
     assert largest(still) == 0 and largest(grads["encoder"]) > 0
     tx = optimizer.create(config.optimizer, lambda _: 3e-3)
     ones = jax.tree.map(jnp.ones_like, params)
-    updates, _ = tx.update(grads, tx.init(ones), ones)
+    updates, _ = tx.update(grads, tx.init(ones), ones, step=0)
     assert largest({name: updates[name] for name in still}) == 0 < largest(updates["encoder"])
 
 
