@@ -121,22 +121,22 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 1560,
+    "": 1650,
     "benchmarks": 970,
-    "commands": 1580,
-    "config": 1570,
-    "data": 3720,
-    "evaluators": 2030,
+    "commands": 1630,
+    "config": 1670,
+    "data": 4190,
+    "evaluators": 2040,
     "interop": 320,
     "models": 650,
     "planning": 1040,
-    "report": 970,
-    "runtime": 650,
+    "report": 1000,
+    "runtime": 760,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,
-    "tokenizers": 1410,
-    "workdir": 760,
+    "tokenizers": 1430,
+    "workdir": 1000,
 }
 
 
