@@ -408,7 +408,7 @@ def test_average_follows_the_parameters_with_its_decay():
 def test_what_is_evaluated_is_the_average_and_the_rest_as_it_is():
     tx = optimizer.create(tiny_config(**{"optimizer.ema_decay": 0.9}).optimizer, lambda _: 0.1)
     head, encoder = {"head": {"kernel": jnp.ones(3)}}, {"encoder": {"kernel": jnp.ones(3)}}
-    updates, opt_state = tx.update(head, tx.init(head), head)
+    updates, opt_state = tx.update(head, tx.init(head), head, step=0)
     moved = optax.apply_updates(head, updates)
     state = step.State(jnp.ones((), jnp.int32), moved | encoder, opt_state)
     found = optimizer.evaluated_params(state)  # the first average is 0.1 old + 0.9 new

@@ -176,7 +176,8 @@ def test_a_run_that_goes_back_to_an_earlier_step_is_no_longer_finished(tmp_path)
     folder = Workdir(tmp_path)
     write_results(tmp_path, {"knn/recall_at_1": 0.9}, {"checkpoint": {"step": 15}})
     assert folder.results() == {"knn/recall_at_1": 0.9}
-    folder.begin_run(frozen(), {})  # killed after this, it must not pass for finished
+    # Killed after this, it must not pass for finished.
+    folder.begin_run(frozen(), {}, model.of(frozen(), ("a",)))
     assert folder.results() == {} and not (tmp_path / "results.json").exists()
 
 
