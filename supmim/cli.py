@@ -23,7 +23,7 @@ from supmim.commands.verbs import (
     verb_help,
 )
 from supmim.config import Config, pyfile
-from supmim.errors import CheckpointError, ConfigError, SupmimError
+from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
 from supmim.runtime import streams
 from supmim.workdir import files
 
@@ -225,6 +225,9 @@ def main() -> None:
     streams.protect()
     try:
         code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("supmim: interrupted", file=sys.stderr)
+        code = Interrupted.exit_code
     except Exception:
         traceback.print_exc()
         code = 1

@@ -170,20 +170,31 @@ def test_flags_are_taken_with_dashes_and_with_underscores(tmp_path):
     assert cli.parse("train", [f"--config={DIGITS}", "--workdir=x", "--debug"]).debug is True
 
 
+def raising(error):
+    def run(config, flags):
+        raise error
+
+    return lambda verb: types.SimpleNamespace(run=run)
+
+
+def test_ctrl_c_ends_any_verb_with_exit_code_75(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "command", raising(KeyboardInterrupt))
+    monkeypatch.setattr(cli.streams, "protect", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["supmim", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 75
+    assert capsys.readouterr().err == "supmim: interrupted\n"
+
+
 def test_a_full_disk_ends_with_exit_code_4_and_what_to_do(monkeypatch, capsys):
-    def full(error):
-        def run(config, flags):
-            raise error
-
-        return lambda verb: types.SimpleNamespace(run=run)
-
     error = OSError(errno.ENOSPC, "No space left on device", "runs/x/report.html")
-    monkeypatch.setattr(cli, "command", full(error))
+    monkeypatch.setattr(cli, "command", raising(error))
     assert cli.run(["doctor"]) == 4
     told = capsys.readouterr().err
     assert told.startswith("supmim: runs/x/report.html cannot be written: No space left on device")
     assert "Free some space, then give the same command again" in told
-    monkeypatch.setattr(cli, "command", full(OSError(errno.EPERM, "no", "x")))
+    monkeypatch.setattr(cli, "command", raising(OSError(errno.EPERM, "no", "x")))
     with pytest.raises(PermissionError):
         cli.run(["doctor"])
 
