@@ -112,6 +112,7 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     curves.draw(folder / "pictures" / "curves.png", [])
     notes = {
         "checkpoint": {"step": 40, "digest": "ab12"},
+        "model": {"class_names": ['{"Ü"}', "[b]"]},
         "protocols": {"knn": {"feature": "<i>", "k": [10, 20], "head": {"rate": 0.1}}, "<u>": {}},
     }
     results = {
@@ -124,6 +125,7 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     text = (folder / "report.html").read_text()
     assert "iou/\\x1b[31m\\u202e\\udcff&lt;u&gt;" in text
     assert "feature: &lt;i&gt;; k: 10, 20; head: rate: 0.1" in text and "digest: ab12" in text
+    assert "class names: {&quot;Ü&quot;}, [b]<" in text
     assert "98.77 %" in text and "&lt;b&gt;" in text and "<script" not in text
     for name in (
         "segmentation/iou/&lt;img src=x&gt;",

@@ -39,7 +39,6 @@ CAPTIONS = {
 }
 
 MOST_NAMES = 100  # of classes, beyond which some are left to model.json
-UNQUOTED = str.maketrans("", "", '"{}[]')
 UNITS = {  # formats of results by the end of their names
     "/loss": "{:.4f}",
     "psnr": "{:.2f} dB",
@@ -94,11 +93,15 @@ def _rows(cells: dict[str, str], kind: str = "") -> str:
 
 def _one_line(facts: dict[str, Any]) -> str:
     """Return JSON on one line as `name: value; ...`."""
-    return "; ".join(
-        f"{name.replace('_', ' ')}: "
-        + (value if isinstance(value, str) else json.dumps(value).translate(UNQUOTED))
-        for name, value in facts.items()
-    )
+    return "; ".join(f"{name.replace('_', ' ')}: {_text(value)}" for name, value in facts.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def goodput(rows: list[dict[str, float]]) -> dict[str, float]:
