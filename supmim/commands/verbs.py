@@ -60,7 +60,7 @@ VERBS = {
         "supmim evaluate --workdir=runs/digits --evaluators=knn",
         {
             "workdir": WORKDIR,
-            "step": ("", "checkpoint to evaluate; default: the newest"),
+            "step": (PATH, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
             **HOSTS,
