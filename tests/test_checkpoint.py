@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import resource
 import shutil
 import threading
 
@@ -284,6 +285,21 @@ def test_failed_saves_are_told_and_stop_the_run_after_three(tmp_path, told, monk
             checkpoints.wait()
     assert len(told) == 3 and "No space left" in told[0]
     assert checkpoints.steps() == [1] and checkpoint.damage(checkpoints.folder / "1") == ""
+
+
+def test_a_failed_save_is_told_in_one_line(tmp_path, told, caplog):
+    """Orbax logs the traceback of each of its threads: hundreds of lines on a full disk."""
+    checkpoints = Checkpoints(tmp_path, told.append, Checkpoint(keep=1, keep_best=0))
+    noise = jax.random.normal(jax.random.key(0), (512, 512))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        checkpoints.save(1, {"step": jnp.asarray(1), "w": noise}, {}, NOTE)
+        checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be saved" in told[0] and "File too large" in told[0]
+    assert not caplog.records
 
 
 def test_old_checkpoints_stay_until_the_new_one_is_whole(tmp_path, told, monkeypatch):

@@ -8,6 +8,7 @@ SHA-256 of all of that: a damaged byte in it is damage of the checkpoint.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -32,6 +33,9 @@ FAILED_SAVES = 3  # in a row, after which the run stops
 # Replicas share the writing of an array if each part has as many bytes: cutting up a small one
 # costs more than it saves.
 SHARED_BYTES = 2**16
+
+# Orbax logs the traceback of each thread of a failed save, of which we tell in one line.
+logging.getLogger("absl").addFilter(lambda log: not (log.exc_info and "orbax" in log.pathname))
 
 
 class Restored(NamedTuple):
