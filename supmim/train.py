@@ -171,8 +171,8 @@ def train(
                 with clock.spending("evaluate"):
                     results = evaluate(run.suite, state, folder.path, writer, done)
             with clock.spending("save"):
-                saves = due(done, config.save_every, total_steps)
-                if saves or run.checkpoints.among_best(results):
+                best = run.checkpoints.among_best(results)
+                if best or due(done, config.save_every, total_steps):
                     run.checkpoints.save(done, state, results, run.fingerprint)
                 run.checkpoints.poll()
 

@@ -253,16 +253,18 @@ def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(
         assert len({json.dumps(note["results"]) for note in notes}) == 1
 
 
-def test_the_best_evaluation_is_saved_when_it_happens(tmp_path, monkeypatch):
-    """With evaluations between the saves; the newest checkpoint stays beside it."""
-    score = {3: 0.2, 6: 0.5, 9: 0.5, 12: 0.1, 15: 0.4}
-    monkeypatch.setattr(train, "evaluate", lambda *args: {"knn/recall_at_1": score[args[-1]]})
+def test_the_best_evaluation_is_saved_when_it_happens(tmp_path, monkeypatch, capsys):
+    """Between the saves too; the newest checkpoint stays beside it. What can't rank is told."""
+    score = {3: 0.2, 6: 0.1, 9: 0.5, 12: None, 15: 0.4}
+    found = {step: {"knn/recall_at_1": x} if x else {"other": 1.0} for step, x in score.items()}
+    monkeypatch.setattr(train, "evaluate", lambda *args: found[args[-1]])
     monkeypatch.setattr(train, "conclude", lambda *_: None)
-    config = frozen(mim_weight=0.0, eval_every=3, save_every=5, **{"checkpoint.keep": 1})
+    config = frozen(mim_weight=0.0, eval_every=3, save_every=6, **{"checkpoint.keep": 1})
     train.train_and_evaluate(config, tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", print)
     notes = {step: checkpoints.note(step)["results"] for step in checkpoints.steps()}
-    assert notes == {6: {"knn/recall_at_1": 0.5}, 15: {"knn/recall_at_1": 0.4}}
+    assert notes == {9: found[9], 15: found[15]}
+    assert capsys.readouterr().out.count("the best is not kept: these results have no knn") == 1
 
 
 @pytest.mark.slow
