@@ -17,6 +17,7 @@ from supmim.config import Config
 from supmim.data import images, pipeline
 from supmim.data.bad_records import BadRecords
 from supmim.data.raw import Raw
+from supmim.data.sources import folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import Interrupted
 from supmim.report import curves, figures, page, terminal
@@ -79,6 +80,10 @@ def set_up(
     origin = assemble.origin_of(config, checkpoints, start)
     config, source, eval_source = assemble.load_sources(config)
     log(f"evaluation  {len(eval_source):,} images of {printable(eval_source.name)}")
+    missing = folders.without_images(eval_source) if config.facts.has_labels else []
+    if missing:
+        told = f"{len(missing):,} of {len(source.class_names):,} classes"
+        log(f"warning     no evaluation image is of {told}: {', '.join(missing[:5])}")
     total_steps = assemble.steps_of(config, source)
     seen = images.training(source, config.data, images.second_of(config))
     task = assemble.create_task(config, seen, folder.path, mesh)

@@ -275,9 +275,13 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     folder, workdir = folder_of(tmp_path / "pictures"), tmp_path / "run"
     quick = ["--config.mim_weight=0", "--config.eval.evaluators=classification",
              "--config.checkpoint.keep_best=0"]  # fmt: skip
+    for name in "12":
+        (folder / "few").mkdir(exist_ok=True)
+        (folder / "few" / f"{name}.png").write_bytes(encoded(photo(16, 16), "PNG"))
     assert run(folder, workdir, *quick) == 0
     told = capsys.readouterr().out
-    assert "evaluation  12 images of folder:" in told and "images      48 of folder:" in told
+    assert "evaluation  12 images of folder:" in told and "images      50 of folder:" in told
+    assert "warning     no evaluation image is of 1 of 3 classes: few\n" in told
     (workdir / "results.json").unlink()
     (folder / "a" / "new.png").write_bytes(encoded(photo(16, 16), "PNG"))
     assert cli.run(["train", f"--workdir={workdir}"]) == 3
@@ -295,7 +299,7 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=classification"]) == 0
     told = capsys.readouterr().out
     assert "not what the run was trained and evaluated on" in told
-    assert "  length: was 48, is 47\n" in told and "  evaluated sha256: was" in told
+    assert "  length: was 50, is 49\n" in told and "  evaluated sha256: was" in told
 
 
 def test_fewer_images_than_a_batch_are_told(tmp_path, capsys):

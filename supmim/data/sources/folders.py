@@ -93,6 +93,15 @@ class Folder(Source):
         return np.fromiter(map(hash, both), np.int64, len(self))
 
 
+def without_images(source: Source) -> list[str]:
+    """Return the printable names of the classes of which a folder's part has no image."""
+    folder = base.innermost(source)
+    if not isinstance(folder, Folder):
+        return []
+    found = set(folder.label.tolist())
+    return [base.printable(name) for i, name in enumerate(folder.class_names) if i not in found]
+
+
 def record(path: str, label: int) -> Record:
     """Read a file; an OSError takes the place of its bytes."""
     try:
