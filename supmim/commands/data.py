@@ -166,7 +166,8 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
             least, median, most = part[title]
             yield f"  {title.replace('_', ' '):<12}{least:,} to {most:,} pixels, median {median:,}"
     if empty := part["without_images"] + part["empty_folders"]:
-        yield cut(f"  {len(empty):,} classes without images: {', '.join(map(printable, empty))}")
+        told = f"{len(empty):,} of {part['classes'] + len(part['empty_folders']):,} classes"
+        yield cut(f"  no images of {told}: {', '.join(map(printable, empty))}")
     yield from left_out_lines(part["left_out"])
     yield from list_lines("links that lead back up, not followed", part["loops"])
     yield from list_lines("labels that name no class", part["wrong_labels"])
