@@ -300,6 +300,24 @@ def test_a_folder_that_is_spelled_otherwise_or_copied_is_known_by_its_images(tmp
     assert sources.num_shared(load(root), load("copy")) == 0
 
 
+def test_a_path_that_is_missing_or_may_not_be_read_is_told(tmp_path, monkeypatch):
+    for spec in ("folder:", "pairs:", "records:"):
+        with pytest.raises(DataError, match="the path of a source is missing"):
+            sources.find(spec, base.WHOLE, DATA)
+    with pytest.raises(DataError, match="cannot be read: .*name too long"):
+        sources.find(f"folder:{'x' * 5000}", base.WHOLE, DATA)
+    root, scandir = fill(tmp_path, "a/1.png", "b/x/1.png"), os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "x":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match="cannot be read: .*Permission denied: .*b/x"):
+        sources.find(f"folder:{root}", base.WHOLE, DATA)
+
+
 def test_an_evaluation_source_with_parts_means_its_held_out_part(tmp_path):
     names = [f"{part}/{c}/{part}.png" for part in ("train", "val") for c in "ab"]
     other, own = fill(tmp_path / "other", *names), many(tmp_path / "own")

@@ -46,7 +46,10 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
             )
         kind, where = "tfds", spec
     extra = {"labelled": labelled} if kind == "folder" else {}
-    return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
+    try:
+        return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise DataError(f"{base.printable(spec)} cannot be read: {error}") from error
 
 
 def load(data: options.Data, labelled: bool = True, joined: bool = False) -> tuple[Source, Source]:

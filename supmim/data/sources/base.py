@@ -187,7 +187,9 @@ def check_label(record: Record | MaskedRecord, num_classes: int) -> int:
 
 
 def expanded(where: str) -> Path:
-    """Return a path with the home folder in place of a leading ~."""
+    """Return a path with the home folder in place of a leading ~; DataError if it is empty."""
+    if not where:
+        raise DataError("the path of a source is missing; for the folder you are in, write ./")
     return Path(os.path.expanduser(where))
 
 
