@@ -158,8 +158,9 @@ def test_xla_is_quiet_about_slow_compiles_unless_the_environment_asks(
 
 def test_an_unwritable_workdir_is_refused(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    told = fails(capsys, "train", f"--workdir={tmp_path}/file/run", f"--config={DIGITS}")
-    assert "cannot write to the workdir" in told and "choose another --workdir" in told
+    for name in ("file/run", "x" * 300):
+        told = fails(capsys, "train", f"--workdir={tmp_path}/{name}", f"--config={DIGITS}")
+        assert "cannot write to the workdir" in told and "choose another --workdir" in told
 
 
 def test_flags_are_taken_with_dashes_and_with_underscores(tmp_path):

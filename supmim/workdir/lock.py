@@ -20,9 +20,9 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     The operating system frees the lock however its process ends: a lock file that stays behind
     means nothing. If nothing else was written, the lock is deleted, with the folders made for it.
     """
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     path = workdir / "lock"
     try:
+        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         file, locked = _lock(path)
     except OSError as error:
         raise ConfigError(
