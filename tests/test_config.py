@@ -50,6 +50,11 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
         ("mim.mask_ratio", 1.5, "it takes a value from 0 to 1"),
         ("tokenizer.patch_size", 4, "set config.tokenizer.patch_size=2"),
         ("eval.evaluators", "knn,clasification", "did you mean classification?"),
+        (
+            "eval.evaluators",
+            "maps",
+            "eval.evaluators=maps; there is none: set config.checkpoint.keep_best=0",
+        ),
         ("checkpoint.keep_best_metric", "fid", "is no result of which more is better"),
         ("checkpoint.keep_best_metric", "knn/recal_at_1", "did you mean knn/recall_at_1?"),
         ("checkpoint.keep_best_metric", "knn/", "knn/dino_k20, knn/dino_k100"),

@@ -395,9 +395,10 @@ def _list_problems(config: Config) -> Iterator[str]:
     if config.checkpoint.keep_best and metric not in known and not of_class:
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {close[0]}? It takes" if close else "it takes"
+        taken = f"{hint} {', '.join(known)}. Or" if known else "there is none:"
         yield (
             f"config.checkpoint.keep_best_metric={metric} is no result of which more is better of "
-            f"config.eval.evaluators={config.eval.evaluators}; {hint} {', '.join(known)}. Or set "
+            f"config.eval.evaluators={config.eval.evaluators}; {taken} set "
             "config.checkpoint.keep_best=0"
         )
 
