@@ -229,8 +229,7 @@ def conclude(run: Run, folder: Workdir, results: dict[str, float]) -> None:
     def write() -> None:
         digest = run.checkpoints.digest(run.total_steps)
         checkpoint = {"step": run.total_steps, "digest": digest}
-        about = {"checkpoint": checkpoint, **notes, **model.note(folder.path)}
-        about |= files.read_origin(folder.path)
+        about = {"checkpoint": checkpoint, **notes, **model.notes(folder.path)}
         page.write(folder.path, results, config_lib.to_json(run.config), about)
         files.write_results(folder.path, {"step": run.total_steps, **results}, about)
 

@@ -221,6 +221,14 @@ def test_what_means_nothing_is_left_out_of_all_and_refused_by_name(run, capsys):
     assert "left out    classification: " in out and "left out    reconstruction: " in out
 
 
+@pytest.mark.parametrize("name", ["model.json", "init.json"])
+def test_a_damaged_note_of_the_run_is_told_before_the_work(workdir, capsys, name):
+    (workdir / name).write_text("{")
+    assert evaluated(workdir, "--evaluators=knn")[0] == 4
+    told = capsys.readouterr()
+    assert f"{name} is damaged" in told.err and "images " not in told.out
+
+
 def test_images_may_be_seen_at_another_size_and_stretched(workdir, tmp_path, capsys):
     views = ["--config.data.eval_view=stretch", "--config.data.eval_resize=16",
              "--config.data.image_size=12"]  # fmt: skip

@@ -47,7 +47,7 @@ def run(config: Config, flags: FlagValues) -> None:
 
 def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh) -> None:
     """Evaluate a checkpoint (see `restore`); the caller holds the lock of the workdir."""
-    run_config = read_config(workdir)
+    run_config, about = read_config(workdir), model.notes(workdir)
     config, source, eval_source = load_sources(config)
     trained = model_config(config, run_config)
     restored = restore(trained, workdir, checkpoint, mesh)
@@ -85,7 +85,7 @@ def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.
     pictures = workdir / "pictures" / Path(file).stem.removeprefix("results").removeprefix("_")
     suite = evaluators.create(config, predictions)
     results = suite.run(optimizer.evaluated_params(restored.state), pictures)
-    notes = {"checkpoint": {"step": done, "digest": restored.digest}, **suite.notes()}
+    notes = {"checkpoint": {"step": done, "digest": restored.digest}, **suite.notes(), **about}
     read = predictions.sources_read()
     hosts.on_first(lambda: evaluation_results.write(workdir, file, results, notes, read))
     terminal.print_results(results, f"step {done} of {workdir}, in {file}:")

@@ -11,7 +11,7 @@ from supmim.config import Config
 from supmim.data import pipeline
 from supmim.data.sources.base import Source
 from supmim.report import page
-from supmim.workdir import files, model
+from supmim.workdir import files
 
 OF_THE_MODEL = {"classes", "tokenizer", "tokenizer.image_size"}  # no facts of the images
 
@@ -77,7 +77,6 @@ def write(
         results = {n: x for n, x in stored.items() if not n.startswith(replaced)} | results
         for name in ("data", "protocols"):
             notes = notes | {name: stored_notes.get(name, {}) | notes[name]}
-    notes |= files.read_origin(workdir) | model.note(workdir)
     numbers = {name: value for name, value in results.items() if name != "step"}
     if file == files.RESULTS:
         page.write(workdir, numbers, config_lib.to_json(files.read_config(workdir)), notes)

@@ -12,7 +12,7 @@ from supmim.config import Config
 from supmim.data import images
 from supmim.data.augment import views
 from supmim.errors import CheckpointError
-from supmim.workdir.files import read_object, write_json
+from supmim.workdir.files import read_object, read_origin, write_json
 
 FILE = "model.json"
 ADVICE = "restore it from a copy, or delete it to go on with classes whose numbers have no names"
@@ -74,7 +74,7 @@ def read(workdir: Path) -> Model | None:
     return model
 
 
-def note(workdir: Path) -> dict[str, Any]:
-    """Return it as results store it, under `model`; empty if there is none."""
-    model = read(workdir)
-    return {} if model is None else {"model": vars(model)}
+def notes(workdir: Path) -> dict[str, Any]:
+    """Return what results tell of the model: `model`, and `init`, where its encoder came from."""
+    model, origin = read(workdir), read_origin(workdir)
+    return origin if model is None else origin | {"model": vars(model)}
