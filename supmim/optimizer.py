@@ -11,7 +11,7 @@ import optax
 from supmim import sharding
 from supmim.config import options
 
-FIRST = re.compile(r"encoder/(embedding/|positions$|cls$|mask_token$)")
+FIRST = re.compile(r"encoder/(embedding/|positions$|cls$|registers$|mask_token$)")
 BLOCK = re.compile(r"encoder/blocks/block_(\d+)/")
 STACK = "encoder/blocks/stack/"
 

@@ -261,6 +261,20 @@ class Encoder:
         choices=("gap", "cls", "map"),
         changes=("parameters",),
     )
+    layer_scale: float = option(
+        0.0,
+        "initial value of LayerScale (CaiT, DeiT-III), which scales each branch; 0: none",
+        low=0.0,
+        changes=("parameters",),
+        default_is_before=True,
+    )
+    registers: int = option(
+        0,
+        "learned tokens beside those of patches, as in DINOv2; unused after the last block",
+        low=0,
+        changes=("parameters",),
+        default_is_before=True,
+    )
     dropout: float = option(0.0, "dropout rate in every block", low=0.0, high=0.9)
     stochastic_depth: float = option(
         0.0, "drop rate of the last block; grows linearly from 0", low=0.0, high=0.9

@@ -17,7 +17,8 @@ from supmim.models import layers
 class Encoded(NamedTuple):
     """Outputs of the encoder.
 
-    latent: [B, V, D], patch tokens. embedding: [B, D]. taps: {block: [B, V (+ cls), D]}.
+    latent: [B, V, D], patch tokens. embedding: [B, D]. taps: {block: [B, V, D]} or longer, as
+    the class token and registers stand before the patches.
     """
 
     latent: jax.Array
@@ -80,19 +81,25 @@ class Encoder(nn.Module):
                 hidden = masking.take_tokens(token_mask.mask, token_mask.ids_keep)
                 x = jnp.where(hidden[..., None] > 0, token.astype(dtype), x)
         x = x + jnp.broadcast_to(positions, x.shape).astype(dtype)
+        first = []
         if sizes.pool == "cls":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, sizes.width))
-            cls = jnp.broadcast_to(cls, (x.shape[0], 1, sizes.width)).astype(dtype)
-            x = jnp.concatenate([cls, x], axis=1)
+            first.append(self.param("cls", nn.initializers.zeros, (1, 1, sizes.width)))
+        if sizes.registers:
+            shape, init = (1, sizes.registers, sizes.width), nn.initializers.normal(1e-6)
+            first.append(self.param("registers", init, shape))
+        num_patches = x.shape[1]
+        tokens = [jnp.broadcast_to(y, (len(x), *y.shape[1:])).astype(dtype) for y in first]
+        x = jnp.concatenate([*tokens, x], axis=1)
         x = nn.Dropout(sizes.dropout)(x, deterministic=not train)
         x, outputs = layers.Blocks(sizes, name="blocks")(x, train, taps)
         x = layers.LayerNorm(dtype=dtype, name="norm")(x)
+        latent = x[:, x.shape[1] - num_patches :]
         if sizes.pool == "cls":
-            latent, embedding = x[:, 1:], x[:, 0]
+            embedding = x[:, 0]
         elif sizes.pool == "map":
-            latent, embedding = x, MapPool(sizes, name="map_pool")(x, train)
+            embedding = MapPool(sizes, name="map_pool")(latent, train)
         else:
-            latent, embedding = x, x.mean(axis=1)
+            embedding = latent.mean(axis=1)
         return Encoded(latent, embedding.astype(jnp.float32), outputs)
 
     def position_table(self, grid: int) -> jax.Array:

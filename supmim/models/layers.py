@@ -139,12 +139,20 @@ class Block(nn.Module):
         attention = Attention(sizes.num_heads, sizes.attention, dtype, name="attention")
         y = attention(y, y, self.batch_size)
         y = nn.Dropout(sizes.dropout)(y, deterministic=not train)
-        x = x + self.skip(y, drop_rate, train)
+        x = x + self.skip(self.scaled(y, "attention_scale"), drop_rate, train)
         y = LayerNorm(dtype=dtype, name="mlp_norm")(x)
         y = Mlp(sizes.mlp_dim, sizes.gelu, sizes.dropout, dtype, name="mlp")(y, train)
         y = nn.Dropout(sizes.dropout)(y, deterministic=not train)
-        x = x + self.skip(y, drop_rate, train)
+        x = x + self.skip(self.scaled(y, "mlp_scale"), drop_rate, train)
         return x, (x if self.keep_output else None)
+
+    def scaled(self, branch: jax.Array, name: str) -> jax.Array:
+        """Multiply the branch [B*N, D] by a learned scale [D] (LayerScale, arXiv 2103.17239)."""
+        initial = self.options.layer_scale
+        if not initial:
+            return branch
+        scale = self.param(name, nn.initializers.constant(initial), branch.shape[-1:])
+        return branch * scale[None].astype(branch.dtype)
 
     def skip(self, branch: jax.Array, drop_rate: jax.Array | float, train: bool) -> jax.Array:
         """Drop the branch [B*N, D] of some images in training, and scale up the others."""

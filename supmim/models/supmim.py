@@ -62,6 +62,8 @@ def create(config: Config, target_size: int) -> Network:
             depth=sizes.depth,
             num_heads=sizes.num_heads,
             mlp_dim=sizes.mlp_dim,
+            layer_scale=0.0,
+            registers=0,
             dropout=0.0,
             stochastic_depth=0.0,
             scan=False,

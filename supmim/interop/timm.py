@@ -1,0 +1,224 @@
+"""timm's ViTs: a folder of config.json and model.safetensors, which transformers loads too."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from supmim.config import Config, options
+from supmim.errors import CheckpointError
+from supmim.interop import vit
+from supmim.interop.vit import Layout, Params, Tensors
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+POOLS = {"gap": "avg", "cls": "token", "map": "map"}
+GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
+# Heads of the ViTs that timm knows by name alone; a head has 64 channels up to width 1,024.
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16}
+OTHER_MODELS = (
+    "clip",
+    "siglip",
+    "quickgelu",
+    "samvit",
+    "eva",
+    "naflex",
+)  # other activations, norms
+WORDS = (
+    ("encoder/", ""), ("classifier/", ""),
+    ("map_pool/attention/", "attn_pool/"), ("map_pool/", "attn_pool/"), ("probe", "latent"),
+    ("blocks/block_", "blocks/"), ("attention_norm", "norm1"), ("mlp_norm", "norm2"),
+    ("attention_scale", "ls1/gamma"), ("mlp_scale", "ls2/gamma"), ("attention/", "attn/"),
+    ("query/", "q/"), ("key/", "k/"), ("value/", "v/"), ("out/", "proj/"),
+    ("mlp/up", "mlp/fc1"), ("mlp/down", "mlp/fc2"), ("embedding/", "patch_embed/proj/"),
+    ("positions", "pos_embed"), ("cls", "cls_token"), ("registers", "reg_token"),
+    ("kernel", "weight"), ("scale", "weight"), ("/", "."),
+)  # fmt: skip
+FUSED = {"attn.qkv": ("attn.q", "attn.k", "attn.v"), "attn_pool.kv": ("attn_pool.k", "attn_pool.v")}
+
+
+def to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
+    """Return one of our parameters in PyTorch's shape: outputs first."""
+    if name == "encoder/embedding/kernel":
+        square = array.reshape(patch_size, patch_size, -1, array.shape[-1])
+        return square.transpose(3, 2, 0, 1)
+    if name.endswith(("query/kernel", "key/kernel", "value/kernel")):
+        return array.reshape(len(array), -1).T
+    if name.endswith("kernel"):
+        return array.reshape(-1, array.shape[-1]).T
+    return array[None] if name == "encoder/positions" else array.reshape(_torch_shape(name, array))
+
+
+def _torch_shape(name: str, array: np.ndarray) -> tuple[int, ...]:
+    return array.shape if array.ndim == 3 else (array.size,)
+
+
+def from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Invert to_torch, for our shape."""
+    if name == "encoder/embedding/kernel":
+        return array.transpose(2, 3, 1, 0).reshape(shape)
+    return (array.T if name.endswith("kernel") else array).reshape(shape)
+
+
+OPTIONAL = ("head.", "attn_pool.")
+LAYOUT = Layout(lambda name: vit.renamed(name, WORDS), to_torch, from_torch, OPTIONAL)
+
+
+def fused(tensors: Tensors) -> Tensors:
+    """Return the tensors with queries, keys and values in one, as timm has them."""
+    tensors = dict(tensors)
+    for whole, parts in FUSED.items():
+        for first in [name for name in tensors if f"{parts[0]}." in name]:
+            names = [first.replace(parts[0], part) for part in parts]
+            arrays = [tensors.pop(name) for name in names]
+            tensors[first.replace(parts[0], whole)] = np.concatenate(arrays)
+    return tensors
+
+
+def split(tensors: Tensors) -> Tensors:
+    """Invert fused."""
+    tensors = dict(tensors)
+    for whole, parts in FUSED.items():
+        for name in [name for name in tensors if f"{whole}." in name]:
+            arrays = np.array_split(tensors.pop(name), len(parts))
+            for part, array in zip(parts, arrays, strict=True):
+                tensors[name.replace(whole, part)] = array
+    return tensors
+
+
+def tensors_of(params: Params, patch_size: int) -> Tensors:
+    """Return timm's tensors of an encoder with its head.
+
+    params: with `encoder/positions`, also where they are fixed. A representation layer before the
+    head has no place in timm: leave out the classifier then.
+    """
+    return fused(vit.exported(params, LAYOUT, patch_size))
+
+
+def config_of(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Return config.json of an exported folder. class_names: empty for one without a head."""
+    sizes, data, num_classes = config.encoder, config.data, len(class_names)
+    pool, side = POOLS[sizes.pool], data.image_size
+    resize = max(data.eval_resize or side, side)
+    model = {
+        "img_size": side,
+        "patch_size": sizes.patch_size,
+        "in_chans": data.channels,
+        "embed_dim": sizes.width,
+        "depth": sizes.depth,
+        "num_heads": sizes.num_heads,
+        "mlp_ratio": sizes.mlp_dim / sizes.width,
+        "class_token": sizes.pool == "cls",
+        "no_embed_class": True,
+        "global_pool": pool,
+        "fc_norm": False,
+        "act_layer": "gelu_tanh" if sizes.gelu == "tanh" else "gelu",
+    }
+    if sizes.layer_scale:
+        model["init_values"] = sizes.layer_scale
+    if sizes.registers:
+        model["reg_tokens"] = sizes.registers
+    return {
+        "architecture": "vit_base_patch16_224",  # any plain ViT: model_args says the rest
+        "num_classes": num_classes,
+        "num_features": sizes.width,
+        "global_pool": pool,
+        **({"label_names": list(class_names)} if num_classes else {}),
+        "model_args": model,
+        "pretrained_cfg": {
+            "input_size": [data.channels, side, side],
+            "fixed_input_size": True,
+            "interpolation": data.interpolation,
+            "crop_pct": crop_share(side, resize),
+            "crop_mode": "squash" if data.eval_view == "stretch" else "center",
+            "mean": [0.5] * data.channels,
+            "std": [0.5] * data.channels,
+            "num_classes": num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+            "tag": "supmim",
+        },
+    }
+
+
+def crop_share(side: int, resize: int) -> float:
+    """Return timm's crop_pct, from which it computes floor(side / crop_pct) = resize."""
+    share = side / resize
+    return share if math.floor(side / share) == resize else float(np.nextafter(share, 0))
+
+
+def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
+    """Return the config of a timm ViT from its tensors and config.json.
+
+    CheckpointError if it is no ViT, or of a kind that supmim does not have.
+    """
+    model, view = stored.get("model_args") or {}, stored["pretrained_cfg"]
+    architecture = str(stored.get("architecture", ""))
+    first = tensors.get("patch_embed.proj.weight")
+    up = tensors.get("blocks.0.mlp.fc1.weight")
+    if not architecture.startswith(("vit_", "deit")) or first is None or up is None:
+        raise CheckpointError(f"its architecture, {architecture!r}, is no plain ViT of timm")
+    if any(word in architecture for word in OTHER_MODELS):
+        raise CheckpointError(f"supmim does not have what timm's {architecture!r} adds to a ViT")
+    width, channels, patch_size = first.shape[:3]
+    gelu = str(model.get("act_layer") or "gelu")
+    if gelu not in GELUS:
+        raise CheckpointError(f"its activation, {gelu!r}, is not one of {', '.join(GELUS)}")
+    num_heads = model.get("num_heads", HEADS.get(width))
+    if not num_heads:
+        raise CheckpointError(f"config.json does not say model_args.num_heads, for width {width}")
+    pools = {theirs: ours for ours, theirs in POOLS.items()}
+    asked = str(model.get("global_pool") or stored.get("global_pool") or "token")
+    if asked not in pools:
+        raise CheckpointError(f"its pooling, {asked!r}, is not one of {', '.join(pools)}")
+    pool = pools[asked]
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    head, side = tensors.get("head.weight"), int(model.get("img_size") or view["input_size"][-1])
+    encoder = options.Encoder(
+        patch_size=patch_size,
+        width=width,
+        depth=1 + max(int(n) for n in re.findall(r"blocks\.(\d+)\.", " ".join(tensors))),
+        num_heads=int(num_heads),
+        mlp_dim=len(up),
+        positions="learned",
+        pool=pool,
+        gelu=GELUS[gelu],
+        layer_scale=float(model.get("init_values") or 1e-5) * ("blocks.0.ls1.gamma" in tensors),
+        registers=registers + ("cls_token" in tensors and pool != "cls"),
+    )
+    resize = math.floor(side / float(view.get("crop_pct") or 1.0))
+    data = options.changed(
+        options.Data(),
+        image_size=side,
+        channels=channels,
+        eval_resize=resize if resize != side else 0,
+        eval_view="stretch" if view.get("crop_mode") == "squash" else "short_side",
+        interpolation="bicubic" if view.get("interpolation") == "bicubic" else "bilinear",
+    )
+    classifier = options.Classifier(num_classes=0 if head is None else len(head))
+    return Config(data=data, encoder=encoder, classifier=classifier, mim_weight=0.0)
+
+
+def plain(tensors: Tensors, config: Config) -> Tensors:
+    """Return the tensors of any ViT of timm in the form that LAYOUT names. config: options_of it.
+
+    Positions of class and register tokens are added to these tokens; a class token that pooling
+    leaves out becomes a register, which it is.
+    """
+    tensors = split(tensors)
+    prefix = [name for name in ("cls_token", "reg_token") if name in tensors]
+    count = sum(tensors[name].shape[1] for name in prefix)
+    positions = tensors.get("pos_embed", np.zeros((1, 0, 0)))
+    if count and positions.shape[1] == config.grid**2 + count:
+        start = 0
+        for name in prefix:
+            end = start + tensors[name].shape[1]
+            tensors[name] = vit.without_own_positions(tensors[name], positions[:, start:end])
+            start = end
+        tensors["pos_embed"] = positions[:, count:]
+    if "cls_token" in tensors and config.encoder.pool != "cls":
+        parts = [tensors.pop(name) for name in prefix]
+        tensors["reg_token"] = np.concatenate(parts, axis=1)
+    return tensors

@@ -1,0 +1,126 @@
+"""ViT parameters under the names and in the shapes of other libraries, both ways.
+
+Our parameters are `Params`: float32 arrays under flat names such as
+`encoder/blocks/block_0/mlp/up/kernel`, blocks unrolled. A `Layout` says what each is called in a
+file, and how it is turned into the file's tensor and back.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from supmim.errors import CheckpointError
+
+Tensors = dict[str, np.ndarray]  # of a file, under its names
+Params = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
+
+MAX_ROWS, NAME_WIDTH = 12, 44
+
+
+class Layout(NamedTuple):
+    """How another library stores a ViT.
+
+    name_of: our name -> theirs. to_theirs: (our name, array, patch size) -> their array. to_ours:
+    (our name, their array, our shape) -> our array. optional: how names of head and pooling begin.
+    """
+
+    name_of: Callable[[str], str]
+    to_theirs: Callable[[str, np.ndarray, int], np.ndarray]
+    to_ours: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
+    optional: tuple[str, ...]
+
+
+class Loaded(NamedTuple):
+    """Parameters that a file held, and what became of the others.
+
+    missing: ours that the file lacks, all of them optional. ignored: tensors of the file.
+    """
+
+    params: Params
+    missing: list[str]
+    ignored: list[str]
+
+
+def exported(params: Params, layout: Layout, patch_size: int) -> Tensors:
+    """Return all parameters in another layout."""
+    return {
+        layout.name_of(name): np.ascontiguousarray(layout.to_theirs(name, array, patch_size))
+        for name, array in params.items()
+    }
+
+
+def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Loaded:
+    """Return the parameters of these shapes from a file.
+
+    CheckpointError, with a table, for tensors that are missing, unknown or of another size, unless
+    they belong to head or pooling, and for values that are not finite.
+    """
+    theirs = {layout.name_of(ours): ours for ours in shapes}
+    params, missing, rows = {}, [], []
+    for name, ours in theirs.items():
+        if name not in tensors:
+            missing.append(ours)
+            if not name.startswith(layout.optional):
+                rows.append((name, _sizes(shapes[ours]), "-"))
+        elif tensors[name].size != int(np.prod(shapes[ours])):
+            rows.append((name, _sizes(shapes[ours]), _sizes(tensors[name].shape)))
+        else:
+            params[ours] = layout.to_ours(ours, tensors[name], shapes[ours]).astype(np.float32)
+    ignored = sorted(tensors.keys() - theirs.keys())
+    rows += [(name, "-", _sizes(tensors[name].shape)) for name in ignored
+             if not name.startswith(layout.optional)]  # fmt: skip
+    if rows:
+        raise CheckpointError(
+            f"{path} is not a ViT that supmim has:\n{table(rows)}\nLikely causes: another kind of "
+            "block (SwiGLU, norms of queries and keys, relative positions), a norm after pooling, "
+            "or other sizes than the folder's config says"
+        )
+    if odd := [name for name, array in params.items() if not np.isfinite(array).all()]:
+        raise CheckpointError(f"{path} has values that are not finite, e.g. in {odd[0]}")
+    return Loaded(params, missing, ignored)
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """Return lines of (tensor, size wanted, size in the file); long lists are cut."""
+    shown = [("tensor", "wanted", "in the file"), *rows[:MAX_ROWS]]
+    lines = [f"  {name[:NAME_WIDTH]:<{NAME_WIDTH}} {a:<14} {b}".rstrip() for name, a, b in shown]
+    more = len(rows) - MAX_ROWS
+    return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "()"
+
+
+def renamed(name: str, words: tuple[tuple[str, str], ...]) -> str:
+    """Return the name after all replacements, in order."""
+    for ours, theirs in words:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def for_our_pixels(
+    params: Params, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Params:
+    """Return parameters for images in [-1, 1], of a network that takes (image - mean) / std.
+
+    mean, std: per channel, of images in [0, 1]. The first layer is linear, so its kernel and bias
+    absorb the difference; 0.5 and 0.5 leave every bit as it is.
+    """
+    scale, shift = 0.5 / np.asarray(std), (0.5 - np.asarray(mean)) / np.asarray(std)
+    if (scale == 1).all() and (shift == 0).all():
+        return params
+    kernel = params["encoder/embedding/kernel"].astype(np.float64)
+    by_channel = kernel.reshape(-1, channels, kernel.shape[-1])  # [p * p, C, D]
+    bias = params["encoder/embedding/bias"] + np.einsum("pcd,c->d", by_channel, shift)
+    kernel = (by_channel * scale[:, None]).reshape(kernel.shape)
+    new = {"encoder/embedding/kernel": kernel, "encoder/embedding/bias": bias}
+    return params | {name: array.astype(np.float32) for name, array in new.items()}
+
+
+def without_own_positions(tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Add positions [1, K, D] of the tokens before the patches to these tokens [1, K, D]."""
+    return (tokens.astype(np.float64) + positions).astype(np.float32)
