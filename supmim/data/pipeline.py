@@ -75,11 +75,16 @@ def train_batches(
     return _to_devices(read_steps(stream, start, stop, readers), batch_size, mesh)
 
 
-def eval_batches(images: Images, batch_size: int, mesh: Mesh, readers: Readers) -> Generator[Raw]:
-    """Yield every record once, in order; `valid` is 0 for padding and for bad records."""
+def eval_batches(
+    images: Images, batch_size: int, mesh: Mesh, readers: Readers, start: int = 0
+) -> Generator[Raw]:
+    """Yield every record from batch `start` on once, in order.
+
+    `valid` is 0 for padding and for bad records.
+    """
     stream = Evaluation(images, batch_size, local_rows(batch_size, mesh))
     num_batches = -(-len(images) // batch_size)
-    return _to_devices(read_steps(stream, 0, num_batches, readers), batch_size, mesh)
+    return _to_devices(read_steps(stream, start, num_batches, readers), batch_size, mesh)
 
 
 def read_steps(

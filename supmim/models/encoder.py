@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             shape, init = (1, sizes.registers, sizes.width), nn.initializers.normal(1e-6)
             first.append(self.param("registers", init, shape))
         num_patches = x.shape[1]
-        tokens = [jnp.broadcast_to(y, (len(x), *y.shape[1:])).astype(dtype) for y in first]
+        tokens = [jnp.broadcast_to(y, (x.shape[0], *y.shape[1:])).astype(dtype) for y in first]
         x = jnp.concatenate([*tokens, x], axis=1)
         x = nn.Dropout(sizes.dropout)(x, deterministic=not train)
         x, outputs = layers.Blocks(sizes, name="blocks")(x, train, taps)

@@ -58,7 +58,8 @@ def features(encoded: Encoded, norm: Any, encoder: Encoder) -> jax.Array:
     earlier: list[Any] = [
         normed.apply({"params": norm}, encoded.taps[block]) for block in taps(encoder)
     ]
-    parts = [x[:, 0] if encoder.pool == "cls" else mean(x) for x in earlier] + [encoded.embedding]
+    patches = -encoded.latent.shape[1]
+    parts = [x[:, 0] if encoder.pool == "cls" else mean(x[:, patches:]) for x in earlier] + [encoded.embedding]
     if encoder.pool != "gap":
         parts.append(mean(encoded.latent))
     return jnp.concatenate([part.astype(jnp.float16) for part in parts], axis=1)

@@ -1,0 +1,61 @@
+"""Images as a caller gives them: arrays, PIL images or paths, without labels."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from supmim.data.sources import folders
+from supmim.data.sources.base import Record, Source
+from supmim.errors import DataError
+
+Given = np.ndarray | Image.Image | str | os.PathLike
+
+
+class GivenImages(Source):
+    """A list of images of any kinds and sizes. DataError for what is none of them."""
+
+    class_names = ("",)
+
+    def __init__(self, images: np.ndarray | Sequence[Given], name: str = "the given images") -> None:
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise DataError(f"{name}: give a list, e.g. model.embed([{str(images)[:40]!r}])")
+        self.images, self.name = images, name
+        if isinstance(images, np.ndarray):
+            checked_pixels(images[0] if len(images) else np.zeros((1, 1, 1), np.uint8), name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        image = self.images[index]
+        if isinstance(image, str | os.PathLike):
+            return folders.record(os.fspath(Path(image).expanduser()), 0)
+        name = f"image {index}"
+        if isinstance(image, Image.Image):
+            upright = ImageOps.exif_transpose(image)
+            image = np.asarray(upright if upright.mode in ("L", "RGB") else upright.convert("RGB"))
+        return Record(checked_pixels(image, name), 0, name)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"name": self.name, "length": len(self)}
+
+
+def checked_pixels(image: Any, name: str) -> np.ndarray:
+    """Return pixels as uint8 [H, W, 1 or 3]; DataError if they are none."""
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"{name} is a {type(image).__name__}; give uint8 arrays, PIL images or paths"
+        )
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
+        raise DataError(
+            f"{name} is {image.dtype}{list(image.shape)}; arrays of images are uint8 from 0 to 255 "
+            "in the form [height, width, 1 or 3]"
+        )
+    if not pixels.size:
+        raise DataError(f"{name} has no pixels: {list(image.shape)}")
+    return pixels
