@@ -30,6 +30,7 @@ setup(
         "cykooz-resizer>=4.0.1,<5",
         "pillow>=10",
         "safetensors>=0.8",
+        "flatbuffers>=24",  # needed by jax.export, which does not declare it
         "tensorboardX>=2.6.5",
         "rich>=13",
         "matplotlib>=3.8",

@@ -5,6 +5,7 @@ grid of patches, K classes.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -22,6 +23,7 @@ from supmim.data.augment import views
 from supmim.data.images import Bad, Images
 from supmim.data.sources.given import Given, GivenImages
 from supmim.errors import ConfigError, DataError
+from supmim.models import layers
 from supmim.models.classifier import Classifier
 from supmim.models.encoder import Encoder
 
@@ -30,7 +32,7 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 class Output(NamedTuple):
-    """embedding: float32 [n, D]. patch_features: [n, G, G, D]. logits: [n, K], None without head."""
+    """embedding: float32 [n, D]. patch_features: [n, G, G, D]. logits: [n, K] or None."""
 
     embedding: jax.Array
     patch_features: jax.Array
@@ -69,6 +71,24 @@ class Model:
             found.update(array.tobytes())
         return found.hexdigest()
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of encoder and classifier."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    def positions(self) -> jax.Array:
+        """Return the positions [G * G, D] of the grid, learned or fixed."""
+        sizes, grid = self.config.encoder, self.config.grid
+        fixed = layers.sincos_positions(sizes.position_grid or grid, sizes.width)
+        table = self.params["encoder"].get("positions", fixed)
+        return layers.resample_positions(jnp.asarray(table), grid)
+
+    def in_float32(self) -> "Model":
+        """Return the model with arithmetic in float32."""
+        encoder = options.changed(self.config.encoder, dtype="float32")
+        config = dataclasses.replace(self.config, encoder=encoder)
+        return Model(config, self.params, self.class_names, self.name)
+
     def apply(self, params: Any, image: jax.Array) -> Output:
         """Return the outputs for images [n, S, S, C] as `preprocess` returns them, or one of them.
 
@@ -76,11 +96,11 @@ class Model:
         """
         if image.ndim == 3:
             return jax.tree.map(lambda x: x[0], self.apply(params, image[None]))
-        encoded = self._encoder.apply({"params": params["encoder"]}, image)
+        encoded: Any = self._encoder.apply({"params": params["encoder"]}, image)
         patches = encoded.latent.astype(jnp.float32)
         side = round(patches.shape[1] ** 0.5)
         grid = patches.reshape(-1, side, side, patches.shape[-1])
-        logits = None
+        logits: Any = None
         if "classifier" in params:
             logits = self._classifier.apply({"params": params["classifier"]}, encoded.embedding)
         return Output(encoded.embedding, grid, logits)
@@ -94,7 +114,7 @@ class Model:
         seen = self.images(GivenImages(images))
         found, bad = seen.take(range(len(seen)), np.zeros(len(seen), int))
         _refuse(bad.values())
-        return np.asarray(views.to_input(views.to_float(found["image"])))
+        return np.asarray(views.to_input(views.to_float(jnp.asarray(found["image"]))))
 
     def embed(
         self,
@@ -212,9 +232,7 @@ def _silent() -> Generator[Callable[[int], None]]:
     yield lambda count: None
 
 
-def _kept(
-    index: jax.Array, valid: jax.Array, values: jax.Array
-) -> tuple[np.ndarray, np.ndarray]:
+def _kept(index: jax.Array, valid: jax.Array, values: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Return the index and the values of valid rows, on the host."""
     rows = np.asarray(valid) > 0
     return np.asarray(index)[rows], np.asarray(values)[rows]
@@ -226,7 +244,7 @@ def _refuse(met: Iterable[Bad]) -> None:
 
 
 def best_classes(
-    probabilities: np.ndarray, class_names: Sequence[str], top: int
+    probabilities: np.ndarray, class_names: tuple[str, ...], top: int
 ) -> list[tuple[str, float]]:
     """Return the `top` most probable of the classes [K], [(name, probability), ...]."""
     order = np.argsort(-probabilities, kind="stable")[:top]

@@ -28,6 +28,7 @@ OLDER = (
     (r"^(probe$|(MlpBlock|MultiHeadDotProductAttention|LayerNorm)_0/)", r"MAPHead_0/\1"),
 )
 STACKED = "Transformer/encoderblock/"
+WEIGHTS = "model.npz"  # in a folder of supmim export
 SIDE = 224  # of images, where fixed positions leave it open
 
 

@@ -11,29 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import serialization, traverse_util
-from safetensors.numpy import load_file
+from flax import traverse_util
 
 from supmim.errors import CheckpointError
+from supmim.interop import arrays
 from supmim.runtime.streams import printable
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import taming, vqgan
 
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-CONVERT_PICKLE = """\
-  python -c "import torch; from safetensors.torch import save_file as s; \\
-    w = torch.load('{path}', map_location='cpu', weights_only=True); \\
-    w = w.get('state_dict', w); \\
-    s({{k: v.clone() for k, v in w.items()}}, 'weights.safetensors')\""""
-CONVERT_NUMPY = """\
-  python -c "import numpy as n; from safetensors.numpy import save_file as s; \\
-    s(dict(n.load('{path}')), 'weights.safetensors')\""""
-NUMBERS = "biufV"  # kinds of NumPy's types; V: bfloat16 and its like
-MAX_ROWS = 20  # of the table of tensors that do not fit
-NAME_WIDTH = 44  # columns of a tensor's name in that table
-OUTSIDE_PARAMS = "beside params/"  # prefix of the names of other parts of a Flax train state
 # "loss.": discriminator and perceptual network of a Lightning checkpoint.
-TRAINING_ONLY = ("loss.", OUTSIDE_PARAMS)
+TRAINING_ONLY = ("loss.", arrays.OUTSIDE_PARAMS)
 CODEBOOK = ("quantizer", "codebook")
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 MUSE_LAYERS = {
@@ -91,7 +78,7 @@ def read(path: Path) -> Imported:
         raise CheckpointError(
             f"{path.parent} is a tokenizer already: set --config.tokenizer.path={path.parent}"
         )
-    stored = read_arrays(path)
+    stored = arrays.read(path)
     left_out = [name for name in stored if name.startswith(TRAINING_ONLY)]
     stored = {name: array for name, array in stored.items() if name not in left_out}
     found = {name: array.shape for name, array in stored.items()}
@@ -112,63 +99,12 @@ def read(path: Path) -> Imported:
     return Imported(tokenizer, layout.name, left_out)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file or a Flax msgpack blob, recognised by content."""
-    if path.is_dir():
-        inside = next((file.name for file in sorted(path.iterdir()) if file.is_file()), "FILE")
-        raise CheckpointError(f"{path} is a folder: give the file, e.g. --from={path / inside}")
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-        if path.suffix.lower() == ".npz":
-            raise CheckpointError(
-                f"{path} is an archive of NumPy, but supmim reads safetensors and Flax's msgpack. "
-                "Convert it:\n" + CONVERT_NUMPY.format(path=path)
-            )
-        is_safetensors = head[8:9] == b"{"  # the length before it may begin like a pickle
-        # No msgpack map that holds anything begins with the first byte of a pickle.
-        is_pickle = not is_safetensors and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
-        if path.suffix.lower() in PICKLE_SUFFIXES or is_pickle:
-            raise CheckpointError(
-                f"{path} is a pickle, or named like one. A pickle can run any code, so supmim "
-                "opens none. If you trust it, convert it where PyTorch is installed:\n"
-                + CONVERT_PICKLE.format(path=path)
-            )
-        stored = load_file(path) if is_safetensors else read_msgpack(path.read_bytes())
-        if odd := [name for name, array in stored.items() if array.dtype.kind not in NUMBERS]:
-            raise ValueError(f"{printable(odd[0])} does not hold numbers")
-        return stored
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # what is raised depends on the damage
-        raise CheckpointError(
-            f"{path} is neither a complete safetensors file nor a complete Flax msgpack blob: "
-            f"{str(error).rstrip('.')}. Download it again, and compare its size"
-        ) from error
-
-
-def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of a Flax msgpack blob; the parameters may be under `params`."""
-    tree = serialization.msgpack_restore(data)
-    if not isinstance(tree, dict):
-        raise ValueError(f"it holds a {type(tree).__name__}, not a tree of parameters")
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    if "params" in tree:
-        flat = {
-            name.removeprefix("params/") if name.startswith("params/") else OUTSIDE_PARAMS + name: x
-            for name, x in flat.items()
-        }
-    return {name: np.asarray(leaf) for name, leaf in flat.items()}
-
-
 def layout_of(found: Shapes, path: Path) -> Layout:
     """Return the layout whose marker is among the names; CheckpointError if there is none."""
     for layout in LAYOUTS:
         if layout.marker in found:
             return layout
-    some = ", ".join(printable(name)[:NAME_WIDTH] for name in sorted(found)[:4])
+    some = ", ".join(printable(name)[: arrays.NAME_WIDTH] for name in sorted(found)[:4])
     markers = "".join(f"\n  {layout.marker}: {layout.name}" for layout in LAYOUTS)
     raise CheckpointError(
         f"{path} has {len(found)} tensors in no known layout, e.g. {some}. "
@@ -181,17 +117,9 @@ def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
     names = [name for name in expected | found if expected.get(name) != found.get(name)]
     if not names:
         return
-    rows, half = [("tensor", "expected", "found")], NAME_WIDTH // 2 - 2
-    for name in names[:MAX_ROWS]:
-        short = printable(name)
-        if len(short) > NAME_WIDTH:
-            short = f"{short[:half]}...{short[-half:]}"
-        a, b = (str(list(shapes[name])) if name in shapes else "-" for shapes in (expected, found))
-        rows.append((short, a, b))
-    more = f"\n  and {len(names) - MAX_ROWS} more" if len(names) > MAX_ROWS else ""
-    table = "".join(f"\n  {name:<{NAME_WIDTH}} {a:<16} {b}".rstrip() for name, a, b in rows)
+    table = arrays.table((name, expected.get(name), found.get(name)) for name in names)
     raise CheckpointError(
-        f"{path}: {len(names)} tensors do not fit a network of the file's sizes.{table}{more}\n"
+        f"{path}: {len(names)} tensors do not fit a network of the file's sizes.\n{table}\n"
         "Give the file of one complete, unchanged tokenizer"
     )
 

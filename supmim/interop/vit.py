@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from supmim.errors import CheckpointError
+from supmim.interop import arrays
 
 Tensors = dict[str, np.ndarray]  # of a file, under its names
 Params = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
-
-MAX_ROWS, NAME_WIDTH = 12, 44
 
 
 class Layout(NamedTuple):
@@ -64,35 +63,23 @@ def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Lo
         if name not in tensors:
             missing.append(ours)
             if not name.startswith(layout.optional):
-                rows.append((name, _sizes(shapes[ours]), "-"))
+                rows.append((name, shapes[ours], None))
         elif tensors[name].size != int(np.prod(shapes[ours])):
-            rows.append((name, _sizes(shapes[ours]), _sizes(tensors[name].shape)))
+            rows.append((name, shapes[ours], tensors[name].shape))
         else:
             params[ours] = layout.to_ours(ours, tensors[name], shapes[ours]).astype(np.float32)
     ignored = sorted(tensors.keys() - theirs.keys())
-    rows += [(name, "-", _sizes(tensors[name].shape)) for name in ignored
-             if not name.startswith(layout.optional)]  # fmt: skip
+    unknown = [name for name in ignored if not name.startswith(layout.optional)]
+    rows += [(name, None, tensors[name].shape) for name in unknown]
     if rows:
         raise CheckpointError(
-            f"{path} is not a ViT that supmim has:\n{table(rows)}\nLikely causes: another kind of "
-            "block (SwiGLU, norms of queries and keys, relative positions), a norm after pooling, "
-            "or other sizes than the folder's config says"
+            f"{path} is not a ViT that supmim has:\n{arrays.table(rows)}\nLikely causes: another "
+            "kind of block (SwiGLU, norms of queries and keys, relative positions), a norm after "
+            "pooling, or other sizes than the folder's config says"
         )
     if odd := [name for name, array in params.items() if not np.isfinite(array).all()]:
         raise CheckpointError(f"{path} has values that are not finite, e.g. in {odd[0]}")
     return Loaded(params, missing, ignored)
-
-
-def table(rows: list[tuple[str, str, str]]) -> str:
-    """Return lines of (tensor, size wanted, size in the file); long lists are cut."""
-    shown = [("tensor", "wanted", "in the file"), *rows[:MAX_ROWS]]
-    lines = [f"  {name[:NAME_WIDTH]:<{NAME_WIDTH}} {a:<14} {b}".rstrip() for name, a, b in shown]
-    more = len(rows) - MAX_ROWS
-    return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "()"
 
 
 def renamed(name: str, words: tuple[tuple[str, str], ...]) -> str:

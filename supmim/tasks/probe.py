@@ -59,7 +59,9 @@ def features(encoded: Encoded, norm: Any, encoder: Encoder) -> jax.Array:
         normed.apply({"params": norm}, encoded.taps[block]) for block in taps(encoder)
     ]
     patches = -encoded.latent.shape[1]
-    parts = [x[:, 0] if encoder.pool == "cls" else mean(x[:, patches:]) for x in earlier] + [encoded.embedding]
+    parts = [x[:, 0] if encoder.pool == "cls" else mean(x[:, patches:]) for x in earlier] + [
+        encoded.embedding
+    ]
     if encoder.pool != "gap":
         parts.append(mean(encoded.latent))
     return jnp.concatenate([part.astype(jnp.float16) for part in parts], axis=1)

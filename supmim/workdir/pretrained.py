@@ -111,6 +111,20 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     return traverse_util.unflatten_dict(named, sep="/")
 
 
+def evaluated(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
+    """Return groups of the parameters of a verified checkpoint, on one device.
+
+    Averaged parameters take the place of the others where there are any.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    pattern = re.compile(rf"(params|.*/average)/((?:{'|'.join(groups)})/.*)")
+    leaves = load_some(path, lambda name, _: device if pattern.fullmatch(name) else None)
+    named = {}
+    for name in sorted(leaves, reverse=True):  # params/..., then opt_state/.../average/...
+        named[pattern.sub(r"\2", name)] = leaves[name]
+    return traverse_util.unflatten_dict(named, sep="/")
+
+
 def fitted(stored: Any, expected: Any) -> Any:
     """Return stored parameters in the layout and with the grid and the groups of `expected`."""
     params = layers.unstack_blocks(stored)

@@ -1,5 +1,6 @@
-"""Images as a caller gives them: arrays, PIL images or paths, without labels."""
+"""Images without labels: arrays, PIL images and paths as a caller gives them, files, any source."""
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from supmim.data.sources import folders
+from supmim.config import options
+from supmim.data import sources
+from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
 
@@ -20,7 +23,9 @@ class GivenImages(Source):
 
     class_names = ("",)
 
-    def __init__(self, images: np.ndarray | Sequence[Given], name: str = "the given images") -> None:
+    def __init__(
+        self, images: np.ndarray | Sequence[Given], name: str = "the given images"
+    ) -> None:
         if isinstance(images, str | os.PathLike | Image.Image):
             raise DataError(f"{name}: give a list, e.g. model.embed([{str(images)[:40]!r}])")
         self.images, self.name = images, name
@@ -42,6 +47,26 @@ class GivenImages(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         return {"name": self.name, "length": len(self)}
+
+
+def find(spec: str, data: options.Data) -> Source:
+    """Return all images of a folder, also without classes, a file, a glob, or KIND:WHERE.
+
+    DataError if there are none.
+    """
+    path = base.expanded(spec)
+    if path.is_dir():
+        names = [os.path.join(path, name) for name, _ in folders.files(path)]
+    elif path.is_file():
+        names = [str(path)]
+    elif glob.has_magic(spec):
+        found = sorted(glob.glob(str(path), recursive=True))
+        names = [name for name in found if os.path.isfile(name)]
+    else:
+        return sources.find(spec, base.WHOLE, data, labelled=False)
+    if not names:
+        raise DataError(f"{spec} has no files that end like an image: {', '.join(folders.ENDINGS)}")
+    return GivenImages(names, spec)
 
 
 def checked_pixels(image: Any, name: str) -> np.ndarray:

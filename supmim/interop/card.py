@@ -1,0 +1,77 @@
+"""The model card of an exported folder, made from config and results alone."""
+
+import datetime
+
+import jax
+
+from supmim import __version__
+from supmim.data.sources.base import printable
+from supmim.model import Model
+
+SHOWN_CLASSES = 20
+
+
+def write(model: Model, results: dict[str, float], weights: str, usage: str) -> str:
+    """Return README.md. weights: what identifies them; usage: lines of code that use the folder."""
+    config, sizes = model.config, model.config.encoder
+    rows = [
+        f"| {name} | {100 * x:.2f} % |" for name, x in sorted(results.items()) if is_share(name)
+    ]
+    names = ", ".join(escaped(name) for name in model.class_names[:SHOWN_CLASSES])
+    more = len(model.class_names) - SHOWN_CLASSES
+    classes = f"{len(model.class_names)}: {names}{f' and {more} more' if more > 0 else ''}"
+    trained = (
+        "labels and masked image modelling"
+        if config.has_decoder
+        else "labels, or imported as it is"
+    )
+    return "\n".join(
+        [
+            "---",
+            "license: apache-2.0",
+            "library_name: timm",
+            "tags: [supmim, image-feature-extraction]",
+            "---",
+            f"# ViT of {sizes.width} x {sizes.depth}, patches of {sizes.patch_size} pixels",
+            "",
+            f"Trained with {trained} on {escaped(config.data.train)}, {config.total_epochs} "
+            f"epochs; written by supmim {__version__} with JAX {jax.__version__} on "
+            f"{datetime.date.today()} from {escaped(model.name)}. The decoder is left out.",
+            "",
+            "    " + usage.replace("\n", "\n    "),
+            "",
+            "| | |",
+            "|---|---|",
+            f"| parameters | {model.num_parameters:,} |",
+            f"| image | {config.data.image_size} x {config.data.image_size}, "
+            f"{config.data.channels} channels, (image / 255 - 0.5) / 0.5 |",
+            f"| resize | {view(model)} |",
+            f"| embedding | {sizes.width} values, pooling `{sizes.pool}` |",
+            f"| classes | {classes if model.class_names else 'none, an encoder alone'} |",
+            f"| weights | {weights} |",
+            "",
+            "At other image sizes timm resamples positions bicubically and supmim bilinearly, so "
+            "their outputs are equal at this size alone.",
+            *(["", "| result | |", "|---|---|", *rows] if rows else []),
+            "",
+        ]
+    )
+
+
+def view(model: Model) -> str:
+    """Return how an image becomes a square, in words."""
+    data = model.config.data
+    side = data.eval_resize or data.image_size
+    how = f"to {side} x {side}" if data.eval_view == "stretch" else f"short side to {side}"
+    return f"{how}, {data.interpolation}, then the central {data.image_size} x {data.image_size}"
+
+
+def is_share(name: str) -> bool:
+    """Return whether a result is a share of images that a reader of a card wants to see."""
+    return name.startswith(("classification/", "knn/", "linear/", "segmentation/", "retrieval/"))
+
+
+def escaped(text: str) -> str:
+    """Return a name that Markdown and HTML show as it is, on one line."""
+    text = printable(text)
+    return "".join(f"&#{ord(c)};" if c in "&<>|`*_[]\\" else c for c in text)

@@ -1,0 +1,144 @@
+"""`supmim.load`: a model from a workdir, an exported or timm folder, or big_vision's npz."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from supmim import sharding
+from supmim.config import Config, options
+from supmim.errors import CheckpointError
+from supmim.interop import arrays, big_vision, timm, vit
+from supmim.model import Model
+from supmim.models import layers
+from supmim.models.classifier import Classifier
+from supmim.models.encoder import Encoder
+from supmim.workdir import model as model_json
+from supmim.workdir import pretrained
+from supmim.workdir.checkpoint import Checkpoints, damage
+from supmim.workdir.files import read_config
+
+TAKES = (
+    "it takes a workdir of supmim train, a folder of supmim export or of timm (config.json and "
+    "model.safetensors), or big_vision's .npz"
+)
+
+
+def load(path: str | os.PathLike) -> Model:
+    """Return the model of a workdir (newest checkpoint), of a timm folder, or of a big_vision npz.
+
+    CheckpointError if there is none there, it is damaged, or a network that supmim does not have.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir() and (place / "checkpoints").is_dir():
+        return from_workdir(place)
+    if place.is_dir() and (place / timm.WEIGHTS).is_file():
+        return from_timm(place)
+    if place.is_dir() and (place / big_vision.WEIGHTS).is_file():
+        return from_big_vision(place / big_vision.WEIGHTS)
+    if place.is_file():
+        return from_big_vision(place)
+    found = "holds none of these" if place.exists() else "does not exist"
+    raise CheckpointError(f"{place} {found}: {TAKES}")
+
+
+def from_workdir(workdir: Path, step: int | None = None) -> Model:
+    """Return the model of a step, by default the newest; averaged parameters where there are any.
+
+    CheckpointError if there is none, or the run trains no encoder.
+    """
+    config = read_config(workdir)
+    if config.task == "tokenizer":
+        raise CheckpointError(f"{workdir} holds a tokenizer, which has no encoder")
+    checkpoints = Checkpoints(workdir / "checkpoints", print)
+    if not (steps := checkpoints.steps()):
+        raise CheckpointError(
+            f"{workdir} has no checkpoint yet; train it with: supmim train --workdir={workdir}"
+        )
+    chosen = steps[-1] if step is None else step
+    where = checkpoints.folder / str(chosen)
+    if problem := damage(where):
+        raise CheckpointError(
+            f"step {chosen} of {workdir} is damaged: {problem}. To set it aside: supmim evaluate "
+            f"--workdir={workdir}"
+        )
+    about = model_json.read(workdir)
+    num_classes = config.classifier.num_classes
+    class_names = about.class_names if about else tuple(map(str, range(num_classes)))
+    params = pretrained.evaluated(where, ("encoder", "classifier"))
+    return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
+
+
+def from_timm(folder: Path) -> Model:
+    """Return the model of config.json and model.safetensors."""
+    path = folder / timm.CONFIG
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        view = stored["pretrained_cfg"]
+        tensors = arrays.read(folder / timm.WEIGHTS)
+        config = timm.options_of(tensors, stored)
+        channels = config.data.channels
+        mean, std = (tuple(view.get(name) or [0.5] * channels) for name in ("mean", "std"))
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise ValueError(f"mean {mean} and std {std} are not those of {channels} channels")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    loaded = vit.imported(timm.plain(tensors, config), timm.LAYOUT, shapes(config), folder)
+    params = vit.for_our_pixels(loaded.params, channels, mean, std)
+    names = tuple(map(str, stored.get("label_names") or ()))
+    return made(config, params, names, str(folder))
+
+
+def from_big_vision(path: Path) -> Model:
+    """Return the model of an npz; its classes are numbers unless model.json names them."""
+    tensors = big_vision.plain(arrays.read(path))
+    try:
+        config = big_vision.options_of(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; {TAKES}") from error
+    about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
+    if about is not None:
+        config = dataclasses.replace(config, data=viewed(config.data, about))
+    loaded = vit.imported(tensors, big_vision.LAYOUT, shapes(config), path)
+    return made(config, loaded.params, about.class_names if about else (), str(path))
+
+
+def viewed(data: options.Data, about: model_json.Model) -> options.Data:
+    """Return data options with the view of a model.json."""
+    return options.changed(
+        data,
+        image_size=about.size,
+        eval_resize=about.resize,
+        eval_view=about.view,
+        interpolation=about.interpolation,
+    )
+
+
+def made(config: Config, params: vit.Params, class_names: tuple[str, ...], name: str) -> Model:
+    """Return the model of flat parameters; without names, classes are numbers."""
+    num_classes = config.classifier.num_classes
+    if len(class_names) != num_classes:
+        class_names = tuple(map(str, range(num_classes)))
+    return Model(config, flax.traverse_util.unflatten_dict(params, sep="/"), class_names, name)
+
+
+def shapes(config: Config) -> vit.Shapes:
+    """Return the shapes of the parameters of a config's encoder and classifier, by flat name."""
+    data, head = config.data, config.classifier
+    image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+    rng = jax.random.key(0)
+    encoder = Encoder(config.encoder, config.grid)
+    tree: dict[str, Any] = {"encoder": jax.eval_shape(encoder.init, rng, image)["params"]}
+    if head.num_classes:
+        classifier = Classifier(head.num_classes, rep_size=head.rep_size)
+        embedding = jnp.zeros((1, config.encoder.width))
+        tree["classifier"] = jax.eval_shape(classifier.init, rng, embedding)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.path_name(path): leaf.shape for path, leaf in leaves}
