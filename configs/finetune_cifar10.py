@@ -1,7 +1,7 @@
 """Fine-tuning on CIFAR-10 at 48 x 48 pixels, from the encoder of `cifar10.py`, after MAE.
 
 supmim train --config=configs/finetune_cifar10.py --workdir=runs/cifar10_finetuned \
-    --config.init.workdir=runs/cifar10
+    --config.init.model=runs/cifar10
 
 Weight decay, layer decay, stochastic depth, mixup, CutMix and label smoothing are those of MAE's
 ViT-B; the length is ours. Hardware, hours and result: not run yet.
@@ -13,7 +13,7 @@ from supmim import config as base
 def get_config():
     """Return the preset, which starts from the encoder of the source run alone."""
     config = base.get_config()
-    config.init.workdir = "runs/cifar10"
+    config.init.model = "runs/cifar10"
     config.mim_weight = 0.0
     config.batch_size = 256
     config.total_epochs = 50

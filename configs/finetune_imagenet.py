@@ -1,7 +1,7 @@
 """Fine-tuning of ViT-B/14 on ImageNet-1k at 336 pixels, from `imagenet_b14.py`, after MAE.
 
 supmim train --config=configs/finetune_imagenet.py --workdir=runs/b14_finetuned \
-    --config.init.workdir=runs/b14
+    --config.init.model=runs/b14
 
 The values are MAE's for ViT-B (FINETUNE.md and main_finetune.py of facebookresearch/mae, 83.66 %
 top-1 at 224 pixels from its own encoder): 5e-4 per 256 images, 100 epochs, 5 of them warm-up. These
@@ -15,7 +15,7 @@ from supmim import config as base
 def get_config():
     """Return the preset, which starts from the encoder of the source run alone."""
     config = base.get_config()
-    config.init.workdir = "runs/b14"
+    config.init.model = "runs/b14"
     config.mim_weight = 0.0
     config.batch_size = 1024
     config.total_epochs = 100

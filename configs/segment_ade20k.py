@@ -2,7 +2,7 @@
 
 supmim data prepare scene_parse150
 supmim train --config=configs/segment_ade20k.py --workdir=runs/ade20k \
-    --config.init.workdir=runs/b14
+    --config.init.model=runs/b14
 
 DINOv3's linear protocol is 40,000 steps of 16 images, AdamW 1e-3, decay 1e-3, 1,500 steps of
 warm-up, a cosine, short side and crop 512, windows every 341. These differ: 518 and 345 pixels,

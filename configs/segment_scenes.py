@@ -1,9 +1,9 @@
 """Segmentation of digits strewn over a canvas, starting from an encoder of single digits.
 
 supmim train --config=configs/segment_scenes.py --workdir=runs/frozen \
-    --config.init.workdir=runs/digits                               (linear head, frozen encoder)
+    --config.init.model=runs/digits                               (linear head, frozen encoder)
 supmim train --config=configs/segment_scenes.py:finetune --workdir=runs/finetuned \
-    --config.init.workdir=runs/digits                               (everything, multi-scale head)
+    --config.init.model=runs/digits                               (everything, multi-scale head)
 
 Mean IoU on 500 scenes of held-out digits: with a frozen encoder, 19.63 % (SupMIM), 10.12 % (labels
 alone) and 13.34 % (random) in 45 s each on two CPU cores; with everything trained, 95.45 % in 175

@@ -20,6 +20,7 @@ from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
 from supmim.evaluators.lib.predictions import Predictions
+from supmim.interop import pretrained
 from supmim.runtime import devices, hosts, numerics
 from supmim.runtime.streams import printable
 from supmim.target_ids import files as target_ids
@@ -27,7 +28,6 @@ from supmim.target_ids import identity
 from supmim.tasks.base import Prepared, Task
 from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
-from supmim.workdir import pretrained
 from supmim.workdir.checkpoint import Checkpoints
 
 FIXED_FOR_A_RUN = {"classes", "tokenizer"}  # parts of a fingerprint that parameters depend on
@@ -280,7 +280,7 @@ def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[st
 
     def find() -> dict[str, Any]:
         begins = not start.resume and not checkpoints.steps()
-        return pretrained.find(config) if config.init.workdir and begins else {}
+        return pretrained.find(config) if config.init.model and begins else {}
 
     return hosts.on_first(find)
 

@@ -12,8 +12,8 @@ from supmim import config as config_lib
 from supmim import optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.errors import ConfigError
+from supmim.interop import pretrained
 from supmim.tasks.registry import TASKS
-from supmim.workdir import pretrained
 from tests.conftest import prepare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -92,7 +92,7 @@ def test_fine_tuning_fits_the_encoder_of_its_source_at_a_higher_resolution(name,
         lambda a: (a.shape, a.dtype), after
     )
     assert "decoder" not in state.params and "class_loss" in totals
-    assert config_lib.debug(config).init.workdir == ""
+    assert config_lib.debug(config).init.model == ""
 
 
 @pytest.mark.parametrize(("name", "source"), SEGMENTATION.items())

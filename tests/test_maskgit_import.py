@@ -433,7 +433,7 @@ def test_blocks_for_which_there_are_too_few_tensors_take_no_time(tmp_path):
 )  # fmt: skip
 def test_a_blob_that_holds_no_arrays_is_told(tmp_path, blob):
     (tmp_path / "x.msgpack").write_bytes(blob)
-    with pytest.raises(CheckpointError, match="nor a complete Flax msgpack blob"):
+    with pytest.raises(CheckpointError, match="npz or Flax's msgpack"):
         maskgit.read(tmp_path / "x.msgpack")
 
 
@@ -511,7 +511,7 @@ def test_a_damaged_file_is_told(tmp_path, kind, harm):
         "text": b"<!DOCTYPE html><html>", "a list": serialization.msgpack_serialize([1, 2]),
     }  # fmt: skip
     path.write_bytes(damaged[harm])
-    with pytest.raises(CheckpointError, match="neither a complete safetensors.*complete Flax"):
+    with pytest.raises(CheckpointError, match="is not a complete file of safetensors, npz or Flax"):
         maskgit.read(path)
 
 
@@ -528,13 +528,15 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
     assert path.read_bytes()[:1] == b"\x80" and maskgit.read(path).left_out
 
 
-def test_a_folder_and_an_archive_of_numpy_are_told_for_what_they_are(tmp_path):
+def test_a_folder_is_told_and_an_archive_of_numpy_is_read(tmp_path):
     path = saved(tmp_path, MUSE)
-    with pytest.raises(CheckpointError, match=rf"is a folder: give the file, e.g. --from={path}"):
+    with pytest.raises(CheckpointError, match=rf"is a folder: give the file, e.g. {path}"):
         maskgit.read(tmp_path)
     np.savez(tmp_path / "w.npz", **MUSE)
-    with pytest.raises(CheckpointError, match=r"archive of NumPy(.*\n)*.*n\.load\('.*w\.npz'\)"):
-        maskgit.read(tmp_path / "w.npz")
+    assert (
+        maskgit.read(tmp_path / "w.npz").tokenizer.fingerprint()
+        == maskgit.read(path).tokenizer.fingerprint()
+    )
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, capsys):

@@ -13,9 +13,9 @@ from orbax.checkpoint import v1 as ocp
 from supmim import assemble, cli, optimizer, sharding, step, train
 from supmim import config as config_lib
 from supmim.errors import CheckpointError, ConfigError
+from supmim.interop import pretrained
 from supmim.models import layers
 from supmim.tasks.registry import TASKS
-from supmim.workdir import pretrained
 from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
 
@@ -76,7 +76,7 @@ def runs(tmp_path_factory):
 
 def second(runs, **changes):
     """A config that begins with that run's encoder, without MIM."""
-    return frozen(**{"init.workdir": str(runs / "first"), "encoder.positions": "learned",
+    return frozen(**{"init.model": str(runs / "first"), "encoder.positions": "learned",
                      "mim_weight": 0.0} | changes)  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_another_image_size_resamples_learned_positions_and_a_mask_token_is_take
 def test_the_run_says_where_its_encoder_is_from_and_needs_it_no_more(runs, tmp_path, capsys):
     source = tmp_path / "first"
     shutil.copytree(runs / "first", source)
-    config = second(runs, **STILL, **{"init.workdir": str(source), "optimizer.frozen": "encoder"})
+    config = second(runs, **STILL, **{"init.model": str(source), "optimizer.frozen": "encoder"})
     workdir = tmp_path / "second"
     results = train.train_and_evaluate(config, workdir)
     assert "its mask_token is left out" in capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_its_run_deletes_meanwhile_exits_4(tmp_path):
 def test_what_cannot_be_begun_with_exits_4_and_harms_nothing(runs, tmp_path):
     def told(workdir):
         with pytest.raises(CheckpointError) as caught:
-            pretrained.find(second(runs, **{"init.workdir": str(workdir)}))
+            pretrained.find(second(runs, **{"init.model": str(workdir)}))
         return str(caught.value)
 
     assert "nowhere holds no run" in told(tmp_path / "nowhere")

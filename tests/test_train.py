@@ -292,7 +292,7 @@ def test_an_attempt_that_failed_before_it_began_blocks_nothing(tmp_path):
     for wrong, code in (
         ("--config.tokenizer.codebook_size=30000", 2),
         ("--config.data.train=folder:/nowhere", 3),
-        ("--config.init.workdir=/nowhere", 4),
+        ("--config.init.model=/nowhere", 4),
     ):
         new = f"--workdir={tmp_path / 'a' / 'b'}"
         assert cli.run([*args, new, wrong]) == code and not (tmp_path / "a").exists()

@@ -39,7 +39,7 @@ RUNS = {
     ),
     "finetuned": (
         "train", "--config=configs/finetune_digits.py", "--config.total_epochs=3",
-        "--config.init.workdir={two_passes}", "--config.log_every=5",
+        "--config.init.model={two_passes}", "--config.log_every=5",
     ),
     "tokenizer": (
         "tokenizer", "train", "--config=configs/tokenizer_cifar10.py", "--config.total_epochs=1",
@@ -52,7 +52,7 @@ RUNS = {
     ),
     "segmentation": (
         "train", "--config=configs/segment_scenes.py:finetune", "--config.total_epochs=4",
-        "--config.init.workdir={two_passes}", "--config.log_every=5",
+        "--config.init.model={two_passes}", "--config.log_every=5",
         "--config.optimizer.warmup_steps=10",
     ),
 }  # fmt: skip

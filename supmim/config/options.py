@@ -519,8 +519,11 @@ class Optimizer:
 class Init:
     """Where parameters come from when a run starts."""
 
-    workdir: str = option(
-        "", "run whose encoder is taken; empty: a new one", is_path=True, unused_by=("tokenizer",)
+    model: str = option(
+        "",
+        "workdir, exported or timm folder, or big_vision npz whose encoder is taken; empty: none",
+        is_path=True,
+        unused_by=("tokenizer",),
     )
 
 

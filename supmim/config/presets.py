@@ -88,7 +88,7 @@ def debug(config: Config) -> Config:
     small = flat.flatten(config) | sizes
     small |= {"data.image_size": image_size, "tokenizer.path": path}
     # These belong to other images or sizes.
-    small |= {"data.targets": "", "eval.real_labels": "", "init.workdir": ""}
+    small |= {"data.targets": "", "eval.real_labels": "", "init.model": ""}
     if path:  # a tokenizer that exists keeps its size
         small["tokenizer.codebook_size"] = config.tokenizer.codebook_size
     if config.task == "segmentation":

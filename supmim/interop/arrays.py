@@ -52,16 +52,17 @@ def read(path: Path, text: bool = False) -> dict[str, np.ndarray]:
             stored = load_file(path) if is_safetensors else read_msgpack(path.read_bytes())
         kinds = NUMBERS + TEXT if text else NUMBERS
         if odd := [name for name, array in stored.items() if array.dtype.kind not in kinds]:
-            raise ValueError(f"{printable(odd[0])} does not hold numbers")
+            raise ValueError(f"{printable(odd[0])[:NAME_WIDTH]} does not hold numbers")
         return stored
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # what is raised depends on the damage
+        why = str(error).rstrip(".") or type(error).__name__
         raise CheckpointError(
-            f"{path} is not a complete file of safetensors, npz or Flax's msgpack: "
-            f"{str(error).rstrip('.')}. Download it again, and compare its size"
+            f"{path} is not a complete file of safetensors, npz or Flax's msgpack: {why}. Download "
+            "it again, and compare its size"
         ) from error
 
 

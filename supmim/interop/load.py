@@ -19,8 +19,7 @@ from supmim.models import layers
 from supmim.models.classifier import Classifier
 from supmim.models.encoder import Encoder
 from supmim.workdir import model as model_json
-from supmim.workdir import pretrained
-from supmim.workdir.checkpoint import Checkpoints, damage
+from supmim.workdir.checkpoint import Checkpoints, damage, evaluated
 from supmim.workdir.files import read_config
 
 TAKES = (
@@ -35,7 +34,7 @@ def load(path: str | os.PathLike) -> Model:
     CheckpointError if there is none there, it is damaged, or a network that supmim does not have.
     """
     place = Path(path).expanduser()
-    if place.is_dir() and (place / "checkpoints").is_dir():
+    if is_workdir(place):
         return from_workdir(place)
     if place.is_dir() and (place / timm.WEIGHTS).is_file():
         return from_timm(place)
@@ -45,6 +44,11 @@ def load(path: str | os.PathLike) -> Model:
         return from_big_vision(place)
     found = "holds none of these" if place.exists() else "does not exist"
     raise CheckpointError(f"{place} {found}: {TAKES}")
+
+
+def is_workdir(place: Path) -> bool:
+    """Return whether a run of supmim began in the folder."""
+    return (place / "config.json").is_file() and not (place / timm.WEIGHTS).is_file()
 
 
 def from_workdir(workdir: Path, step: int | None = None) -> Model:
@@ -70,7 +74,7 @@ def from_workdir(workdir: Path, step: int | None = None) -> Model:
     about = model_json.read(workdir)
     num_classes = config.classifier.num_classes
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))
-    params = pretrained.evaluated(where, ("encoder", "classifier"))
+    params = evaluated(where, ("encoder", "classifier"))
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from supmim.config.options import Checkpoint
@@ -351,6 +353,20 @@ def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[
     tree = jax.tree_util.tree_map_with_path(abstract, ocp.metadata(str(path)).metadata)
     leaves = jax.tree_util.tree_leaves_with_path(ocp.load(str(path), tree))
     return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
+
+
+def evaluated(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
+    """Return groups of the parameters of a verified checkpoint, on one device.
+
+    Averaged parameters take the place of the others where there are any.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    pattern = re.compile(rf"(params|.*/average)/((?:{'|'.join(groups)})/.*)")
+    leaves = load_some(path, lambda name, _: device if pattern.fullmatch(name) else None)
+    named = {}
+    for name in sorted(leaves, reverse=True):  # params/..., then opt_state/.../average/...
+        named[pattern.sub(r"\2", name)] = leaves[name]
+    return traverse_util.unflatten_dict(named, sep="/")
 
 
 def _leaves(tree: Any) -> dict[str, str]:

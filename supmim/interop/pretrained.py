@@ -1,4 +1,4 @@
-"""The encoder of another run, from which a new run starts."""
+"""The encoder of another run, or of a published model, from which a new run starts."""
 
 import functools
 import re
@@ -13,6 +13,8 @@ from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config, options
 from supmim.errors import CheckpointError, ConfigError
+from supmim.interop.load import is_workdir
+from supmim.interop.load import load as load_model
 from supmim.models import layers
 from supmim.runtime import hosts
 from supmim.workdir.checkpoint import DIGESTS, Checkpoints, damage, load_some
@@ -20,30 +22,32 @@ from supmim.workdir.files import read_config
 
 
 def find(config: Config) -> dict[str, Any]:
-    """Return the newest checkpoint of config.init.workdir in the form of init.json.
+    """Return what config.init.model holds in the form of init.json.
 
-    `averaged` in it says whether averaged parameters are used. CheckpointError if there is no
-    usable checkpoint, ConfigError if its encoder is of another kind.
+    Of a workdir this is the newest checkpoint; `averaged` in it says whether averaged parameters
+    are used. CheckpointError if there is no usable model, ConfigError for another kind of encoder.
     """
-    workdir = Path(config.init.workdir)
-    if not (workdir / "config.json").is_file():
-        raise CheckpointError(f"config.init.workdir={workdir} holds no run (it has no config.json)")
+    workdir = Path(config.init.model)
+    if not is_workdir(workdir):
+        model = load_model(workdir)
+        check_kind(model.config, config)
+        return {"model": str(workdir), "sha256": model.sha256}
     stored = read_config(workdir)
     if stored.task == "tokenizer":
         raise CheckpointError(
-            f"config.init.workdir={workdir} holds a tokenizer, which has no encoder to start from; "
+            f"config.init.model={workdir} holds a tokenizer, which has no encoder to start from; "
             "to use the tokenizer, set config.tokenizer.path"
         )
     check_kind(stored, config)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
     if not (steps := checkpoints.steps()):
         raise CheckpointError(
-            f"config.init.workdir={workdir} has no checkpoint yet; train it with: supmim train "
+            f"config.init.model={workdir} has no checkpoint yet; train it with: supmim train "
             f"--workdir={workdir}"
         )
     if problem := damage(checkpoints.folder / str(steps[-1])):
         raise CheckpointError(
-            f"the newest checkpoint of config.init.workdir={workdir}, step {steps[-1]}, is "
+            f"the newest checkpoint of config.init.model={workdir}, step {steps[-1]}, is "
             f"damaged: {problem}. To set it aside: supmim evaluate --workdir={workdir}"
         )
     return {
@@ -57,15 +61,18 @@ def find(config: Config) -> dict[str, Any]:
 def check_kind(stored: Config, config: Config) -> None:
     """Raise ConfigError, which lists them, if options that change the parameters differ."""
     here, there = config_lib.flatten(config), config_lib.flatten(stored)
+    for values in (here, there):  # the initial value of LayerScale changes no shape
+        values["encoder.layer_scale"] = bool(values["encoder.layer_scale"])
     differ = [path for path in options.that_change("parameters") if here[path] != there[path]]
     if differ:
         lines = "".join(
             f"\n  config.{path}: {there[path]!r} there, {here[path]!r} here" for path in differ
         )
-        flags = " ".join(f"--config.{path}={there[path]}" for path in differ)
+        given = config_lib.flatten(stored)
+        flags = " ".join(f"--config.{path}={given[path]}" for path in differ)
         raise ConfigError(
-            f"config.init.workdir={config.init.workdir} holds another kind of encoder:{lines}\n"
-            f"To use the options of that run: {flags}"
+            f"config.init.model={config.init.model} holds another kind of encoder:{lines}\n"
+            f"To use its options: {flags}"
         )
 
 
@@ -79,17 +86,27 @@ def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
     where = {name: jax.tree.map(lambda leaf: leaf.sharding, expected[name]) for name in names}
     fit = jax.jit(functools.partial(fitted, expected=expected), out_shardings=where)
     if hosts.is_first():
-        averaged = ", averaged parameters" if origin["averaged"] else ""
-        kind = f"encoder     of {origin['workdir']}, step {origin['step']:,}{averaged}"
-        print("; ".join([kind, *changes(stored, expected)]))
+        kind = f"encoder     of {origin.get('model') or origin['workdir']}"
+        if "step" in origin:
+            averaged = ", averaged parameters" if origin["averaged"] else ""
+            kind += f", step {origin['step']:,}{averaged}"
+        taken = f"{len(jax.tree.leaves(where))} arrays taken"
+        print("; ".join([kind, taken, *changes(stored, expected)]))
     return {"encoder": fit(stored)}
 
 
 def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Return the encoder's parameters as they are stored, on the mesh.
 
-    CheckpointError if they are gone since `find`: a run that still trains deletes older steps.
+    CheckpointError if they are gone or changed since `find`: a run that still trains deletes older
+    steps.
     """
+    if "model" in origin:
+        model = load_model(Path(origin["model"]))
+        if model.sha256 != origin["sha256"]:
+            raise CheckpointError(f"{origin['model']} has changed while the run started")
+        params = jax.device_get(model.params["encoder"])
+        return jax.device_put(params, sharding.state_sharding({"encoder": params}, mesh)["encoder"])
     prefix = r"^.*/average/encoder/" if origin["averaged"] else "^params/encoder/"
 
     def place(name: str, shape: tuple[int, ...]) -> NamedSharding | None:
@@ -108,20 +125,6 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
             "keeps only its newest. Start again to use the newest, or wait until that run ends"
         ) from error
     named = {re.sub(prefix, "", name): leaf for name, leaf in leaves.items()}
-    return traverse_util.unflatten_dict(named, sep="/")
-
-
-def evaluated(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
-    """Return groups of the parameters of a verified checkpoint, on one device.
-
-    Averaged parameters take the place of the others where there are any.
-    """
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    pattern = re.compile(rf"(params|.*/average)/((?:{'|'.join(groups)})/.*)")
-    leaves = load_some(path, lambda name, _: device if pattern.fullmatch(name) else None)
-    named = {}
-    for name in sorted(leaves, reverse=True):  # params/..., then opt_state/.../average/...
-        named[pattern.sub(r"\2", name)] = leaves[name]
     return traverse_util.unflatten_dict(named, sep="/")
 
 
