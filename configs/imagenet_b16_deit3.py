@@ -3,8 +3,8 @@
 supmim train --config=configs/imagenet_b16_deit3.py --workdir=runs/b16_deit3
 supmim train --config=configs/imagenet_b16_deit3.py:baseline --workdir=runs/b16_deit3_baseline
 
-Sizes, rates and decay are those of deit3-jax (83.6 % top-1). LayerScale and repeated augmentation
-are missing. Hardware, hours and result of this preset: not run yet.
+Sizes, rates and decay are those of deit3-jax (83.6 % top-1). Repeated augmentation is
+missing. Hardware, hours and result of this preset: not run yet.
 """
 
 from supmim import config as base
@@ -19,6 +19,7 @@ def get_config(arm="supmim"):
     config.data.update(image_size=224, channels=3, eval_resize=256)
     config.data.update(**base.augmentation("deit3"))
     config.encoder.update(**base.variant("B/16"), dtype="bfloat16", stochastic_depth=0.1)
+    config.encoder.layer_scale = 1e-4
     config.classifier.update(num_classes=1000, loss="sigmoid")
     config.tokenizer.update(patch_size=16, codebook_size=1024)
     config.optimizer.update(name="lamb", learning_rate=3e-3, weight_decay=0.02)

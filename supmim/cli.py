@@ -53,6 +53,11 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         raise ConfigError(_message(error, preset, next_command)) from error
     if rest:
         raise ConfigError(f"{rest[0]!r} is not a flag of supmim {name}\n{next_command}")
+    if name == "evaluate":
+        given = [bool(values[flag].value) for flag in ("workdir", "model", "out")]
+        if given not in ([True, False, False], [False, True, True]):
+            text = "give --workdir, or --model and --out"
+            raise ConfigError(f"{text}, e.g. {verb.usage}\n{next_command}")
     for flag in verb.required:
         if not values[flag].value:
             raise ConfigError(f"--{flag} is missing, e.g. {verb.usage}\n{next_command}")
@@ -114,14 +119,24 @@ def define_config(verb: Verb, values: flags.FlagValues, argv: list[str], preset:
     if "workdir" in verb.flags and not (verb.takes_config and preset):
         own = own_flags(verb)
         own([arg for arg in argv if not arg.startswith(("--config", "-config"))], known_only=True)
-        stored = ConfigDict()
-        if own.workdir:
-            stored = config_lib.to_dict(files.read_config(Path(own.workdir)))
+        found = stored_config(own)
+        stored = config_lib.to_dict(found) if found else ConfigDict()
         config_flags.DEFINE_config_dict(
             "config", stored, flag_values=values, sys_argv=argv, lock_config=True
         )
     elif verb.takes_config:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+
+
+def stored_config(values: flags.FlagValues) -> Config | None:
+    """Return the config of the workdir or of the model that the flags name, if they name one."""
+    if values.workdir:
+        return files.read_config(Path(values.workdir))
+    if "model" in values and values.model:
+        from supmim.interop.load import load  # brings JAX
+
+        return load(values.model).config
+    return None
 
 
 def _message(error: Exception, preset: str, next_command: str) -> str:
@@ -146,7 +161,8 @@ def config_of(verb: Verb, values: flags.FlagValues) -> Config:
             "the config that supmim.config.get_config() gave it"
         )
     if not verb.takes_config:
-        stored = files.read_config(Path(values.workdir))
+        stored = stored_config(values)
+        assert stored
         return config_lib.for_evaluation(stored, values.config, values.evaluators)
     return config_lib.validate(values.config)
 

@@ -200,7 +200,7 @@ class Model:
     def _program(self, what: str, params: Any, image: jax.Array) -> jax.Array:
         out = self.apply(params, views.to_input(views.to_float(image)))
         if what != "probabilities":
-            return getattr(out, what)
+            return out._asdict()[what]
         assert out.logits is not None
         sigmoid = self.config.classifier.loss == "sigmoid"
         return jax.nn.sigmoid(out.logits) if sigmoid else jax.nn.softmax(out.logits)

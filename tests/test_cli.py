@@ -203,7 +203,8 @@ def test_a_full_disk_ends_with_exit_code_4_and_what_to_do(monkeypatch, capsys):
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     """In flags of every verb, in options, and in the name of the preset."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table"}
+    paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table",
+             "model"}  # fmt: skip
     for name, verb in cli.VERBS.items():
         values = cli.own_flags(verb)
         texts = [flag for flag, (default, _) in verb.flags.items() if default is not False]

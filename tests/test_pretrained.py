@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,11 +15,13 @@ from supmim import assemble, cli, optimizer, sharding, step, train
 from supmim import config as config_lib
 from supmim.errors import CheckpointError, ConfigError
 from supmim.interop import pretrained
+from supmim.interop.load import load
 from supmim.models import layers
 from supmim.tasks.registry import TASKS
 from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
 
+FIXTURES = Path(__file__).parent / "fixtures"
 SHORT = {
     "eval.evaluators": "classification", "checkpoint.keep_best": 0, "batch_size": 360,
     "optimizer.warmup_steps": 1,
@@ -164,7 +167,7 @@ def test_what_cannot_be_begun_with_exits_4_and_harms_nothing(runs, tmp_path):
             pretrained.find(second(runs, **{"init.model": str(workdir)}))
         return str(caught.value)
 
-    assert "nowhere holds no run" in told(tmp_path / "nowhere")
+    assert "nowhere does not exist: it takes a workdir" in told(tmp_path / "nowhere")
     empty, tokenizer, damaged = (tmp_path / name for name in ("empty", "tokenizer", "damaged"))
     for folder, config in ((empty, second(runs)), (tokenizer, tokenizer_config())):
         folder.mkdir()
@@ -181,3 +184,55 @@ def test_what_cannot_be_begun_with_exits_4_and_harms_nothing(runs, tmp_path):
 def tokenizer_config():
     return frozen(**{"task": "tokenizer", "eval.evaluators": "tokenizer", "tokenizer.name": "vqgan",
                      "tokenizer.filters": 32, "tokenizer.channel_multipliers": "1,1"})  # fmt: skip
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A folder of timm with a ViT for images of 16 x 16, LayerScale and registers."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    fixture = FIXTURES / "timm_vit_dinov2_reg"
+    shutil.copy(f"{fixture}.safetensors", folder / "model.safetensors")
+    view = {"input_size": [3, 16, 16], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    model = json.loads(fixture.with_suffix(".json").read_text())
+    stored = {"architecture": "vit_tiny", "model_args": model, "pretrained_cfg": view}
+    (folder / "config.json").write_text(json.dumps(stored))
+    return folder
+
+
+LIKE_PUBLISHED = {
+    "data.channels": 3, "data.image_size": 24, "mim_weight": 0.0, "encoder.patch_size": 4,
+    "encoder.width": 48, "encoder.depth": 2, "encoder.num_heads": 3, "encoder.mlp_dim": 192,
+    "encoder.positions": "learned", "encoder.pool": "cls", "encoder.gelu": "exact",
+    "encoder.layer_scale": 1e-4, "encoder.registers": 4,
+}  # fmt: skip
+
+
+def test_a_run_begins_with_a_vit_of_timm(published, capsys):
+    config = tiny_config(**LIKE_PUBLISHED, **{"init.model": str(published)})
+    encoder = begun(config).params["encoder"]
+    expected = load(published).params["encoder"]
+    assert_equal(encoder["blocks"], expected["blocks"])
+    assert_equal(encoder["embedding"], expected["embedding"])
+    np.testing.assert_allclose(
+        encoder["positions"],
+        layers.resample_positions(expected["positions"], 6),
+        rtol=1e-6,
+        atol=1e-8,
+    )
+    told = capsys.readouterr().out
+    assert f"encoder     of {published}; " in told
+    assert "positions resampled from 4 x 4 to 6 x 6" in told
+    origin = pretrained.find(config)
+    assert origin["model"] == str(published) and len(origin["sha256"]) == 64
+    (published / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        pretrained.find(config)
+
+
+def test_a_vit_of_another_kind_is_refused_with_the_flags_that_fit(published):
+    config = tiny_config(**LIKE_PUBLISHED | {"encoder.pool": "gap", "encoder.layer_scale": 0.0},
+                         **{"init.model": str(published)})  # fmt: skip
+    told = r"--config.encoder.pool=cls --config.encoder.layer_scale=1e-05"
+    with pytest.raises(ConfigError, match=told):
+        pretrained.find(config)

@@ -37,7 +37,17 @@ FLOORS = [
     ("step",),
     ("tasks.base",),
     ("report",),
-    ("models", "data", "target_ids", "tokenizers", "interop", "optimizer", "workdir", "runtime"),
+    (
+        "model",
+        "models",
+        "data",
+        "target_ids",
+        "tokenizers",
+        "interop",
+        "optimizer",
+        "workdir",
+        "runtime",
+    ),
     tuple(LEAVES),
     ("config",),
 ]

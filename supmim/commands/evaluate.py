@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl.flags import FlagValues
 
-from supmim import assemble, evaluators, optimizer, step
+from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.commands import evaluation_results
 from supmim.config import Config, tasks
@@ -20,11 +21,12 @@ from supmim.data import images, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError
-from supmim.report import terminal
+from supmim.interop import load
+from supmim.report import page, terminal
 from supmim.runtime import devices, hosts
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
-from supmim.workdir import lock, model
+from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints, Restored
 from supmim.workdir.files import read_config
 
@@ -37,10 +39,14 @@ def run(config: Config, flags: FlagValues) -> None:
     """Print the results and write them into the file that `evaluation_results` names."""
     devices.prepare(flags.fake_devices, False)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
-    workdir = Path(flags.workdir)
-    asked = {name: flags[name].value for name in ("step", "evaluators")}
+    workdir = Path(flags.out if flags.model else flags.workdir)
+    asked = {name: flags[name].value for name in ("step", "evaluators", "model")}
     hosts.agree(config, asked | {"workdir": str(workdir.absolute())})
     mesh = assemble.mesh_of(config)
+    if flags.model:
+        with hosts.first_holds(lock.hold(workdir, "--out")), jax.set_mesh(mesh):
+            evaluate_model(config, Path(flags.model), workdir, mesh)
+        return
     with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh):
         evaluate(config, workdir, flags.step, mesh)
 
@@ -89,6 +95,35 @@ def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.
     read = predictions.sources_read()
     hosts.on_first(lambda: evaluation_results.write(workdir, file, results, notes, read))
     terminal.print_results(results, f"step {done} of {workdir}, in {file}:")
+
+
+def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mesh) -> None:
+    """Evaluate a model that no run here made, on any images; the caller holds the lock of `out`."""
+    found = load.load(path)
+    config, source, eval_source = load_sources(config)
+    renamed = differing_classes(found.class_names, source)
+    reasons = meaningless(config, found.config, renamed, source, eval_source)
+    told, every = assemble.shared_images(source, eval_source)
+    if every:
+        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
+    if told and hosts.is_first():
+        print(f"warning     {told}")
+    config = without_meaningless(config, found.config, reasons)
+    bad_records = BadRecords(out / hosts.own_file("bad_records.jsonl"), print)
+    task = abstract_task(model_config(config, found.config))
+    predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
+    suite = evaluators.create(config, predictions)
+    empty = {"head": {"kernel": np.zeros((config.encoder.width, 0)), "bias": np.zeros(0)}}
+    params = jax.device_put({"classifier": empty} | found.params, sharding.replicated(mesh))
+    results = suite.run(params, out / "pictures")
+    notes = {"checkpoint": {"model": str(path), "digest": found.sha256}, **suite.notes()}
+
+    def write() -> None:
+        page.write(out, results, config_lib.to_json(config), notes)
+        files.write_results(out, results, notes)
+
+    hosts.on_first(write)
+    terminal.print_results(results, f"{path}, in {out / 'report.html'}:")
 
 
 def load_sources(config: Config) -> tuple[Config, Source, Source]:
@@ -148,10 +183,18 @@ def renamed_classes(workdir: Path, source: Source, stored: dict[str, Any]) -> st
     classes = pipeline.classes_of(source)
     if stored.get("classes", classes) == classes:
         return ""
-    told, trained = "the run's classes are not those of the images", model.read(workdir)
-    if trained is None:
+    trained = model.read(workdir)
+    return differing_classes(trained.class_names if trained else (), source)
+
+
+def differing_classes(trained: tuple[str, ...], source: Source) -> str:
+    """Return how the names of a model's classes differ from those of a source, if they do."""
+    if trained == source.class_names:
+        return ""
+    told = "the model's classes are not those of the images"
+    if not trained:
         return told
-    names = [map(repr, names) for names in (trained.class_names, source.class_names)]
+    names = [map(repr, names) for names in (trained, source.class_names)]
     pairs = enumerate(itertools.zip_longest(*names, fillvalue="missing"))
     differ = [f"class {n} was {was}, is {now}" for n, (was, now) in pairs if was != now]
     return f"{told}: {differ[0]}; {len(differ)} differ"

@@ -56,16 +56,17 @@ VERBS = {
         takes_config=True,
     ),
     "evaluate": Verb(
-        "run evaluators on a workdir's checkpoint",
+        "run evaluators on a workdir's checkpoint, or on any model",
         "supmim evaluate --workdir=runs/digits --evaluators=knn",
         {
             "workdir": WORKDIR,
+            "model": (PATH, "evaluate this instead: exported or timm folder, big_vision npz"),
+            "out": (PATH, "with --model: folder for results, pictures and report"),
             "step": (PATH, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
             **HOSTS,
         },
-        required=("workdir",),
     ),
     "sweep": Verb(
         "train every member of a sweep file: plan, run, status, table",

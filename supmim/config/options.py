@@ -263,14 +263,14 @@ class Encoder:
     )
     layer_scale: float = option(
         0.0,
-        "initial value of LayerScale (CaiT, DeiT-III), which scales each branch; 0: none",
+        "initial scale of each branch (LayerScale, as in DeiT-III); 0: none",
         low=0.0,
         changes=("parameters",),
         default_is_before=True,
     )
     registers: int = option(
         0,
-        "learned tokens beside those of patches, as in DINOv2; unused after the last block",
+        "learned tokens beside those of patches, as in DINOv2",
         low=0,
         changes=("parameters",),
         default_is_before=True,
@@ -521,7 +521,7 @@ class Init:
 
     model: str = option(
         "",
-        "workdir, exported or timm folder, or big_vision npz whose encoder is taken; empty: none",
+        "where the encoder is taken from: a workdir, timm folder, big_vision npz",
         is_path=True,
         unused_by=("tokenizer",),
     )
