@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from supmim.model import Model
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     match name:
         case "load":

@@ -33,11 +33,14 @@ from supmim.workdir.writer import NoWriter, Writer, open_writer, read_metrics
 
 
 def train_and_evaluate(
-    config: Config, workdir: Path, start: Start = DEFAULT_START
+    config: Config,
+    workdir: Path,
+    start: Start = DEFAULT_START,
+    progress: terminal.Progress | None = None,
 ) -> dict[str, float]:
     """Train to the end and return the results; continue where the workdir stopped.
 
-    Errors: those of supmim.errors; Interrupted after a signal and a save.
+    progress: see Terminal. Errors: those of supmim.errors; Interrupted after a signal and a save.
     """
     with StopSignal() as stop, hosts.first_holds(lock.hold(workdir)):
         folder = Workdir(workdir)
@@ -46,9 +49,9 @@ def train_and_evaluate(
         if finished and not start.resume:
             terminal.print_results(finished, f"{workdir} holds a finished run:")
             return finished
-        mesh = assemble.mesh_of(config)
+        mesh, screen = assemble.mesh_of(config), terminal.Terminal(progress)
         sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
-        with jax.set_mesh(mesh), memory.explained(config, workdir), terminal.Terminal() as screen:
+        with jax.set_mesh(mesh), memory.explained(config, workdir), screen:
             results = train(config, folder, start, mesh, stop, screen)
         terminal.print_results(results, f"report      {workdir / 'report.html'}")
         return results

@@ -42,17 +42,24 @@ def run(config: Config, flags: FlagValues) -> None:
     workdir = Path(flags.out if flags.model else flags.workdir)
     asked = {name: flags[name].value for name in ("step", "evaluators", "model")}
     hosts.agree(config, asked | {"workdir": str(workdir.absolute())})
+    alone(config, workdir, flags.step)
+
+
+def alone(config: Config, workdir: Path, checkpoint: str = "") -> dict[str, float]:
+    """Hold the lock of the workdir, evaluate a checkpoint (see `restore`), return the results."""
     mesh = assemble.mesh_of(config)
     if flags.model:
         with hosts.first_holds(lock.hold(workdir, "--out")), jax.set_mesh(mesh):
             evaluate_model(config, Path(flags.model), workdir, mesh)
         return
     with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh):
-        evaluate(config, workdir, flags.step, mesh)
+        return evaluate(config, workdir, checkpoint, mesh)
 
 
-def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh) -> None:
-    """Evaluate a checkpoint (see `restore`); the caller holds the lock of the workdir."""
+def evaluate(
+    config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+    """Evaluate a checkpoint and return the results; the caller holds the lock of the workdir."""
     run_config, about = read_config(workdir), model.notes(workdir)
     config, source, eval_source = load_sources(config)
     trained = model_config(config, run_config)
@@ -95,6 +102,7 @@ def evaluate(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.
     read = predictions.sources_read()
     hosts.on_first(lambda: evaluation_results.write(workdir, file, results, notes, read))
     terminal.print_results(results, f"step {done} of {workdir}, in {file}:")
+    return results
 
 
 def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mesh) -> None:

@@ -97,7 +97,7 @@ def resume_differences(stored: Config, asked: Config) -> list[str]:
     ]
 
 
-def for_evaluation(stored: Config, node: ConfigDict, names: str) -> Config:
+def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str) -> Config:
     """Return the checked config of an evaluation of a run whose config is `stored`.
 
     names: evaluators in place of the config's; empty: the config's. ConfigError names every option

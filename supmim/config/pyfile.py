@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from ml_collections import ConfigDict
+
 from supmim.errors import ConfigError, SupmimError
 
 
@@ -19,6 +21,20 @@ def load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def preset(folder: Path, spec: str) -> ConfigDict:
+    """Return the config of a preset `FILE.py[:arg]`, a path relative to `folder`."""
+    file, _, arg = spec.partition(":")
+    path = folder / file
+    with faults_reported(path):
+        config = load(path).get_config(*[arg] if arg else [])
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"get_config() of {path} returned {type(config).__name__}; it must return the config "
+            "that supmim.config.get_config() gave it"
+        )
+    return config
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,35 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from supmim.config import Config
 from supmim.data.sources.base import Source, printable
 from supmim.report import page
-from supmim.runtime.streams import Console, Progress
+from supmim.runtime import streams
 
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
 SPEED = (("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"))
+Progress = Callable[[int, int, dict[str, float]], None]  # (step, steps in all, metrics)
 GROUPS = ("encoder", "quantizer", "classifier", "decoder", "discriminator", "segmentation")
 
 
 class Terminal:
-    """Messages and, from `begin` on, one progress line on a terminal, plain lines elsewhere."""
+    """Messages and, from `begin` on, one progress line on a terminal, plain lines elsewhere.
 
-    def __init__(self) -> None:
-        self.console = Console(
+    progress: called with the metrics of the last steps instead of showing them.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.callback = progress
+        self.console = streams.Console(
             highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=jax.process_index() != 0
         )
         self.columns: Columns = ()
         self.total_steps = self.start = 0
         self._began = time.monotonic()
-        self._progress = Progress(
+        self._progress = streams.Progress(
             TextColumn("{task.completed}/{task.total}"),
             BarColumn(bar_width=8),
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=progress is not None or not self.console.is_terminal,
         )
         self._bar = self._progress.add_task("compiling the train step", visible=False)
 
@@ -62,6 +67,9 @@ class Terminal:
 
     def show_step(self, step: int, scalars: dict[str, float]) -> None:
         """Show the progress with the metrics of the last steps."""
+        if self.callback is not None:
+            self.callback(step, self.total_steps, scalars)
+            return
         line = " ".join(
             f"{short} {scalars[name]:{form}}"
             for name, short, form in self.columns

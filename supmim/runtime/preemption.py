@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,8 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python takes signals in its main thread, whose handlers stay as they are
         for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
             self._previous[number] = signal.signal(number, self._handle)
         return self

@@ -99,7 +99,7 @@ def expand(path: Path, folder: Path) -> list[Member]:
     with pyfile.faults_reported(path):
         module = pyfile.load(path)
         entries = module.get_sweep()
-        preset = base_config(path.parent, module.PRESET)
+        preset = pyfile.preset(path.parent, module.PRESET)
     sound = isinstance(entries, dict) and all(
         isinstance(name, str) and isinstance(overrides, dict) for name, overrides in entries.items()
     )
@@ -118,17 +118,6 @@ def expand(path: Path, folder: Path) -> list[Member]:
         Member(tuple(names), tuple(map(arm_of, names)), folder / "members" / names[0], config)
         for config, names in merged.items()
     ]
-
-
-def base_config(folder: Path, preset: str) -> ConfigDict:
-    """Return the config of a preset `FILE.py[:arg]`, a path relative to `folder`."""
-    file, _, arg = preset.partition(":")
-    path = folder / file
-    with pyfile.faults_reported(path):
-        config = pyfile.load(path).get_config(*[arg] if arg else [])
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"get_config() of {path} returned {type(config).__name__}, no config")
-    return config
 
 
 def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:

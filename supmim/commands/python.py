@@ -1,0 +1,54 @@
+"""Training and evaluation from Python: what the verbs `train` and `evaluate` do, in one's program.
+
+Errors are those of supmim.errors, with the messages of the verbs.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from supmim import config as config_lib
+from supmim import train
+from supmim.commands import evaluate as evaluate_lib
+from supmim.config import Config, pyfile
+from supmim.report.terminal import Progress
+from supmim.workdir.files import read_config
+
+
+def train_and_evaluate(
+    config: str | os.PathLike | ConfigDict | Config,
+    workdir: str | os.PathLike,
+    overrides: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Train to the end and return the results; continue a run that the workdir holds.
+
+    config: a preset, as FILE.py[:arg] or as its get_config() returns it. overrides: of its
+    options, e.g. {"total_epochs": 5, "data.train": "folder:photos"}. progress: called every
+    config.log_every steps with (step, steps in all, metrics), instead of a line on the terminal.
+    """
+    if isinstance(config, str | os.PathLike):
+        config = pyfile.preset(Path(), os.path.expanduser(config))
+    flat = config_lib.flatten(config) | config_lib.flatten(overrides or {})
+    workdir = Path(workdir).expanduser()
+    return train.train_and_evaluate(config_lib.validate(flat), workdir, progress=progress)
+
+
+def evaluate(
+    workdir: str | os.PathLike,
+    evaluators: str | Sequence[str] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, float]:
+    """Evaluate the newest checkpoint of a run and return the results, also written beside it.
+
+    evaluators: their names; None: those of the run. overrides: of options of data, eval and mesh,
+    e.g. {"data.eval": "folder:photos"}.
+    """
+    workdir = Path(workdir).expanduser()
+    stored = read_config(workdir)
+    names = evaluators if isinstance(evaluators, str) else ",".join(evaluators or ())
+    flat = config_lib.flatten(stored) | config_lib.flatten(overrides or {})
+    return evaluate_lib.alone(config_lib.for_evaluation(stored, flat, names), workdir)
