@@ -44,17 +44,23 @@ class Model:
 
     config: of the run, or as imported. params: {"encoder": ..., "classifier": ...}, unrolled.
     class_names: of the logits; empty without a classifier. name: what it was loaded from.
+    imported: whether config says nothing of its training.
     """
 
     def __init__(
-        self, config: Config, params: dict[str, Any], class_names: Sequence[str], name: str
+        self,
+        config: Config,
+        params: dict[str, Any],
+        class_names: Sequence[str],
+        name: str,
+        imported: bool = False,
     ) -> None:
         plain = options.changed(
             config.encoder, scan=False, remat="none", attention="xla", dropout=0.0
         )
-        self.config, self.name = config, name
+        self.config, self.name, self.imported = config, name, imported
         self.class_names = tuple(class_names) if "classifier" in params else ()
-        self._encoder = Encoder(plain, config.grid, "mask_token" in params["encoder"])
+        self._encoder = Encoder(plain, config.grid)
         head = config.classifier
         self._classifier = Classifier(head.num_classes, rep_size=head.rep_size)
         self._mesh = sharding.make_mesh(-1, 1, 1, jax.local_devices())
@@ -87,7 +93,7 @@ class Model:
         """Return the model with arithmetic in float32."""
         encoder = options.changed(self.config.encoder, dtype="float32")
         config = dataclasses.replace(self.config, encoder=encoder)
-        return Model(config, self.params, self.class_names, self.name)
+        return Model(config, self.params, self.class_names, self.name, self.imported)
 
     def apply(self, params: Any, image: jax.Array) -> Output:
         """Return the outputs for images [n, S, S, C] as `preprocess` returns them, or one of them.
@@ -151,6 +157,8 @@ class Model:
 
         ConfigError if the model has no classifier.
         """
+        if top < 1:
+            raise ConfigError(f"top={top} classes cannot be named; it is a number from 1")
         probabilities = self._all("probabilities", images, batch_size, progress)
         return [best_classes(row, self.class_names, top) for row in probabilities]
 
@@ -213,8 +221,6 @@ class Model:
         callback: Progress | None,
     ) -> np.ndarray:
         seen, done = self.images(GivenImages(images)), 0
-        if not len(seen):
-            raise DataError("no images are given: the list is empty")
         parts = self.outputs(what, seen, batch_size=batch_size, note=_refuse)
         found = []
         with progress.bar(what, len(seen)) if callback is None else _silent() as advance:

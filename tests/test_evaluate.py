@@ -1,6 +1,7 @@
 """The verb evaluate: what it may be told, whose results join, and images that a run never saw."""
 
 import functools
+import re
 import shutil
 from pathlib import Path
 
@@ -23,12 +24,15 @@ from tests.conftest import digits, tiny_config
 STEP = 15
 
 
-def stored_run(workdir, **changes):
-    """A workdir as a finished run leaves it, whose parameters were never trained."""
+def stored_run(workdir, noise=0.0, **changes):
+    """A workdir as a finished run leaves it, whose parameters were never trained.
+
+    noise: added to the parameters and, another one, to their average.
+    """
     config = tiny_config(**{"encoder.depth": 1, **changes})
     workdir.mkdir()
     (workdir / "config.json").write_text(config_lib.to_json(config))
-    source, eval_source = sources.load(config.data)
+    source, eval_source = sources.load(config.data, config.facts.has_labels)
     model.write(workdir, model.of(config, source.class_names))
     own = evaluate.model_config(config, config)
     tx = optimizer.create(own.optimizer, lambda _: 0.0)
@@ -38,6 +42,13 @@ def stored_run(workdir, **changes):
             step.create_state, jax.random.key(0), evaluate.abstract_task(own), tx
         )
         state = jax.jit(make, out_shardings=sharding.of(assemble.place(make, mesh, "state")))()
+        rng = np.random.default_rng(0)
+
+        def noisy(path, leaf):
+            moves = noise and re.match("params/|.*/average/", sharding.path_name(path))
+            return leaf + noise * rng.normal(size=leaf.shape) if moves else leaf
+
+        state = jax.tree_util.tree_map_with_path(noisy, state)
         state = state.replace(step=state.step + STEP)
         checkpoints = Checkpoints(workdir / "checkpoints", print)
         checkpoints.save_now(STEP, state, pipeline.data_fingerprint(source, eval_source, config))

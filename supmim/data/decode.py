@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from supmim.data import jpeg, png, tiff
@@ -107,7 +107,10 @@ def kind(data: bytes) -> tuple[str, str]:
 
 def is_grey(data: bytes) -> bool:
     """Return whether an image has no colours."""
-    mode = kind(data)[1]
+    return _is_grey(kind(data)[1])
+
+
+def _is_grey(mode: str) -> bool:
     return mode in ("1", "L", "LA", "La") or mode.startswith("I")
 
 
@@ -159,7 +162,16 @@ def scale(header: Header, size: tuple[int, int]) -> tuple[int, tuple[float, floa
 
 
 def _decode_other(data: bytes, channels: int) -> np.ndarray:
-    image = _load(data)
+    return _pixels_of(_load(data), channels)
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """Return uint8 [H, W, 1 or 3] of an open image, upright; BadImage if it cannot be decoded."""
+    channels = 1 if _is_grey(image.mode) else 3
+    return _quietly(lambda: _pixels_of(ImageOps.exif_transpose(image), channels))
+
+
+def _pixels_of(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no stated range")
     bits, white_is_zero = 16, False

@@ -1,5 +1,6 @@
 """Files of arrays from elsewhere: safetensors, NumPy's npz and Flax's msgpack, never a pickle."""
 
+import shlex
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +14,16 @@ from supmim.runtime.streams import printable
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 CONVERT_PICKLE = """\
-  python -c "import torch; from safetensors.torch import save_file as s; \\
-    w = torch.load('{path}', map_location='cpu', weights_only=True); \\
+  python -c "import sys, torch; from safetensors.torch import save_file as s; \\
+    w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); \\
     w = w.get('state_dict', w); \\
-    s({{k: v.clone() for k, v in w.items()}}, 'weights.safetensors')\""""
+    s({{k: v.clone() for k, v in w.items()}}, 'weights.safetensors')" {path}"""
+CONVERT_OBJECTS = """\
+  python -c "import sys, numpy as np; w = np.load(sys.argv[1], allow_pickle=True); \\
+    np.savez('weights.npz', **{{k: np.array(w[k].tolist(), 'float32') for k in w}})" {path}"""
 NUMBERS, TEXT = "biufV", "U"  # kinds of NumPy's types; V: bfloat16 and its like
 OUTSIDE_PARAMS = "beside params/"  # prefix of the names of other parts of a Flax train state
-MOST_MEMBERS, LARGEST_RATIO, SMALL = 100_000, 1000, 2**24  # of an npz; its unpacked bytes
+MOST_MEMBERS, LARGEST_RATIO, SMALL = 100_000, 20, 2**24  # of an npz; its unpacked bytes
 MAX_ROWS = 20  # of a table of tensors
 NAME_WIDTH = 44  # columns of a tensor's name in that table
 
@@ -44,7 +48,7 @@ def read(path: Path, text: bool = False) -> dict[str, np.ndarray]:
             raise CheckpointError(
                 f"{path} is a pickle, or named like one. A pickle can run any code, so supmim "
                 "opens none. If you trust it, convert it where PyTorch is installed:\n"
-                + CONVERT_PICKLE.format(path=path)
+                + CONVERT_PICKLE.format(path=shlex.quote(str(path)))
             )
         if is_zip:
             stored = read_npz(path)
@@ -80,8 +84,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         if len(members) > MOST_MEMBERS or len({m.filename for m in members}) < len(members):
             raise ValueError(f"it has {len(members):,} members, too many or two of one name")
         if size > SMALL and size > LARGEST_RATIO * path.stat().st_size:
-            raise ValueError(f"it would unpack to {size:,} bytes")
-        return {name: stored[name] for name in stored.files}
+            raise ValueError(f"it would unpack to {size:,} bytes, far more than its size")
+        try:
+            return {name: stored[name] for name in stored.files}
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{path} has arrays of Python objects, which are pickles. A pickle can run any "
+                "code, so supmim opens none. If you trust it, convert it where it may run:\n"
+                + CONVERT_OBJECTS.format(path=shlex.quote(str(path)))
+            ) from error
 
 
 def read_msgpack(data: bytes) -> dict[str, np.ndarray]:

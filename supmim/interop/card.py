@@ -1,6 +1,7 @@
 """The model card of an exported folder, made from config and results alone."""
 
 import datetime
+from pathlib import Path
 
 import jax
 
@@ -20,11 +21,10 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
     names = ", ".join(escaped(name) for name in model.class_names[:SHOWN_CLASSES])
     more = len(model.class_names) - SHOWN_CLASSES
     classes = f"{len(model.class_names)}: {names}{f' and {more} more' if more > 0 else ''}"
-    trained = (
-        "labels and masked image modelling"
-        if config.has_decoder
-        else "labels, or imported as it is"
-    )
+    how = "labels and masked image modelling" if config.has_decoder else "labels"
+    trained = f"Trained with {how} on {escaped(config.data.train)}, {config.total_epochs} epochs"
+    origin = "Imported, not trained by supmim" if model.imported else trained
+    answers = "independent (sigmoid)" if config.classifier.loss == "sigmoid" else "softmax"
     return "\n".join(
         [
             "---",
@@ -34,9 +34,9 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
             "---",
             f"# ViT of {sizes.width} x {sizes.depth}, patches of {sizes.patch_size} pixels",
             "",
-            f"Trained with {trained} on {escaped(config.data.train)}, {config.total_epochs} "
-            f"epochs; written by supmim {__version__} with JAX {jax.__version__} on "
-            f"{datetime.date.today()} from {escaped(model.name)}. The decoder is left out.",
+            f"{origin}; written by supmim {__version__} with JAX {jax.__version__} on "
+            f"{datetime.date.today()} from {escaped(Path(model.name).name)}. The decoder is left "
+            "out.",
             "",
             "    " + usage.replace("\n", "\n    "),
             "",
@@ -48,6 +48,7 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
             f"| resize | {view(model)} |",
             f"| embedding | {sizes.width} values, pooling `{sizes.pool}` |",
             f"| classes | {classes if model.class_names else 'none, an encoder alone'} |",
+            *([f"| probabilities | {answers} |"] if model.class_names else []),
             f"| weights | {weights} |",
             "",
             "At other image sizes timm resamples positions bicubically and supmim bilinearly, so "
@@ -74,4 +75,4 @@ def is_share(name: str) -> bool:
 def escaped(text: str) -> str:
     """Return a name that Markdown and HTML show as it is, on one line."""
     text = printable(text)
-    return "".join(f"&#{ord(c)};" if c in "&<>|`*_[]\\" else c for c in text)
+    return "".join(f"&#{ord(c)};" if c in "&<>|`*_[]\\:@" else c for c in text)

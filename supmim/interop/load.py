@@ -42,6 +42,8 @@ def load(path: str | os.PathLike) -> Model:
         return from_big_vision(place / big_vision.WEIGHTS)
     if place.is_file():
         return from_big_vision(place)
+    if pickled := [path for end in arrays.PICKLE_SUFFIXES for path in place.glob(f"*{end}")]:
+        arrays.read(pickled[0])  # says how to convert it
     found = "holds none of these" if place.exists() else "does not exist"
     raise CheckpointError(f"{place} {found}: {TAKES}")
 
@@ -75,6 +77,7 @@ def from_workdir(workdir: Path, step: int | None = None) -> Model:
     num_classes = config.classifier.num_classes
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))
     params = evaluated(where, ("encoder", "classifier"))
+    params["encoder"].pop("mask_token", None)  # stands for hidden patches in training alone
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
 
 
@@ -97,7 +100,7 @@ def from_timm(folder: Path) -> Model:
     loaded = vit.imported(timm.plain(tensors, config), timm.LAYOUT, shapes(config), folder)
     params = vit.for_our_pixels(loaded.params, channels, mean, std)
     names = tuple(map(str, stored.get("label_names") or ()))
-    return made(config, params, names, str(folder))
+    return made(config, loaded._replace(params=params), names, folder)
 
 
 def from_big_vision(path: Path) -> Model:
@@ -109,9 +112,11 @@ def from_big_vision(path: Path) -> Model:
         raise CheckpointError(f"{path}: {error}; {TAKES}") from error
     about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
     if about is not None:
-        config = dataclasses.replace(config, data=viewed(config.data, about))
+        classifier = options.changed(config.classifier, loss=about.loss)
+        data = viewed(config.data, about)
+        config = dataclasses.replace(config, data=data, classifier=classifier)
     loaded = vit.imported(tensors, big_vision.LAYOUT, shapes(config), path)
-    return made(config, loaded.params, about.class_names if about else (), str(path))
+    return made(config, loaded, about.class_names if about else (), path)
 
 
 def viewed(data: options.Data, about: model_json.Model) -> options.Data:
@@ -125,12 +130,18 @@ def viewed(data: options.Data, about: model_json.Model) -> options.Data:
     )
 
 
-def made(config: Config, params: vit.Params, class_names: tuple[str, ...], name: str) -> Model:
-    """Return the model of flat parameters; without names, classes are numbers."""
+def made(config: Config, loaded: vit.Loaded, class_names: tuple[str, ...], path: Path) -> Model:
+    """Return the model of a file's parameters; without names, classes are numbers.
+
+    CheckpointError if a part of head or pooling is missing.
+    """
+    if loaded.missing:
+        raise CheckpointError(f"{path} lacks a part of its head or pooling: {loaded.missing[0]}")
     num_classes = config.classifier.num_classes
     if len(class_names) != num_classes:
         class_names = tuple(map(str, range(num_classes)))
-    return Model(config, flax.traverse_util.unflatten_dict(params, sep="/"), class_names, name)
+    params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")
+    return Model(config, params, class_names, str(path), imported=True)
 
 
 def shapes(config: Config) -> vit.Shapes:

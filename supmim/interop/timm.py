@@ -14,6 +14,7 @@ from supmim.interop.vit import Layout, Params, Tensors
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POOLS = {"gap": "avg", "cls": "token", "map": "map"}
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
+INDEPENDENT = "multi_label_classification"  # transformers' word for a sigmoid loss
 # Heads of the ViTs that timm knows by name alone; a head has 64 channels up to width 1,024.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16}
 OTHER_MODELS = (
@@ -124,6 +125,7 @@ def config_of(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
         "num_features": sizes.width,
         "global_pool": pool,
         **({"label_names": list(class_names)} if num_classes else {}),
+        **({"problem_type": INDEPENDENT} if config.classifier.loss == "sigmoid" else {}),
         "model_args": model,
         "pretrained_cfg": {
             "input_size": [data.channels, side, side],
@@ -197,7 +199,10 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
         eval_view="stretch" if view.get("crop_mode") == "squash" else "short_side",
         interpolation="bicubic" if view.get("interpolation") == "bicubic" else "bilinear",
     )
-    classifier = options.Classifier(num_classes=0 if head is None else len(head))
+    classifier = options.Classifier(
+        num_classes=0 if head is None else len(head),
+        loss="sigmoid" if stored.get("problem_type") == INDEPENDENT else "softmax",
+    )
     return Config(data=data, encoder=encoder, classifier=classifier, mim_weight=0.0)
 
 

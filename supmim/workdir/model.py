@@ -24,7 +24,8 @@ class Model:
 
     class_names: in the order of the logits; empty without classes. view, resize, size: the central
     crop, see data.crop.CentralCrop, resized by `interpolation`, antialiased, in uint8. mean, std:
-    of each channel, subtracted from pixels in [0, 1] and divided by.
+    of each channel, subtracted from pixels in [0, 1] and divided by. loss: options.Classifier.loss,
+    which says how logits become probabilities.
     """
 
     class_names: tuple[str, ...]
@@ -35,6 +36,7 @@ class Model:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    loss: str = "softmax"
 
 
 def of(config: Config, class_names: tuple[str, ...]) -> Model:
@@ -47,6 +49,7 @@ def of(config: Config, class_names: tuple[str, ...]) -> Model:
         interpolation=data.interpolation,
         mean=(mean,) * data.channels,
         std=(std,) * data.channels,
+        loss=config.classifier.loss,
         **vars(images.central_crop(data)),
     )
 

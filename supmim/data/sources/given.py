@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from supmim.config import options
-from supmim.data import sources
+from supmim.data import decode, sources
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
@@ -28,9 +28,16 @@ class GivenImages(Source):
     ) -> None:
         if isinstance(images, str | os.PathLike | Image.Image):
             raise DataError(f"{name}: give a list, e.g. model.embed([{str(images)[:40]!r}])")
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise DataError(
+                f"{name} are {images.dtype}{list(images.shape)}; an array has the form [images, "
+                "height, width, 1 or 3], and a single image is given in a list"
+            )
+        if not isinstance(images, np.ndarray | Sequence):
+            raise DataError(f"{name} are a {type(images).__name__}; give a list or a uint8 array")
+        if not len(images):
+            raise DataError(f"{name}: none, the list is empty")
         self.images, self.name = images, name
-        if isinstance(images, np.ndarray):
-            checked_pixels(images[0] if len(images) else np.zeros((1, 1, 1), np.uint8), name)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,8 +48,10 @@ class GivenImages(Source):
             return folders.record(os.fspath(Path(image).expanduser()), 0)
         name = f"image {index}"
         if isinstance(image, Image.Image):
-            upright = ImageOps.exif_transpose(image)
-            image = np.asarray(upright if upright.mode in ("L", "RGB") else upright.convert("RGB"))
+            try:
+                image = decode.from_pillow(image)
+            except decode.BadImage as error:
+                raise DataError(f"{name} cannot be read: {error}") from error
         return Record(checked_pixels(image, name), 0, name)
 
     def fingerprint(self) -> dict[str, Any]:
