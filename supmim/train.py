@@ -48,7 +48,7 @@ def train_and_evaluate(
         finished = folder.results()
         if finished and not start.resume:
             terminal.print_results(finished, f"{workdir} holds a finished run:")
-            return finished
+            return {name: value for name, value in finished.items() if name != "step"}
         mesh, screen = assemble.mesh_of(config), terminal.Terminal(progress)
         sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
         with jax.set_mesh(mesh), memory.explained(config, workdir), screen:

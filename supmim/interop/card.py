@@ -10,6 +10,9 @@ from supmim.data.sources.base import printable
 from supmim.model import Model
 
 SHOWN_CLASSES = 20
+SHOWN = ("classification", "knn", "linear", "segmentation", "retrieval")
+NO_SHARES = ("loss", "classes_in_masks")
+LINKS = (("://", "&#58;//"), ("www.", "www&#46;"))  # Markdown makes links of them without any mark
 
 
 def write(model: Model, results: dict[str, float], weights: str, usage: str) -> str:
@@ -69,10 +72,13 @@ def view(model: Model) -> str:
 
 def is_share(name: str) -> bool:
     """Return whether a result is a share of images that a reader of a card wants to see."""
-    return name.startswith(("classification/", "knn/", "linear/", "segmentation/", "retrieval/"))
+    group, _, rest = name.partition("/")
+    return group in SHOWN and "/" not in rest and rest not in NO_SHARES  # no single classes
 
 
 def escaped(text: str) -> str:
     """Return a name that Markdown and HTML show as it is, on one line."""
-    text = printable(text)
-    return "".join(f"&#{ord(c)};" if c in "&<>|`*_[]\\:@" else c for c in text)
+    text = "".join(f"&#{ord(c)};" if c in "&<>|`*_[]\\@" else c for c in printable(text))
+    for plain, spelled in LINKS:
+        text = text.replace(plain, spelled)
+    return text

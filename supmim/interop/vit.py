@@ -5,6 +5,7 @@ Our parameters are `Params`: float32 arrays under flat names such as
 file, and how it is turned into the file's tensor and back.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from supmim.interop import arrays
 
 Tensors = dict[str, np.ndarray]  # of a file, under its names
 Params = dict[str, np.ndarray]
+PATCHES = "encoder/embedding/kernel"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -60,12 +62,13 @@ def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Lo
     theirs = {layout.name_of(ours): ours for ours in shapes}
     params, missing, rows = {}, [], []
     for name, ours in theirs.items():
+        expected = shape_in(layout, ours, shapes[ours])
         if name not in tensors:
             missing.append(ours)
             if not name.startswith(layout.optional):
-                rows.append((name, shapes[ours], None))
-        elif tensors[name].size != int(np.prod(shapes[ours])):
-            rows.append((name, shapes[ours], tensors[name].shape))
+                rows.append((name, expected, None))
+        elif not fits(tensors[name].shape, expected, ours):
+            rows.append((name, expected, tensors[name].shape))
         else:
             params[ours] = layout.to_ours(ours, tensors[name], shapes[ours]).astype(np.float32)
     ignored = sorted(tensors.keys() - theirs.keys())
@@ -80,6 +83,18 @@ def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Lo
     if odd := [name for name, array in params.items() if not np.isfinite(array).all()]:
         raise CheckpointError(f"{path} has values that are not finite, e.g. in {odd[0]}")
     return Loaded(params, missing, ignored)
+
+
+def shape_in(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one of our parameters in another layout; ours for PATCHES."""
+    if name == PATCHES:  # the size of a patch is known to the reader of the config alone
+        return shape
+    return layout.to_theirs(name, np.broadcast_to(np.float32(0), shape), 0).shape
+
+
+def fits(found: tuple[int, ...], expected: tuple[int, ...], name: str) -> bool:
+    """Return whether a tensor has the expected shape, or number of values for PATCHES."""
+    return math.prod(found) == math.prod(expected) if name == PATCHES else found == expected
 
 
 def renamed(name: str, words: tuple[tuple[str, str], ...]) -> str:

@@ -1,0 +1,275 @@
+"""supmim export: what is written computes what the model computes, and says what it is."""
+
+import hashlib
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+from safetensors.numpy import load_file, save_file
+
+import supmim
+from supmim import sharding
+from supmim.config import Config, options
+from supmim.errors import CheckpointError, ConfigError
+from supmim.interop import export, timm
+from supmim.model import Model
+from tests.test_evaluate import stored_run
+from tests.test_vit_interop import config_with, random_params
+
+HOSTILE = ("<script>alert(1)</script>", "a | b\n| c", "`x` [l](http://e)", "\u202edlog", "\x1b[31m")
+
+
+def model_of(config: Config, class_names=tuple("abcde"), name="runs/tiny") -> Model:
+    tree: dict = {}
+    for path, array in random_params(config).items():
+        *groups, leaf = path.split("/")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = 0.3 * array
+    return Model(config, tree, class_names, name)
+
+
+def images_of(model: Model, count=3):
+    side, channels = model.config.data.image_size, model.config.data.channels
+    return list(np.random.default_rng(1).integers(0, 256, (count, side, side, channels), np.uint8))
+
+
+def outputs(model: Model, params=None):
+    side, channels = model.config.data.image_size, model.config.data.channels
+    x = np.random.default_rng(2).uniform(-1, 1, (3, side, side, channels)).astype(np.float32)
+    return x, jax.jit(model.apply)(model.params if params is None else params, x)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of(config_with("gap", 3))
+
+
+@pytest.mark.parametrize("pool", ["gap", "cls", "map"])
+@pytest.mark.parametrize("positions", ["learned", "sincos2d"])
+def test_out_to_a_timm_folder_and_back_changes_no_bit_of_an_output(pool, positions, tmp_path):
+    config = config_with(pool, 1, **({"registers": 2, "layer_scale": 0.1} if pool == "cls" else {}))
+    encoder = options.changed(config.encoder, positions=positions)
+    model = model_of(options.changed(config, encoder=encoder))
+    written = export.export(model, "timm", tmp_path / "out", {})
+    assert written.difference == 0
+    again = supmim.load(written.folder)
+    jax.tree.map(np.testing.assert_array_equal, outputs(model)[1], outputs(again)[1])
+    given = images_of(model)
+    np.testing.assert_array_equal(again.embed(given), model.embed(given))
+    assert again.predict(given) == model.predict(given)
+
+    stored = load_file(tmp_path / "out" / timm.WEIGHTS)
+    ours = random_params(model.config)
+    table = {} if positions == "learned" else {"pos_embed": 9 * 24}
+    count = sum(array.size for array in ours.values()) + sum(table.values())
+    assert sum(array.size for array in stored.values()) == count
+    assert "pos_embed" in stored and all(array.dtype == np.float32 for array in stored.values())
+    fused = sum(name.endswith(("query/kernel", "query/bias")) for name in ours)
+    of_probe = 2 if pool == "map" else 0  # its queries are a tensor of their own
+    assert len(stored) == len(ours) + len(table) - 2 * fused + of_probe
+    first = set(stored) - {n for n in stored if n.startswith(("blocks.", "attn_pool."))}
+    tokens = {"cls_token", "reg_token"} if pool == "cls" else set()
+    assert first == tokens | {
+        "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
+        "norm.weight", "norm.bias", "head.weight", "head.bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", ["gap", "map"])
+def test_big_vision_takes_a_representation_layer_too(pool, tmp_path):
+    config = config_with(pool, 3)
+    head = options.Classifier(num_classes=5, rep_size=7, loss="sigmoid")
+    model = model_of(options.changed(config, classifier=head))
+    written = export.export(model, "big_vision", tmp_path / "out", {})
+    again = supmim.load(tmp_path / "out")
+    assert again.class_names == tuple("abcde") and written.difference == 0
+    jax.tree.map(np.testing.assert_array_equal, outputs(model)[1], outputs(again)[1])
+    given = images_of(model, 2) + [np.zeros((30, 19, 3), np.uint8)]  # the view is the same
+    assert again.predict(given) == model.predict(given)
+    alone = supmim.load(tmp_path / "out" / "model.npz")
+    np.testing.assert_array_equal(alone.embed(given[:2]), model.embed(given[:2]))
+    with pytest.raises(ConfigError, match="rep_size=7.*use --to=big_vision or --to=stablehlo"):
+        export.export(model, "timm", tmp_path / "timm", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_stablehlo_takes_any_number_of_images(model, tmp_path):
+    export.export(model, "stablehlo", tmp_path / "out", {})
+    data = bytearray((tmp_path / "out" / "model.stablehlo").read_bytes())
+    program = jax_export.deserialize(data)
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    x, expected = outputs(model)
+    for count in (1, 3):
+        found = program.call(x[:count])
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b[:count], atol=1e-5)
+    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert about["class_names"] == list("abcde") and about["size"] == 12 and about["resize"] == 14
+    assert "JAX " + jax.__version__ in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_encoder_alone_has_no_classes(tmp_path):
+    config = config_with("gap", 3)
+    model = model_of(options.changed(config, classifier=options.Classifier()), ())
+    export.export(model, "timm", tmp_path / "out", {})
+    again = supmim.load(tmp_path / "out")
+    assert again.class_names == () and set(again.params) == {"encoder"}
+    assert not [name for name in load_file(tmp_path / "out" / timm.WEIGHTS) if "head" in name]
+    with pytest.raises(ConfigError, match="has no classifier"):
+        again.predict(images_of(model))
+
+
+def test_the_card_says_what_the_folder_holds(model, tmp_path):
+    results = {"knn/recall_at_1": 0.9876, "classification/loss": 2.0,
+               "classification/recall/8": 0.5}  # fmt: skip
+    written = export.export(model, "timm", tmp_path / "out", results)
+    card = (tmp_path / "out" / "README.md").read_text()
+    digest = hashlib.sha256((tmp_path / "out" / timm.WEIGHTS).read_bytes()).hexdigest()
+    assert written.sha256 == digest and f"model.safetensors: SHA-256 {digest}" in card
+    for told in ("5: a, b, c, d, e", "12 x 12, 3 channels, (image / 255 - 0.5) / 0.5",
+                 "short side to 14, bilinear, then the central 12 x 12",
+                 "| knn/recall_at_1 | 98.76 % |", f"| parameters | {model.num_parameters:,} |",
+                 "timm resamples positions bicubically", "from tiny."):  # fmt: skip
+        assert told in card
+    assert "/loss" not in card and "/8" not in card and str(tmp_path) not in card
+    assert f'"local-dir:{tmp_path / "out"}"' in written.usage
+    with pytest.raises(ConfigError, match="is a file, or not empty; name a new folder"):
+        export.export(model, "timm", tmp_path / "out", {})
+    imported = export.export(supmim.load(tmp_path / "out"), "timm", tmp_path / "again", {})
+    card = (imported.folder / "README.md").read_text()
+    assert "Imported, not trained by supmim" in card and "digits" not in card
+
+
+def test_hostile_names_stay_names(tmp_path):
+    model = model_of(config_with("gap", 1), HOSTILE, name="runs/<b>|evil\n# x")
+    for to in export.WRITERS:
+        out = export.export(model, to, tmp_path / to, {}).folder
+        card = (out / "README.md").read_text()
+        assert not re.search(r"<|`x|\u202e|\x1b|http:|^# x|\]\(", card, re.M)
+        (row,) = [line for line in card.splitlines() if line.startswith("| classes")]
+        assert row.count("|") == 3
+    stored = json.loads((tmp_path / "timm" / timm.CONFIG).read_text())
+    assert tuple(stored["label_names"]) == HOSTILE
+    for to in ("timm", "big_vision"):
+        assert supmim.load(tmp_path / to).class_names == HOSTILE
+
+
+def test_what_a_form_has_no_place_for_is_refused(tmp_path):
+    for extra, told in (
+        ({"layer_scale": 0.1}, "no place for .*attention_scale; export with --to=timm"),
+        ({"registers": 2}, "no place for encoder/registers; export with --to=timm"),
+        ({"gelu": "exact"}, "GELU by tanh, not the exact one; use --to=timm"),
+    ):
+        with pytest.raises((ConfigError, CheckpointError), match=told):
+            export.export(model_of(config_with("cls", 1, **extra)), "big_vision", tmp_path / "x", {})
+    with pytest.raises(ConfigError, match="--to=onnx is not one of timm, big_vision, stablehlo"):
+        export.export(model_of(config_with("cls", 1)), "onnx", tmp_path / "x", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_written_wrong_leaves_nothing(model, tmp_path, monkeypatch):
+    right = timm.tensors_of
+
+    def wrong(params, patch_size):
+        tensors = right(params, patch_size)
+        tensors["norm.bias"] = tensors["norm.bias"] + 0.01
+        return tensors
+
+    monkeypatch.setattr(timm, "tensors_of", wrong)
+    with pytest.raises(CheckpointError, match="computes something else: off by 0.0"):
+        export.export(model, "timm", tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        export.export(model, "timm", tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_are_not_finite_or_all_zero_are_compared_too(model):
+    zeros = jax.tree.map(jnp.zeros_like, model.params["classifier"])
+    untrained = Model(model.config, model.params | {"classifier": zeros}, "abcde", "x")
+    other = jax.jit(untrained.apply)
+    assert export.compared(untrained, lambda image: other(untrained.params, image)) == 0
+
+    def broken(image):
+        out = other(untrained.params, image)
+        return out._replace(logits=out.logits + jnp.nan)
+
+    with pytest.raises(CheckpointError, match="off by nan"):
+        export.compared(untrained, broken)
+
+
+def test_a_decoder_costs_nothing_once_trained(tmp_path):
+    """Law 7: the compiled inference of a SupMIM encoder is that of the baseline."""
+    counted = []
+    for weight in (1.0, 0.0):
+        workdir = stored_run(
+            tmp_path / str(weight), **{"mim_weight": weight, "mim.hidden": "mask_token"}
+        )
+        model = supmim.load(workdir)
+        image = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32)
+        program = jax.jit(model.apply).lower(model.params, image)
+        names = {sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(model.params)}
+        counted.append((program.compile().cost_analysis()["flops"], program.as_text(), names))
+    assert counted[0] == counted[1] and counted[0][0] > 0
+
+
+def timm_folder(path, changes=None, **config_changes):
+    """A folder of timm with the mean and std of ImageNet and no names, if not changed."""
+    model = model_of(config_with("gap", 3))
+    export.export(model, "timm", path, {})
+    tensors = load_file(path / timm.WEIGHTS) | (changes or {})
+    save_file({n: x for n, x in tensors.items() if x is not None}, path / timm.WEIGHTS)
+    stored = json.loads((path / timm.CONFIG).read_text())
+    stored["pretrained_cfg"] |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    del stored["label_names"]
+    (path / timm.CONFIG).write_text(json.dumps(stored | config_changes))
+    return model
+
+
+def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
+    original = timm_folder(tmp_path / "a")
+    model = supmim.load(tmp_path / "a")
+    assert model.class_names == tuple("01234") and model.config.data.eval_resize == 14
+    given = images_of(model)
+    x = (model.preprocess(given) + 1) / 2
+    normal = (x - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    expected = jax.jit(original.apply)(original.params, normal)
+    np.testing.assert_allclose(model.embed(given), expected.embedding, atol=1e-5)
+    timm_folder(tmp_path / "b", label_names=list(HOSTILE))
+    named = supmim.load(tmp_path / "b")
+    assert named.class_names == HOSTILE and named.predict(given[:1])[0][0][0] in HOSTILE
+    timm_folder(tmp_path / "c", label_names=["too", "few"])
+    assert supmim.load(tmp_path / "c").class_names == tuple("01234")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "told"),
+    [
+        ({"head.bias": None}, {}, "lacks a part of its head or pooling: classifier/head/bias"),
+        ({}, {"model_args": {"num_heads": 2, "global_pool": "map"}}, "lacks a part of its head or pooling: encoder/map_pool/"),
+        ({"blocks.0.norm1.bias": None}, {}, r"blocks.0.norm1.bias +\[24\] +-"),
+        ({}, {"architecture": "resnet50"}, "'resnet50', is no plain ViT of timm"),
+        ({}, {"architecture": "vit_base_patch16_siglip_224"}, "does not have what timm's"),
+        ({}, {"model_args": {"num_heads": 5}}, r"blocks.0.attn.k.bias +\[20\] +\[24\]"),
+        ({}, {"model_args": {"num_heads": 2, "act_layer": "silu"}}, "its activation, 'silu'"),
+        ({}, {"pretrained_cfg": {"input_size": [3, 12, 12], "std": [0, 1, 1]}}, "mean .* and std"),
+        ({}, {"pretrained_cfg": 3}, "is not the config.json of a timm model"),
+        ({}, {"model_args": {"num_heads": 2, "img_size": "x"}}, "is not the config.json of a timm model"),
+    ],
+)
+def test_a_timm_folder_that_is_no_such_vit_is_refused(tensors, config, told, tmp_path):
+    timm_folder(tmp_path / "a", tensors, **config)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        supmim.load(tmp_path / "a")
+    assert str(tmp_path / "a") in str(caught.value)
