@@ -167,7 +167,9 @@ def test_what_a_form_has_no_place_for_is_refused(tmp_path):
         ({"gelu": "exact"}, "GELU by tanh, not the exact one; use --to=timm"),
     ):
         with pytest.raises((ConfigError, CheckpointError), match=told):
-            export.export(model_of(config_with("cls", 1, **extra)), "big_vision", tmp_path / "x", {})
+            export.export(
+                model_of(config_with("cls", 1, **extra)), "big_vision", tmp_path / "x", {}
+            )
     with pytest.raises(ConfigError, match="--to=onnx is not one of timm, big_vision, stablehlo"):
         export.export(model_of(config_with("cls", 1)), "onnx", tmp_path / "x", {})
     assert not list(tmp_path.iterdir())
@@ -219,7 +221,9 @@ def test_a_decoder_costs_nothing_once_trained(tmp_path):
         model = supmim.load(workdir)
         image = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32)
         program = jax.jit(model.apply).lower(model.params, image)
-        names = {sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(model.params)}
+        names = {
+            sharding.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(model.params)
+        }
         counted.append((program.compile().cost_analysis()["flops"], program.as_text(), names))
     assert counted[0] == counted[1] and counted[0][0] > 0
 
@@ -257,7 +261,11 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
     ("tensors", "config", "told"),
     [
         ({"head.bias": None}, {}, "lacks a part of its head or pooling: classifier/head/bias"),
-        ({}, {"model_args": {"num_heads": 2, "global_pool": "map"}}, "lacks a part of its head or pooling: encoder/map_pool/"),
+        (
+            {},
+            {"model_args": {"num_heads": 2, "global_pool": "map"}},
+            "lacks a part of its head or pooling: encoder/map_pool/",
+        ),
         ({"blocks.0.norm1.bias": None}, {}, r"blocks.0.norm1.bias +\[24\] +-"),
         ({}, {"architecture": "resnet50"}, "'resnet50', is no plain ViT of timm"),
         ({}, {"architecture": "vit_base_patch16_siglip_224"}, "does not have what timm's"),
@@ -265,7 +273,11 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
         ({}, {"model_args": {"num_heads": 2, "act_layer": "silu"}}, "its activation, 'silu'"),
         ({}, {"pretrained_cfg": {"input_size": [3, 12, 12], "std": [0, 1, 1]}}, "mean .* and std"),
         ({}, {"pretrained_cfg": 3}, "is not the config.json of a timm model"),
-        ({}, {"model_args": {"num_heads": 2, "img_size": "x"}}, "is not the config.json of a timm model"),
+        (
+            {},
+            {"model_args": {"num_heads": 2, "img_size": "x"}},
+            "is not the config.json of a timm model",
+        ),
     ],
 )
 def test_a_timm_folder_that_is_no_such_vit_is_refused(tensors, config, told, tmp_path):

@@ -183,11 +183,14 @@ def test_a_class_token_that_pooling_leaves_out_becomes_a_register():
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda t: t.pop("blocks.1.mlp.fc2.bias"), "blocks.1.mlp.fc2.bias +48 +-"),
-        (lambda t: t.update({"blocks.0.attn.q_norm.weight": np.ones(16)}), "q_norm.weight +- +16"),
+        (lambda t: t.pop("blocks.1.mlp.fc2.bias"), r"blocks.1.mlp.fc2.bias +\[48\] +-"),
+        (
+            lambda t: t.update({"blocks.0.attn.q_norm.weight": np.ones(16)}),
+            r"q_norm.weight +- +\[16\]",
+        ),
         (
             lambda t: t.update({"pos_embed": np.ones((1, 25, 48))}),
-            "pos_embed +16 x 48 +1 x 25 x 48",
+            r"pos_embed +\[1, 16, 48\] +\[1, 25, 48\]",
         ),
         (
             lambda t: t.update({"norm.bias": np.full(48, np.nan)}),

@@ -26,6 +26,7 @@ OUTSIDE_PARAMS = "beside params/"  # prefix of the names of other parts of a Fla
 MOST_MEMBERS, LARGEST_RATIO, SMALL = 100_000, 20, 2**24  # of an npz; its unpacked bytes
 MAX_ROWS = 20  # of a table of tensors
 NAME_WIDTH = 44  # columns of a tensor's name in that table
+LONGEST_REASON = 200  # characters
 
 
 def read(path: Path, text: bool = False) -> dict[str, np.ndarray]:
@@ -56,17 +57,17 @@ def read(path: Path, text: bool = False) -> dict[str, np.ndarray]:
             stored = load_file(path) if is_safetensors else read_msgpack(path.read_bytes())
         kinds = NUMBERS + TEXT if text else NUMBERS
         if odd := [name for name, array in stored.items() if array.dtype.kind not in kinds]:
-            raise ValueError(f"{printable(odd[0])[:NAME_WIDTH]} does not hold numbers")
+            raise ValueError(f"{short(odd[0])} does not hold numbers")
         return stored
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # what is raised depends on the damage
-        why = str(error).rstrip(".") or type(error).__name__
+        why = str(error)[:LONGEST_REASON].rstrip(".") or type(error).__name__
         raise CheckpointError(
-            f"{path} is not a complete file of safetensors, npz or Flax's msgpack: {why}. Download "
-            "it again, and compare its size"
+            f"{path} is not a complete file of safetensors, npz or Flax's msgpack: {why}. "
+            "Download it again, and compare its size"
         ) from error
 
 
@@ -111,15 +112,18 @@ def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flat.items()}
 
 
+def short(name: str) -> str:
+    """Return a name of at most NAME_WIDTH characters, all printable."""
+    name, half = printable(name), NAME_WIDTH // 2 - 2
+    return name if len(name) <= NAME_WIDTH else f"{name[:half]}...{name[-half:]}"
+
+
 def table(rows: Iterable[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]) -> str:
     """Return lines of (tensor, expected shape, shape in the file), cut if there are many."""
-    cells, half = [("tensor", "expected", "found")], NAME_WIDTH // 2 - 2
+    cells = [("tensor", "expected", "found")]
     for name, expected, found in rows:
-        short = printable(name)
-        if len(short) > NAME_WIDTH:
-            short = f"{short[:half]}...{short[-half:]}"
         a, b = ("-" if shape is None else str(list(shape)) for shape in (expected, found))
-        cells.append((short, a, b))
+        cells.append((short(name), a, b))
     shown, more = cells[: MAX_ROWS + 1], len(cells) - 1 - MAX_ROWS
     lines = [f"  {name:<{NAME_WIDTH}} {a:<16} {b}".rstrip() for name, a, b in shown]
     return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
