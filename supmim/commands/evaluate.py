@@ -42,16 +42,17 @@ def run(config: Config, flags: FlagValues) -> None:
     workdir = Path(flags.out if flags.model else flags.workdir)
     asked = {name: flags[name].value for name in ("step", "evaluators", "model")}
     hosts.agree(config, asked | {"workdir": str(workdir.absolute())})
-    alone(config, workdir, flags.step)
+    if flags.model:
+        mesh = assemble.mesh_of(config)
+        with hosts.first_holds(lock.hold(workdir, "--out")), jax.set_mesh(mesh):
+            evaluate_model(config, Path(flags.model), workdir, mesh)
+    else:
+        alone(config, workdir, flags.step)
 
 
 def alone(config: Config, workdir: Path, checkpoint: str = "") -> dict[str, float]:
     """Hold the lock of the workdir, evaluate a checkpoint (see `restore`), return the results."""
     mesh = assemble.mesh_of(config)
-    if flags.model:
-        with hosts.first_holds(lock.hold(workdir, "--out")), jax.set_mesh(mesh):
-            evaluate_model(config, Path(flags.model), workdir, mesh)
-        return
     with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh):
         return evaluate(config, workdir, checkpoint, mesh)
 
