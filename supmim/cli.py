@@ -1,6 +1,7 @@
 """The command line `supmim VERB ...`: parse the flags, check the config, then run the verb."""
 
 import errno
+import importlib
 import os
 import re
 import sys
@@ -105,6 +106,10 @@ def own_flags(verb: Verb) -> flags.FlagValues:
             flags.DEFINE_boolean(flag, default, meaning, flag_values=values)
         elif isinstance(default, Path):
             flags.DEFINE(PathParser(), flag, "", meaning, flag_values=values)
+        elif isinstance(default, int):
+            flags.DEFINE_integer(flag, default, meaning, lower_bound=1, flag_values=values)
+        elif isinstance(default, tuple):
+            flags.DEFINE_enum(flag, default[0], default, meaning, flag_values=values)
         else:
             flags.DEFINE_string(flag, default, meaning, flag_values=values)
     if verb.actions:
@@ -169,28 +174,7 @@ def config_of(verb: Verb, values: flags.FlagValues) -> Config:
 
 def command(verb: str) -> ModuleType:
     """Import the module whose `run(config, flags)` is the verb; only this import brings JAX."""
-    match verb:
-        case "train":
-            from supmim.commands import train as module
-        case "evaluate":
-            from supmim.commands import evaluate as module
-        case "sweep":
-            from supmim.commands import sweep as module
-        case "data":
-            from supmim.commands import data as module
-        case "data tokens":
-            from supmim.commands import data_tokens as module
-        case "tokenizer import":
-            from supmim.commands import tokenizer_import as module
-        case "tokenizer train":
-            from supmim.commands import tokenizer_train as module
-        case "benchmark":
-            from supmim.commands import benchmark as module
-        case "plan":
-            from supmim.commands import plan as module
-        case _:
-            from supmim.commands import doctor as module
-    return module
+    return importlib.import_module(f"supmim.commands.{verb.replace(' ', '_')}")
 
 
 def run(args: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ from supmim.models.classifier import Classifier
 from supmim.models.encoder import Encoder
 
 BATCH_SIZE = 256
+FEW = 1024  # images for which no reader processes are started
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
@@ -178,13 +179,15 @@ class Model:
     ) -> Generator[tuple[np.ndarray, np.ndarray]]:
         """Yield (index, values) of the readable images of each batch, in order, from `start` on.
 
-        what: embedding, patch_features or probabilities. workers: see pipeline.Readers. note:
-        receives the unreadable images. start: a multiple of the batch size.
+        what: embedding, patch_features or probabilities. workers: see pipeline.Readers; -1: as
+        many as help. note: receives the unreadable images. start: a multiple of the batch size.
         """
         if what == "probabilities" and "classifier" not in self.params:
             raise ConfigError(f"{self.name} has no classifier, so it cannot predict classes")
         if what not in self._programs:
             self._programs[what] = jax.jit(functools.partial(self._program, what))
+        if workers < 0:
+            workers = pipeline.num_workers(seen.source, -1) if len(seen) - start > FEW else 0
         program, readers = self._programs[what], pipeline.Readers(workers, note)
         size = self.padded(min(batch_size, len(seen)))
         with contextlib.closing(

@@ -1,14 +1,14 @@
-"""`supmim benchmark`: time the step, the input, the tokenizer or the search against references."""
+"""`supmim benchmark`: time step, input, tokenizer, search or embeddings against references."""
 
 import json
 
 from absl.flags import FlagValues
 
-from supmim.benchmarks import input, knn, step, tokenizer
+from supmim.benchmarks import embed, input, knn, step, tokenizer
 from supmim.config import Config
 from supmim.errors import ConfigError
 
-BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer, "knn": knn}
+BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer, "knn": knn, "embed": embed}
 
 
 def run(config: Config, flags: FlagValues) -> None:

@@ -1,75 +1,124 @@
-"""`supmim embed`: embeddings of a folder of images, or of any source, into one npz."""
+"""`supmim embed`: embeddings of any images, or features of their patches, into one npz.
 
+What is computed is on the disk every minute, so that the same command goes on where it was stopped.
+"""
+
+import contextlib
+import math
+import time
 from pathlib import Path
 
 import numpy as np
 from absl.flags import FlagValues
 
+from supmim import config as config_lib
 from supmim.config import Config
-from supmim.data import pipeline, progress
-from supmim.data.images import Bad, source_digest
+from supmim.data import progress
+from supmim.data.images import Bad, central_crop, source_digest
 from supmim.data.sources import given
-from supmim.errors import ConfigError, DataError
+from supmim.data.sources.base import Source
+from supmim.errors import ConfigError, DataError, Interrupted, NumericsError
 from supmim.interop import embeddings, load
-from supmim.model import BATCH_SIZE
+from supmim.model import BATCH_SIZE, Model
 from supmim.runtime import devices
+from supmim.runtime.preemption import StopSignal
+from supmim.runtime.streams import printable
+from supmim.workdir import lock
 
-SHARD = 32  # batches of a shard
 FEATURES = {"embedding": "embedding", "patches": "patch_features"}
-DTYPES = ("float32", "float16")
-LISTED = 10
+SHARD_SECONDS = 60.0  # after which a shard is written, or when it holds a block
 
 
 def run(_: Config | None, flags: FlagValues) -> None:
-    """Write FILE.npz; what was written of it before is not computed again."""
-    devices.prepare(flags.fake_devices, False)
+    """Write FILE.npz, print what it holds, and list the images that could not be read."""
+    devices.check()
     out = Path(flags.out)
-    if flags.features not in FEATURES or flags.dtype not in DTYPES:
-        raise ConfigError(
-            f"--features is {' or '.join(FEATURES)} and --dtype is {' or '.join(DTYPES)}, not "
-            f"{flags.features} and {flags.dtype}"
-        )
     if out.suffix != ".npz":
         raise ConfigError(f"--out={out} must end in .npz")
+    if out.exists():
+        raise ConfigError(f"--out={out} exists already; delete it, or name another file")
     model = load.load(flags.model)
     source = given.find(flags.images, model.config.data)
-    if not len(source):
-        raise DataError(f"{source.name} holds no images")
-    identity = {
+    with StopSignal() as stop, lock.hold(embeddings.folder_of(out), "--out"):
+        partial = embeddings.Partial(out, identity(model, source, flags))
+        compute(model, source, flags.features, np.dtype(flags.dtype), partial, stop)
+        rows, bad = partial.join(model.sha256)
+    for name, why in bad:
+        print(f"unreadable  {printable(name)}: {printable(why)}")
+    if not rows:
+        raise DataError(f"{source.name}: none of its {len(source):,} images can be read")
+    left_out = f"; {len(bad):,} unreadable left out" if bad else ""
+    print(f"written     {out}: {flags.features} of {rows:,} images, {flags.dtype}{left_out}")
+    if flags.features == "embedding":
+        print(f"search      supmim search --model={flags.model} --embeddings={out} --query=IMAGE")
+
+
+def identity(model: Model, source: Source, flags: FlagValues) -> dict:
+    """Return all that the values in the file depend on."""
+    data = model.config.data
+    return {
         "model": model.sha256,
+        "encoder": config_lib.flatten(model.config.encoder),
+        "view": [*vars(central_crop(data)).values(), data.interpolation, data.max_pixels],
         "images": source_digest(source),
         "features": flags.features,
         "dtype": flags.dtype,
+        "batch": batch_size(model, source),
     }
-    shards = embeddings.Shards(out, identity)
-    seen, batch_size = model.images(source), model.padded(min(BATCH_SIZE, len(source)))
-    rows = SHARD * batch_size
-    count = -(-len(source) // rows)
-    first = next((n for n in range(count) if not shards.holds(n)), count)
+
+
+def batch_size(model: Model, source: Source) -> int:
+    return model.padded(min(BATCH_SIZE, len(source)))
+
+
+def compute(
+    model: Model,
+    source: Source,
+    features: str,
+    dtype: np.dtype,
+    partial: embeddings.Partial,
+    stop: StopSignal,
+) -> None:
+    """Write all shards that are missing. Interrupted after a signal, with what there is written."""
+    total, size, shards = len(source), batch_size(model, source), partial.shards()
+    start = done = shards[-1].stop if shards else 0
     met: list[Bad] = []
-    parts = model.outputs(
-        FEATURES[flags.features],
-        seen,
-        batch_size=batch_size,
-        workers=pipeline.num_workers(source, -1),
+    batches = model.outputs(
+        FEATURES[features],
+        model.images(source),
+        batch_size=size,
+        workers=-1,
         note=met.extend,
-        start=first * rows,
+        start=start,
     )
-    with progress.bar("embed", len(source), first * rows) as advance:
-        number, values, index = first, [], []
-        for batch, (found, features) in enumerate(parts, first * SHARD):
-            values.append(features.astype(flags.dtype))
-            index.append(found)
-            advance(batch_size)
-            if batch % SHARD == SHARD - 1 or batch == -(-len(source) // batch_size) - 1:
-                last = (number + 1) * rows
-                told = [[bad.name, bad.why] for bad in met if bad.index < last]
-                met = [bad for bad in met if bad.index >= last]
-                shards.write(number, np.concatenate(values), np.concatenate(index), told)
-                number, values, index = number + 1, [], []
-    bad = shards.finish(count, source.path, model.sha256)
-    for name, why in bad[:LISTED]:
-        print(f"unreadable  {name}: {why}")
-    more = f", {len(bad):,} unreadable images left out" if bad else ""
-    print(f"written     {out}: {len(source) - len(bad):,} embeddings of {flags.features}{more}")
-    print(f"search      supmim search --model={flags.model} --embeddings={out} --query=IMAGE")
+    values, index, began = [], [], time.monotonic()
+    with contextlib.closing(batches), progress.bar("embed", total, start) as advance:
+        for found, batch in batches:
+            values.append(checked(batch.astype(dtype), found, source))
+            index += found.tolist()
+            advance(min(size, total - done))
+            done = min(done + size, total)
+            held = sum(part.nbytes for part in values)
+            waited = time.monotonic() - began
+            full = held >= embeddings.BLOCK_BYTES or waited > SHARD_SECONDS
+            if full or stop.requested or done == total:
+                names = list(map(source.name_of, index))
+                bad = [(one.name, one.why) for one in met if one.index < done]
+                met[:] = [one for one in met if one.index >= done]
+                partial.write(start, done, np.concatenate(values), names, bad)
+                start, values, index, began = done, [], [], time.monotonic()
+            if stop.requested and done < total:
+                raise Interrupted(
+                    f"stopped after {done:,} of {total:,} images; the same command goes on from "
+                    "there"
+                )
+
+
+def checked(values: np.ndarray, index: np.ndarray, source: Source) -> np.ndarray:
+    """Return the values; NumericsError, which names the image, if some are not finite."""
+    finite = np.isfinite(values).reshape(len(values), math.prod(values.shape[1:])).all(axis=1)
+    if finite.all():
+        return values
+    name = source.name_of(int(index[np.argmin(finite)]))
+    hint = "; try --dtype=float32" if values.dtype == np.float16 else ""
+    raise NumericsError(f"features of {name} are not finite in {values.dtype}{hint}")

@@ -12,14 +12,17 @@ PATH = Path()  # as default: the flag names a file or folder, in which `~` is th
 class Verb:
     """One verb of the command line.
 
-    flags: name -> (default, meaning); a default of False makes a switch, PATH a path. actions: the
-    words that may follow the verb -> what they do. argument: name of the word that must follow the
-    action, if any; forms: what that word may look like.
+    flags: name -> (default, meaning); a default of False makes a switch, PATH a path, a number a
+    whole number from 1, several words a choice whose default is the first. actions: the words that
+    may follow the verb -> what they do. argument: name of the word that must follow the action, if
+    any; forms: what a SOURCE may look like.
     """
 
     summary: str
     usage: str
-    flags: dict[str, tuple[str | bool | Path, str]] = dataclasses.field(default_factory=dict)
+    flags: dict[str, tuple[str | bool | int | Path | tuple[str, ...], str]] = dataclasses.field(
+        default_factory=dict
+    )
     required: tuple[str, ...] = ()
     takes_config: bool = False
     actions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -28,6 +31,12 @@ class Verb:
 
 
 WORKDIR = (PATH, "folder of the run: config, metrics, checkpoints, pictures, report")
+
+MODEL = (PATH, "workdir, exported folder, folder of timm, or big_vision's .npz")
+IMAGES = ("", "SOURCE of images")
+SOURCE = """\
+DIR with images, at any depth and without classes; FILE; 'DIR/*.jpg', in
+      quotes; or what trains too: folder:DIR, records:DIR, NAME:SPLIT"""
 
 HOSTS = {
     "coordinator": ("", "HOST:PORT of process 0; Slurm and TPU pods find it themselves"),
@@ -67,6 +76,65 @@ VERBS = {
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
             **HOSTS,
         },
+    ),
+    "embed": Verb(
+        "write embeddings of images, or features of patches, to a file",
+        "supmim embed --model=runs/digits --images=photos --out=photos.npz",
+        {
+            "model": MODEL,
+            "images": IMAGES,
+            "out": (PATH, "FILE.npz: arrays embedding, path, and model, the model's digest"),
+            "features": (("embedding", "patches"), "one vector per image, or a grid of them"),
+            "dtype": (("float32", "float16"), "type of the numbers in the file"),
+        },
+        required=("model", "images", "out"),
+        forms=SOURCE,
+    ),
+    "search": Verb(
+        "find the nearest images of a file of embeddings",
+        "supmim search --model=runs/digits --embeddings=photos.npz --query=cat.jpg",
+        {
+            "model": (PATH, "the model that made the embeddings, by the same path or another"),
+            "embeddings": (PATH, "FILE.npz of supmim embed"),
+            "query": (PATH, "file of an image"),
+            "top": (10, "how many images to show"),
+            "picture": (PATH, "FILE.png to draw them to, beside the query"),
+        },
+        required=("model", "embeddings", "query"),
+    ),
+    "predict": Verb(
+        "print the most probable classes of images",
+        "supmim predict --model=runs/digits --images=photos --top=3",
+        {
+            "model": MODEL,
+            "images": IMAGES,
+            "top": (5, "how many classes of each image"),
+            "json": (False, "print a JSON object per line"),
+        },
+        required=("model", "images"),
+        forms=SOURCE,
+    ),
+    "draw": Verb(
+        "draw images filled in by the decoder, and components of patches",
+        "supmim draw --model=runs/digits --images=digits:test --out=pictures",
+        {
+            "model": (PATH, "workdir; without a decoder, give --ratios= and any model"),
+            "images": IMAGES,
+            "out": (PATH, "folder for filled_in.png and patches.png"),
+            "ratios": ("0.25,0.5,0.75", "shares of patches to hide; none: only patches.png"),
+        },
+        required=("model", "images", "out"),
+        forms=SOURCE,
+    ),
+    "export": Verb(
+        "write the encoder and its head for other programs",
+        "supmim export --model=runs/digits --to=timm --out=exported",
+        {
+            "model": MODEL,
+            "to": (("timm", "big_vision", "stablehlo"), "timm is for transformers too"),
+            "out": (PATH, "new folder for weights, config and model card"),
+        },
+        required=("model", "out"),
     ),
     "sweep": Verb(
         "train every member of a sweep file: plan, run, status, table",
@@ -138,7 +206,7 @@ VERBS = {
         takes_config=True,
     ),
     "benchmark": Verb(
-        "time step, input, tokenizer or knn against references",
+        "time step, input, tokenizer, knn or embed against references",
         "supmim benchmark step --config=configs/digits.py",
         {
             "rounds": ("10", "how often each step is timed; the median counts"),
@@ -154,6 +222,7 @@ VERBS = {
             "input": "reading, decoding and augmenting",
             "tokenizer": "ids, and the step with and without them",
             "knn": "exact search, compared with scikit-learn and NumPy",
+            "embed": "embeddings of data.train, compared with their parts",
         },
     ),
     "plan": Verb(
@@ -229,7 +298,7 @@ def verb_help(name: str) -> str:
     if verb.actions:
         lines += [two_columns(verb.actions), ""]
     if verb.forms:
-        lines += [f"  {verb.argument}", f"      {verb.forms}", ""]
+        lines += [f"  {verb.argument or 'SOURCE'}", f"      {verb.forms}", ""]
     if others := subverbs(name):
         lines += [two_columns({f"supmim {name} {w}": does for w, does in others.items()}), ""]
     if verb.takes_config:
@@ -239,7 +308,9 @@ def verb_help(name: str) -> str:
         lines += ["      --config.option=value on top"]
     for flag, (default, meaning) in verb.flags.items():
         dashed = flag.replace("_", "-")
-        lines += [f"  --{dashed}" + ("" if default is False else "="), f"      {meaning}"]
+        value = "|".join(default) if isinstance(default, tuple) else ""
+        value = str(default) if type(default) is int else value
+        lines += [f"  --{dashed}" + ("" if default is False else f"={value}"), f"      {meaning}"]
     if verb.takes_config:
         lines += ["", "Config options and their defaults, before the preset:", describe_options()]
     return "\n".join(lines)

@@ -21,7 +21,7 @@ CONVERT_PICKLE = """\
 CONVERT_OBJECTS = """\
   python -c "import sys, numpy as np; w = np.load(sys.argv[1], allow_pickle=True); \\
     np.savez('weights.npz', **{{k: np.array(w[k].tolist(), 'float32') for k in w}})" {path}"""
-NUMBERS, TEXT = "biufV", "U"  # kinds of NumPy's types; V: bfloat16 and its like
+NUMBERS = "biufV"  # kinds of NumPy's types; V: bfloat16 and its like
 OUTSIDE_PARAMS = "beside params/"  # prefix of the names of other parts of a Flax train state
 MOST_MEMBERS, LARGEST_RATIO, SMALL = 100_000, 20, 2**24  # of an npz; its unpacked bytes
 MAX_ROWS = 20  # of a table of tensors
@@ -29,8 +29,8 @@ NAME_WIDTH = 44  # columns of a tensor's name in that table
 LONGEST_REASON = 200  # characters
 
 
-def read(path: Path, text: bool = False) -> dict[str, np.ndarray]:
-    """Return the arrays of a file, recognised by its content. text: whether some may be text.
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file, recognised by its content.
 
     CheckpointError if it is a pickle, which is not opened, or damaged, or would unpack to far more
     than its size.
@@ -55,8 +55,7 @@ def read(path: Path, text: bool = False) -> dict[str, np.ndarray]:
             stored = read_npz(path)
         else:
             stored = load_file(path) if is_safetensors else read_msgpack(path.read_bytes())
-        kinds = NUMBERS + TEXT if text else NUMBERS
-        if odd := [name for name, array in stored.items() if array.dtype.kind not in kinds]:
+        if odd := [name for name, array in stored.items() if array.dtype.kind not in NUMBERS]:
             raise ValueError(f"{short(odd[0])} does not hold numbers")
         return stored
     except CheckpointError:
@@ -77,8 +76,11 @@ def is_npz(path: Path) -> bool:
         return all(name.endswith(".npy") for name in archive.namelist())
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz; ValueError for object arrays, twins, and archive bombs."""
+def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz, or only those named.
+
+    ValueError for object arrays, twins, and archive bombs; KeyError for a name that is missing.
+    """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         members = stored.zip.infolist()
         size = sum(member.file_size for member in members)
@@ -87,7 +89,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         if size > SMALL and size > LARGEST_RATIO * path.stat().st_size:
             raise ValueError(f"it would unpack to {size:,} bytes, far more than its size")
         try:
-            return {name: stored[name] for name in stored.files}
+            return {name: stored[name] for name in names or stored.files}
         except ValueError as error:
             if "allow_pickle" not in str(error):
                 raise

@@ -1,108 +1,188 @@
-"""Files of embeddings: an npz with `embedding`, `path` and `model`, written without being held.
+"""Files of embeddings: an npz with `embedding`, `path` and `model`, written and read in parts.
 
 Shapes: n images, D width, G side of the grid of patches.
 """
 
+import contextlib
 import io
 import json
-import os
+import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim.errors import CheckpointError, ConfigError
+from supmim.errors import CheckpointError, ConfigError, SupmimError
 from supmim.interop import arrays
-from supmim.workdir.files import write_json
+from supmim.workdir.files import whole, write_json
 
 IDENTITY = "identity.json"
+BLOCK_BYTES = 2**26  # of embeddings that are in memory at once
 
 
 class Embeddings(NamedTuple):
-    """embedding: [n, D], or [n, G, G, D] of patches. path: [n]. model: SHA-256 of parameters."""
+    """A file of embeddings. shape: [n, D], or [n, G, G, D] of patches. path: [n].
 
-    embedding: np.ndarray
+    model: SHA-256 of the parameters.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
     path: np.ndarray
     model: str
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield float32 [m, ...], all embeddings in order; CheckpointError for damaged ones."""
+        with (
+            told(self.file),
+            zipfile.ZipFile(self.file) as archive,
+            archive.open("embedding.npy") as member,
+        ):
+            shape, dtype = _header(member)
+            row = dtype.itemsize * math.prod(shape[1:])
+            rows = max(1, BLOCK_BYTES // max(1, row))
+            for first in range(0, shape[0], rows):
+                count = min(rows, shape[0] - first)
+                values = np.frombuffer(member.read(count * row), dtype)
+                yield values.reshape(count, *shape[1:]).astype(np.float32)
 
-def read(path: Path) -> Embeddings:
-    """Return a file of embeddings; CheckpointError if it is damaged or none."""
-    tensors = arrays.read(path, text=True)
+
+def read(file: Path) -> Embeddings:
+    """Return a file of embeddings, whose values are read later, by `blocks`.
+
+    CheckpointError if it is damaged, or no such file.
+    """
+    with told(file):
+        if file.is_file() and not zipfile.is_zipfile(file):
+            raise ValueError("it is no npz")
+        stored = arrays.read_npz(file, ("path", "model"))
+        with zipfile.ZipFile(file) as archive, archive.open("embedding.npy") as member:
+            shape, _ = _header(member)
+        path, model = stored["path"], stored["model"]
+        if not len(path):
+            raise ValueError("it holds none")
+        if path.shape != shape[:1] or path.dtype.kind != "U" or model.dtype.kind != "U":
+            raise ValueError("it has not one path per embedding, or no digest of its model")
+        return Embeddings(file, shape, path, str(model))
+
+
+@contextlib.contextmanager
+def told(file: Path) -> Iterator[None]:
+    """Turn what reading raises into a CheckpointError that names the file."""
     try:
-        found = Embeddings(tensors["embedding"], tensors["path"], str(tensors["model"]))
-        if len(found.embedding) != len(found.path) or found.path.ndim != 1:
-            raise ValueError("it has not one path per embedding")
-    except (KeyError, ValueError) as error:
+        yield
+    except SupmimError:
+        raise
+    except Exception as error:  # what is raised depends on the damage
+        why = error.strerror if isinstance(error, OSError) else str(error)
         raise CheckpointError(
-            f"{path} is no file of embeddings: {error}; write one with supmim embed"
+            f"{file} cannot be read as a file of embeddings: {why}. Write one with supmim embed "
+            "--model=PATH --images=SOURCE --out=FILE.npz"
         ) from error
-    return found
 
 
-class Shards:
-    """The parts of a file that is being written, in FILE.partial; each is there whole or not.
+def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the header of an npy; ValueError unless numbers follow, row by row."""
+    version = np.lib.format.read_magic(member)
+    of_1, of_2 = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = (of_1 if version == (1, 0) else of_2)(member)
+    if by_columns or dtype.kind != "f" or len(shape) not in (2, 4):
+        raise ValueError(f"its embeddings are {dtype}{list(shape)}")
+    return shape, dtype
+
+
+class Shard(NamedTuple):
+    """The embeddings of the images start..stop-1 of a source, in a file."""
+
+    start: int
+    stop: int
+    file: Path
+
+
+class Partial:
+    """What is known of a file that is being written, in FILE.partial; each shard is there whole.
 
     identity: JSON of all that the values depend on. ConfigError if the folder holds another's.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
-        self.out, self.folder = out, out.with_name(out.name + ".partial")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.out, self.folder = out, folder_of(out)
         path = self.folder / IDENTITY
+        identity = json.loads(json.dumps(identity))
         if path.is_file():
-            held = json.loads(path.read_text(encoding="utf-8"))
+            with told(path):
+                held = dict(json.loads(path.read_text(encoding="utf-8")))
             if differ := [name for name in identity if held.get(name) != identity[name]]:
                 raise ConfigError(
-                    f"{self.folder} holds a part of other embeddings ({', '.join(differ)} differ); "
-                    "delete it, or name another --out"
+                    f"{self.folder} holds a part of other embeddings: not the same "
+                    f"{', '.join(differ)}. Delete it, or name another --out"
                 )
         write_json(path, identity)
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06}.npz"
+    def shards(self) -> list[Shard]:
+        """Return the complete shards, in order, up to the first gap."""
+        found = []
+        for file in sorted(self.folder.glob("*-*.npz")):
+            start, stop = map(int, file.stem.split("-"))
+            if start == (found[-1].stop if found else 0):
+                found.append(Shard(start, stop, file))
+        return found
 
-    def holds(self, number: int) -> bool:
-        """Return whether a shard is complete."""
-        return self._path(number).is_file()
+    def write(
+        self,
+        start: int,
+        stop: int,
+        embedding: np.ndarray,
+        path: Sequence[str],
+        bad: Sequence[tuple[str, str]],
+    ) -> None:
+        """Write a shard: embeddings, their paths, and (path, reason) of unreadable images."""
+        with whole(self.folder / f"{start:012}-{stop:012}.npz") as part, part.open("wb") as file:
+            texts = {"path": np.array(path, str), "bad": np.array(bad, str).reshape(-1, 2)}
+            np.savez(file, embedding=embedding, **texts)
 
-    def write(self, number: int, embedding: np.ndarray, index: np.ndarray, bad: list) -> None:
-        """Write a shard: embeddings, their indices, and [name, reason] of unreadable images."""
-        part = self._path(number).with_suffix(".part")
-        with part.open("wb") as file:
-            np.savez(file, embedding=embedding, index=index, bad=np.array(bad, str).reshape(-1, 2))
-        os.replace(part, self._path(number))
+    def read(self, shard: Shard, name: str) -> np.ndarray:
+        """Return the array embedding, path or bad of a shard; CheckpointError if damaged."""
+        try:
+            with np.load(shard.file, allow_pickle=False) as stored:
+                return stored[name]
+        except Exception as error:  # what is raised depends on the damage
+            raise CheckpointError(
+                f"{shard.file} is damaged: {error}. Delete it and give the same command again"
+            ) from error
 
-    def read(self, number: int) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-        """Return what `write` was given."""
-        with np.load(self._path(number)) as shard:
-            return shard["embedding"], shard["index"], shard["bad"].tolist()
+    def join(self, model: str) -> tuple[int, list[list[str]]]:
+        """Write the file and delete the folder; return the number of rows, and the unreadable.
 
-    def finish(self, count: int, path_of: Callable[[int], str], model: str) -> list[list[str]]:
-        """Join `count` shards into the file and delete them; return the unreadable images.
-
-        path_of: index -> path of an image.
+        Without any rows no file is written.
         """
-        rows, longest, bad, sample = 0, 1, [], np.zeros((0, 0), np.float32)
-        for number in range(count):
-            sample, index, unreadable = self.read(number)
-            rows, bad = rows + len(index), bad + unreadable
-            longest = max([longest, *(len(path_of(int(i))) for i in index)])
-        part = self.out.with_name(self.out.name + ".part")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            embeddings = (self.read(number)[0] for number in range(count))
-            _add(archive, "embedding", (rows, *sample.shape[1:]), sample.dtype, embeddings)
-            kind = np.dtype(f"<U{longest}")
-            indices = (self.read(number)[1] for number in range(count))
-            paths = (np.array([path_of(int(i)) for i in index], kind) for index in indices)
-            _add(archive, "path", (rows,), kind, paths)
-            _add(archive, "model", (), np.dtype(f"<U{len(model)}"), iter([np.array(model)]))
-        os.replace(part, self.out)
+        shards, rows, longest = self.shards(), 0, 1
+        bad: list[list[str]] = []
+        for shard in shards:
+            path = self.read(shard, "path")
+            rows, longest = rows + len(path), max(longest, path.dtype.itemsize // 4)
+            bad += self.read(shard, "bad").tolist()
+        if rows:
+            sample = self.read(shards[0], "embedding")
+            shape, kind = (rows, *sample.shape[1:]), np.dtype(f"<U{longest}")
+            with whole(self.out) as part, zipfile.ZipFile(part, "w") as archive:
+                _add(archive, "embedding", shape, sample.dtype, self._all(shards, "embedding"))
+                _add(archive, "path", (rows,), kind, self._all(shards, "path"))
+                digest = np.array(model)
+                _add(archive, "model", (), digest.dtype, iter([digest]))
         shutil.rmtree(self.folder)
-        return bad
+        return rows, bad
+
+    def _all(self, shards: Sequence[Shard], name: str) -> Iterator[np.ndarray]:
+        return (self.read(shard, name) for shard in shards)
+
+
+def folder_of(out: Path) -> Path:
+    """Return the folder of the parts of a file."""
+    return out.with_name(out.name + ".partial")
 
 
 def _add(
@@ -112,13 +192,14 @@ def _add(
     dtype: np.dtype,
     parts: Iterator[np.ndarray],
 ) -> None:
-    """Add an array to an npz, part by part."""
+    """Add an array to an npz, part by part; the same arrays make the same bytes."""
     header = io.BytesIO()
     described = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_2_0(
         header, {"descr": described, "fortran_order": False, "shape": shape}
     )
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+    member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980
+    with archive.open(member, "w", force_zip64=True) as file:
         file.write(header.getvalue())
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype).tobytes())

@@ -49,8 +49,8 @@ def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Writt
     """
     if to not in WRITERS:
         raise ConfigError(f"--to={to} is not one of {', '.join(WRITERS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out={out} is a file, or not empty; name a new folder")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out={out} is not an empty folder; name a new one")
     exact = model.in_float32()
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

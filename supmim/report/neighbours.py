@@ -8,6 +8,7 @@ import numpy as np
 from supmim.report import figures
 
 NEIGHBOURS = 5
+STRIP, WIDTH = 10, 16  # images in a row of a strip; letters of a title
 
 
 def draw(
@@ -33,4 +34,27 @@ def draw(
             frame = figures.GREEN if label == own else figures.RED
             axis, picture = axes[row, column + 2], neighbours[row, column]
             figures.show(axis, picture, frame, names[int(label)])
+    figures.save(figure, path)
+
+
+def strip(
+    path: Path,
+    *,
+    query: np.ndarray,
+    images: Sequence[np.ndarray | None],
+    titles: Sequence[tuple[str, str]],
+) -> None:
+    """Draw a query [H, W, C] and what is near to it, best first, in rows of STRIP images.
+
+    images: [H, W, C], or None where only the title is shown. titles: two lines for each.
+    """
+    columns, rows = min(len(images), STRIP), -(-len(images) // STRIP)
+    size = (1.3 * (columns + 1) + 0.5, 1.75 * rows + 0.3)
+    figure, axes = figures.grid(size, rows, [1, 0.2] + [1] * columns)
+    figures.show(axes[0, 0], query, figures.BLUE, "query\n")
+    for number, (image, lines) in enumerate(zip(images, titles, strict=True)):
+        axis = axes[number // STRIP, number % STRIP + 2]
+        if image is not None:
+            figures.show(axis, image)
+        axis.set_title("\n".join(figures.label(line, WIDTH) for line in lines), fontsize=8)
     figures.save(figure, path)

@@ -68,6 +68,17 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
+def make_folder(folder: Path, flag: str) -> None:
+    """Create the folder that a flag names; ConfigError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(folder, os.W_OK) else "permission denied"
+    except OSError as error:
+        why = error.strerror
+    if why:
+        raise ConfigError(f"cannot write to {folder}: {why}; choose another {flag}")
+
+
 def read_config(workdir: Path) -> Config:
     """Return the frozen config of a workdir; ConfigError if it holds no run."""
     path = workdir / "config.json"

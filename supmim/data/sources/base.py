@@ -61,6 +61,10 @@ class Source(Protocol):
         """Return several records; by default one after the other."""
         return [self[int(i)] for i in index]
 
+    def name_of(self, index: int) -> str:
+        """Return the name of one record, reading it unless the source knows it otherwise."""
+        return self[index].name
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a run to continue, without the location of files."""
         ...
@@ -112,6 +116,9 @@ class Sample(Source):
 
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
         return self.source.__getitems__([int(i) for i in self.index[list(index)]])
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(int(self.index[index]))
 
     def fingerprint(self) -> dict[str, Any]:
         return self.source.fingerprint() | {"sample": len(self)}

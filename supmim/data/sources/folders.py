@@ -60,18 +60,20 @@ class Listing(NamedTuple):
     skipped: Skipped
 
 
-class Folder(Source):
-    """Files of a folder. Their paths are one block of bytes, which readers receive quickly."""
+class Files(Source):
+    """Files, without classes. Their paths are one block of bytes, which readers receive quickly.
 
-    def __init__(self, root: Path, name: str, found: Listing) -> None:
-        self.root, self.name, self.class_names = str(root), name, found.class_names
-        self.empty, self.skipped = found.empty, found.skipped
-        encoded = [os.fsencode(path) for path in found.paths]
+    paths: below `root`, which may be empty. sizes: bytes of each.
+    """
+
+    class_names: tuple[str, ...] = (NO_CLASS,)
+
+    def __init__(self, root: str, name: str, paths: Sequence[str], sizes: Sequence[int]) -> None:
+        self.root, self.name = root, name
+        encoded = [os.fsencode(path) for path in paths]
         self.block = b"".join(encoded)
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self.sizes = np.array(found.sizes, np.int64)
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        self.label = np.array([numbers[_class_of(path)] for path in found.paths], np.int32)
+        self.sizes = np.array(sizes, np.int64)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -81,8 +83,11 @@ class Folder(Source):
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.block[start : self.ends[index]])
 
+    def name_of(self, index: int) -> str:
+        return os.path.join(self.root, self.path(index))
+
     def __getitem__(self, index: int) -> Record:
-        return record(os.path.join(self.root, self.path(index)), int(self.label[index]))
+        return record(self.name_of(index), 0)
 
     def fingerprint(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.block + self.ends.tobytes() + self.sizes.tobytes())
@@ -91,6 +96,19 @@ class Folder(Source):
     def identities(self) -> np.ndarray:
         both = ((self.path(i), size) for i, size in enumerate(self.sizes.tolist()))
         return np.fromiter(map(hash, both), np.int64, len(self))
+
+
+class Folder(Files):
+    """Files of a folder; each belongs to the class that the first folder of its path names."""
+
+    def __init__(self, root: Path, name: str, found: Listing) -> None:
+        super().__init__(str(root), name, found.paths, found.sizes)
+        self.class_names, self.empty, self.skipped = found.class_names, found.empty, found.skipped
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self.label = np.array([numbers[_class_of(path)] for path in found.paths], np.int32)
+
+    def __getitem__(self, index: int) -> Record:
+        return record(self.name_of(index), int(self.label[index]))
 
 
 def without_images(source: Source) -> list[str]:

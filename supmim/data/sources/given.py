@@ -65,17 +65,24 @@ def find(spec: str, data: options.Data) -> Source:
     """
     path = base.expanded(spec)
     if path.is_dir():
-        names = [os.path.join(path, name) for name, _ in folders.files(path)]
-    elif path.is_file():
-        names = [str(path)]
-    elif glob.has_magic(spec):
-        found = sorted(glob.glob(str(path), recursive=True))
-        names = [name for name in found if os.path.isfile(name)]
-    else:
-        return sources.find(spec, base.WHOLE, data, labelled=False)
-    if not names:
-        raise DataError(f"{spec} has no files that end like an image: {', '.join(folders.ENDINGS)}")
-    return GivenImages(names, spec)
+        found = folders.files(path)
+        if not found:
+            endings = ", ".join(folders.ENDINGS)
+            raise DataError(f"{spec} has no files that end like an image: {endings}")
+        return folders.Files(str(path), spec, *zip(*found, strict=True))
+    if path.is_file():
+        return folders.Files("", spec, [str(path)], [path.stat().st_size])
+    if glob.has_magic(spec):
+        names = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
+        if not names:
+            raise DataError(f"no file matches {spec}")
+        return folders.Files("", spec, sorted(names), [os.path.getsize(name) for name in names])
+    if ":" not in spec or spec[0] in "./~":
+        raise DataError(
+            f"{spec}: there is no such file or folder. Images are a folder, a file, a glob in "
+            "quotes, or a data source, e.g. records:DIR or NAME:SPLIT"
+        )
+    return sources.find(spec, base.WHOLE, data, labelled=False)
 
 
 def checked_pixels(image: Any, name: str) -> np.ndarray:

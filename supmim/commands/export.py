@@ -1,0 +1,24 @@
+"""`supmim export`: the encoder and its head in a folder for other programs."""
+
+from pathlib import Path
+
+from absl.flags import FlagValues
+
+from supmim.config import Config
+from supmim.interop import export, load
+from supmim.runtime import devices
+from supmim.workdir import files
+
+
+def run(_: Config | None, flags: FlagValues) -> None:
+    """Write the folder, then print what it holds, how it was checked, and code that uses it."""
+    devices.check()
+    model = load.load(flags.model)
+    files.make_folder(Path(flags.out).parent, "--out")
+    written = export.export(model, flags.to, Path(flags.out), files.read_results(Path(flags.model)))
+    for file in sorted(written.folder.iterdir()):
+        print(f"written     {file}  {file.stat().st_size:,} bytes")
+    print(f"parameters  {model.num_parameters:,} of encoder and head")
+    print(f"read back   largest difference of outputs {written.difference:.2g}, relative")
+    print(f"SHA-256     {written.sha256}")
+    print(f"\n{written.usage}")
