@@ -4,9 +4,11 @@ They take turns in one run, each with warm readers. Weights are random, which co
 """
 
 import contextlib
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from supmim.data.augment import views
 from supmim.data.sources.base import Record, Source
 from supmim.data.stream import Evaluation
 from supmim.errors import ConfigError
-from supmim.interop import load
+from supmim.interop import load, vit
 from supmim.model import BATCH_SIZE, Model
 
 SECONDS, BATCHES = 8.0, 4  # that a turn lasts at least
@@ -42,6 +44,12 @@ class Endless(Source):
     def __getitems__(self, index: Sequence[int]) -> list[Record]:
         return self.source.__getitems__([i % len(self.source) for i in index])
 
+    def fingerprint(self) -> dict[str, Any]:
+        return self.source.fingerprint()
+
+    def identities(self) -> np.ndarray:
+        return self.source.identities()
+
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
     """Return what `table` prints; the images are those of config.data.train."""
@@ -57,12 +65,12 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
     workers = pipeline.num_workers(source, -1)
     device = jax.local_devices()[0]
 
-    def reading() -> Iterator[Any]:
+    def reading() -> Generator[Any]:
         readers = pipeline.Readers(workers, lambda met: None)
         stream = Evaluation(seen, size, np.arange(size))
         return pipeline.read_steps(stream, 0, len(seen) // size, readers)
 
-    def embed() -> Iterator[Any]:
+    def embed() -> Generator[Any]:
         return model.outputs(
             "embedding", seen, batch_size=size, workers=workers, note=lambda met: None
         )
@@ -95,12 +103,12 @@ def with_random_weights(config: Config) -> Model:
     """Return a model of a config without training."""
     rng = np.random.default_rng(0)
     plain = options.changed(config.encoder, scan=False)
-    shapes = load.shapes(options.changed(config, encoder=plain))
+    shapes = load.shapes(dataclasses.replace(config, encoder=plain))
     params = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    return load.made(config, params, (), "random weights")
+    return load.made(config, vit.Loaded(params, [], []), (), Path("random weights"))
 
 
-def forward(model: Model, size: int) -> Iterator[jax.Array]:
+def forward(model: Model, size: int) -> Generator[jax.Array]:
     """Yield embeddings of the same images, which lie on the devices."""
     side, channels = model.config.data.image_size, model.config.data.channels
     image = jnp.zeros((size, side, side, channels), jnp.uint8)
@@ -111,7 +119,7 @@ def forward(model: Model, size: int) -> Iterator[jax.Array]:
         yield jax.block_until_ready(program(model.params, image))
 
 
-def rate(start: Callable[[], Iterator[Any]], warm: int, size: int) -> float:
+def rate(start: Callable[[], Generator[Any]], warm: int, size: int) -> float:
     """Return the images per second of an endless iterator, after some batches."""
     with contextlib.closing(start()) as batches:
         for _ in range(warm):

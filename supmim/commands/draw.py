@@ -28,8 +28,8 @@ from supmim.runtime import devices
 from supmim.runtime.streams import printable
 from supmim.target_ids import identity
 from supmim.tasks.supmim import SupMIM
-from supmim.workdir import files, pretrained
-from supmim.workdir.checkpoint import Checkpoints
+from supmim.workdir import files
+from supmim.workdir.checkpoint import Checkpoints, evaluated
 
 MOST = 8  # images of a picture
 FILLED_IN, PATCHES = "filled_in.png", "patches.png"
@@ -99,7 +99,7 @@ def filled_in(
     checkpoints = Checkpoints(workdir / "checkpoints", print)
     step = checkpoints.steps()[-1]
     groups = ("encoder", "classifier", "decoder")
-    params = pretrained.evaluated(checkpoints.folder / str(step), groups)
+    params = evaluated(checkpoints.folder / str(step), groups)
     frozen = tokenizer_of(config, workdir, checkpoints.note(step)["fingerprint"])
     original = batch["image"] / np.float32(255)
     rows, last = {"original": original}, {}
