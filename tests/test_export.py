@@ -60,7 +60,7 @@ def test_out_to_a_timm_folder_and_back_changes_no_bit_of_an_output(pool, positio
     assert written.difference == 0
     again = supmim.load(written.folder)
     jax.tree.map(np.testing.assert_array_equal, outputs(model)[1], outputs(again)[1])
-    given = images_of(model)
+    given = [*images_of(model, 2), np.eye(40, 30, dtype=np.uint8)[..., None] * 255]  # the view too
     np.testing.assert_array_equal(again.embed(given), model.embed(given))
     assert again.predict(given) == model.predict(given)
 
@@ -79,6 +79,18 @@ def test_out_to_a_timm_folder_and_back_changes_no_bit_of_an_output(pool, positio
         "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias",
         "norm.weight", "norm.bias", "head.weight", "head.bias",
     }  # fmt: skip
+
+
+def test_out_to_timm_keeps_how_logits_become_probabilities(tmp_path):
+    config = config_with("gap", 3)
+    head = options.Classifier(num_classes=5, loss="sigmoid")
+    model = model_of(options.changed(config, classifier=head))
+    export.export(model, "timm", tmp_path / "out", {})
+    again = supmim.load(tmp_path / "out")
+    given = images_of(model)
+    assert again.predict(given) == model.predict(given)
+    assert sum(share for _, share in again.predict(given)[0]) > 1.1
+    assert "independent (sigmoid)" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("pool", ["gap", "map"])
@@ -267,6 +279,7 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
             "lacks a part of its head or pooling: encoder/map_pool/",
         ),
         ({"blocks.0.norm1.bias": None}, {}, r"blocks.0.norm1.bias +\[24\] +-"),
+        ({"blocks.0.mlp.fc2.weight": np.ones((40, 24), np.float32)}, {}, r"\[24, 40\] +\[40, 24\]"),
         ({}, {"architecture": "resnet50"}, "'resnet50', is no plain ViT of timm"),
         ({}, {"architecture": "vit_base_patch16_siglip_224"}, "does not have what timm's"),
         ({}, {"model_args": {"num_heads": 5}}, r"blocks.0.attn.k.bias +\[20\] +\[24\]"),

@@ -131,16 +131,16 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 1650,
-    "benchmarks": 970,
-    "commands": 1630,
-    "config": 1670,
-    "data": 4190,
+    "": 1950,
+    "benchmarks": 1110,
+    "commands": 2230,
+    "config": 1710,
+    "data": 4340,
     "evaluators": 2040,
-    "interop": 320,
+    "interop": 1610,
     "models": 650,
     "planning": 1040,
-    "report": 1000,
+    "report": 1040,
     "runtime": 760,
     "sweeps": 560,
     "target_ids": 360,

@@ -55,7 +55,7 @@ for folder in sys.argv[1:]:
         np.save(f"{folder}/view.npy", view(picture).numpy().transpose(1, 2, 0))
         AutoImageProcessor.from_pretrained(folder)
         onnx = f"{folder}/model.onnx"
-        torch.onnx.export(model, (image[:1],), onnx, dynamo=True, dynamic_shapes=({0: "n"},),
+        torch.onnx.export(model, (image[:2],), onnx, dynamo=True, dynamic_shapes=({0: "n"},),
                           verbose=False)
         session = onnxruntime.InferenceSession(onnx)
         logits = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]

@@ -263,14 +263,14 @@ class Encoder:
     )
     layer_scale: float = option(
         0.0,
-        "initial scale of each branch (LayerScale, as in DeiT-III); 0: none",
+        "initial factor of each branch (LayerScale, as in DeiT-III); 0: none",
         low=0.0,
         changes=("parameters",),
         default_is_before=True,
     )
     registers: int = option(
         0,
-        "learned tokens beside those of patches, as in DINOv2",
+        "learned tokens beside the patches, dropped at the end, as in DINOv2",
         low=0,
         changes=("parameters",),
         default_is_before=True,

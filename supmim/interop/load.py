@@ -98,9 +98,9 @@ def from_timm(folder: Path) -> Model:
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     loaded = vit.imported(timm.plain(tensors, config), timm.LAYOUT, shapes(config), folder)
-    params = vit.for_our_pixels(loaded.params, channels, mean, std)
+    params = vit.for_our_pixels(whole(loaded, folder), channels, mean, std)
     names = tuple(map(str, stored.get("label_names") or ()))
-    return made(config, loaded._replace(params=params), names, folder)
+    return made(config, params, names, str(folder))
 
 
 def from_big_vision(path: Path) -> Model:
@@ -116,7 +116,7 @@ def from_big_vision(path: Path) -> Model:
         data = viewed(config.data, about)
         config = dataclasses.replace(config, data=data, classifier=classifier)
     loaded = vit.imported(tensors, big_vision.LAYOUT, shapes(config), path)
-    return made(config, loaded, about.class_names if about else (), path)
+    return made(config, whole(loaded, path), about.class_names if about else (), str(path))
 
 
 def viewed(data: options.Data, about: model_json.Model) -> options.Data:
@@ -130,18 +130,20 @@ def viewed(data: options.Data, about: model_json.Model) -> options.Data:
     )
 
 
-def made(config: Config, loaded: vit.Loaded, class_names: tuple[str, ...], path: Path) -> Model:
-    """Return the model of a file's parameters; without names, classes are numbers.
-
-    CheckpointError if a part of head or pooling is missing.
-    """
+def whole(loaded: vit.Loaded, path: Path) -> vit.Params:
+    """Return the parameters; CheckpointError if a part of head or pooling is missing."""
     if loaded.missing:
         raise CheckpointError(f"{path} lacks a part of its head or pooling: {loaded.missing[0]}")
+    return loaded.params
+
+
+def made(config: Config, params: vit.Params, class_names: tuple[str, ...], name: str) -> Model:
+    """Return the model of flat parameters from elsewhere; without names, classes are numbers."""
     num_classes = config.classifier.num_classes
     if len(class_names) != num_classes:
         class_names = tuple(map(str, range(num_classes)))
-    params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")
-    return Model(config, params, class_names, str(path), imported=True)
+    tree = flax.traverse_util.unflatten_dict(params, sep="/")
+    return Model(config, tree, class_names, name, imported=True)
 
 
 def shapes(config: Config) -> vit.Shapes:
