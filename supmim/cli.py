@@ -14,15 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from supmim import config as config_lib
-from supmim.commands.verbs import (
-    FAMILIES,
-    VERBS,
-    Verb,
-    family_help,
-    overview,
-    subverbs,
-    verb_help,
-)
+from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, overview, subverbs, verb_help
 from supmim.config import Config, pyfile
 from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
 from supmim.runtime import streams

@@ -306,9 +306,9 @@ def test_old_checkpoints_stay_until_the_new_one_is_whole(tmp_path, told, monkeyp
     checkpoints = Checkpoints(tmp_path, told.append, Checkpoint(keep=1, keep_best=0))
     checkpoints.save(1, state_of(1), {}, NOTE)
     checkpoints.wait()
-    write, seen = checkpoint.write_json, []
+    write, seen = checkpoint.write_text, []
     monkeypatch.setattr(
-        checkpoint, "write_json", lambda *a: seen.append(checkpoints.steps()) or write(*a)
+        checkpoint, "write_text", lambda *a: seen.append(checkpoints.steps()) or write(*a)
     )
     checkpoints.save(2, state_of(2), {}, NOTE)
     checkpoints.wait()

@@ -27,10 +27,9 @@ from supmim.config.options import Checkpoint
 from supmim.errors import CheckpointError
 from supmim.runtime import hosts
 from supmim.sharding import path_name
-from supmim.workdir.files import json_text, read_json, write_json
+from supmim.workdir.files import json_text, read_json, write_text
 
 DIGESTS = "digests.json"
-NOTE = {"step", "results", "fingerprint", "files"}  # keys of what is written into it
 FAILED_SAVES = 3  # in a row, after which the run stops
 # Replicas share the writing of an array if each part has as many bytes: cutting up a small one
 # costs more than it saves.
@@ -280,23 +279,22 @@ def file_digests(path: Path) -> dict[str, str]:
 
 
 def _write_note(path: Path, note: dict[str, Any]) -> None:
-    write_json(path / DIGESTS, note | {"sha256": _sha256_of(note)})
+    write_text(path / DIGESTS, _note_text(note))
 
 
-def _sha256_of(note: dict[str, Any]) -> str:
-    return hashlib.sha256(json_text(note).encode()).hexdigest()
+def _note_text(note: dict[str, Any]) -> str:
+    sha256 = hashlib.sha256(json_text(note).encode()).hexdigest()
+    return json_text(note | {"sha256": sha256})
 
 
 def _read_note(path: Path) -> dict[str, Any]:
     """Return what `_write_note` was given; ValueError if a byte has changed since."""
-    stored = read_json(path / DIGESTS)
-    if not isinstance(stored, dict) or stored.keys() != NOTE | {"sha256"}:
-        raise ValueError("it is not as it was written")
-    note = {name: value for name, value in stored.items() if name != "sha256"}
-    as_written = json_text(stored).encode() == (path / DIGESTS).read_bytes()
-    if stored["sha256"] != _sha256_of(note) or not as_written:
-        raise ValueError("it is not as it was written: its SHA-256 differs")
-    return note
+    note = read_json(path / DIGESTS)
+    if isinstance(note, dict):
+        note.pop("sha256", None)
+        if (path / DIGESTS).read_bytes() == _note_text(note).encode():
+            return note
+    raise ValueError("it is not as it was written: its SHA-256 differs")
 
 
 def digest(note: dict[str, Any]) -> str:
