@@ -18,7 +18,7 @@ import numpy as np
 
 from supmim.config import options
 from supmim.data import crop, decode, images
-from supmim.data.sources import base, folders
+from supmim.data.sources import folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
 from supmim.workdir.files import read_json
@@ -104,7 +104,7 @@ def load(where: str, max_pixels: int) -> Landmarks:
 
     DataError names the entry that is missing, of the wrong kind, repeated or outside its image.
     """
-    path = base.expanded(where)
+    path = Path(where)
     try:
         document = read_json(path)
     except OSError as error:

@@ -153,7 +153,7 @@ def builder_of(name: str, tfds_dir: str) -> Any:
             raise DataError(f"{folder} holds no data set of TFDS (it has no dataset_info.json)")
         return tfds.builder_from_directory(folder)
     try:
-        return tfds.builder(name, data_dir=str(base.expanded(tfds_dir)) if tfds_dir else None)
+        return tfds.builder(name, data_dir=tfds_dir or None)
     except tfds.core.DatasetNotFoundError as error:
         raise _unknown(name) from error
     except (ValueError, RuntimeError, AssertionError) as error:  # a config or version
