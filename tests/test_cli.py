@@ -204,10 +204,10 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     """In flags of every verb, in options, and in the name of the preset."""
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table",
-             "model"}  # fmt: skip
+             "model", "embeddings", "query", "picture"}  # fmt: skip
     for name, verb in cli.VERBS.items():
         values = cli.own_flags(verb)
-        texts = [flag for flag, (default, _) in verb.flags.items() if default is not False]
+        texts = [flag for flag, (x, _) in verb.flags.items() if isinstance(x, str | Path)]
         values(["supmim", *(f"--{flag}=~/x" for flag in texts)])
         for flag in texts:
             expected = str(tmp_path / "x") if flag in paths else "~/x"

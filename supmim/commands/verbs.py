@@ -65,7 +65,7 @@ VERBS = {
         takes_config=True,
     ),
     "evaluate": Verb(
-        "run evaluators on a workdir's checkpoint, or on any model",
+        "run evaluators on a checkpoint, or on any model",
         "supmim evaluate --workdir=runs/digits --evaluators=knn",
         {
             "workdir": WORKDIR,
@@ -78,7 +78,7 @@ VERBS = {
         },
     ),
     "embed": Verb(
-        "write embeddings of images, or features of patches, to a file",
+        "write embeddings of images, or of their patches, to a file",
         "supmim embed --model=runs/digits --images=photos --out=photos.npz",
         {
             "model": MODEL,
@@ -115,7 +115,7 @@ VERBS = {
         forms=SOURCE,
     ),
     "draw": Verb(
-        "draw images filled in by the decoder, and components of patches",
+        "draw images as the decoder fills them in",
         "supmim draw --model=runs/digits --images=digits:test --out=pictures",
         {
             "model": (PATH, "workdir; without a decoder, give --ratios= and any model"),
