@@ -154,12 +154,11 @@ def test_a_damaged_header_of_safetensors_costs_neither_time_nor_memory(content, 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_half_precision_is_read_and_text_only_where_it_is_expected(tmp_path):
+def test_half_precision_is_read_and_text_is_not(tmp_path):
     half = {"a": np.ones(3, ml_dtypes.bfloat16), "b": np.ones(3, np.float16)}
     save_file(half, tmp_path / "x.safetensors")
     found = arrays.read(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(found["a"].astype(np.float32), np.ones(3))
     np.savez(tmp_path / "x.npz", path=np.array(["a", "b"]))
-    assert arrays.read(tmp_path / "x.npz", text=True)["path"].tolist() == ["a", "b"]
     with pytest.raises(CheckpointError, match="path does not hold numbers"):
         arrays.read(tmp_path / "x.npz")

@@ -389,7 +389,9 @@ def test_a_file_that_holds_no_embeddings_is_refused_and_no_pickle_is_opened(embe
     )
     np.savez_compressed(tmp_path / "bomb.npz", **stored | {"path": np.full(11, "x" * 2_000_000)})
     for file in [*tmp_path.glob("*.npz"), tmp_path / "missing.npz", tmp_path]:
-        with pytest.raises(CheckpointError, match="cannot be read as a file of embeddings"):
+        with pytest.raises(
+            CheckpointError, match="cannot be read as a file of embeddings|has arrays of Python"
+        ):
             embeddings.read(file)
     assert not canary.exists()
     damaged = bytearray(embedded[0].read_bytes())

@@ -186,7 +186,7 @@ def test_frozen_embeddings_of_other_classes_are_judged(workdir, tmp_path, capsys
     assert code == 3
     told = capsys.readouterr().err
     assert (
-        "classification: the run's classes are not those" in told
+        "classification: the model's classes are not those" in told
         and "class 0 was '0', is 'a'" in told
         and "knn:" not in told
     )
@@ -203,7 +203,7 @@ def test_renamed_classes_are_told_by_name(tmp_path, capsys):
     capsys.readouterr()
     assert evaluated(run)[0] == 0
     told = (
-        "classification: the run's classes are not those of the images: class 1 was 'dog', is "
+        "classification: the model's classes are not those of the images: class 1 was 'dog', is "
         "'owl'; 2 differ"
     )
     assert f"left out    {told}\n" in capsys.readouterr().out

@@ -151,7 +151,7 @@ def test_the_card_says_what_the_folder_holds(model, tmp_path):
         assert told in card
     assert "/loss" not in card and "/8" not in card and str(tmp_path) not in card
     assert f'"local-dir:{tmp_path / "out"}"' in written.usage
-    with pytest.raises(ConfigError, match="is a file, or not empty; name a new folder"):
+    with pytest.raises(ConfigError, match="is not an empty folder; name a new one"):
         export.export(model, "timm", tmp_path / "out", {})
     imported = export.export(supmim.load(tmp_path / "out"), "timm", tmp_path / "again", {})
     card = (imported.folder / "README.md").read_text()

@@ -90,7 +90,8 @@ def test_model_json_says_what_the_outputs_mean_and_what_images_it_takes(finished
     config, workdir, _ = finished
     crop = {"view": "short_side", "resize": 8, "size": 8, "interpolation": "bilinear"}
     expected = {"class_names": digits("train").class_names, "channels": 1, **crop}
-    assert vars(model.read(workdir)) == expected | {"mean": (0.5,), "std": (0.5,)}
+    about = {"mean": (0.5,), "std": (0.5,), "loss": "softmax"}
+    assert vars(model.read(workdir)) == expected | about
     stored = json.loads((workdir / "model.json").read_text())
     assert json.loads((workdir / "results.json").read_text())["model"] == stored
     assert "class names: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9;" in (workdir / "report.html").read_text()
