@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.benchmarks import input, knn, naive, step, tokenizer, turns
+from supmim.benchmarks import embed, input, knn, naive, step, tokenizer, turns
 from supmim.config import options
-from supmim.data import crop
+from supmim.data import crop, pipeline
 from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.models.encoder import Encoder
@@ -232,3 +232,37 @@ def test_a_search_of_fewer_queries_is_compared_per_query():
     row = knn.search_row(few, ours, work=10.0, peak=1000.0)
     assert (row["queries"], row["queries_per_second"], row["time_to_ours"]) == (10, 10.0, 1.5)
     assert row["share_of_matmul"] == 0.1
+
+
+def test_embed_is_timed_beside_its_parts(capsys, tmp_path, monkeypatch):
+    """The images are read again and again; the share is of what the parts let expect."""
+    monkeypatch.setattr(embed, "SECONDS", 0)
+    monkeypatch.setattr(embed, "BATCHES", 1)
+    monkeypatch.setattr(embed, "BATCH_SIZE", 8)
+    monkeypatch.setattr(pipeline, "num_workers", lambda source, requested: 0)
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        file = tmp_path / "photos" / f"{name}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(photo(12, 12)))
+    options = {"data.train": f"folder:{tmp_path}/photos", "data.holdout": 0.5}
+    options |= {"classifier.num_classes": 2, "encoder.depth": 1}
+    preset = tmp_path / "tiny.py"
+    preset.write_text(
+        "from tests.conftest import tiny_preset\n"
+        f"def get_config():\n    return tiny_preset(**{options!r})\n"
+    )
+    rates = {"forward": [100.0, 300.0], "reading": [100.0, 100.0], "embed": [45.0, 60.0]}
+    measured = embed.rate
+    monkeypatch.setattr(
+        embed, "rate", lambda start, warm, size: measured(start, warm, size) * 0 + 1
+    )
+    assert cli.run(["benchmark", "embed", f"--config={preset}", "--rounds=1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["expected"] == 0.5 and result["share"] == 2.0  # each at 1 image/s
+    turns = iter(rate for pair in zip(*rates.values(), strict=True) for rate in pair)
+    monkeypatch.setattr(embed, "rate", lambda start, warm, size: next(turns))
+    assert cli.run(["benchmark", "embed", f"--config={preset}", "--rounds=2"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "embed reaches 85% of what is to expect" in text  # of 45 / 50 and 60 / 75
+    assert cli.run(["benchmark", "embed", "--config=configs/digits.py"]) == 2

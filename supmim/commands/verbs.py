@@ -79,7 +79,7 @@ VERBS = {
     ),
     "embed": Verb(
         "write embeddings of images, or of their patches, to a file",
-        "supmim embed --model=runs/digits --images=photos --out=photos.npz",
+        "supmim embed --model=runs/digits --images=digits:test --out=digits.npz",
         {
             "model": MODEL,
             "images": IMAGES,
@@ -92,7 +92,7 @@ VERBS = {
     ),
     "search": Verb(
         "find the nearest images of a file of embeddings",
-        "supmim search --model=runs/digits --embeddings=photos.npz --query=cat.jpg",
+        "supmim search --model=runs/x --embeddings=photos.npz --query=cat.jpg",
         {
             "model": (PATH, "the model that made the embeddings, by the same path or another"),
             "embeddings": (PATH, "FILE.npz of supmim embed"),
@@ -104,7 +104,7 @@ VERBS = {
     ),
     "predict": Verb(
         "print the most probable classes of images",
-        "supmim predict --model=runs/digits --images=photos --top=3",
+        "supmim predict --model=runs/digits --images=digits:test --top=3",
         {
             "model": MODEL,
             "images": IMAGES,
@@ -115,13 +115,16 @@ VERBS = {
         forms=SOURCE,
     ),
     "draw": Verb(
-        "draw images as the decoder fills them in",
+        "draw what the decoder fills in, and components of patches",
         "supmim draw --model=runs/digits --images=digits:test --out=pictures",
         {
             "model": (PATH, "workdir; without a decoder, give --ratios= and any model"),
             "images": IMAGES,
             "out": (PATH, "folder for filled_in.png and patches.png"),
-            "ratios": ("0.25,0.5,0.75", "shares of patches to hide; none: only patches.png"),
+            "ratios": (
+                "0.25,0.5,0.75",
+                "patches to hide; default: 0.25,0.5,0.75; empty: only patches.png",
+            ),
         },
         required=("model", "images", "out"),
         forms=SOURCE,

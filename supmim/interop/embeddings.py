@@ -121,6 +121,10 @@ class Partial:
                     f"{', '.join(differ)}. Delete it, or name another --out"
                 )
         write_json(path, identity)
+        used = [shard.file for shard in self.shards()]
+        for file in self.folder.glob("*-*.npz"):
+            if file not in used:  # behind a gap, where new ones may end elsewhere
+                file.unlink()
 
     def shards(self) -> list[Shard]:
         """Return the complete shards, in order, up to the first gap."""
@@ -198,8 +202,7 @@ def _add(
     np.lib.format.write_array_header_2_0(
         header, {"descr": described, "fortran_order": False, "shape": shape}
     )
-    member = zipfile.ZipInfo(f"{name}.npy")  # dated 1980
-    with archive.open(member, "w", force_zip64=True) as file:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:  # dated 1980
         file.write(header.getvalue())
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype).tobytes())
