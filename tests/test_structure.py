@@ -133,11 +133,11 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 1950,
     "benchmarks": 1110,
-    "commands": 2230,
+    "commands": 2240,
     "config": 1710,
     "data": 4340,
     "evaluators": 2040,
-    "interop": 1610,
+    "interop": 1620,
     "models": 650,
     "planning": 1040,
     "report": 1040,

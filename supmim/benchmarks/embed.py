@@ -8,7 +8,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from supmim.data.augment import views
 from supmim.data.sources.base import Record, Source
 from supmim.data.stream import Evaluation
 from supmim.errors import ConfigError
-from supmim.interop import load, vit
+from supmim.interop import load
 from supmim.model import BATCH_SIZE, Model
 
 SECONDS, BATCHES = 8.0, 4  # that a turn lasts at least
@@ -105,7 +104,7 @@ def with_random_weights(config: Config) -> Model:
     plain = options.changed(config.encoder, scan=False)
     shapes = load.shapes(dataclasses.replace(config, encoder=plain))
     params = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    return load.made(config, vit.Loaded(params, [], []), (), Path("random weights"))
+    return load.made(config, params, (), "random weights")
 
 
 def forward(model: Model, size: int) -> Generator[jax.Array]:
