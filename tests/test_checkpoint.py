@@ -169,6 +169,14 @@ def test_resume_takes_the_step_asked_for_and_sets_newer_ones_aside(saved, told):
     assert saved.steps() == [1, 2]
 
 
+def test_a_name_that_only_looks_like_a_number_is_no_step(saved):
+    """int("\u00b2") fails, though a superscript is a digit to Python."""
+    (saved.folder / "\u00b2").mkdir()
+    assert saved.restore(abstract_of(state_of(0))).state["step"] == 3
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        saved.restore_from("\u00b2", abstract_of(state_of(0)))
+
+
 def test_a_missing_resume_is_an_error_with_the_nearest_steps(saved):
     with pytest.raises(CheckpointError, match="nearest: 3, 2, 1"):
         saved.restore_from("9", abstract_of(state_of(0)))

@@ -160,6 +160,7 @@ def test_an_error_of_one_process_keeps_its_exit_code():
         (("10.0.0.1:99999", "2", "0", False), "is not HOST:PORT"),
         (("", "", "", True), "need --coordinator"),
         (("10.0.0.1:1", "", "", False), "needs --num-processes"),
+        (("10.0.0.1:1", "2", "²", False), "needs --num-processes"),
         (("10.0.0.1:1", "2", "2", False), "is not below"),
         (("", "2", "", False), "need --coordinator"),
     ],

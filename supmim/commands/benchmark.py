@@ -12,7 +12,7 @@ BENCHMARKS = {"step": step, "input": input, "tokenizer": tokenizer, "knn": knn, 
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    if not flags.rounds.isdigit() or not int(flags.rounds):
+    if not flags.rounds.isdecimal() or not int(flags.rounds):
         raise ConfigError(f"--rounds={flags.rounds} is not a number of rounds, e.g. --rounds=10")
     benchmark = BENCHMARKS[flags.action]
     result = benchmark.run(config, flags if benchmark is knn else int(flags.rounds))

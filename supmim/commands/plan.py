@@ -47,7 +47,7 @@ def run(config: Config, flags: FlagValues) -> None:
 def training_images(config: Config, asked: str) -> int:
     """Return how many images the training source has, opening it if need be; 0: unknown."""
     if asked:
-        if not asked.isdigit():
+        if not asked.isdecimal():
             raise ConfigError(f"--images={asked} is not a number of images")
         return int(asked)
     if found := re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", config.data.train):

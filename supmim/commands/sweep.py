@@ -90,7 +90,7 @@ def write_costed(found: Sequence[Member], folder: Path) -> list[Cost]:
 
 def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     """Train on this host; SupmimError if members fail, Interrupted if any can be continued."""
-    if not flags.jobs.isdigit() or not int(flags.jobs):
+    if not flags.jobs.isdecimal() or not int(flags.jobs):
         raise ConfigError(f"--jobs={flags.jobs} is not a number of members")
     cache = folder.absolute() / "compiled"  # programs that one member compiles, the next one loads
     cache.mkdir(exist_ok=True)

@@ -45,7 +45,7 @@ AUGMENTATIONS = {
 def variant(name: str) -> dict[str, int]:
     """Return the encoder sizes of a standard name with a patch size, e.g. `B/14`."""
     size, _, patch = name.partition("/")
-    if size not in VARIANTS or not patch.isdigit():
+    if size not in VARIANTS or not patch.isdecimal():
         raise ConfigError(
             f"encoder variant {name!r} is not known; write SIZE/PATCH with SIZE one of "
             f"{', '.join(VARIANTS)}, e.g. B/14"

@@ -73,9 +73,9 @@ def _settings(
 ) -> dict[str, Any]:
     """Return the arguments of jax.distributed.initialize; ConfigError for flags that do not fit."""
     host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise ConfigError(f"--coordinator={coordinator} is not HOST:PORT, e.g. 10.0.0.1:12345")
-    if not (num_processes.isdigit() and process_id.isdigit()):
+    if not (num_processes.isdecimal() and process_id.isdecimal()):
         raise ConfigError("--coordinator needs --num-processes=N and --process-id=I, from 0")
     count, number = int(num_processes), int(process_id)
     if number >= count:
@@ -99,7 +99,7 @@ def _is_loopback(host: str) -> bool:
 def detected() -> str:
     """Describe the processes that the environment announces; empty if this process is alone."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
-    if tasks.isdigit() and int(tasks) > 1:
+    if tasks.isdecimal() and int(tasks) > 1:
         return f"{tasks} Slurm tasks"
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     several = len(workers) > 1 or os.environ.get("MEGASCALE_NUM_SLICES", "") not in ("", "1")

@@ -73,4 +73,4 @@ def parse_parameters(parameters: str) -> dict[str, int | str]:
     pairs = [pair.partition("=") for pair in parameters.split(",") if pair]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ConfigError(f"--slurm: {wrong[0]!r} is not NAME=VALUE")
-    return {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    return {name: int(value) if value.isdecimal() else value for name, _, value in pairs}

@@ -67,7 +67,7 @@ class Checkpoints:
 
     def _folders(self) -> Iterator[Path]:
         if self.folder.is_dir():
-            yield from (p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+            yield from (p for p in self.folder.iterdir() if p.is_dir() and p.name.isdecimal())
 
     def save(self, step: int, state: Any, results: dict, fingerprint: dict) -> None:
         """Start a save: copy the arrays, then write them in the background."""
@@ -235,13 +235,13 @@ class Checkpoints:
 
     def restore_from(self, requested: str, abstract_state: Any) -> Restored:
         """Return the requested checkpoint, a STEP of this folder or a PATH."""
-        path = self.folder / requested if requested.isdigit() else Path(requested).absolute()
+        path = self.folder / requested if requested.isdecimal() else Path(requested).absolute()
         hosts.on_first(lambda: self._check_requested(path, requested))
         return load(path, abstract_state)
 
     def _check_requested(self, path: Path, requested: str) -> None:
         if not (path / DIGESTS).is_file():
-            own = requested.isdigit()
+            own = requested.isdecimal()
             steps = sorted(self.steps(), key=lambda s: abs(s - int(requested))) if own else []
             near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
             raise CheckpointError(f"{path} holds no complete checkpoint{near}")
