@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
+from PIL import Image
 
 from supmim import assemble, cli, optimizer, sharding, step, train
 from supmim import config as config_lib
@@ -236,3 +237,24 @@ def test_a_vit_of_another_kind_is_refused_with_the_flags_that_fit(published):
     told = r"--config.encoder.pool=cls --config.encoder.layer_scale=1e-05"
     with pytest.raises(ConfigError, match=told):
         pretrained.find(config)
+
+
+def test_a_published_vit_is_evaluated_without_a_run(published, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for number in range(3):
+            folder = tmp_path / "photos" / part / f"class_{number}"
+            folder.mkdir(parents=True)
+            for i in range(4):
+                pixels = np.clip(rng.normal(60 + 70 * number, 20, (18, 20, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    where = [f"--model={published}", f"--out={tmp_path / 'out'}"]
+    data = [f"--config.data.train=folder:{tmp_path / 'photos'}", "--config.eval.batch_size=16"]
+    assert cli.run(["evaluate", *where, "--evaluators=knn,retrieval", *data]) == 0
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["knn/recall_at_1"] == 1.0 and stored["checkpoint"]["model"] == str(published)
+    assert stored["checkpoint"]["digest"] == load(published).sha256
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert cli.run(["evaluate", *where, "--evaluators=classification", *data]) == 3
+    assert "the model's classes are not those of the images" in capsys.readouterr().err
+    assert cli.run(["evaluate", where[0]]) == 2
