@@ -243,8 +243,13 @@ def test_kernels_are_deterministic_when_asked(monkeypatch):
     script = "import jax; jax.jit(lambda x: x + 1)(1.0); print('known')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "known\n"  # XLA ends the process at a flag that it does not know
-    with pytest.raises(ConfigError, match="--fake-devices=x"):
-        devices.prepare("x", deterministic=False)
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "0", "00", "²", "1000", "9" * 20])
+def test_a_wrong_number_of_pretend_devices_is_refused(monkeypatch, given):
+    monkeypatch.setattr(devices.jax.config, "update", None)
+    with pytest.raises(ConfigError, match=f"--fake-devices={given} is not a number from 1 to 999"):
+        devices.prepare(given, deterministic=False)
 
 
 def test_a_profile_that_traces_nothing_says_so_and_a_late_start_traces_the_rest(tmp_path):

@@ -1,6 +1,7 @@
 """The devices that JAX uses, and those that it should use."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def _is_tpu(function: Path) -> bool:
 def prepare(fake_devices: str, deterministic: bool) -> None:
     """Set up pretend CPU devices and deterministic kernels; call it before JAX finds its devices.
 
-    ConfigError if fake_devices is neither empty nor a number from 1.
+    ConfigError if fake_devices is neither empty nor a number from 1 to 999.
     """
     if fake_devices:
-        if not fake_devices.isdigit() or fake_devices == "0":
-            raise ConfigError(f"--fake-devices={fake_devices} is not a number, e.g. 8")
+        if not re.fullmatch("[1-9][0-9]{0,2}", fake_devices):
+            raise ConfigError(f"--fake-devices={fake_devices} is not a number from 1 to 999")
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(fake_devices))
