@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from supmim import assemble
+from supmim.benchmarks.input import source_of_files
 from supmim.config import Config, options
 from supmim.data import pipeline
 from supmim.data.augment import views
 from supmim.data.sources.base import Record, Source
 from supmim.data.stream import Evaluation
-from supmim.errors import ConfigError
 from supmim.interop import load
 from supmim.model import BATCH_SIZE, Model
 
@@ -46,18 +45,10 @@ class Endless(Source):
     def fingerprint(self) -> dict[str, Any]:
         return self.source.fingerprint()
 
-    def identities(self) -> np.ndarray:
-        return self.source.identities()
-
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
     """Return what `table` prints; the images are those of config.data.train."""
-    config, source, _ = assemble.load_sources(config)
-    if not isinstance(source[0].image, bytes):
-        raise ConfigError(
-            f"{source.name} holds decoded images: there is no decoding to time. Name a folder, "
-            "e.g. --config.data.train=folder:PATH"
-        )
+    config, source = source_of_files(config)
     model = with_random_weights(config)
     size = model.padded(BATCH_SIZE)
     seen = model.images(Endless(source))

@@ -43,12 +43,7 @@ GiB: peak memory."""
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
     """Return what `table` prints: the stages on one core, then the pipelines on all cores."""
-    config, source, _ = assemble.load_sources(config)
-    if not isinstance(source[0].image, bytes):
-        raise ConfigError(
-            f"{source.name} holds decoded images: there is no decoding to time. Name a folder, "
-            "e.g. --config.data.train=folder:PATH"
-        )
+    config, source = source_of_files(config)
     cropped = images.training(source, config.data)
     index = base.evenly(len(source), SAMPLE)
     with one_core():
@@ -72,6 +67,17 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
         "pipelines": [pipeline_row(config, cropped, n, rate) for n in worker_counts()],
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def source_of_files(config: Config) -> tuple[Config, base.Source]:
+    """Return the config with its classes, and config.data.train; ConfigError if it is decoded."""
+    config, source, _ = assemble.load_sources(config)
+    if not isinstance(source[0].image, bytes):
+        raise ConfigError(
+            f"{source.name} holds decoded images: there is no decoding to time. Name a folder, "
+            "e.g. --config.data.train=folder:PATH"
+        )
+    return config, source
 
 
 @contextlib.contextmanager
