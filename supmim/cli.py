@@ -130,9 +130,9 @@ def stored_config(values: flags.FlagValues) -> Config | None:
     if values.workdir:
         return files.read_config(Path(values.workdir))
     if "model" in values and values.model:
-        from supmim.interop.load import load  # brings JAX
+        from supmim.interop.load import published  # brings JAX
 
-        return load(values.model).config
+        return published(Path(values.model)).config
     return None
 
 

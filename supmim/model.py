@@ -226,19 +226,16 @@ class Model:
         seen, done = self.images(GivenImages(images)), 0
         parts = self.outputs(what, seen, batch_size=batch_size, note=_refuse)
         found = []
-        with progress.bar(what, len(seen)) if callback is None else _silent() as advance:
+        bar = progress.bar(what, len(seen)) if callback is None else contextlib.nullcontext()
+        with bar as advance:
             for index, values in parts:
                 found.append(values)
                 done += len(index)
-                advance(len(index))
+                if advance is not None:
+                    advance(len(index))
                 if callback is not None:
                     callback(done, len(seen))
         return np.concatenate(found)
-
-
-@contextlib.contextmanager
-def _silent() -> Generator[Callable[[int], None]]:
-    yield lambda count: None
 
 
 def _kept(index: jax.Array, valid: jax.Array, values: jax.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -255,7 +255,15 @@ def test_what_holds_no_encoder_is_refused(run, tmp_path):
             supmim.load(tmp_path / place)
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle[^$]*weights_only"):
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"pytorch_model.bin is a pickle[^$]*weights_only"
+        ):
+            supmim.load(tmp_path / "hub")
+        (tmp_path / "hub" / "config.json").write_text("{}")  # as a hub's folder has it
+    (tmp_path / "hub" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "hub" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="config.json of a timm model: it is nested too deep"):
         supmim.load(tmp_path / "hub")
 
 

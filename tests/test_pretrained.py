@@ -239,7 +239,7 @@ def test_a_vit_of_another_kind_is_refused_with_the_flags_that_fit(published):
         pretrained.find(config)
 
 
-def test_a_published_vit_is_evaluated_without_a_run(published, tmp_path, capsys):
+def test_a_published_vit_is_evaluated_without_a_run(published, runs, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         for number in range(3):
@@ -258,3 +258,6 @@ def test_a_published_vit_is_evaluated_without_a_run(published, tmp_path, capsys)
     assert cli.run(["evaluate", *where, "--evaluators=classification", *data]) == 3
     assert "the model's classes are not those of the images" in capsys.readouterr().err
     assert cli.run(["evaluate", where[0]]) == 2
+    run = f"--model={runs / 'first'}"
+    assert cli.run(["evaluate", run, where[1]]) == 2
+    assert f"evaluate it with --workdir={runs / 'first'}" in capsys.readouterr().err

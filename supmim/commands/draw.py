@@ -29,7 +29,7 @@ from supmim.runtime.streams import printable
 from supmim.target_ids import identity
 from supmim.tasks.supmim import SupMIM
 from supmim.workdir import files
-from supmim.workdir.checkpoint import Checkpoints, evaluated
+from supmim.workdir.checkpoint import Checkpoints, evaluated, newest_sound
 
 MOST = 8  # images of a picture
 FILLED_IN, PATCHES = "filled_in.png", "patches.png"
@@ -96,11 +96,10 @@ def filled_in(
     config: Config, workdir: Path, batch: dict[str, Any], ratios: tuple[float, ...]
 ) -> dict[str, np.ndarray]:
     """Return rows of pictures, title -> [n, side, side, C] in [0, 1], of the newest checkpoint."""
-    checkpoints = Checkpoints(workdir / "checkpoints", print)
-    step = checkpoints.steps()[-1]
-    groups = ("encoder", "classifier", "decoder")
-    params = evaluated(checkpoints.folder / str(step), groups)
-    frozen = tokenizer_of(config, workdir, checkpoints.note(step)["fingerprint"])
+    newest = newest_sound(workdir)
+    params = evaluated(newest, ("encoder", "classifier", "decoder"))
+    trained = Checkpoints(newest.parent, print).note(int(newest.name))["fingerprint"]
+    frozen = tokenizer_of(config, workdir, trained)
     original = batch["image"] / np.float32(255)
     rows, last = {"original": original}, {}
     for ratio in ratios:

@@ -67,11 +67,6 @@ def evaluate(
     restored = restore(trained, workdir, checkpoint, mesh)
     renamed = renamed_classes(workdir, source, restored.fingerprint)
     reasons = meaningless(config, run_config, renamed, source, eval_source)
-    told, every = assemble.shared_images(source, eval_source)
-    if every:
-        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
-    if told and hosts.is_first():
-        print(f"warning     {told}")
     config = without_meaningless(config, run_config, reasons)
     task = abstract_task(trained)
     if "reconstruction" in config.evaluator_names:
@@ -108,15 +103,10 @@ def evaluate(
 
 def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mesh) -> None:
     """Evaluate a model that no run here made, on any images; the caller holds the lock of `out`."""
-    found = load.load(path)
+    found = load.published(path)
     config, source, eval_source = load_sources(config)
     renamed = differing_classes(found.class_names, source)
     reasons = meaningless(config, found.config, renamed, source, eval_source)
-    told, every = assemble.shared_images(source, eval_source)
-    if every:
-        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
-    if told and hosts.is_first():
-        print(f"warning     {told}")
     config = without_meaningless(config, found.config, reasons)
     bad_records = BadRecords(out / hosts.own_file("bad_records.jsonl"), print)
     task = abstract_task(model_config(config, found.config))
@@ -214,7 +204,8 @@ def meaningless(
 ) -> dict[str, str]:
     """Return the evaluators whose results would mean nothing on these images -> the reason.
 
-    renamed: the return value of `renamed_classes`.
+    Print a warning if images of the two sources are the same. renamed: the return value of
+    `renamed_classes`.
     """
     reasons: dict[str, str] = {}
     if renamed:
@@ -225,6 +216,11 @@ def meaningless(
     if not sources.share_classes(source, eval_source):
         why = "the training source has no class of the images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
+    told, every = assemble.shared_images(source, eval_source)
+    if every:
+        reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
+    if told and hosts.is_first():
+        print(f"warning     {told}")
     return reasons
 
 

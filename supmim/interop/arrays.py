@@ -1,8 +1,9 @@
 """Files of arrays from elsewhere: safetensors, NumPy's npz and Flax's msgpack, never a pickle."""
 
+import re
 import shlex
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,16 @@ def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
             for name, x in flat.items()
         }
     return {name: np.asarray(leaf) for name, leaf in flat.items()}
+
+
+def highest(names: Collection[str], pattern: str) -> int:
+    """Return the highest number that a pattern finds in whole names, or -1 if none matches.
+
+    Passes over numbers that are not below the number of names: some before them must be missing.
+    """
+    texts = (match[1] for name in names if (match := re.fullmatch(pattern, name)))
+    numbers = (int(text) for text in texts if len(text) < 10)
+    return max((number for number in numbers if number < len(names)), default=-1)
 
 
 def short(name: str) -> str:

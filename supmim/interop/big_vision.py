@@ -7,7 +7,7 @@ import numpy as np
 
 from supmim.config import Config, options
 from supmim.errors import CheckpointError
-from supmim.interop import vit
+from supmim.interop import arrays, vit
 from supmim.interop.vit import Layout, Params, Tensors
 
 WORDS = (
@@ -75,7 +75,7 @@ def plain(tensors: Tensors) -> Tensors:
             renamed[name] = array
     positions = renamed.get("pos_embedding", np.zeros((1, 0, 0)))
     if "cls" in renamed and math.isqrt(positions.shape[1]) ** 2 == positions.shape[1] - 1:
-        renamed["cls"] = vit.without_own_positions(renamed["cls"], positions[:, :1])
+        renamed["cls"] = vit.with_positions(renamed["cls"], positions[:, :1])
         renamed["pos_embedding"] = positions[:, 1:]
     return renamed
 
@@ -95,7 +95,7 @@ def options_of(tensors: Tensors) -> Config:
     encoder = options.Encoder(
         patch_size=patch_size,
         width=width,
-        depth=1 + max(int(n) for n in re.findall(r"encoderblock_(\d+)/", " ".join(tensors))),
+        depth=1 + arrays.highest(tensors, r"Transformer/encoderblock_(\d+)/.*"),
         num_heads=query.shape[1],
         mlp_dim=up.shape[1],
         positions="sincos2d" if positions is None else "learned",

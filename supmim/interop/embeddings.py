@@ -17,7 +17,7 @@ import numpy as np
 
 from supmim.errors import CheckpointError, ConfigError, SupmimError
 from supmim.interop import arrays
-from supmim.workdir.files import whole, write_json
+from supmim.workdir.files import read_json, whole, write_json
 
 IDENTITY = "identity.json"
 BLOCK_BYTES = 2**26  # of embeddings that are in memory at once
@@ -114,7 +114,7 @@ class Partial:
         identity = json.loads(json.dumps(identity))
         if path.is_file():
             with told(path):
-                held = dict(json.loads(path.read_text(encoding="utf-8")))
+                held = dict(read_json(path))
             if differ := [name for name in identity if held.get(name) != identity[name]]:
                 raise ConfigError(
                     f"{self.folder} holds a part of other embeddings: not the same "

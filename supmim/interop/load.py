@@ -1,7 +1,7 @@
 """`supmim.load`: a model from a workdir, an exported or timm folder, or big_vision's npz."""
 
 import dataclasses
-import json
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,18 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config, options
-from supmim.errors import CheckpointError
+from supmim.errors import CheckpointError, ConfigError
 from supmim.interop import arrays, big_vision, timm, vit
 from supmim.model import Model
 from supmim.models import layers
 from supmim.models.classifier import Classifier
 from supmim.models.encoder import Encoder
 from supmim.workdir import model as model_json
-from supmim.workdir.checkpoint import Checkpoints, damage, evaluated
-from supmim.workdir.files import read_config
+from supmim.workdir.checkpoint import evaluated, newest_sound
+from supmim.workdir.files import read_config, read_json
 
 TAKES = (
     "it takes a workdir of supmim train, a folder of supmim export or of timm (config.json and "
@@ -42,41 +43,43 @@ def load(path: str | os.PathLike) -> Model:
         return from_big_vision(place / big_vision.WEIGHTS)
     if place.is_file():
         return from_big_vision(place)
-    if pickled := [path for end in arrays.PICKLE_SUFFIXES for path in place.glob(f"*{end}")]:
+    if pickled := pickles(place):
         arrays.read(pickled[0])  # says how to convert it
     found = "holds none of these" if place.exists() else "does not exist"
     raise CheckpointError(f"{place} {found}: {TAKES}")
 
 
+@functools.lru_cache(maxsize=1)  # once for the config, once for the evaluation
+def published(path: str | os.PathLike) -> Model:
+    """Return the model of a path that is no workdir; ConfigError if it is one."""
+    if is_workdir(Path(path).expanduser()):
+        raise ConfigError(f"{path} is the workdir of a run; evaluate it with --workdir={path}")
+    return load(path)
+
+
 def is_workdir(place: Path) -> bool:
-    """Return whether a run of supmim began in the folder."""
-    return (place / "config.json").is_file() and not (place / timm.WEIGHTS).is_file()
+    """Return whether a run of supmim began in the folder; one with weights is somebody else's."""
+    weights = (place / timm.WEIGHTS).is_file() or pickles(place)
+    return (place / "config.json").is_file() and not weights
 
 
-def from_workdir(workdir: Path, step: int | None = None) -> Model:
-    """Return the model of a step, by default the newest; averaged parameters where there are any.
+def pickles(folder: Path) -> list[Path]:
+    """Return the files of a folder that are named like pickles."""
+    return [path for end in arrays.PICKLE_SUFFIXES for path in sorted(folder.glob(f"*{end}"))]
+
+
+def from_workdir(workdir: Path) -> Model:
+    """Return the model of the newest checkpoint; averaged parameters where there are any.
 
     CheckpointError if there is none, or the run trains no encoder.
     """
     config = read_config(workdir)
     if config.task == "tokenizer":
         raise CheckpointError(f"{workdir} holds a tokenizer, which has no encoder")
-    checkpoints = Checkpoints(workdir / "checkpoints", print)
-    if not (steps := checkpoints.steps()):
-        raise CheckpointError(
-            f"{workdir} has no checkpoint yet; train it with: supmim train --workdir={workdir}"
-        )
-    chosen = steps[-1] if step is None else step
-    where = checkpoints.folder / str(chosen)
-    if problem := damage(where):
-        raise CheckpointError(
-            f"step {chosen} of {workdir} is damaged: {problem}. To set it aside: supmim evaluate "
-            f"--workdir={workdir}"
-        )
+    params = evaluated(newest_sound(workdir), ("encoder", "classifier"))
     about = model_json.read(workdir)
     num_classes = config.classifier.num_classes
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))
-    params = evaluated(where, ("encoder", "classifier"))
     params["encoder"].pop("mask_token", None)  # stands for hidden patches in training alone
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
 
@@ -85,10 +88,10 @@ def from_timm(folder: Path) -> Model:
     """Return the model of config.json and model.safetensors."""
     path = folder / timm.CONFIG
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         view = stored["pretrained_cfg"]
         tensors = arrays.read(folder / timm.WEIGHTS)
-        config = timm.options_of(tensors, stored)
+        config = checked(timm.options_of(tensors, stored))
         channels = config.data.channels
         mean, std = (tuple(view.get(name) or [0.5] * channels) for name in ("mean", "std"))
         if len(mean) != channels or len(std) != channels or min(std) <= 0:
@@ -107,7 +110,7 @@ def from_big_vision(path: Path) -> Model:
     """Return the model of an npz; its classes are numbers unless model.json names them."""
     tensors = big_vision.plain(arrays.read(path))
     try:
-        config = big_vision.options_of(tensors)
+        config = checked(big_vision.options_of(tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; {TAKES}") from error
     about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
@@ -119,7 +122,15 @@ def from_big_vision(path: Path) -> Model:
     return made(config, whole(loaded, path), about.class_names if about else (), str(path))
 
 
-def viewed(data: options.Data, about: model_json.Model) -> options.Data:
+def checked(config: Config) -> Config:
+    """Return the config of a file from elsewhere; CheckpointError if it breaks our limits."""
+    try:
+        return config_lib.validate(config_lib.flatten(config))
+    except ConfigError as error:
+        raise CheckpointError(f"supmim has no such network: {error}") from error
+
+
+def viewed(data: options.Data, about: model_json.About) -> options.Data:
     """Return data options with the view of a model.json."""
     return options.changed(
         data,
@@ -149,13 +160,14 @@ def made(config: Config, params: vit.Params, class_names: tuple[str, ...], name:
 def shapes(config: Config) -> vit.Shapes:
     """Return the shapes of the parameters of a config's encoder and classifier, by flat name."""
     data, head = config.data, config.classifier
-    image = jnp.zeros((1, data.image_size, data.image_size, data.channels))
+    side = data.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, data.channels), jnp.float32)
     rng = jax.random.key(0)
     encoder = Encoder(config.encoder, config.grid)
     tree: dict[str, Any] = {"encoder": jax.eval_shape(encoder.init, rng, image)["params"]}
     if head.num_classes:
         classifier = Classifier(head.num_classes, rep_size=head.rep_size)
-        embedding = jnp.zeros((1, config.encoder.width))
+        embedding = jax.ShapeDtypeStruct((1, config.encoder.width), jnp.float32)
         tree["classifier"] = jax.eval_shape(classifier.init, rng, embedding)["params"]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {sharding.path_name(path): leaf.shape for path, leaf in leaves}

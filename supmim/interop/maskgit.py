@@ -134,8 +134,8 @@ def flax_name(path: ParameterPath, _: vqgan.Network) -> str:
 
 def flax_sizes(found: Shapes) -> dict[str, Any]:
     """Return the sizes; the decoder has a convolution at either end and one between two levels."""
-    levels = _highest(found, r"decoder/Conv_(\d+)/kernel")
-    blocks = (1 + _highest(found, r"encoder/ResBlock_(\d+)/.*")) // max(levels + 1, 1)
+    levels = arrays.highest(found, r"decoder/Conv_(\d+)/kernel")
+    blocks = (1 + arrays.highest(found, r"encoder/ResBlock_(\d+)/.*")) // max(levels + 1, 1)
     widths = []
     for level in range(levels):
         numbers = "|".join(map(str, range(level * blocks, (level + 1) * blocks)))
@@ -188,24 +188,14 @@ def _muse_module(side: str, module: str, network: vqgan.Network) -> str:
 
 def torch_sizes(found: Shapes) -> dict[str, Any]:
     """Return the sizes of any of the PyTorch layouts."""
-    levels = 1 + _highest(found, r"encoder\.down\.(\d+)\..*")
-    blocks = 1 + _highest(found, r"encoder\.down\.\d+\.block\.(\d+)\..*")
+    levels = 1 + arrays.highest(found, r"encoder\.down\.(\d+)\..*")
+    blocks = 1 + arrays.highest(found, r"encoder\.down\.\d+\.block\.(\d+)\..*")
     widths = [
         _shape(found, rf"encoder\.down\.{level}\.block\.\d+\.conv\d\.weight")[:1]
         for level in range(levels)
     ]
     stem = _shape(found, r"encoder\.conv_in\.weight")[1::-1]
     return _sizes(stem, widths, blocks, _shape(found, r"quantize\.embedding\.weight"))
-
-
-def _highest(found: Shapes, pattern: str) -> int:
-    """Return the highest number in the names, or -1 if no name matches.
-
-    Without as many tensors as its number, a name is left to `check_shapes`: the others are missing.
-    """
-    texts = (match[1] for name in found if (match := re.fullmatch(pattern, name)))
-    numbers = (int(text) for text in texts if len(text) < 10)
-    return max((number for number in numbers if number < len(found)), default=-1)
 
 
 def _shape(found: Shapes, pattern: str) -> tuple[int, ...]:

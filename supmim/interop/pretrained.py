@@ -1,12 +1,10 @@
 """The encoder of another run, or of a published model, from which a new run starts."""
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from supmim import config as config_lib
@@ -17,7 +15,7 @@ from supmim.interop.load import is_workdir
 from supmim.interop.load import load as load_model
 from supmim.models import layers
 from supmim.runtime import hosts
-from supmim.workdir.checkpoint import DIGESTS, Checkpoints, damage, load_some
+from supmim.workdir.checkpoint import DIGESTS, Checkpoints, evaluated, newest_sound
 from supmim.workdir.files import read_config
 
 
@@ -39,22 +37,13 @@ def find(config: Config) -> dict[str, Any]:
             "to use the tokenizer, set config.tokenizer.path"
         )
     check_kind(stored, config)
-    checkpoints = Checkpoints(workdir / "checkpoints", print)
-    if not (steps := checkpoints.steps()):
-        raise CheckpointError(
-            f"config.init.model={workdir} has no checkpoint yet; train it with: supmim train "
-            f"--workdir={workdir}"
-        )
-    if problem := damage(checkpoints.folder / str(steps[-1])):
-        raise CheckpointError(
-            f"the newest checkpoint of config.init.model={workdir}, step {steps[-1]}, is "
-            f"damaged: {problem}. To set it aside: supmim evaluate --workdir={workdir}"
-        )
+    newest = newest_sound(workdir, "config.init.model=")
+    step = int(newest.name)
     return {
         "workdir": str(workdir),
-        "step": steps[-1],
+        "step": step,
         "averaged": stored.optimizer.ema_decay > 0 and stored.optimizer.frozen != "encoder",
-        "sha256": checkpoints.digest(steps[-1]),
+        "sha256": Checkpoints(newest.parent, print).digest(step),
     }
 
 
@@ -107,16 +96,13 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
             raise CheckpointError(f"{origin['model']} has changed while the run started")
         params = jax.device_get(model.params["encoder"])
         return jax.device_put(params, sharding.state_sharding({"encoder": params}, mesh)["encoder"])
-    prefix = r"^.*/average/encoder/" if origin["averaged"] else "^params/encoder/"
 
-    def place(name: str, shape: tuple[int, ...]) -> NamedSharding | None:
-        if not re.match(prefix, name):
-            return None
+    def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
         return NamedSharding(mesh, sharding.partition_spec(name, shape, mesh))
 
     path = Path(origin["workdir"]).absolute() / "checkpoints" / str(origin["step"])
     try:
-        leaves = load_some(path, place)
+        return evaluated(path, ("encoder",), place)["encoder"]
     except Exception as error:  # the type that Orbax raises depends on which file is missing
         if (path / DIGESTS).is_file():
             raise
@@ -124,8 +110,6 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
             f"checkpoint {path} is no longer there: the run that wrote it is still training and "
             "keeps only its newest. Start again to use the newest, or wait until that run ends"
         ) from error
-    named = {re.sub(prefix, "", name): leaf for name, leaf in leaves.items()}
-    return traverse_util.unflatten_dict(named, sep="/")
 
 
 def fitted(stored: Any, expected: Any) -> Any:

@@ -1,30 +1,24 @@
 """timm's ViTs: a folder of config.json and model.safetensors, which transformers loads too."""
 
 import math
-import re
 from typing import Any
 
 import numpy as np
 
 from supmim.config import Config, options
+from supmim.config.presets import VARIANTS
 from supmim.errors import CheckpointError
-from supmim.interop import vit
+from supmim.interop import arrays, vit
 from supmim.interop.vit import Layout, Params, Tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POOLS = {"gap": "avg", "cls": "token", "map": "map"}
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
 INDEPENDENT = "multi_label_classification"  # transformers' word for a sigmoid loss
-# Heads of the ViTs that timm knows by name alone; a head has 64 channels up to width 1,024.
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16}
-OTHER_MODELS = (
-    "clip",
-    "siglip",
-    "quickgelu",
-    "samvit",
-    "eva",
-    "naflex",
-)  # other activations, norms
+# Heads by width, of the ViTs that timm knows by name alone; its own have no width of 32.
+HEADS = {width: num_heads for width, _, _, num_heads in VARIANTS.values() if width > 32}
+# Parts of the names of ViTs with other activations or norms.
+OTHER_MODELS = ("clip", "siglip", "quickgelu", "samvit", "eva", "naflex")
 WORDS = (
     ("encoder/", ""), ("classifier/", ""),
     ("map_pool/attention/", "attn_pool/"), ("map_pool/", "attn_pool/"), ("probe", "latent"),
@@ -176,18 +170,19 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
     if asked not in pools:
         raise CheckpointError(f"its pooling, {asked!r}, is not one of {', '.join(pools)}")
     pool = pools[asked]
+    scaled = "blocks.0.ls1.gamma" in tensors
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     head, side = tensors.get("head.weight"), int(model.get("img_size") or view["input_size"][-1])
     encoder = options.Encoder(
         patch_size=patch_size,
         width=width,
-        depth=1 + max(int(n) for n in re.findall(r"blocks\.(\d+)\.", " ".join(tensors))),
+        depth=1 + arrays.highest(tensors, r"blocks\.(\d+)\..*"),
         num_heads=int(num_heads),
         mlp_dim=len(up),
         positions="learned",
         pool=pool,
         gelu=GELUS[gelu],
-        layer_scale=float(model.get("init_values") or 1e-5) * ("blocks.0.ls1.gamma" in tensors),
+        layer_scale=float(model.get("init_values") or 1e-5) if scaled else 0.0,
         registers=registers + ("cls_token" in tensors and pool != "cls"),
     )
     resize = math.floor(side / float(view.get("crop_pct") or 1.0))
@@ -220,7 +215,7 @@ def plain(tensors: Tensors, config: Config) -> Tensors:
         start = 0
         for name in prefix:
             end = start + tensors[name].shape[1]
-            tensors[name] = vit.without_own_positions(tensors[name], positions[:, start:end])
+            tensors[name] = vit.with_positions(tensors[name], positions[:, start:end])
             start = end
         tensors["pos_embed"] = positions[:, count:]
     if "cls_token" in tensors and config.encoder.pool != "cls":

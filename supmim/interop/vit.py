@@ -18,6 +18,7 @@ from supmim.interop import arrays
 Tensors = dict[str, np.ndarray]  # of a file, under its names
 Params = dict[str, np.ndarray]
 PATCHES = "encoder/embedding/kernel"
+LARGEST = 2**40  # values of a tensor
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -86,8 +87,12 @@ def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Lo
 
 
 def shape_in(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one of our parameters in another layout; ours for PATCHES."""
-    if name == PATCHES:  # the size of a patch is known to the reader of the config alone
+    """Return the shape of one of our parameters in another layout; ours for PATCHES.
+
+    Ours also if it is LARGEST or more, which no file holds.
+    """
+    # The size of a patch is known to the reader of the config alone.
+    if name == PATCHES or math.prod(shape) > LARGEST:
         return shape
     return layout.to_theirs(name, np.broadcast_to(np.float32(0), shape), 0).shape
 
@@ -123,6 +128,6 @@ def for_our_pixels(
     return params | {name: array.astype(np.float32) for name, array in new.items()}
 
 
-def without_own_positions(tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def with_positions(tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Add positions [1, K, D] of the tokens before the patches to these tokens [1, K, D]."""
     return (tokens.astype(np.float64) + positions).astype(np.float32)

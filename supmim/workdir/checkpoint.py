@@ -265,6 +265,26 @@ class Checkpoints:
         self.log(f"checkpoint {path} {why}; it was renamed to {aside.name}")
 
 
+def newest_sound(workdir: Path, option: str = "") -> Path:
+    """Return the newest checkpoint of a run; CheckpointError if there is none, or it is damaged.
+
+    option: a prefix of the workdir in messages, such as `config.init.model=`.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", print)
+    if not (steps := checkpoints.steps()):
+        raise CheckpointError(
+            f"{option}{workdir} has no checkpoint yet; train it with: supmim train "
+            f"--workdir={workdir}"
+        )
+    path = checkpoints.folder / str(steps[-1])
+    if problem := damage(path):
+        raise CheckpointError(
+            f"the newest checkpoint, step {path.name} of {option}{workdir}, is damaged: {problem}. "
+            f"To set it aside: supmim evaluate --workdir={workdir}"
+        )
+    return path
+
+
 def file_digests(path: Path) -> dict[str, str]:
     """Return {relative name: SHA-256} of every file below `path` except the digests."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / DIGESTS)
@@ -353,18 +373,23 @@ def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[
     return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
 
 
-def evaluated(path: Path, groups: tuple[str, ...]) -> dict[str, Any]:
-    """Return groups of the parameters of a verified checkpoint, on one device.
+def evaluated(
+    path: Path, groups: tuple[str, ...], place: Callable[[str, tuple[int, ...]], Any] | None = None
+) -> dict[str, Any]:
+    """Return groups of the parameters of a verified checkpoint, by default on one device.
 
-    Averaged parameters take the place of the others where there are any.
+    Averaged parameters take the place of the others where there are any. place: see load_some.
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = place or (lambda name, shape: device)
     pattern = re.compile(rf"(params|.*/average)/((?:{'|'.join(groups)})/.*)")
-    leaves = load_some(path, lambda name, _: device if pattern.fullmatch(name) else None)
-    named = {}
-    for name in sorted(leaves, reverse=True):  # params/..., then opt_state/.../average/...
-        named[pattern.sub(r"\2", name)] = leaves[name]
-    return traverse_util.unflatten_dict(named, sep="/")
+    names = [name for name in _leaves(ocp.metadata(str(path)).metadata) if pattern.fullmatch(name)]
+    chosen = {}  # plain name -> stored name: opt_state/.../average/... comes before params/...
+    for name in sorted(names, reverse=True):
+        chosen[pattern.sub(r"\2", name)] = name
+    wanted = set(chosen.values())
+    leaves = load_some(path, lambda name, shape: place(name, shape) if name in wanted else None)
+    return traverse_util.unflatten_dict({k: leaves[name] for k, name in chosen.items()}, sep="/")
 
 
 def _leaves(tree: Any) -> dict[str, str]:

@@ -24,7 +24,7 @@ class Workdir:
         """Return the results of a finished run; empty if it is not finished."""
         return hosts.on_first(lambda: files.read_results(self.path))
 
-    def begin_run(self, config: Config, origin: dict[str, Any], about: model.Model) -> None:
+    def begin_run(self, config: Config, origin: dict[str, Any], about: model.About) -> None:
         """Freeze the config, and what is known about the model; mark the run as not finished.
 
         origin: see files.begin_run.

@@ -19,7 +19,7 @@ ADVICE = "restore it from a copy, or delete it to go on with classes whose numbe
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class About:
     """What the outputs of a model mean, and what images it takes.
 
     class_names: in the order of the logits; empty without classes. view, resize, size: the central
@@ -39,11 +39,11 @@ class Model:
     loss: str = "softmax"
 
 
-def of(config: Config, class_names: tuple[str, ...]) -> Model:
+def of(config: Config, class_names: tuple[str, ...]) -> About:
     """Return what the model of a config takes and, given the classes of its source, answers."""
     data, encodes = config.data, config.task != "tokenizer"
     mean, std = (views.MEAN, views.STD) if encodes else (0.0, 1.0)
-    return Model(
+    return About(
         class_names=class_names if config.facts.has_labels else (),
         channels=data.channels,
         interpolation=data.interpolation,
@@ -54,12 +54,12 @@ def of(config: Config, class_names: tuple[str, ...]) -> Model:
     )
 
 
-def write(workdir: Path, model: Model) -> None:
+def write(workdir: Path, about: About) -> None:
     """Write the model.json of a workdir atomically."""
-    write_json(workdir / FILE, vars(model))
+    write_json(workdir / FILE, vars(about))
 
 
-def read(workdir: Path) -> Model | None:
+def read(workdir: Path) -> About | None:
     """Return the model.json of a workdir; None if there is none.
 
     CheckpointError if it is damaged.
@@ -70,14 +70,14 @@ def read(workdir: Path) -> Model | None:
     stored = read_object(path, ADVICE)
     values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
     try:
-        model = Model(**values)
-        "".join(model.class_names)  # TypeError unless all are names
+        about = About(**values)
+        "".join(about.class_names)  # TypeError unless all are names
     except TypeError as error:
         raise CheckpointError(f"{path} is damaged ({error}): {ADVICE}") from error
-    return model
+    return about
 
 
 def notes(workdir: Path) -> dict[str, Any]:
     """Return what results tell of the model: `model`, and `init`, where its encoder came from."""
-    model, origin = read(workdir), read_origin(workdir)
-    return origin if model is None else origin | {"model": vars(model)}
+    about, origin = read(workdir), read_origin(workdir)
+    return origin if about is None else origin | {"model": vars(about)}
