@@ -21,6 +21,7 @@ from supmim.runtime import streams
 from supmim.workdir import files
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit raises
+UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP)
 HELP = ("-h", "--help", "help")
 
 
@@ -202,14 +203,23 @@ def run(args: Sequence[str]) -> int:
         print(f"supmim: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno not in FULL:
+        if (told := of_the_system(error)) is None:
             raise
-        print(
-            f"supmim: {error.filename or 'a file'} cannot be written: {error.strerror}. Free some "
-            "space, then give the same command again: a run continues from its newest checkpoint",
-            file=sys.stderr,
+        print(f"supmim: {told}", file=sys.stderr)
+        return told.exit_code
+
+
+def of_the_system(error: OSError) -> SupmimError | None:
+    """Return what to tell of a full disk or a path that cannot be used, None for other errors."""
+    path = streams.printable(str(error.filename or "a file"))
+    if error.errno in FULL:
+        return CheckpointError(
+            f"{path} cannot be written: {error.strerror}. Free some space, then give the same "
+            "command again: a run continues from its newest checkpoint"
         )
-        return CheckpointError.exit_code
+    if error.errno in UNUSABLE and error.filename:
+        return ConfigError(f"{path} cannot be used: {error.strerror}")
+    return None
 
 
 def main() -> None:

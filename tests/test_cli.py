@@ -195,9 +195,30 @@ def test_a_full_disk_ends_with_exit_code_4_and_what_to_do(monkeypatch, capsys):
     told = capsys.readouterr().err
     assert told.startswith("supmim: runs/x/report.html cannot be written: No space left on device")
     assert "Free some space, then give the same command again" in told
-    monkeypatch.setattr(cli, "command", raising(OSError(errno.EPERM, "no", "x")))
-    with pytest.raises(PermissionError):
+    monkeypatch.setattr(cli, "command", raising(OSError(errno.EIO, "no", "x")))
+    with pytest.raises(OSError, match="no"):
         cli.run(["doctor"])
+
+
+EIGHT = "--config.batch_size=48"  # divides over the 8 devices of the tests
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["embed", "--model={}", "--images=x", "--out=y.npz"],
+        ["train", "--config=configs/digits.py", "--workdir=w", "--config.init.model={}", EIGHT],
+        ["train", "--config=configs/digits.py", "--workdir=w", "--resume={}", EIGHT],
+        ["draw", "--model={}", "--images=x", "--out=y"],
+    ],
+)
+def test_a_name_that_is_too_long_is_told_without_a_traceback(args, tmp_path, monkeypatch, capsys):
+    (tmp_path / "configs").symlink_to(Path("configs").absolute())
+    monkeypatch.chdir(tmp_path)
+    assert cli.run([arg.format("a" * 300) for arg in args]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("supmim: ") and "a" * 300 in told
+    assert told.endswith(" cannot be used: File name too long\n")
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
