@@ -64,7 +64,7 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
         ("checkpoint.keep_best_metric", "segmentation/iou/cat", "no result"),
         ("encoder.num_heads", 10**10, "it takes a value from 1 to 2147483647"),
         ("encoder.num_heads", 2**31 - 1, "nearest numbers of heads: 16"),
-        ("decoder.width", 2**31 - 1, "nearest numbers of heads: 1 or 2147483647\n"),
+        ("decoder.width", 65_521, "nearest numbers of heads: 1 or 65521\n"),
         ("data.image_size", 2**31 - 1, "nearest image sizes: 2147483646"),
         ("tokenizer.patch_size", 2**31 - 1, "nearest: 2147483647;"),
         ("mim.mask_ratio", 2 * 10**400, "it takes a value from 0 to 1"),

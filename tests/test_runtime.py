@@ -219,6 +219,12 @@ def test_a_span_that_is_none_is_told(span):
         profile.parse(span)
 
 
+def test_a_span_of_more_steps_than_memory_holds_is_refused():
+    assert profile.parse("5:1004") == (5, 1004)
+    with pytest.raises(ConfigError, match="more than 1000 steps in memory; nearest: .*=5:1004"):
+        profile.parse("5:99999999999")
+
+
 def test_a_profile_covers_its_steps_and_ends_with_the_run(tmp_path):
     told = []
     tracer = profile.Profile("2:3", tmp_path / "whole", told.append)

@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 650,
     "planning": 1040,
     "report": 1040,
-    "runtime": 760,
+    "runtime": 765,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,

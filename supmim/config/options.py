@@ -15,6 +15,8 @@ from supmim.config.option import Change, Option, Value, option
 NORM_GROUPS = 32  # groups of the norms of published VQGANs
 MAX_LEVELS = 16  # of a tokenizer: the last has 32,768 pixels a side for one
 MAX_DEPTH = 1000  # blocks, each a part of the program
+MAX_WIDTH = 2**16  # of a token: a block's parameters are 50 billion
+MAX_IMAGES = 2**20  # of a batch
 SSIM_WINDOW = 11  # side of the windows that SSIM compares, in pixels
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
 Group = TypeVar("Group")
@@ -243,12 +245,14 @@ class Encoder:
     """The ViT."""
 
     patch_size: int = option(16, "side of a patch", unit="pixels", low=1, changes=("parameters",))
-    width: int = option(768, "size of a token", low=1, changes=("parameters",))
+    width: int = option(768, "size of a token", low=1, high=MAX_WIDTH, changes=("parameters",))
     depth: int = option(
         12, "number of blocks", low=1, high=MAX_DEPTH, changes=("parameters",), debug=2
     )
     num_heads: int = option(12, "attention heads per block", low=1, changes=("parameters",))
-    mlp_dim: int = option(3072, "hidden size of a block's MLP", low=1, changes=("parameters",))
+    mlp_dim: int = option(
+        3072, "hidden size of a block's MLP", low=1, high=MAX_WIDTH * 4, changes=("parameters",)
+    )
     positions: str = option(
         "sincos2d", "position embedding", choices=("sincos2d", "learned"), changes=("parameters",)
     )
@@ -317,10 +321,10 @@ class Classifier:
 class Decoder:
     """Predicts the tokens of hidden patches; it is gone at inference."""
 
-    width: int = option(512, "size of a token in the decoder", low=1)
+    width: int = option(512, "size of a token in the decoder", low=1, high=MAX_WIDTH)
     depth: int = option(2, "number of blocks", low=0, high=MAX_DEPTH, debug=1)
     num_heads: int = option(8, "attention heads per block", low=1)
-    mlp_dim: int = option(2048, "hidden size of a block's MLP", low=1)
+    mlp_dim: int = option(2048, "hidden size of a block's MLP", low=1, high=MAX_WIDTH * 4)
 
 
 @dataclass(frozen=True)
@@ -561,6 +565,7 @@ class Eval:
         512,
         "images per evaluation batch, over all devices",
         low=1,
+        high=MAX_IMAGES,
         may_change="in evaluation",
         debug=16,
     )
@@ -605,7 +610,9 @@ class Config:
 
     seed: int = option(0, "seed of parameters, masks, dropout and mixing", low=0)
     task: str = option("supmim", "what is trained", choices=tuple(tasks.FACTS))
-    batch_size: int = option(1024, "images per step, over all devices", low=1, debug=16)
+    batch_size: int = option(
+        1024, "images per step, over all devices", low=1, high=MAX_IMAGES, debug=16
+    )
     accumulation_steps: int = option(
         1, "parts that a batch is split into, computed one after the other", low=1, debug=1
     )

@@ -10,6 +10,8 @@ import jax
 
 from supmim.errors import ConfigError
 
+MOST_STEPS = 1000  # that are traced
+
 
 class Profile:
     """A tracer of steps START to STOP, both included, into `folder`; of none if span is empty."""
@@ -60,4 +62,9 @@ def parse(span: str) -> tuple[int, int]:
     start, stop = map(int, found.groups()) if found else (0, 0)
     if not 1 <= start <= stop:
         raise ConfigError(f"--profile={span} is not START:STOP in steps, e.g. --profile=10:15")
+    if stop - start >= MOST_STEPS:
+        raise ConfigError(
+            f"--profile={span} would keep more than {MOST_STEPS} steps in memory; nearest: "
+            f"--profile={start}:{start + MOST_STEPS - 1}"
+        )
     return start, stop
