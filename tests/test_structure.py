@@ -137,7 +137,7 @@ BUDGETS = {
     "config": 1710,
     "data": 4340,
     "evaluators": 2040,
-    "interop": 1620,
+    "interop": 1645,
     "models": 650,
     "planning": 1040,
     "report": 1040,
