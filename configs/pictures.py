@@ -1,7 +1,7 @@
 """Your own pictures, in one folder per class: ViT-S/16 at 224 pixels, labels and masked tokens.
 
 supmim data check folder:PATH
-supmim train --config=configs/pictures.py --workdir=runs/pictures --config.data.train=folder:PATH
+supmim train --config=pictures --workdir=runs/pictures --config.data.train=folder:PATH
 
 The arm :baseline trains the same encoder on labels alone.
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from supmim import config as config_lib
 from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, overview, subverbs, verb_help
-from supmim.config import Config, pyfile
+from supmim.config import Config, catalogue, pyfile
 from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
 from supmim.runtime import streams
 from supmim.workdir import files
@@ -31,12 +31,12 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     `config` is the preset of the command line, else the config of the workdir, with its overrides.
     """
     verb = VERBS[name]
-    args = words_as_flags(name, args)
+    args = [underscored(arg) for arg in words_as_flags(name, args)]
     values = own_flags(verb)
     preset = next((arg for arg in args if re.match("--?config(=|$)", arg)), "")
     next_command = f"See: supmim {name} --help"
     try:
-        argv = ["supmim", *map(underscored, args)]
+        argv = ["supmim", *args]
         define_config(verb, values, argv, preset)
         rest = values(argv)[1:]
         if verb.takes_config and values.config is not None:
@@ -78,9 +78,10 @@ def words_as_flags(name: str, args: Sequence[str]) -> Sequence[str]:
 
 
 def underscored(arg: str) -> str:
-    """--fake-devices=8 -> --fake_devices=8; options have no dashes, a preset may have ~."""
+    """--fake-devices=8 -> --fake_devices=8, --config=digits -> --config=digits."""
     flag, equals, value = arg.partition("=")
-    value = os.path.expanduser(value) if flag.lstrip("-") == "config" else value
+    if flag.lstrip("-") == "config" and value:
+        value = catalogue.resolved(value)
     return flag[:2] + flag[2:].replace("-", "_") + equals + value if arg[:2] == "--" else arg
 
 

@@ -45,7 +45,7 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
         (["train", f"--config={DIGITS}"], "--workdir is missing"),
         (["train", "--workdir=x", f"--config={DIGITS}", "stray"], "'stray' is not a flag"),
         (["train", "--workdir=/nowhere/x"], "holds no run"),
-        (["train", "--workdir=x", "--config=nope.py"], "No such file"),
+        (["train", "--workdir=x", "--config=nope.py"], "the file nope.py does not exist"),
         (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim or baseline"),
         (["evaluate", "--workdir=/nowhere/x"], "holds no run"),
         (["tokenizer"], "takes import or train\n\nsupmim tokenizer: make a tokenizer"),
@@ -207,8 +207,8 @@ EIGHT = "--config.batch_size=48"  # divides over the 8 devices of the tests
     "args",
     [
         ["embed", "--model={}", "--images=x", "--out=y.npz"],
-        ["train", "--config=configs/digits.py", "--workdir=w", "--config.init.model={}", EIGHT],
-        ["train", "--config=configs/digits.py", "--workdir=w", "--resume={}", EIGHT],
+        ["train", "--config=digits", "--workdir=w", "--config.init.model={}", EIGHT],
+        ["train", "--config=digits", "--workdir=w", "--resume={}", EIGHT],
         ["draw", "--model={}", "--images=x", "--out=y"],
     ],
 )

@@ -131,7 +131,7 @@ def test_a_preset_is_a_short_diff_headed_by_its_command(name):
     text = (CONFIGS / f"{name}.py").read_text()
     head = ast.get_docstring(ast.parse(text))
     verb = "tokenizer train" if name in TOKENIZERS else "train"
-    assert f"supmim {verb} --config=configs/{name}.py --workdir=" in head
+    assert f"supmim {verb} --config={name} --workdir=" in head
     assert "not run yet" in head or "%" in head
     assert len(text.splitlines()) < 50
 

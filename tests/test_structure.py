@@ -133,8 +133,8 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 1950,
     "benchmarks": 1110,
-    "commands": 2240,
-    "config": 1710,
+    "commands": 2290,
+    "config": 1850,
     "data": 4340,
     "evaluators": 2040,
     "interop": 1645,

@@ -1,6 +1,7 @@
 """The verbs of `supmim`: a table of what each does and takes, and the help made from it."""
 
 import dataclasses
+import textwrap
 from pathlib import Path
 
 from supmim.config import OPTIONS
@@ -59,7 +60,7 @@ TRAIN = {
 VERBS = {
     "train": Verb(
         "train, evaluate and draw; continue a run that was stopped",
-        "supmim train --config=configs/digits.py --workdir=runs/digits",
+        "supmim train --config=digits --workdir=runs/digits",
         TRAIN,
         required=("workdir",),
         takes_config=True,
@@ -141,7 +142,7 @@ VERBS = {
     ),
     "sweep": Verb(
         "train every member of a sweep file: plan, run, status, table",
-        "supmim sweep run --sweep=configs/sweeps/mim_gain.py --folder=sweeps/mim_gain",
+        "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain",
         {
             "folder": (PATH, "folder of the sweep: index, a workdir per member, table"),
             "sweep": (PATH, "Python file with PRESET and get_sweep(); default: folder's members"),
@@ -182,7 +183,7 @@ VERBS = {
     ),
     "data tokens": Verb(
         "compute target ids once, for all runs that share them",
-        "supmim data tokens --config=configs/digits.py --out=ids",
+        "supmim data tokens --config=digits --out=ids",
         {
             "out": (PATH, "folder for them; a run reads it with --config.data.targets=DIR"),
             "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
@@ -210,7 +211,7 @@ VERBS = {
     ),
     "benchmark": Verb(
         "time step, input, tokenizer, knn or embed against references",
-        "supmim benchmark step --config=configs/digits.py",
+        "supmim benchmark step --config=digits",
         {
             "rounds": ("10", "how often each step is timed; the median counts"),
             "queries": ("", "knn: number of query images; default: what fits"),
@@ -230,16 +231,17 @@ VERBS = {
     ),
     "plan": Verb(
         "check whether the train step fits a pod, and how fast it is",
-        "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16",
+        "supmim plan --config=imagenet_l14 --topology=v5e:16x16",
         {
             "topology": ("", "GENERATION:SIZE, e.g. v5e:16x16, v5p:8x8x8, h200:8, cpu:8"),
             "images": ("", "training images, for the hours; default: the source's"),
             "largest_batch": (False, "find the largest batch that fits, in a few compiles"),
             "json": (False, "print JSON instead of a table"),
-            "table": (PATH, "FILE.md to write: all ImageNet presets of configs/ on five pods"),
+            "table": (PATH, "FILE.md to write: all ImageNet presets on five pods"),
         },
         takes_config=True,
     ),
+    "configs": Verb("list the presets and sweeps that come with supmim", "supmim configs"),
     "doctor": Verb("print versions, devices, memory, disk and known problems", "supmim doctor"),
 }
 
@@ -254,8 +256,13 @@ def subverbs(name: str) -> dict[str, str]:
 
 
 def two_columns(items: dict[str, str]) -> str:
+    """Return names and meanings as lines of at most 80 columns."""
     width = max(map(len, items))
-    return "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in items.items())
+    return "\n".join(
+        textwrap.fill(meaning, 80, initial_indent=f"  {name:<{width}}  ",
+                      subsequent_indent=" " * (width + 4), break_on_hyphens=False)
+        for name, meaning in items.items()
+    )  # fmt: skip
 
 
 def overview() -> str:
@@ -268,7 +275,7 @@ usage: supmim VERB [--flag=value ...]
 {two_columns({name: verb.summary for name, verb in VERBS.items()})}
 
 First run, on digits, about two minutes on a laptop:
-  supmim train --config=configs/digits.py --workdir=runs/digits
+  supmim train --config=digits --workdir=runs/digits
 All flags of a verb:
   supmim VERB --help"""
 
@@ -305,7 +312,8 @@ def verb_help(name: str) -> str:
     if others := subverbs(name):
         lines += [two_columns({f"supmim {name} {w}": does for w, does in others.items()}), ""]
     if verb.takes_config:
-        lines += ["  --config=FILE.py[:arg]", "      preset to start from, a Python file"]
+        lines += ["  --config=PRESET[:arguments]"]
+        lines += ["      name of a preset, see supmim configs, or a Python FILE.py of your own"]
     if verb.takes_config and "workdir" in verb.flags:
         lines += ["      without it the run of the workdir's config.json is continued, with any"]
         lines += ["      --config.option=value on top"]
