@@ -52,7 +52,8 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         if given not in ([True, False, False], [False, True, True]):
             text = "give --workdir, or --model and --out"
             raise ConfigError(f"{text}, e.g. {verb.usage}\n{next_command}")
-    for flag in verb.required:
+    prints = "print_config" in values and values.print_config and not values.workdir
+    for flag in ("config",) if prints else verb.required:
         if not values[flag].value:
             raise ConfigError(f"--{flag} is missing, e.g. {verb.usage}\n{next_command}")
     return values

@@ -200,6 +200,19 @@ def test_a_full_disk_ends_with_exit_code_4_and_what_to_do(monkeypatch, capsys):
         cli.run(["doctor"])
 
 
+def test_the_config_is_printed_as_it_would_be_trained_and_nothing_is_trained(tmp_path, capsys):
+    given = ["train", f"--config={DIGITS}:baseline", "--config.total_epochs=7", "--print-config"]
+    assert cli.run(given) == 0
+    config = config_lib.from_json(capsys.readouterr().out, "printed")
+    assert config.total_epochs == 7 and config.mim_weight == 0 and config.encoder.width == 64
+    assert cli.run([*given, "--debug", f"--workdir={tmp_path / 'x'}"]) == 0
+    assert config_lib.from_json(capsys.readouterr().out, "printed").encoder.depth == 2
+    assert not (tmp_path / "x").exists()
+    assert "--config is missing, e.g. supmim train --config=" in fails(
+        capsys, "train", "--print-config"
+    )
+
+
 EIGHT = "--config.batch_size=48"  # divides over the 8 devices of the tests
 
 

@@ -51,6 +51,7 @@ TRAIN = {
     "resume": (PATH, "checkpoint to continue from: a STEP or a PATH"),
     "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
     "allow_data_change": (False, "continue although data, seed or batch have changed"),
+    "print_config": (False, "print the config with all overrides, as JSON; train nothing"),
     "debug": (False, "train 2 blocks on small images for 20 steps; NaNs end it"),
     "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
     "fake_devices": ("", "train on this many pretend CPU devices"),
