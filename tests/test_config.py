@@ -69,6 +69,7 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
         ("tokenizer.patch_size", 2**31 - 1, "nearest: 2147483647;"),
         ("mim.mask_ratio", 2 * 10**400, "it takes a value from 0 to 1"),
         ("encoder.attention", "cudnn", "set config.encoder.dtype=bfloat16"),
+        ("optimizer.warmup_share", 0.1, "both set the warm-up: set one of them to 0"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_fits(path, value, told):

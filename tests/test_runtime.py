@@ -11,14 +11,17 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from supmim import config as config_lib
-from supmim import metrics
+from supmim import metrics, sharding
 from supmim.commands import doctor
 from supmim.config import options
+from supmim.data import sources
 from supmim.errors import ConfigError, DeviceError, NumericsError
+from supmim.report import terminal
 from supmim.runtime import devices, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.workdir import lock
@@ -283,3 +286,12 @@ def test_looking_at_a_lock_does_not_make_a_start_fail(tmp_path):
     with lock.hold(tmp_path):
         assert lock.held(tmp_path)
     timer.join()
+
+
+def test_the_plan_says_that_bfloat16_is_slow_on_a_cpu():
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    source, _ = sources.load(tiny_config().data, True)
+    for dtype, told in (("bfloat16", True), ("float32", False)):
+        config = tiny_config(**{"encoder.dtype": dtype})
+        text = terminal.plan(config, Path("x"), {}, mesh, source, 0, 15)
+        assert ("warning     bfloat16 is slow on a CPU: --config.enc" in text) == told

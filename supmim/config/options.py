@@ -492,6 +492,14 @@ class Optimizer:
     )
     learning_rate: float = option(1e-3, "peak learning rate at this batch size", low=1e-12)
     warmup_steps: int = option(10_000, "linear warm-up", unit="steps", low=0, debug=2)
+    warmup_share: float = option(
+        0.0,
+        "with warmup_steps=0: warm-up, as a share of the training",
+        low=0.0,
+        high=0.9,
+        debug=0.0,
+        default_is_before=True,
+    )
     b1: float = option(0.9, "decay of Adam's first moment", low=0.0, high=0.99999)
     b2: float = option(0.999, "decay of Adam's second moment", low=0.0, high=0.99999)
     moment_dtype: str = option(
