@@ -131,10 +131,10 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 1950,
+    "": 2000,
     "benchmarks": 1110,
-    "commands": 2290,
-    "config": 1870,
+    "commands": 2350,
+    "config": 1890,
     "data": 4340,
     "evaluators": 2040,
     "interop": 1645,
