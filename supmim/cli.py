@@ -20,7 +20,7 @@ from supmim.commands import help
 from supmim.commands.verbs import FAMILIES, VERBS, Verb, subverbs
 from supmim.config import Config, catalogue, pyfile
 from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
-from supmim.runtime import streams
+from supmim.runtime import compile_cache, streams
 from supmim.workdir import files
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit raises
@@ -252,6 +252,8 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     # of its connection to others are logged only.
     several = "coordinator" in values and values.coordinator
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if several else "3")
+    if "compile_cache" in values:
+        os.environ.update(compile_cache.environment(values.compile_cache))
     return command(name).run(config, values) or 0
 
 

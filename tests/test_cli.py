@@ -244,7 +244,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     """In flags of every verb, in options, and in the name of the preset."""
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table",
-             "model", "embeddings", "query", "picture"}  # fmt: skip
+             "model", "embeddings", "query", "picture", "compile_cache"}  # fmt: skip
     for name, verb in cli.VERBS.items():
         values = cli.own_flags(verb)
         texts = [flag for flag, (x, _) in verb.flags.items() if isinstance(x, str | Path)]

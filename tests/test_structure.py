@@ -133,7 +133,7 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 2000,
     "benchmarks": 1110,
-    "commands": 2350,
+    "commands": 2360,
     "config": 1890,
     "data": 4340,
     "evaluators": 2040,
@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 650,
     "planning": 1040,
     "report": 1050,
-    "runtime": 765,
+    "runtime": 815,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,

@@ -40,12 +40,17 @@ DIR with images, at any depth and without classes; FILE; 'DIR/*.jpg', in
 RARE = (
     *("coordinator", "num_processes", "process_id", "one_host"),
     *("profile", "deterministic", "fake_devices", "allow_data_change"),
+    "compile_cache",
 )
 HOSTS = {
     "coordinator": ("", "HOST:PORT of process 0; Slurm and TPU pods find it themselves"),
     "num_processes": ("", "number of processes; 1: this one runs alone"),
     "process_id": ("", "index of this process, from 0"),
     "one_host": (False, "all processes are on this machine"),
+}
+
+CACHE = {
+    "compile_cache": (PATH, "folder of compiled programs; none: compile anew; default: the user's"),
 }
 
 TRAIN = {
@@ -57,6 +62,7 @@ TRAIN = {
     "debug": (False, "train 2 blocks on small images for 20 steps; NaNs end it"),
     "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
     "fake_devices": ("", "train on this many pretend CPU devices"),
+    **CACHE,
     **HOSTS,
 }
 
@@ -78,6 +84,7 @@ VERBS = {
             "step": (PATH, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
+            **CACHE,
             **HOSTS,
         },
     ),
@@ -90,6 +97,7 @@ VERBS = {
             "out": (PATH, "FILE.npz: arrays embedding, path, and model, the model's digest"),
             "features": (("embedding", "patches"), "one vector per image, or a grid of them"),
             "dtype": (("float32", "float16"), "type of the numbers in the file"),
+            **CACHE,
         },
         required=("model", "images", "out"),
         forms=SOURCE,
@@ -103,6 +111,7 @@ VERBS = {
             "query": (PATH, "file of an image"),
             "top": (10, "how many images to show"),
             "picture": (PATH, "FILE.png to draw them to, beside the query"),
+            **CACHE,
         },
         required=("model", "embeddings", "query"),
     ),
@@ -114,6 +123,7 @@ VERBS = {
             "images": IMAGES,
             "top": (5, "how many classes of each image"),
             "json": (False, "print a JSON object per line"),
+            **CACHE,
         },
         required=("model", "images"),
         forms=SOURCE,
@@ -129,6 +139,7 @@ VERBS = {
                 "0.25,0.5,0.75",
                 "patches to hide; default: 0.25,0.5,0.75; empty: only patches.png",
             ),
+            **CACHE,
         },
         required=("model", "images", "out"),
         forms=SOURCE,
@@ -194,6 +205,7 @@ VERBS = {
             "out": (PATH, "folder for them; a run reads it with --config.data.targets=DIR"),
             "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
             "fake_devices": ("", "compute on this many pretend CPU devices"),
+            **CACHE,
             **HOSTS,
         },
         required=("config", "out"),
