@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps, image
@@ -66,6 +67,26 @@ def show(axes: Axes, picture: np.ndarray, frame: str = "", title: str = "") -> N
         spine.set(visible=bool(frame), color=frame or "none", linewidth=3)
     if title:
         axes.set_title(title, fontsize=9)
+
+
+def make_room(figure: Figure, axis: Literal["x", "y"]) -> None:
+    """Lengthen an axis of all axes so that their legends, at its end or start, hide no points.
+
+    axis: x for legends at the right, y for legends at the bottom.
+    """
+    figure.draw_without_rendering()  # so that sizes are known
+    for axes in figure.axes:
+        if legend := axes.get_legend():
+            taken, whole = legend.get_window_extent(), axes.get_window_extent()
+            if axis == "x":
+                share = min(taken.width / whole.width + 0.03, 0.8)
+                low, high = axes.get_xlim()
+                axes.set_xlim(low, high + (high - low) * share / (1 - share))
+            else:
+                share = min(taken.height / whole.height + 0.04, 0.8)
+                low, high = axes.get_ylim()
+                axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
+                axes.set_ylim(low - (high - low) * share / (1 - share), high)
 
 
 def label(name: str, longest: int = 40) -> str:
