@@ -140,7 +140,7 @@ BUDGETS = {
     "interop": 1620,
     "models": 650,
     "planning": 1040,
-    "report": 1040,
+    "report": 1395,
     "runtime": 765,
     "sweeps": 560,
     "target_ids": 360,

@@ -7,6 +7,8 @@ from typing import Any
 from supmim import config as config_lib
 from supmim.config import OPTIONS, Config
 
+SET_ANYWAY = ("eval.evaluators", "checkpoint.keep_best")  # by every evaluation
+
 
 def training(workdir: Path, config: Config, notes: dict[str, Any]) -> str:
     """Return the commands that repeat the run of a workdir, which its config.json is enough for.
@@ -32,12 +34,13 @@ def evaluation(model: Path, out: Path, config: Config, published: Config) -> str
 
     config: that of the evaluation. published: that of the model.
     """
+    names = ",".join(config.evaluator_names)
     before, asked = config_lib.flatten(published), config_lib.flatten(config)
     changed = [
         f"--config.{path}={asked[path]}"
         for path, option in OPTIONS.items()
-        if option.in_evaluation and path != "eval.evaluators" and asked[path] != before[path]
+        if option.in_evaluation and path not in SET_ANYWAY and asked[path] != before[path]
     ]
-    words = [f"--model={model}", f"--out={out}", f"--evaluators={','.join(config.evaluator_names)}"]
+    words = [f"--model={model}", f"--out={out}", f"--evaluators={names}"]
     lines = ["supmim evaluate", *map(shlex.quote, [*words, *changed])]
     return " \\\n  ".join(lines)

@@ -68,6 +68,9 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
         axes.set_title(figures.label(title), fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.set_xlim(0, 1.02 * last)
+        low, high = axes.get_ylim()
+        if scale == 100 and high > 100:
+            axes.set_ylim(low, 100 + 0.03 * (100 - low))  # no share is larger
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.tick_params(labelsize=9)

@@ -9,6 +9,7 @@ from supmim.report import figures
 
 NEIGHBOURS = 5
 RIGHT, WRONG = "✓", "✗"  # beside green and red, for those who see no difference
+NARROWEST = 5.2  # inches that the title needs
 STRIP, WIDTH = 10, 16  # images in a row of a strip; letters of a title
 
 
@@ -22,24 +23,23 @@ def draw(
     class_names: Sequence[str],
 ) -> None:
     """Draw queries [n, H, W, C] and their neighbours [n, k, H, W, C]; labels [n] and [n, k]."""
-    names = [figures.label(name, 13) for name in class_names]
+    names = [figures.label(name, 12) for name in class_names]
     count, found = neighbour_label.shape
     blocks = min(count, 2)
     rows, width = -(-count // blocks), found + 2
-    size = (0.87 * (found + 1.3) * blocks + 0.5, 1.08 * rows + 0.4)
     ratios = [1, 0.15, *[1] * found]
+    size = (max(0.95 * (found + 1.3) * blocks + 0.5, NARROWEST), 1.15 * rows + 0.4)
     figure, axes = figures.grid(size, rows, ratios + [0.3, *ratios] * (blocks - 1))
-    figure.suptitle(
-        f"query | nearest training images by cosine: {RIGHT} right, {WRONG} wrong class",
-        fontsize=10,
-    )
+    title = f"query | nearest training images by cosine: {RIGHT} right, {WRONG} wrong class"
+    figure.suptitle(title, fontsize=10)
     for number, own in enumerate(query_label):
         line = axes[number % rows, (number // rows) * (width + 1) :]
-        figures.show(line[0], query[number], title=names[int(own)])
-        for column, label in enumerate(neighbour_label[number]):
+        figures.show(line[0], query[number])
+        line[0].set_title(names[int(own)], fontsize=8)
+        for column, label in enumerate(neighbour_label[number], 2):
             colour, mark = (figures.GREEN, RIGHT) if label == own else (figures.RED, WRONG)
-            picture = neighbours[number, column]
-            figures.show(line[column + 2], picture, colour, f"{mark} {names[int(label)]}")
+            figures.show(line[column], neighbours[number, column - 2], colour)
+            line[column].set_title(f"{mark} {names[int(label)]}", fontsize=8)
     figures.save(figure, path)
 
 

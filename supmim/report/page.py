@@ -34,13 +34,13 @@ HEADLINES = {  # result -> what it says, and the floors that it must beat
             "floor/random_encoder_recall_at_1",
         ),
     ),
-    "landmarks/map_medium": ("mean average precision", ()),
+    "landmarks/map_medium": ("mean average precision, medium setting", ()),
     "landmarks/map": ("mean average precision", ()),
     "reconstruction/token_accuracy": ("hidden tokens predicted", ("floor/token_accuracy",)),
     "reconstruction/pixels_explained": ("variance of hidden pixels explained", ()),
     "linear/top1": ("top-1 of a linear probe", ("floor/top1",)),
     "fewshot/10_shot": ("top-1 from 10 images a class", ("floor/top1",)),
-    "retrieval/map": ("mean average precision", ()),
+    "retrieval/map": ("mean average precision of retrieval", ()),
     "logistic/top1": ("top-1 of logistic regression", ("floor/top1",)),
 }
 MOST_HEADLINES = 4
@@ -59,22 +59,22 @@ FLOORS = {  # floor -> what reaches it without training
 CAPTIONS = {  # pictures in their order: title and explanation
     "reconstructions.png": (
         "Reconstructions",
-        "Images that were not trained on: hidden patches (blue) are filled in with what the "
+        "Evaluation images: hidden patches (blue) are filled in with what the "
         "decoder predicts. The best possible result is the tokenizer's reconstruction.",
     ),
     "decoded.png": (
         "Decoded images",
-        "Images that were not trained on, and their reconstructions from k-means codes of patches "
+        "Evaluation images, and their reconstructions from k-means codes of patches "
         "and by the tokenizer, with the same number of tokens and codes.",
     ),
     "segmentation.png": (
         "Segmentation",
-        "Images that were not trained on, the classes of their pixels, and the classes that the "
+        "Evaluation images, the classes of their pixels, and the classes that the "
         "model predicts. Pixels that do not count are white.",
     ),
     "neighbours.png": (
         "Nearest neighbours",
-        "Images that were not trained on, and the training images whose embeddings are nearest. "
+        "Evaluation images, and the training images whose embeddings are nearest. "
         "Up to half of the rows are queries whose first neighbour is wrong.",
     ),
     "confusion.png": (
@@ -84,19 +84,19 @@ CAPTIONS = {  # pictures in their order: title and explanation
     ),
     "embedding_map.png": (
         "Map of the embeddings",
-        "Images that were not trained on, each a point where its embedding lies; the "
+        "Evaluation images, each a point where its embedding lies; the "
         f"{embedding_map.COLOURED} most frequent classes have colours.",
     ),
     "patches.png": (
         "Patches",
-        "Images that were not trained on, and the colours of their patches: similar where the "
+        "Evaluation images, and the colours of their patches: similar where the "
         "encoder finds them similar, within an image and across images.",
     ),
 }
 CURVES = "Losses, accuracies and results over the steps."
 OTHERS = {  # prefixes of results that no evaluator has
-    "floor": "what is reached without this training: by the most frequent class or token, by raw "
-    "pixels, by an untrained encoder, or by k-means codes of patches",
+    "floor": "scores that need no training: of the most frequent class or token, of raw pixels, "
+    "of an untrained encoder, or of k-means codes of patches",
     "unreadable": "images that could not be read, which are left out",
 }
 FILES = {
@@ -153,7 +153,11 @@ def write(
 def summary(config: Config, notes: dict[str, Any]) -> str:
     """Return a sentence on what was trained or loaded, and on the images."""
     found, data = notes["checkpoint"], notes.get("data", {})
-    what = f"The model {found['model']}" if "model" in found else f"A run of task {config.task}"
+    what = (
+        f"Evaluation of the model {found['model']}"
+        if "model" in found
+        else f"A run of task {config.task}"
+    )
     if "step" in found:
         what += f" after {found['step']:,} steps of {config.batch_size:,} images"
     roles = {"train": "training images", "eval": "evaluation images"}
@@ -174,7 +178,7 @@ def facts(notes: dict[str, Any]) -> dict[str, str]:
     lines = {}
     for name, values in about.items():
         groups = {key: value for key, value in values.items() if isinstance(value, dict)}
-        if own := {key: value for key, value in values.items() if key not in groups}:
+        if own := {k: value for k, value in values.items() if k not in groups and value != []}:
             lines[name] = _one_line(own)
         lines |= {f"{name}: {key}": _one_line(value) for key, value in groups.items()}
     return lines
@@ -227,15 +231,17 @@ def _results(results: dict[str, float], protocols: dict[str, Any]) -> str:
     cards = []
     for evaluator, own in groups.items():
         of_classes = {name: own[name] for name in own if name != units.kind(name)}
-        folded = of_classes if len(of_classes) > MOST_ROWS else {}
-        table = _table({n: own[n] for n in own if n not in folded}, number=True)
-        if folded:
-            title = f"<summary>{len(folded)} results of single classes</summary>"
-            table += f"<details>{title}{_table(folded, number=True)}</details>"
+        table = _table({n: own[n] for n in own if n not in of_classes}, number=True)
+        more = _table(of_classes, number=True)
+        if len(of_classes) > MOST_ROWS:
+            title = f"<summary>{len(of_classes)} results of single classes</summary>"
+            more = f"<details>{title}{more}</details>"
         protocol = protocols.get(evaluator, {"what": OTHERS.get(evaluator, "")})
         how = {name.replace("_", " "): _text(value) for name, value in protocol.items()}
         heading = f"<h3>{_escaped(evaluator)}</h3>"
-        cards.append(f"<section>{heading}{table}<div class=how>{_table(how)}</div></section>\n")
+        cards.append(
+            f"<section>{heading}{table}{more}<div class=how>{_table(how)}</div></section>\n"
+        )
     return f"<div class=cards>{''.join(cards)}</div>"
 
 
