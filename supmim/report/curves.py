@@ -58,13 +58,13 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
         scale, prefix = (100 if title.endswith("%") else 1), title.removesuffix(", %") + "/"
         for number, (name, color) in enumerate(curves):
             points = [(row["step"], scale * row[name]) for row in rows if row.get(name) is not None]
-            style = {"color": color, "label": figures.label(name.removeprefix(prefix), 30)}
-            if "/" in name:
-                style |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
-            else:
-                style |= {"linestyle": LINES[number % len(LINES)]}
-            if points:
-                axes.plot(*zip(*points, strict=True), linewidth=1.6, **style)
+            lines = axes.plot(*zip(*points, strict=True), color=color) if points else []
+            for line in lines:
+                line.set(linewidth=1.6, label=figures.label(name.removeprefix(prefix), 30))
+                if "/" in name:
+                    line.set(marker=MARKERS[number % len(MARKERS)], markersize=4.5)
+                else:
+                    line.set_linestyle(LINES[number % len(LINES)])
         axes.set_title(figures.label(title), fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.set_xlim(0, 1.02 * last)

@@ -110,7 +110,7 @@ FILES = {
     "bad_records.jsonl": "the images that could not be read",
 }
 REPEAT = "Run this where the first command was given: paths among its options may be relative."
-NOT_STORED = " Other options of that evaluation are not stored."
+NOT_STORED = " Options that the evaluation was given are not stored."
 MOST_NAMES = 100  # of classes, beyond which some are left to model.json
 MOST_ROWS = 20  # results of single classes, beyond which they are folded
 SMALLEST = 0.7  # of a picture's own width; with less room it scrolls, so that it can be read
