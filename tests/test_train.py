@@ -1,9 +1,13 @@
 """The verbs train and evaluate, in one process: what a run leaves, refuses and repeats."""
 
 import dataclasses
+import html
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -207,6 +211,21 @@ def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):
     (workdir / "report.html").unlink()
     assert train.train_and_evaluate(config, workdir) == results
     assert (workdir / "report.html").is_file()
+
+
+def test_the_commands_of_the_report_repeat_the_run(copied):
+    _, workdir, results = copied
+    workdir = workdir.rename(workdir.with_name("it's <tiny>"))
+    assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=fewshot"]) == 0
+    (commands,) = re.findall("<pre>(mkdir .*?)</pre>", (workdir / "report.html").read_text(), re.S)
+    for command in html.unescape(commands).split(" &&\n"):
+        program, *args = shlex.split(command)
+        if program == "supmim":
+            assert cli.run(args) == 0
+        else:
+            subprocess.run([program, *args], check=True)
+    again = read_results(workdir.with_name("it's <tiny>-again"))
+    assert again == read_results(workdir) and again.keys() > results.keys()
 
 
 class Killed(BaseException):

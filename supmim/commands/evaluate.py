@@ -22,7 +22,7 @@ from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError
 from supmim.interop import load
-from supmim.report import page, terminal
+from supmim.report import again, page, terminal
 from supmim.runtime import devices, hosts
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
@@ -118,7 +118,7 @@ def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mes
     notes = {"checkpoint": {"model": str(path), "digest": found.sha256}, **suite.notes()}
 
     def write() -> None:
-        page.write(out, results, config_lib.to_json(config), notes)
+        page.write(out, results, config, notes, again.evaluation(path, out, config, found.config))
         files.write_results(out, results, notes)
 
     hosts.on_first(write)

@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from supmim import config as config_lib
 from supmim.config import Config
 from supmim.data import pipeline
 from supmim.data.sources.base import Source
-from supmim.report import page
+from supmim.report import again, page
 from supmim.workdir import files
 
 OF_THE_MODEL = {"classes", "tokenizer", "tokenizer.image_size"}  # no facts of the images
@@ -79,5 +78,6 @@ def write(
             notes = notes | {name: stored_notes.get(name, {}) | notes[name]}
     numbers = {name: value for name, value in results.items() if name != "step"}
     if file == files.RESULTS:
-        page.write(workdir, numbers, config_lib.to_json(files.read_config(workdir)), notes)
+        config = files.read_config(workdir)
+        page.write(workdir, numbers, config, notes, again.training(workdir, config, notes))
     files.write_results(workdir, {"step": notes["checkpoint"]["step"], **numbers}, notes, file)

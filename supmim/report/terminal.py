@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from supmim.config import Config
 from supmim.data.sources.base import Source, printable
-from supmim.report import page
+from supmim.report import units
 from supmim.runtime import streams
 
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
@@ -122,6 +122,6 @@ def plan(
 def print_results(results: dict[str, float], headline: str) -> None:
     """Print the results on the first process; those of single classes are in the report only."""
     shown = {name: value for name, value in results.items() if name.count("/") < 2}
-    lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(shown).items()]
+    lines = [f"  {name:<36}{text:>10}" for name, text in units.formatted(shown).items()]
     if jax.process_index() == 0:
         print("\n".join([headline, *lines]))
