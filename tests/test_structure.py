@@ -140,7 +140,7 @@ BUDGETS = {
     "interop": 1645,
     "models": 650,
     "planning": 1040,
-    "report": 1395,
+    "report": 1410,
     "runtime": 815,
     "sweeps": 560,
     "target_ids": 360,
