@@ -80,6 +80,7 @@ def evaluate(
     found = evaluation_results.fingerprint(source, eval_source, config)
     run_fingerprint = restored.fingerprint | evaluation_results.window_fingerprint(run_config)
     changed = evaluation_results.differences(run_fingerprint, found)
+    predictions.floors = {} if changed else evaluation_results.floors(workdir)
     if hosts.is_first():
         print(
             f"images      {eval_source.name}: {len(eval_source):,}; "

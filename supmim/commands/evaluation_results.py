@@ -55,6 +55,11 @@ def file_name(workdir: Path, step: int, digest: str, source: str, other: dict[st
     return files.RESULTS if at_end else f"results_step_{step}.json"
 
 
+def floors(workdir: Path) -> dict[str, float]:
+    """Return the floors of a finished run, which need no training, on its own images."""
+    return {n: x for n, x in files.read_results(workdir).items() if n.startswith("floor/")}
+
+
 def write(
     workdir: Path,
     file: str,

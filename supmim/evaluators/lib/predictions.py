@@ -29,7 +29,8 @@ class Predictions:
     """The outputs of a task for every image of each source, cached for one set of parameters.
 
     sources: {"train": Images, "eval": Images}, read by `readers` of the same names. landmarks, if
-    they are evaluated, add the sources "gallery" and "queries".
+    they are evaluated, add the sources "gallery" and "queries". floors: those of the same images,
+    if an earlier evaluation measured them.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Predictions:
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
         self.readers, self.landmarks = readers, landmarks
+        self.floors: dict[str, float] = {}
         self._programs: dict[step.Forward, Any] = {}
         self._params: Any = None
         self._cache: dict[tuple[step.Forward | None, str], Arrays] = {}
