@@ -131,7 +131,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 1950,
+    "": 1960,
     "benchmarks": 1110,
     "commands": 2240,
     "config": 1710,
@@ -140,8 +140,8 @@ BUDGETS = {
     "interop": 1620,
     "models": 650,
     "planning": 1040,
-    "report": 1040,
-    "runtime": 765,
+    "report": 1045,
+    "runtime": 995,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,
