@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = ">=0.10.2,<0.13"
+PRESETS = {"supmim.presets": "configs", "supmim.presets.sweeps": "configs/sweeps"}
 
 setup(
     name="supmim",
@@ -13,7 +14,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["supmim", "supmim.*"]),
+    packages=[*find_packages(include=["supmim", "supmim.*"]), *PRESETS],
+    package_dir=PRESETS,
     python_requires=">=3.11,<3.14",
     install_requires=[
         f"jax{JAX}",
@@ -31,6 +33,7 @@ setup(
         "pillow>=10",
         "safetensors>=0.8",
         "flatbuffers>=24",  # needed by jax.export, which does not declare it
+        "filelock>=3.12",  # bounds JAX's cache of compiled programs
         "tensorboardX>=2.6.5",
         "rich>=13",
         "matplotlib>=3.8",
@@ -43,6 +46,7 @@ setup(
         "profile": ["xprof>=2.20"],
         "test": [
             "pytest>=8",
+            "setuptools>=70.1",  # builds a wheel by itself
             "pytest-xdist>=3.6",
             "ruff==0.17.5",
             "pyright[nodejs]==1.1.414",

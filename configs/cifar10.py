@@ -1,7 +1,7 @@
 """CIFAR-10, 32 x 32 pixels: a small ViT on real photographs.
 
-supmim train --config=configs/cifar10.py --workdir=runs/cifar10
-supmim train --config=configs/cifar10.py:baseline --workdir=runs/cifar10_baseline
+supmim train --config=cifar10 --workdir=runs/cifar10
+supmim train --config=cifar10:baseline --workdir=runs/cifar10_baseline
 
 Run `supmim data prepare cifar10` once before it, or train on your own pictures with
 --config.data.train=folder:PATH. Hardware, hours and result: not run yet.

@@ -1,7 +1,7 @@
 """Handwritten digits, 8 x 8 pixels, bundled with scikit-learn: the first run and the test run.
 
-supmim train --config=configs/digits.py --workdir=runs/digits
-supmim train --config=configs/digits.py:baseline --workdir=runs/baseline    (labels alone)
+supmim train --config=digits --workdir=runs/digits
+supmim train --config=digits:baseline --workdir=runs/baseline    (labels alone)
 
 On two CPU cores it takes 138 s with compilation, 220 CPU seconds and 1.5 GB. The first command
 reaches kNN R@1 99.66 % and top-1 100.00 % on 297 test digits; README.md has the means of three

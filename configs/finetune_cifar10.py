@@ -1,6 +1,6 @@
 """Fine-tuning on CIFAR-10 at 48 x 48 pixels, from the encoder of `cifar10.py`, after MAE.
 
-supmim train --config=configs/finetune_cifar10.py --workdir=runs/cifar10_finetuned \
+supmim train --config=finetune_cifar10 --workdir=runs/cifar10_finetuned \
     --config.init.model=runs/cifar10
 
 Weight decay, layer decay, stochastic depth, mixup, CutMix and label smoothing are those of MAE's

@@ -1,6 +1,6 @@
 """Fine-tuning on digits at 16 x 16 pixels, from the encoder of `digits.py`, in a minute or two.
 
-supmim train --config=configs/finetune_digits.py --workdir=runs/finetuned \
+supmim train --config=finetune_digits --workdir=runs/finetuned \
     --config.init.model=runs/digits
 
 In 59 s on two CPU cores it reaches top-1 99.33 % and kNN R@1 99.33 % on 297 test digits. From

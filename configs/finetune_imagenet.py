@@ -1,6 +1,6 @@
 """Fine-tuning of ViT-B/14 on ImageNet-1k at 336 pixels, from `imagenet_b14.py`, after MAE.
 
-supmim train --config=configs/finetune_imagenet.py --workdir=runs/b14_finetuned \
+supmim train --config=finetune_imagenet --workdir=runs/b14_finetuned \
     --config.init.model=runs/b14
 
 The values are MAE's for ViT-B (FINETUNE.md and main_finetune.py of facebookresearch/mae, 83.66 %

@@ -1,7 +1,7 @@
 """ViT-B/14, ImageNet-21k, 90 epochs, after AugReg's i21k recipe: light2, sigmoid, GAP.
 
-supmim train --config=configs/imagenet21k_b14.py --workdir=runs/b14_i21k
-supmim train --config=configs/imagenet21k_b14.py:baseline --workdir=runs/b14_i21k_baseline
+supmim train --config=imagenet21k_b14 --workdir=runs/b14_i21k
+supmim train --config=imagenet21k_b14:baseline --workdir=runs/b14_i21k_baseline
 
 TFDS does not have this dataset. Run `supmim data convert folder:PATH --out=imagenet21k` once and
 train from the folder that contains imagenet21k, or set --config.data.train=records:PATH. Hardware,

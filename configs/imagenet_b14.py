@@ -1,7 +1,7 @@
 """ViT-B/14, ImageNet-1k, 300 epochs: the paper's model on a light recipe (values are ours).
 
-supmim train --config=configs/imagenet_b14.py --workdir=runs/b14
-supmim train --config=configs/imagenet_b14.py:baseline --workdir=runs/b14_baseline
+supmim train --config=imagenet_b14 --workdir=runs/b14
+supmim train --config=imagenet_b14:baseline --workdir=runs/b14_baseline
 
 The paper reports 81.72 % top-1, 2.01 above its baseline; only its abstract is known, not its
 recipe. Hardware, hours and result of this preset: not run yet.

@@ -1,7 +1,7 @@
 """ViT-B/16, ImageNet-1k, 400 epochs, after DeiT-III: LAMB, binary losses, stochastic depth.
 
-supmim train --config=configs/imagenet_b16_deit3.py --workdir=runs/b16_deit3
-supmim train --config=configs/imagenet_b16_deit3.py:baseline --workdir=runs/b16_deit3_baseline
+supmim train --config=imagenet_b16_deit3 --workdir=runs/b16_deit3
+supmim train --config=imagenet_b16_deit3:baseline --workdir=runs/b16_deit3_baseline
 
 Sizes, rates and decay are those of deit3-jax (83.6 % top-1). Repeated augmentation is
 missing. Hardware, hours and result of this preset: not run yet.

@@ -1,7 +1,7 @@
 """ViT-g/14 (heads of 88), ImageNet-1k, 300 epochs: the L/14 recipe, with the state split 16 ways.
 
-supmim train --config=configs/imagenet_g14.py --workdir=runs/g14
-supmim train --config=configs/imagenet_g14.py:baseline --workdir=runs/g14_baseline
+supmim train --config=imagenet_g14 --workdir=runs/g14
+supmim train --config=imagenet_g14:baseline --workdir=runs/g14_baseline
 
 Hardware, hours and top-1: not run yet. docs/plan.md has plans for pods.
 """

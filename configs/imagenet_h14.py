@@ -1,7 +1,7 @@
 """ViT-H/14, ImageNet-1k, 300 epochs: the L/14 recipe, with the state split 16 ways.
 
-supmim train --config=configs/imagenet_h14.py --workdir=runs/h14
-supmim train --config=configs/imagenet_h14.py:baseline --workdir=runs/h14_baseline
+supmim train --config=imagenet_h14 --workdir=runs/h14
+supmim train --config=imagenet_h14:baseline --workdir=runs/h14_baseline
 
 Hardware, hours and top-1: not run yet. docs/plan.md has plans for pods.
 """

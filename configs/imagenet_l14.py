@@ -1,7 +1,7 @@
 """ViT-L/14, ImageNet-1k, 300 epochs: the B/14 recipe, deeper, scanned and sharded for pods.
 
-supmim train --config=configs/imagenet_l14.py --workdir=runs/l14 --config.mesh.fsdp=16
-supmim train --config=configs/imagenet_l14.py:baseline --workdir=runs/l14_baseline
+supmim train --config=imagenet_l14 --workdir=runs/l14 --config.mesh.fsdp=16
+supmim train --config=imagenet_l14:baseline --workdir=runs/l14_baseline
 
 Hardware, hours and top-1: not run yet.
 """

@@ -1,7 +1,7 @@
 """ViT-S/16, ImageNet-1k, 90 epochs: the regression test of the training stack.
 
-supmim train --config=configs/imagenet_s16.py --workdir=runs/s16
-supmim train --config=configs/imagenet_s16.py:baseline --workdir=runs/s16_baseline
+supmim train --config=imagenet_s16 --workdir=runs/s16
+supmim train --config=imagenet_s16:baseline --workdir=runs/s16_baseline
 
 Model, optimizer, schedule, batch size and augmentation are those of big_vision's vit_s16_i1k. It
 reports 76.5 % top-1, which is expected of the baseline. Hardware, hours and SupMIM: not run yet.

@@ -1,7 +1,7 @@
 """ViT-S/16, ImageNet-1k, 800 epochs, after DeiT-III: LAMB, binary losses, 3-Augment, CutMix.
 
-supmim train --config=configs/imagenet_s16_deit3.py --workdir=runs/s16_deit3
-supmim train --config=configs/imagenet_s16_deit3.py:baseline --workdir=runs/s16_deit3_baseline
+supmim train --config=imagenet_s16_deit3 --workdir=runs/s16_deit3
+supmim train --config=imagenet_s16_deit3:baseline --workdir=runs/s16_deit3_baseline
 
 Sizes and rates are those of DeiT-III's S at 224 pixels (81.4 % top-1). Repeated
 augmentation is missing. Hardware, hours and result of this preset: not run yet.

@@ -1,7 +1,7 @@
 """ADE20K, 150 classes: a linear head on the frozen encoder of `imagenet_b14.py`, after DINOv3.
 
 supmim data prepare scene_parse150
-supmim train --config=configs/segment_ade20k.py --workdir=runs/ade20k \
+supmim train --config=segment_ade20k --workdir=runs/ade20k \
     --config.init.model=runs/b14
 
 DINOv3's linear protocol is 40,000 steps of 16 images, AdamW 1e-3, decay 1e-3, 1,500 steps of

@@ -1,8 +1,8 @@
 """Segmentation of digits strewn over a canvas, starting from an encoder of single digits.
 
-supmim train --config=configs/segment_scenes.py --workdir=runs/frozen \
+supmim train --config=segment_scenes --workdir=runs/frozen \
     --config.init.model=runs/digits                               (linear head, frozen encoder)
-supmim train --config=configs/segment_scenes.py:finetune --workdir=runs/finetuned \
+supmim train --config=segment_scenes:finetune --workdir=runs/finetuned \
     --config.init.model=runs/digits                               (everything, multi-scale head)
 
 Mean IoU on 500 scenes of held-out digits: with a frozen encoder, 19.63 % (SupMIM), 10.12 % (labels

@@ -1,6 +1,6 @@
 """A VQGAN for CIFAR-10: 32 x 32 pixels as 8 x 8 tokens of 512 codes.
 
-supmim tokenizer train --config=configs/tokenizer_cifar10.py --workdir=runs/tokenizer_cifar10
+supmim tokenizer train --config=tokenizer_cifar10 --workdir=runs/tokenizer_cifar10
 
 Run `supmim data prepare cifar10` once before it, or train on your own pictures with
 --config.data.train=folder:PATH. On a CPU add --fake-devices=N for N cores.

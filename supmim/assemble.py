@@ -185,7 +185,8 @@ def steps_of(config: Config, source: base.Source) -> int:
         raise ConfigError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves nothing of "
             f"{total_steps} steps ({config.total_epochs} epochs of {num_images} images); set it "
-            f"to {total_steps // 10} or so"
+            f"to {total_steps // 10} or so, or set --config.optimizer.warmup_steps=0 "
+            "--config.optimizer.warmup_share=0.05"
         )
     return total_steps
 

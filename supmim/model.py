@@ -46,7 +46,7 @@ class Model:
 
     config: of the run, or as imported. params: {"encoder": ..., "classifier": ...}, unrolled.
     class_names: of the logits; empty without a classifier. name: what it was loaded from.
-    imported: whether config says nothing of its training.
+    imported: whether config says nothing of its training. ignored: what its file holds besides.
     """
 
     def __init__(
@@ -56,11 +56,13 @@ class Model:
         class_names: Sequence[str],
         name: str,
         imported: bool = False,
+        ignored: Sequence[str] = (),
     ) -> None:
         plain = options.changed(
             config.encoder, scan=False, remat="none", attention="xla", dropout=0.0
         )
         self.config, self.name, self.imported = config, name, imported
+        self.ignored = tuple(ignored)
         self.class_names = tuple(class_names) if "classifier" in params else ()
         self._encoder = Encoder(plain, config.grid)
         head = config.classifier
@@ -95,7 +97,7 @@ class Model:
         """Return the model with arithmetic in float32."""
         encoder = options.changed(self.config.encoder, dtype="float32")
         config = dataclasses.replace(self.config, encoder=encoder)
-        return Model(config, self.params, self.class_names, self.name, self.imported)
+        return Model(config, self.params, self.class_names, self.name, self.imported, self.ignored)
 
     def apply(self, params: Any, image: jax.Array) -> Output:
         """Return the outputs for images [n, S, S, C] as `preprocess` returns them, or one of them.

@@ -18,9 +18,8 @@ STACK = "encoder/blocks/stack/"
 
 def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
     """Return a linear warm-up to the learning rate, then a cosine to 0 at total_steps."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, total_steps
-    )
+    warmup_steps = config.warmup_steps or int(config.warmup_share * total_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, total_steps)
 
 
 def decayed(name: str) -> bool:

@@ -248,7 +248,7 @@ SMALL = ["--config.data.image_size=8", "--config.batch_size=16", "--config.eval.
 
 
 def run(folder, workdir, *more):
-    return cli.run(["train", "--config=configs/digits.py", f"--config.data.train=folder:{folder}",
+    return cli.run(["train", "--config=digits", f"--config.data.train=folder:{folder}",
                     f"--workdir={workdir}", *SMALL, *more])  # fmt: skip
 
 

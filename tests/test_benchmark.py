@@ -114,7 +114,7 @@ def test_the_verb_times_ours_against_the_plain_step(capsys, tmp_path, monkeypatc
 def test_a_network_that_the_plain_one_is_not_is_refused():
     with pytest.raises(ConfigError, match="compares with a plain ViT"):
         step.check_plain(tiny_config(**{"encoder.pool": "map"}))
-    assert cli.run(["benchmark", "step", "--config=configs/digits.py", "--rounds=no"]) == 2
+    assert cli.run(["benchmark", "step", "--config=digits", "--rounds=no"]) == 2
 
 
 def test_settings_take_away_what_only_one_of_the_two_has():
@@ -150,7 +150,7 @@ def test_the_verb_times_the_stages_of_the_input(capsys, tmp_path, monkeypatch):
     assert result["pipelines"][0]["workers"] == 0 < result["pipelines"][0]["images_per_second"]
     lines = input.table(result).splitlines()
     assert max(map(len, lines)) <= 80 and sum("a thread" in line for line in lines) == 1
-    assert cli.run(["benchmark", "input", "--config=configs/digits.py"]) == 2
+    assert cli.run(["benchmark", "input", "--config=digits"]) == 2
     assert "there is no decoding to time" in capsys.readouterr().err
 
 
@@ -265,4 +265,4 @@ def test_embed_is_timed_beside_its_parts(capsys, tmp_path, monkeypatch):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "embed reaches 85% of what is to expect" in text  # of 45 / 50 and 60 / 75
-    assert cli.run(["benchmark", "embed", "--config=configs/digits.py"]) == 2
+    assert cli.run(["benchmark", "embed", "--config=digits"]) == 2

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from supmim import config as config_lib
-from supmim.commands import verbs
+from supmim.commands import help
 from supmim.config import convert, options, presets
 from supmim.errors import ConfigError
 from tests.conftest import tiny_config, tiny_preset
@@ -69,6 +69,7 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
         ("tokenizer.patch_size", 2**31 - 1, "nearest: 2147483647;"),
         ("mim.mask_ratio", 2 * 10**400, "it takes a value from 0 to 1"),
         ("encoder.attention", "cudnn", "set config.encoder.dtype=bfloat16"),
+        ("optimizer.warmup_share", 0.1, "both set the warm-up: set one of them to 0"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_fits(path, value, told):
@@ -232,7 +233,7 @@ def test_augmentations_name_their_options():
 
 
 def test_help_lists_every_option_in_80_columns():
-    text = verbs.describe_options()
+    text = help.describe_options({path: option.default for path, option in options.OPTIONS.items()})
     assert all(f"--config.{path}=" in text for path in options.OPTIONS)
     assert max(map(len, text.splitlines())) <= 80
 

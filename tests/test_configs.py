@@ -10,6 +10,7 @@ import pytest
 
 from supmim import config as config_lib
 from supmim import optimizer, sharding, step
+from supmim.config import presets
 from supmim.data import pipeline
 from supmim.errors import ConfigError
 from supmim.interop import pretrained
@@ -131,9 +132,35 @@ def test_a_preset_is_a_short_diff_headed_by_its_command(name):
     text = (CONFIGS / f"{name}.py").read_text()
     head = ast.get_docstring(ast.parse(text))
     verb = "tokenizer train" if name in TOKENIZERS else "train"
-    assert f"supmim {verb} --config=configs/{name}.py --workdir=" in head
+    assert f"supmim {verb} --config={name} --workdir=" in head
     assert "not run yet" in head or "%" in head
     assert len(text.splitlines()) < 50
+
+
+@pytest.mark.parametrize("size", presets.VARIANTS)
+def test_a_size_sets_all_that_belongs_to_it_and_no_decoder_outgrows_its_encoder(size):
+    config = config_lib.validate(load("pictures").get_config(f"{size}/16"))
+    width, depth, mlp_dim, num_heads = presets.VARIANTS[size]
+    sizes = config.encoder
+    assert (sizes.width, sizes.depth, sizes.mlp_dim, sizes.num_heads) == presets.VARIANTS[size]
+    assert config.tokenizer.patch_size == sizes.patch_size == 16 and config.mim_weight
+    decoder = config.decoder
+    assert decoder.width <= width and decoder.depth <= depth + 1 and decoder.mlp_dim <= 4 * width
+    assert (config.batch_size, config.optimizer.learning_rate) == presets.BATCHES_AND_RATES[size]
+
+
+def test_arguments_of_a_preset_come_in_any_order():
+    get_config = load("pictures").get_config
+    assert get_config("baseline,Ti/8") == get_config("Ti/8,baseline")
+    plain, cpu = get_config(), get_config("cpu")
+    assert plain == get_config("supmim,S/16") and plain.encoder.patch_size == 16
+    assert (cpu.data.image_size, cpu.encoder.dtype, cpu.batch_size) == (96, "float32", 32)
+    assert get_config("cpu,baseline").mim_weight == 0 < cpu.mim_weight
+    told = "'baselin' is no argument of this preset: .* S/16, or cpu, supmim, .*mean baseline"
+    with pytest.raises(ConfigError, match=told):
+        get_config("Ti/16,baselin")
+    with pytest.raises(ConfigError, match="encoder variant 'X/16' is not known"):
+        get_config("X/16")
 
 
 def test_an_unknown_arm_is_told():

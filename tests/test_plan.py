@@ -164,7 +164,7 @@ def test_a_plan_of_nothing_names_the_flag(capsys):
 
 
 def test_flags_of_two_words_take_dashes():
-    values = cli.parse("plan", ["--largest-batch", "--config=configs/digits.py"])
+    values = cli.parse("plan", ["--largest-batch", "--config=digits"])
     assert values.largest_batch is True
 
 
@@ -295,7 +295,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 def test_a_pod_is_planned_without_one():
-    code, told = tpu_plan("--config=configs/digits.py", "--config.batch_size=64",
+    code, told = tpu_plan("--config=digits", "--config.batch_size=64",
                           "--topology=v5e:2x2")  # fmt: skip
     assert code == 0 and told["fits"] and told["chips"] == 4
     assert told["compiler"].startswith("libtpu") and told["roofline"]["best"] > 0
@@ -303,7 +303,7 @@ def test_a_pod_is_planned_without_one():
 
 
 def test_a_step_too_large_for_the_pod_is_a_verdict():
-    code, told = tpu_plan("--config=configs/imagenet_l14.py", "--config.batch_size=512",
+    code, told = tpu_plan("--config=imagenet_l14", "--config.batch_size=512",
                           "--topology=v5e:2x2")  # fmt: skip
     assert code == 6 and not told["fits"] and "temporaries alone" in told["verdict"]
     assert any("mesh.fsdp=4" in one["option"] for one in told["advice"])
@@ -313,7 +313,7 @@ def test_a_step_too_large_for_the_pod_is_a_verdict():
 def test_bytes_of_a_chip_do_not_grow_from_16_to_4096_chips():
     sent = []
     for chips, name in ((16, "v5p:4x2x2"), (4096, "v5p:16x16x16")):
-        _, told = tpu_plan("--config=configs/digits.py", f"--config.batch_size={4 * chips}",
+        _, told = tpu_plan("--config=digits", f"--config.batch_size={4 * chips}",
                            f"--topology={name}")  # fmt: skip
         sent.append(sum(one["sent"] for one in told["collectives"]))
     assert sent[1] == pytest.approx(sent[0], rel=0.1)

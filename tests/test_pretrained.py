@@ -110,7 +110,9 @@ def test_another_image_size_resamples_learned_positions_and_a_mask_token_is_take
     expected = layers.resample_positions(stored["positions"], 8)
     np.testing.assert_allclose(encoder["positions"], expected, rtol=1e-6, atol=1e-8)
     assert_equal(encoder["mask_token"], stored["mask_token"])
-    assert "positions resampled from 4 x 4 to 8 x 8" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"encoder     of {runs / 'first'}, step 4, averaged parameters\n" in told
+    assert "\n  resampled positions, from 4 x 4 to 8 x 8\n" in told
 
 
 def test_the_run_says_where_its_encoder_is_from_and_needs_it_no_more(runs, tmp_path, capsys):
@@ -119,7 +121,7 @@ def test_the_run_says_where_its_encoder_is_from_and_needs_it_no_more(runs, tmp_p
     config = second(runs, **STILL, **{"init.model": str(source), "optimizer.frozen": "encoder"})
     workdir = tmp_path / "second"
     results = train.train_and_evaluate(config, workdir)
-    assert "its mask_token is left out" in capsys.readouterr().out
+    assert "\n  ignored   classifier, decoder, mask_token\n" in capsys.readouterr().out
     noted = json.loads((workdir / "results.json").read_text())["init"]
     assert noted["step"] == 4 and noted["averaged"] and len(noted["sha256"]) == 64
     expected = encoder_in(source, averaged=True)
@@ -222,8 +224,11 @@ def test_a_run_begins_with_a_vit_of_timm(published, capsys):
         atol=1e-8,
     )
     told = capsys.readouterr().out
-    assert f"encoder     of {published}; " in told
-    assert "positions resampled from 4 x 4 to 6 x 6" in told
+    count = sum(leaf.size for leaf in jax.tree.leaves(expected))
+    arrays = len(jax.tree.leaves(expected))
+    assert told.startswith(f"encoder     of {published}\n  loaded    {arrays} arrays, {count:,} ")
+    assert "\n  resampled positions, from 4 x 4 to 6 x 6\n" in told and "  new  " not in told
+    assert told.endswith("\n  ignored   classifier\n")
     origin = pretrained.find(config)
     assert origin["model"] == str(published) and len(origin["sha256"]) == 64
     (published / "model.safetensors").write_bytes(b"")

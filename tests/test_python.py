@@ -76,7 +76,7 @@ def test_mistakes_are_told_as_the_verbs_tell_them(run, tmp_path, capsys):
         ((f"{preset}:arms", {}), "a preset's arm is supmim or baseline, not 'arms'"),
         ((f"{preset}:broken", {}), "preset.py, line 7: AttributeError"),
         ((f"{preset}:nothing", {}), "returned NoneType; it must return the config that"),
-        ((tmp_path / "none.py", {}), "none.py is not a Python file that can be read"),
+        ((tmp_path / "none.py", {}), "none.py does not exist. These come with supmim: "),
         ((preset, {"total_epoch": 3}), "config.total_epoch does not exist; did you mean config."),
         ((preset, {"total_epochs": "3"}), "config.total_epochs is '3'"),
         ((preset, {"data": {"limit": -1}}), "config.data.limit is -1; it takes a value from 0"),

@@ -13,7 +13,7 @@ from supmim.workdir.writer import read_metrics
 from tests.conftest import USERS_XLA_FLAGS
 
 ROOT = Path(__file__).parents[1]
-COMMAND = "supmim train --config=configs/digits.py --workdir=runs/digits"
+COMMAND = "supmim train --config=digits --workdir=runs/digits"
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,9 @@ def test_the_first_moment_is_kept_in_its_dtype():
 
 def test_schedule_warms_up_and_ends_at_zero():
     schedule = optimizer.schedule(tiny_config(**{"optimizer.warmup_steps": 4}).optimizer, 20)
+    share = {"optimizer.warmup_steps": 0, "optimizer.warmup_share": 0.2}
+    as_share = optimizer.schedule(tiny_config(**share).optimizer, 20)
+    assert [float(as_share(n)) for n in range(20)] == [float(schedule(n)) for n in range(20)]
     values = [float(schedule(n)) for n in range(21)]
     np.testing.assert_allclose(values[:5], np.arange(5) * 1e-3 / 4, rtol=1e-5)
     assert max(values) == values[4] and values[20] < 1e-9

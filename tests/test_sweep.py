@@ -136,7 +136,7 @@ def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name
     found = members.expand(SHIPPED / f"{name}.py", tmp_path)
     assert len(found) == size
     assert {(m.config.seed, m.config.data.seed) for m in found} == {(0, 0), (1, 1), (2, 2)}
-    command = f"supmim sweep run --sweep=configs/sweeps/{name}.py --folder=sweeps/{name}"
+    command = f"supmim sweep run --sweep={name} --folder=sweeps/{name}"
     assert command in (SHIPPED / f"{name}.py").read_text()
 
 

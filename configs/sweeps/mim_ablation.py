@@ -1,6 +1,6 @@
 """An ablation of masked image modelling on digits: one option at a time, three seeds, 51 members.
 
-supmim sweep run --sweep=configs/sweeps/mim_ablation.py --folder=sweeps/mim_ablation
+supmim sweep run --sweep=mim_ablation --folder=sweeps/mim_ablation
 
 The options are the weight, the mask ratio, the decoder depth, one pass or two (both without mixup,
 which one pass cannot use), dropped patches or mask tokens, pooling, and tokens or pixels as
@@ -11,7 +11,7 @@ On two CPU cores, one member at a time: not run yet.
 
 from supmim import grid
 
-PRESET = "../digits.py"
+PRESET = "digits"
 
 
 def get_sweep():

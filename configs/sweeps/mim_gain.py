@@ -1,6 +1,6 @@
 """The gain from masked image modelling on digits: four arms, three seeds, 12 members.
 
-supmim sweep run --sweep=configs/sweeps/mim_gain.py --folder=sweeps/mim_gain
+supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain
 
 baseline: labels alone. baseline_matched: labels alone, with as many FLOPs as two_pass by the count
 of `sweep plan` (matched by time on two CPU cores, it would be 268 epochs). two_pass: digits.py as
@@ -13,7 +13,7 @@ has the results.
 
 from supmim import grid
 
-PRESET = "../digits.py"
+PRESET = "digits"
 
 
 def get_sweep():

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from supmim.data import convert, inspection, prepare, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Source, printable
-from supmim.errors import ConfigError, DataError, Interrupted
+from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
 from supmim.runtime import host_memory
 from supmim.runtime.progress import doing
 from supmim.workdir import lock
@@ -42,9 +43,19 @@ def run(_: Config | None, flags: FlagValues) -> None:
                 raise ConfigError(f"--{name} is a flag of supmim data {action}")
     try:
         ACTIONS[flags.action](flags.source, data_options(flags), flags)
+    except SupmimError as error:
+        # The sources name options of a training; these are flags here.
+        names = "|".join(name for name in flags if f"data.{name}" in config_lib.OPTIONS)
+        told = re.sub(rf"(--)?(config\.)?data\.({names})\b", flag_of, str(error))
+        raise type(error)(told) from error
     except KeyboardInterrupt as error:
         then = "continues it" if flags.action == "convert" else "starts it again"
         raise Interrupted(f"{flags.action} was interrupted; the same command {then}") from error
+
+
+def flag_of(option: re.Match) -> str:
+    """Return the flag for an option in a text."""
+    return "--" + option[3].replace("_", "-")
 
 
 def data_options(flags: FlagValues) -> options.Data:

@@ -22,7 +22,7 @@ from supmim.planning.advice import advice
 from supmim.report import forecast
 
 IMAGENET_TRAIN = 1_281_167  # images of imagenet2012:train
-EXAMPLE = "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16"
+EXAMPLE = "supmim plan --config=imagenet_l14 --topology=v5e:16x16"
 
 
 def run(config: Config, flags: FlagValues) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl.flags import FlagValues
 
-from supmim.config import Config
+from supmim.config import Config, catalogue
 from supmim.errors import ConfigError, Interrupted, SupmimError
 from supmim.report import sweep as picture
 from supmim.sweeps import local, members, slurm, table
@@ -76,7 +76,11 @@ ACTIONS = {"plan": plan, "run": train, "status": status, "table": results}
 
 
 def members_of(folder: Path, flags: FlagValues) -> list[Member]:
-    return members.expand(Path(flags.sweep), folder) if flags.sweep else members.read(folder)
+    if not flags.sweep:
+        return members.read(folder)
+    return members.expand(
+        Path(catalogue.resolved(flags.sweep, catalogue.FOLDER / "sweeps")), folder
+    )
 
 
 def write_costed(found: Sequence[Member], folder: Path) -> list[Cost]:

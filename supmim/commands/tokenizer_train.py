@@ -24,7 +24,7 @@ def run(config: Config, flags: FlagValues) -> None:
     if config.task != "tokenizer":
         raise ConfigError(
             f"supmim tokenizer train takes a config of task=tokenizer, not {config.task}, e.g. "
-            "--config=configs/tokenizer_cifar10.py; supmim train takes a config of any task"
+            "--config=tokenizer_cifar10; supmim train takes a config of any task"
         )
     train_command.run(config, flags, "tokenizer train")
     workdir = Path(flags.workdir)

@@ -15,6 +15,9 @@ def run(config: Config, flags: FlagValues, verb: str = "train") -> None:
     profile.parse(flags.profile)
     if flags.debug:
         config = config_lib.debug(config)
+    if flags.print_config:
+        print(config_lib.to_json(config), end="")
+        return
     devices.prepare(flags.fake_devices, flags.deterministic or flags.debug)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
     shared = ("resume", "profile", "debug", "deterministic", "allow_data_change")

@@ -1,9 +1,7 @@
-"""The verbs of `supmim`: a table of what each does and takes, and the help made from it."""
+"""The verbs of `supmim`: a table of what each does and takes. help.py makes texts of it."""
 
 import dataclasses
 from pathlib import Path
-
-from supmim.config import OPTIONS
 
 PATH = Path()  # as default: the flag names a file or folder, in which `~` is the home folder
 
@@ -38,6 +36,12 @@ SOURCE = """\
 DIR with images, at any depth and without classes; FILE; 'DIR/*.jpg', in
       quotes; or what trains too: folder:DIR, records:DIR, NAME:SPLIT"""
 
+# Flags that a short help leaves out.
+RARE = (
+    *("coordinator", "num_processes", "process_id", "one_host"),
+    *("profile", "deterministic", "fake_devices", "allow_data_change"),
+    "compile_cache",
+)
 HOSTS = {
     "coordinator": ("", "HOST:PORT of process 0; Slurm and TPU pods find it themselves"),
     "num_processes": ("", "number of processes; 1: this one runs alone"),
@@ -45,21 +49,27 @@ HOSTS = {
     "one_host": (False, "all processes are on this machine"),
 }
 
+CACHE = {
+    "compile_cache": (PATH, "folder of compiled programs; none: compile anew; default: the user's"),
+}
+
 TRAIN = {
     "workdir": WORKDIR,
     "resume": (PATH, "checkpoint to continue from: a STEP or a PATH"),
     "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
     "allow_data_change": (False, "continue although data, seed or batch have changed"),
+    "print_config": (False, "print the config with all overrides, as JSON; train nothing"),
     "debug": (False, "train 2 blocks on small images for 20 steps; NaNs end it"),
     "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
     "fake_devices": ("", "train on this many pretend CPU devices"),
+    **CACHE,
     **HOSTS,
 }
 
 VERBS = {
     "train": Verb(
         "train, evaluate and draw; continue a run that was stopped",
-        "supmim train --config=configs/digits.py --workdir=runs/digits",
+        "supmim train --config=digits --workdir=runs/digits",
         TRAIN,
         required=("workdir",),
         takes_config=True,
@@ -74,6 +84,7 @@ VERBS = {
             "step": (PATH, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
+            **CACHE,
             **HOSTS,
         },
     ),
@@ -86,6 +97,7 @@ VERBS = {
             "out": (PATH, "FILE.npz: arrays embedding, path, and model, the model's digest"),
             "features": (("embedding", "patches"), "one vector per image, or a grid of them"),
             "dtype": (("float32", "float16"), "type of the numbers in the file"),
+            **CACHE,
         },
         required=("model", "images", "out"),
         forms=SOURCE,
@@ -99,6 +111,7 @@ VERBS = {
             "query": (PATH, "file of an image"),
             "top": (10, "how many images to show"),
             "picture": (PATH, "FILE.png to draw them to, beside the query"),
+            **CACHE,
         },
         required=("model", "embeddings", "query"),
     ),
@@ -110,6 +123,7 @@ VERBS = {
             "images": IMAGES,
             "top": (5, "how many classes of each image"),
             "json": (False, "print a JSON object per line"),
+            **CACHE,
         },
         required=("model", "images"),
         forms=SOURCE,
@@ -125,6 +139,7 @@ VERBS = {
                 "0.25,0.5,0.75",
                 "patches to hide; default: 0.25,0.5,0.75; empty: only patches.png",
             ),
+            **CACHE,
         },
         required=("model", "images", "out"),
         forms=SOURCE,
@@ -141,10 +156,13 @@ VERBS = {
     ),
     "sweep": Verb(
         "train every member of a sweep file: plan, run, status, table",
-        "supmim sweep run --sweep=configs/sweeps/mim_gain.py --folder=sweeps/mim_gain",
+        "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain",
         {
             "folder": (PATH, "folder of the sweep: index, a workdir per member, table"),
-            "sweep": (PATH, "Python file with PRESET and get_sweep(); default: folder's members"),
+            "sweep": (
+                PATH,
+                "name of a sweep, or FILE.py with PRESET and get_sweep()",
+            ),
             "engine": ("local", "run: local, slurm (submitit), or commands (only print them)"),
             "jobs": ("1", "run, local: members at a time; they share this host's devices"),
             "slurm": ("", "run, slurm: submitit's parameters, e.g. nodes=2,slurm_partition=gpu"),
@@ -182,11 +200,12 @@ VERBS = {
     ),
     "data tokens": Verb(
         "compute target ids once, for all runs that share them",
-        "supmim data tokens --config=configs/digits.py --out=ids",
+        "supmim data tokens --config=digits --out=ids",
         {
             "out": (PATH, "folder for them; a run reads it with --config.data.targets=DIR"),
             "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
             "fake_devices": ("", "compute on this many pretend CPU devices"),
+            **CACHE,
             **HOSTS,
         },
         required=("config", "out"),
@@ -210,7 +229,7 @@ VERBS = {
     ),
     "benchmark": Verb(
         "time step, input, tokenizer, knn or embed against references",
-        "supmim benchmark step --config=configs/digits.py",
+        "supmim benchmark step --config=digits",
         {
             "rounds": ("10", "how often each step is timed; the median counts"),
             "queries": ("", "knn: number of query images; default: what fits"),
@@ -230,16 +249,17 @@ VERBS = {
     ),
     "plan": Verb(
         "check whether the train step fits a pod, and how fast it is",
-        "supmim plan --config=configs/imagenet_l14.py --topology=v5e:16x16",
+        "supmim plan --config=imagenet_l14 --topology=v5e:16x16",
         {
             "topology": ("", "GENERATION:SIZE, e.g. v5e:16x16, v5p:8x8x8, h200:8, cpu:8"),
             "images": ("", "training images, for the hours; default: the source's"),
             "largest_batch": (False, "find the largest batch that fits, in a few compiles"),
             "json": (False, "print JSON instead of a table"),
-            "table": (PATH, "FILE.md to write: all ImageNet presets of configs/ on five pods"),
+            "table": (PATH, "FILE.md to write: all ImageNet presets on five pods"),
         },
         takes_config=True,
     ),
+    "configs": Verb("list the presets and sweeps that come with supmim", "supmim configs"),
     "doctor": Verb("print versions, devices, memory, disk and known problems", "supmim doctor"),
 }
 
@@ -251,83 +271,3 @@ def subverbs(name: str) -> dict[str, str]:
     """Return the second words of the verbs that begin with `name` -> what they do."""
     found = (verb for verb in VERBS if verb.startswith(f"{name} "))
     return {verb.removeprefix(f"{name} "): VERBS[verb].summary for verb in found}
-
-
-def two_columns(items: dict[str, str]) -> str:
-    width = max(map(len, items))
-    return "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in items.items())
-
-
-def overview() -> str:
-    """Return the help of `supmim` itself."""
-    return f"""\
-supmim trains image encoders with labels and masked image modelling.
-
-usage: supmim VERB [--flag=value ...]
-
-{two_columns({name: verb.summary for name, verb in VERBS.items()})}
-
-First run, on digits, about two minutes on a laptop:
-  supmim train --config=configs/digits.py --workdir=runs/digits
-All flags of a verb:
-  supmim VERB --help"""
-
-
-def family_help(name: str) -> str:
-    """Return the help of a first word that is no verb by itself."""
-    words = subverbs(name)
-    usages = "\n".join(f"  {VERBS[f'{name} {word}'].usage}" for word in words)
-    return f"""\
-supmim {name}: {FAMILIES[name]}
-
-usage: supmim {name} {"|".join(words)} [--flag=value ...]
-
-{two_columns(words)}
-
-{usages}
-
-All flags of one:
-  supmim {name} {next(iter(words))} --help"""
-
-
-def verb_help(name: str) -> str:
-    """Return the help of one verb, with every config option if it takes a config."""
-    verb = VERBS[name]
-    lines = [f"supmim {name}: {verb.summary}", ""]
-    if verb.actions:
-        words = " ".join(filter(None, ("|".join(verb.actions), verb.argument)))
-        lines += [f"usage: supmim {name} {words} [--flag=value ...]", ""]
-    lines += [f"  {verb.usage}", ""]
-    if verb.actions:
-        lines += [two_columns(verb.actions), ""]
-    if verb.forms:
-        lines += [f"  {verb.argument or 'SOURCE'}", f"      {verb.forms}", ""]
-    if others := subverbs(name):
-        lines += [two_columns({f"supmim {name} {w}": does for w, does in others.items()}), ""]
-    if verb.takes_config:
-        lines += ["  --config=FILE.py[:arg]", "      preset to start from, a Python file"]
-    if verb.takes_config and "workdir" in verb.flags:
-        lines += ["      without it the run of the workdir's config.json is continued, with any"]
-        lines += ["      --config.option=value on top"]
-    for flag, (default, meaning) in verb.flags.items():
-        dashed = flag.replace("_", "-")
-        value = "|".join(default) if isinstance(default, tuple) else ""
-        value = str(default) if type(default) is int else value
-        lines += [f"  --{dashed}" + ("" if default is False else f"={value}"), f"      {meaning}"]
-    if verb.takes_config:
-        lines += ["", "Config options and their defaults, before the preset:", describe_options()]
-    return "\n".join(lines)
-
-
-def describe_options() -> str:
-    """Return all config options as text of at most 80 columns."""
-    lines, group = [], None
-    for path, option in OPTIONS.items():
-        if (head := path.rpartition(".")[0]) != group:
-            group = head
-            lines.append("")
-        lines.append(f"  --config.{path}={option.default if option.default != '' else repr('')}")
-        lines.append(f"      {option.meaning}" + (f" [{option.unit}]" if option.unit else ""))
-        if option.choices:
-            lines.append(f"      one of: {', '.join(option.choices)}")
-    return "\n".join(lines)

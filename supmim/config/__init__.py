@@ -18,7 +18,7 @@ from supmim.config.convert import (
 )
 from supmim.config.flat import flatten, replaced
 from supmim.config.options import OPTIONS, Config
-from supmim.config.presets import arm, augmentation, debug, variant
+from supmim.config.presets import arm, augmentation, debug, size_and_arm, sized, variant
 
 __all__ = [
     "OPTIONS",
@@ -33,6 +33,8 @@ __all__ = [
     "get_config",
     "replaced",
     "resume_differences",
+    "size_and_arm",
+    "sized",
     "to_dict",
     "to_json",
     "validate",

@@ -72,6 +72,12 @@ def _size_problems(config: Config) -> Iterator[str]:
             f"config.optimizer.layer_decay={config.optimizer.layer_decay} has nothing to act on "
             "with config.optimizer.frozen=encoder: set it to 1.0, or frozen to none"
         )
+    if config.optimizer.warmup_steps and config.optimizer.warmup_share:
+        yield (
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} and "
+            f"config.optimizer.warmup_share={config.optimizer.warmup_share:g} both set the "
+            "warm-up: set one of them to 0"
+        )
     yield from _unused_problems(config)
     if config.task in TASK_PROBLEMS:
         yield from TASK_PROBLEMS[config.task](config)

@@ -1,5 +1,6 @@
 """What presets are made of: encoder sizes, kinds of augmentation, arms, and the debug size."""
 
+import difflib
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -19,6 +20,17 @@ VARIANTS = {
     "So400m": (1152, 27, 4304, 16),
     "H": (1280, 32, 5120, 16),
     "g": (1408, 40, 6144, 16),
+}
+ARMS = ("supmim", "baseline")
+BATCHES_AND_RATES = {
+    "mu": (64, 3e-3),
+    "Ti": (256, 2e-3),
+    "S": (256, 1e-3),
+    "B": (256, 5e-4),
+    "L": (256, 3e-4),
+    "So400m": (256, 3e-4),
+    "H": (256, 2e-4),
+    "g": (256, 2e-4),
 }
 # What each kind of augmentation has besides inception crop and flip: AugReg's (arXiv 2106.10270)
 # as in big_vision's vit_i1k, deit3 as in facebookresearch/deit.
@@ -68,9 +80,50 @@ def augmentation(name: str) -> dict[str, bool | int | float | str]:
     return off | {"crop": "inception", "flip": True} | AUGMENTATIONS[name]
 
 
+def size_and_arm(arguments: str, size: str, others: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Return the size and the arm in a preset's arguments, such as `Ti/16,baseline`.
+
+    size: the one that is meant without any; others: names of sizes without a patch size.
+    """
+    arm, example = ARMS[0], size
+    for word in filter(None, arguments.split(",")):
+        if word in ARMS:
+            arm = word
+        elif "/" in word or word in others:
+            size = word
+        else:
+            known = (*others, *ARMS)
+            close = difflib.get_close_matches(word, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"{word!r} is no argument of this preset: it takes an encoder such as {example}, "
+                f"or {', '.join(known)}, separated by commas{hint}"
+            )
+    return size, arm
+
+
+def sized(config: ConfigDict, name: str) -> ConfigDict:
+    """Set the encoder of a standard name, and the decoder, batch size and rate that go with it.
+
+    The decoder is as wide as the encoder, at most 512, with heads of 64. Batch sizes and learning
+    rates are ours, for AdamW and pictures of one's own; none was tuned.
+    """
+    encoder = variant(name)
+    width = min(512, encoder["width"])
+    batch_size, learning_rate = BATCHES_AND_RATES[name.partition("/")[0]]
+    config.update(
+        batch_size=batch_size,
+        encoder=encoder,
+        decoder={"width": width, "num_heads": max(1, width // 64), "mlp_dim": 4 * width},
+        tokenizer={"patch_size": encoder["patch_size"]},
+        optimizer={"learning_rate": learning_rate},
+    )
+    return config
+
+
 def arm(config: ConfigDict, name: str) -> ConfigDict:
     """Return the preset as it is (`supmim`), or without masked image modelling (`baseline`)."""
-    if name not in ("supmim", "baseline"):
+    if name not in ARMS:
         raise ConfigError(f"a preset's arm is supmim or baseline, not {name!r}")
     if name == "baseline":
         config.mim_weight = 0.0

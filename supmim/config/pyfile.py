@@ -9,6 +9,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from supmim.config import catalogue
 from supmim.errors import ConfigError, SupmimError
 
 
@@ -24,9 +25,11 @@ def load(path: Path) -> ModuleType:
 
 
 def preset(folder: Path, spec: str) -> ConfigDict:
-    """Return the config of a preset `FILE.py[:arg]`, a path relative to `folder`."""
+    """Return the config of `NAME[:arguments]` or `FILE.py[:arguments]`, relative to `folder`."""
     file, _, arg = spec.partition(":")
-    path = folder / file
+    if catalogue.is_path(file):
+        file = str(folder / file)
+    path = Path(catalogue.resolved(file))
     with faults_reported(path):
         config = load(path).get_config(*[arg] if arg else [])
     if not isinstance(config, ConfigDict):

@@ -1,22 +1,10 @@
 """Evaluators: objects with `run(params) -> results`, `protocol()` and `draw(folder)`, by name."""
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
 from supmim.config import Config
-from supmim.evaluators import (
-    classification,
-    fewshot,
-    knn,
-    landmarks,
-    linear,
-    logistic,
-    maps,
-    reconstruction,
-    retrieval,
-    segmentation,
-    tokenizer,
-)
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import hosts
 from supmim.runtime.progress import doing
@@ -39,21 +27,6 @@ class Evaluator(Protocol):
     def draw(self, folder: Path) -> None:
         """Write pictures of the last run, if there are any, as PNG files into `folder`."""
         ...
-
-
-EVALUATORS = {
-    "classification": classification.Evaluator,
-    "knn": knn.Evaluator,
-    "retrieval": retrieval.Evaluator,
-    "fewshot": fewshot.Evaluator,
-    "linear": linear.Evaluator,
-    "logistic": logistic.Evaluator,
-    "landmarks": landmarks.Evaluator,
-    "maps": maps.Evaluator,
-    "reconstruction": reconstruction.Evaluator,
-    "tokenizer": tokenizer.Evaluator,
-    "segmentation": segmentation.Evaluator,
-}
 
 
 class Suite:
@@ -86,6 +59,9 @@ class Suite:
 
 
 def create(config: Config, predictions: Predictions) -> Suite:
-    """Return the evaluators that the config asks for."""
-    names = config.evaluator_names
-    return Suite({name: EVALUATORS[name](predictions, config) for name in names}, predictions)
+    """Return the evaluators that the config asks for; no other module is imported."""
+    found = {}
+    for name in config.evaluator_names:
+        module = importlib.import_module(f"supmim.evaluators.{name}")
+        found[name] = module.Evaluator(predictions, config)
+    return Suite(found, predictions)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def from_timm(folder: Path) -> Model:
     loaded = vit.imported(timm.plain(tensors, config), timm.LAYOUT, shapes(config), folder)
     params = vit.for_our_pixels(whole(loaded, folder), channels, mean, std)
     names = tuple(map(str, stored.get("label_names") or ()))
-    return made(config, params, names, str(folder))
+    return made(config, params, names, str(folder), loaded.ignored)
 
 
 def from_big_vision(path: Path) -> Model:
@@ -119,7 +120,8 @@ def from_big_vision(path: Path) -> Model:
         data = viewed(config.data, about)
         config = dataclasses.replace(config, data=data, classifier=classifier)
     loaded = vit.imported(tensors, big_vision.LAYOUT, shapes(config), path)
-    return made(config, whole(loaded, path), about.class_names if about else (), str(path))
+    names = about.class_names if about else ()
+    return made(config, whole(loaded, path), names, str(path), loaded.ignored)
 
 
 def checked(config: Config) -> Config:
@@ -148,13 +150,19 @@ def whole(loaded: vit.Loaded, path: Path) -> vit.Params:
     return loaded.params
 
 
-def made(config: Config, params: vit.Params, class_names: tuple[str, ...], name: str) -> Model:
+def made(
+    config: Config,
+    params: vit.Params,
+    class_names: tuple[str, ...],
+    name: str,
+    ignored: Sequence[str] = (),
+) -> Model:
     """Return the model of flat parameters from elsewhere; without names, classes are numbers."""
     num_classes = config.classifier.num_classes
     if len(class_names) != num_classes:
         class_names = tuple(map(str, range(num_classes)))
     tree = flax.traverse_util.unflatten_dict(params, sep="/")
-    return Model(config, tree, class_names, name, imported=True)
+    return Model(config, tree, class_names, name, imported=True, ignored=ignored)
 
 
 def shapes(config: Config) -> vit.Shapes:

@@ -1,6 +1,7 @@
 """The encoder of another run, or of a published model, from which a new run starts."""
 
 import functools
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from supmim.interop.load import is_workdir
 from supmim.interop.load import load as load_model
 from supmim.models import layers
 from supmim.runtime import hosts
-from supmim.workdir.checkpoint import DIGESTS, Checkpoints, evaluated, newest_sound
+from supmim.runtime.streams import printable
+from supmim.workdir.checkpoint import DIGESTS, Checkpoints, evaluated, groups_of, newest_sound
 from supmim.workdir.files import read_config
+
+MOST_NAMES = 5  # of a row
 
 
 def find(config: Config) -> dict[str, Any]:
@@ -66,26 +70,22 @@ def check_kind(stored: Config, config: Config) -> None:
 
 
 def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
-    """Return {"encoder": parameters} of another run, fitted to abstract `params`; print a line.
+    """Return {"encoder": parameters} of another run, fitted to abstract `params`; print a table.
 
     origin: the return value of `find`.
     """
-    stored, expected = read(origin, mesh), params["encoder"]
+    stored, ignored = read(origin, mesh)
+    expected = params["encoder"]
     names = stored.keys() & expected.keys()
     where = {name: jax.tree.map(lambda leaf: leaf.sharding, expected[name]) for name in names}
     fit = jax.jit(functools.partial(fitted, expected=expected), out_shardings=where)
     if hosts.is_first():
-        kind = f"encoder     of {origin.get('model') or origin['workdir']}"
-        if "step" in origin:
-            averaged = ", averaged parameters" if origin["averaged"] else ""
-            kind += f", step {origin['step']:,}{averaged}"
-        taken = f"{len(jax.tree.leaves(where))} arrays taken"
-        print("; ".join([kind, taken, *changes(stored, expected)]))
+        print(printable(table(origin, stored, expected, ignored), keep="\n"))
     return {"encoder": fit(stored)}
 
 
-def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Return the encoder's parameters as they are stored, on the mesh.
+def read(origin: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the encoder's parameters as they are stored, on the mesh, and what else is there.
 
     CheckpointError if they are gone or changed since `find`: a run that still trains deletes older
     steps.
@@ -95,14 +95,17 @@ def read(origin: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
         if model.sha256 != origin["sha256"]:
             raise CheckpointError(f"{origin['model']} has changed while the run started")
         params = jax.device_get(model.params["encoder"])
-        return jax.device_put(params, sharding.state_sharding({"encoder": params}, mesh)["encoder"])
+        placement = sharding.state_sharding({"encoder": params}, mesh)["encoder"]
+        others = [name for name in model.params if name != "encoder"]
+        return jax.device_put(params, placement), (*others, *model.ignored)
 
     def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
         return NamedSharding(mesh, sharding.partition_spec(name, shape, mesh))
 
     path = Path(origin["workdir"]).absolute() / "checkpoints" / str(origin["step"])
     try:
-        return evaluated(path, ("encoder",), place)["encoder"]
+        others = tuple(group for group in groups_of(path) if group != "encoder")
+        return evaluated(path, ("encoder",), place)["encoder"], others
     except Exception as error:  # the type that Orbax raises depends on which file is missing
         if (path / DIGESTS).is_file():
             raise
@@ -122,13 +125,33 @@ def fitted(stored: Any, expected: Any) -> Any:
     return {name: group for name, group in params.items() if name in expected}
 
 
-def changes(stored: Any, expected: Any) -> list[str]:
-    """Return phrases for the parameters that are not used as they are stored."""
-    phrases = []
+def table(origin: dict[str, Any], stored: Any, expected: Any, ignored: Sequence[str]) -> str:
+    """Return what became of each part of another encoder and of the new one, as lines.
+
+    ignored: what its file holds beside the encoder.
+    """
+    title = f"encoder     of {origin.get('model') or origin['workdir']}"
+    if "step" in origin:
+        averaged = ", averaged parameters" if origin["averaged"] else ""
+        title += f", step {origin['step']:,}{averaged}"
+    taken = {name: stored[name] for name in stored.keys() & expected.keys()}
+    resampled = ""
     if "positions" in expected and (old := grid_of(stored)) != (new := grid_of(expected)):
-        phrases.append(f"positions resampled from {old} x {old} to {new} x {new}")
-    phrases += [f"its {name} is left out" for name in stored.keys() - expected.keys()]
-    return phrases + [f"a new {name}" for name in expected.keys() - stored.keys()]
+        resampled = f"positions, from {old} x {old} to {new} x {new}"
+    leaves = jax.tree.leaves(taken)
+    rows = {
+        "loaded": f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} numbers",
+        "resampled": resampled,
+        "new": listed(expected.keys() - stored.keys()),
+        "ignored": listed([*(stored.keys() - expected.keys()), *ignored]),
+    }
+    return "\n".join([title, *(f"  {name:<10}{what}" for name, what in rows.items() if what)])
+
+
+def listed(names: Collection[str]) -> str:
+    """Return some names, in order, and how many others there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(sorted(names)[:MOST_NAMES]) + more
 
 
 def grid_of(encoder_params: Any) -> int:

@@ -40,7 +40,7 @@ def _plan_row(preset: str, name: str) -> dict[str, Any]:
     """Return one plan, made in a separate process so that a compiler crash costs one row only."""
     chips = math.prod(map(int, name.partition(":")[2].split("x")))
     batch_size = f"--config.batch_size={IMAGES_PER_CHIP * chips}"
-    command = [f"--config=configs/imagenet_{preset}.py", f"--topology={name}", batch_size]
+    command = [f"--config=imagenet_{preset}", f"--topology={name}", batch_size]
     done = subprocess.run(
         [sys.executable, "-m", "supmim", "plan", *command, "--json"], capture_output=True, text=True
     )

@@ -141,7 +141,7 @@ PAGE = """\
 This command wrote the table, with {compilers}. The memory figures differ up to 2 x between versions
 of libtpu. Nothing here has run on a TPU.
 
-Each row is one `supmim plan --config=configs/imagenet_PRESET.py --topology=POD
+Each row is one `supmim plan --config=imagenet_PRESET --topology=POD
 --config.batch_size=N`. There are {images} images per chip, so the batch grows with the pod. Each
 preset has its own mesh.
 

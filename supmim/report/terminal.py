@@ -17,6 +17,7 @@ from supmim.runtime.progress import Line, Phase
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
 SPEED = (("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"))
 Progress = Callable[[int, int, dict[str, float]], None]  # (step, steps in all, metrics)
+BFLOAT16 = "bfloat16 is slow on a CPU: --config.encoder.dtype=float32 is faster"
 GROUPS = ("encoder", "quantizer", "classifier", "decoder", "discriminator", "segmentation")
 
 
@@ -104,13 +105,15 @@ def plan(
     )
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     began = f"continues from step {start:,}" if start else "from the start"
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    slow = on_cpu and config.encoder.dtype == "bfloat16" and config.task != "tokenizer"
     return (
         f"devices     {mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({axes})\n"
         f"parameters  {parts}\n"
         f"images      {len(source):,} of {printable(source.name)}, {config.batch_size:,} a step\n"
         f"steps       {total_steps:,} ({config.total_epochs} epochs), {began}\n"
         f"workdir     {workdir}"
-    )
+    ) + (f"\nwarning     {BFLOAT16}" if slow else "")
 
 
 def print_results(results: dict[str, float], headline: str) -> None:

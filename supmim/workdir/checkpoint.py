@@ -373,6 +373,12 @@ def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[
     return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
 
 
+def groups_of(path: Path) -> list[str]:
+    """Return the names of the groups of parameters in a checkpoint, such as encoder."""
+    names = _leaves(ocp.metadata(str(path)).metadata)
+    return sorted({name.split("/")[1] for name in names if name.startswith("params/")})
+
+
 def evaluated(
     path: Path, groups: tuple[str, ...], place: Callable[[str, tuple[int, ...]], Any] | None = None
 ) -> dict[str, Any]:
