@@ -24,6 +24,7 @@ from supmim.report.step_log import StepLog
 from supmim.runtime import hosts, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.runtime.preemption import StopSignal
+from supmim.runtime.progress import doing
 from supmim.tasks.base import Task
 from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints
@@ -217,9 +218,10 @@ def evaluate(
     results = suite.run(optimizer.evaluated_params(state), pictures)
     writer.write_scalars(done, results)
     if hosts.is_first():
-        curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
-        drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
-        writer.write_images(done, drawn)
+        with doing("drawing the curves"):
+            curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
+            drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
+            writer.write_images(done, drawn)
     writer.flush()
     return results
 

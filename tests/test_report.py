@@ -292,7 +292,7 @@ def test_a_line_of_fewer_steps_says_how_many(tmp_path):
     """As the first one after a restart at step 7 has."""
     seen = {}
     writer = types.SimpleNamespace(write_scalars=seen.__setitem__)
-    screen = types.SimpleNamespace(show_step=lambda step, scalars: None)
+    screen = types.SimpleNamespace(advance=lambda *_: None, show_step=lambda *_: None)
     log = StepLog(5, Clock(8), lambda step: 0.1, writer, screen)
     log.clock.begin()
     for step in range(8, 16):
@@ -301,29 +301,18 @@ def test_a_line_of_fewer_steps_says_how_many(tmp_path):
     assert "steps_averaged" not in seen[15] and seen[15]["loss"] == 13.0
 
 
-def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):
-    """A first command that has more than 99 s left is told in 80 columns too."""
-    with terminal.Terminal() as screen:
-        screen.begin(FACTS["supmim"].progress, 5250, 0)
-        monkeypatch.setattr(screen, "_began", screen._began - 123.0)
-        screen.show_step(2625, {"class_loss": 1.003, "mim_loss": 2.757, "train_top1": 0.87,
-                                "token_accuracy": 0.27, "images_per_second": 2183.0,
-                                "data_wait": 0.15})  # fmt: skip
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith(" left 2m") and len(line) <= 80
-    seconds = (0.0, 99.9, 100.0, 5999.0, 6000.0, 359_999.0, 360_000.0)
-    assert [terminal.brief(s) for s in seconds] == ["0s", "99s", "1m", "99m", "1h", "99h", "4d"]
-
-
 def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
     with terminal.Terminal() as screen:
         screen.begin(FACTS["supmim"].progress, 2400, 0)
+        for step in (1, 1200):
+            screen.advance(step, {}, {})
         screen.show_step(1200, {"class_loss": 1.234, "mim_loss": 2.5, "train_top1": 0.5,
                                 "token_accuracy": 0.25, "images_per_second": 1234.0,
                                 "data_wait": 0.01})  # fmt: skip
         screen.log("[a message] with brackets")
     out = capsys.readouterr().out
-    assert "1200/2400 class 1.234 mim 2.500" in out and "[a message]" in out
+    line = "1200/2400 class 1.234 mim 2.500 top1 50% tokens 25% img/s 1234 wait 1% left 0s"
+    assert line in out and "[a message]" in out
     assert "\x1b" not in out and max(map(len, out.splitlines())) <= 80
 
 

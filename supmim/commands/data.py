@@ -13,12 +13,13 @@ from absl.flags import FlagValues
 
 from supmim import config as config_lib
 from supmim.config import Config, options
-from supmim.data import convert, inspection, prepare, progress, sources
+from supmim.data import convert, inspection, prepare, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
 from supmim.runtime import host_memory
+from supmim.runtime.progress import doing
 from supmim.workdir import lock
 
 MAX_LISTED = 20  # lines of a list that are printed; --json has all
@@ -237,7 +238,7 @@ def wrapped(line: str) -> list[str]:
 
 def report_pairs(spec: str, data: options.Data) -> Report:
     parts = parts_of(spec, data)
-    with progress.bar("decoding", sum(map(len, parts.values()))) as advance:
+    with doing("decoding", sum(map(len, parts.values()))) as advance:
         found = {
             part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from supmim.config import Config
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import hosts
+from supmim.runtime.progress import doing
 
 
 class Evaluator(Protocol):
@@ -40,13 +41,15 @@ class Suite:
         unreadable/SPLIT counts the images that could not be read, if there are any.
         """
         results: dict[str, float] = {}
-        for evaluator in self.evaluators.values():
-            results |= evaluator.run(params)
+        for name, evaluator in self.evaluators.items():
+            with doing(name):
+                results |= evaluator.run(params)
         results |= self.predictions.unreadable()
         if hosts.is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            for evaluator in self.evaluators.values():
-                evaluator.draw(folder)
+            for name, evaluator in self.evaluators.items():
+                with doing(f"drawing {name}"):
+                    evaluator.draw(folder)
         return results
 
     def notes(self) -> dict[str, Any]:

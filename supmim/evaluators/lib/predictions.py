@@ -13,6 +13,7 @@ from supmim.data.landmarks import Landmarks
 from supmim.data.sources import num_shared
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators.lib import ranking
+from supmim.runtime.progress import doing
 from supmim.tasks.base import Task
 
 Arrays = dict[str, np.ndarray]
@@ -106,8 +107,11 @@ class Predictions:
         DataError if there are none.
         """
         images, fetched = self.sources[split], []
-        for batch in pipeline.eval_batches(images, self.batch_size, self.mesh, self.readers[split]):
-            fetched.append(jax.device_get(function(batch)))
+        batches = pipeline.eval_batches(images, self.batch_size, self.mesh, self.readers[split])
+        with doing(SOURCES[split], len(images)) as advance:
+            for batch in batches:
+                fetched.append(jax.device_get(function(batch)))
+                advance(self.batch_size)
         whole = {name: np.concatenate([out[name] for out in fetched]) for name in fetched[0]}
         kept = whole["valid"] > 0
         if not kept.any():
