@@ -177,7 +177,7 @@ def train(
             if due(done, config.eval_every, total_steps):
                 run.watch.check()
                 with clock.spending("evaluate"):
-                    results = evaluate(run.suite, state, folder.path, writer, done)
+                    results = evaluate(run.suite, state, writer, done)
             with clock.spending("save"):
                 best = run.checkpoints.among_best(results)
                 if best or due(done, config.save_every, total_steps):
@@ -194,7 +194,8 @@ def train(
                 f"continue with:\n  supmim {start.verb} --workdir={folder.path}"
             )
         with clock.spending("evaluate"):
-            results = evaluate(run.suite, state, folder.path, writer, total_steps)
+            results = evaluate(run.suite, state, writer, total_steps)
+            draw(run.suite, folder.path, writer, total_steps)
         writer.write_scalars(total_steps, clock.shares())
         run.checkpoints.rank(total_steps, results)
     conclude(run, folder, results)
@@ -207,23 +208,25 @@ def due(done: int, every: int, total_steps: int) -> bool:
 
 
 def evaluate(
-    suite: evaluators.Suite,
-    state: step.State,
-    workdir: Path,
-    writer: Writer | NoWriter,
-    done: int,
+    suite: evaluators.Suite, state: step.State, writer: Writer | NoWriter, done: int
 ) -> dict[str, float]:
-    """Evaluate the state's averaged parameters; write the results down and draw them."""
-    pictures = workdir / "pictures"
-    results = suite.run(optimizer.evaluated_params(state), pictures)
+    """Evaluate the state's averaged parameters and write the results down."""
+    results = suite.run(optimizer.evaluated_params(state))
     writer.write_scalars(done, results)
+    writer.flush()
+    return results
+
+
+def draw(suite: evaluators.Suite, workdir: Path, writer: Writer | NoWriter, done: int) -> None:
+    """Draw the last results and the curves, also for TensorBoard."""
+    pictures = workdir / "pictures"
+    suite.draw(pictures)
     if hosts.is_first():
         with doing("drawing the curves"):
             curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
             drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
             writer.write_images(done, drawn)
     writer.flush()
-    return results
 
 
 def conclude(run: Run, folder: Workdir, results: dict[str, float]) -> None:

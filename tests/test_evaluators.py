@@ -197,8 +197,11 @@ def results_of_all(*how):
     config = tiny_config(**{"eval.evaluators": ",".join(names)})
     predictions, params = predictions_of(config, *how)
     few = mock.patch.object(linear, "STEPS", 50)
+    suite = evaluators.create(config, predictions)
     with few, tempfile.TemporaryDirectory() as folder:
-        return evaluators.create(config, predictions).run(params, Path(folder))
+        results = suite.run(params)
+        suite.draw(Path(folder))
+    return results
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
     params = jax.jit(task.init)(jax.random.key(0))
     judge = maps.Evaluator(predictions, config)
     suite = evaluators.Suite({"maps": judge}, predictions)
-    assert suite.run(params, tmp_path / "pictures") == {}
+    assert suite.run(params) == {}
+    suite.draw(tmp_path / "pictures")
     last = judge._last
     np.testing.assert_array_equal(last["image"], view.source.image[[3, 50, 100, 290]])
     image = 2 * last["image"].astype(np.float32) / 255 - 1

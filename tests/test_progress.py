@@ -214,7 +214,9 @@ def test_the_evaluator_that_runs_or_draws_is_named(terminal, spend, tmp_path):
     watched = types.SimpleNamespace(run=watch, draw=watch)
     predictions = types.SimpleNamespace(unreadable=dict)
     with doing("evaluating"):
-        Suite({"knn": watched, "maps": watched}, predictions).run({}, tmp_path)
+        suite = Suite({"knn": watched, "maps": watched}, predictions)
+        suite.run({})
+        suite.draw(tmp_path)
     assert seen == ["evaluating: knn 0:01", "evaluating: maps 0:01", "evaluating: drawing knn 0:01",
                     "evaluating: drawing maps 0:01"]  # fmt: skip
     assert terminal.rows() == [""]

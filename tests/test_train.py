@@ -36,7 +36,7 @@ from supmim.workdir import checkpoint, model
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.files import NOTES, read_results, write_results
 from supmim.workdir.folder import Workdir
-from supmim.workdir.writer import Writer, read_metrics
+from supmim.workdir.writer import read_metrics
 from tests.conftest import digits, tiny_config
 
 DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
@@ -224,6 +224,7 @@ def test_a_save_that_was_lost_is_told_within_two_steps(tmp_path, monkeypatch, ca
         lambda to, *a, **k: Lost() if to.endswith("/5") else save_async(to, *a, **k),
     )
     monkeypatch.setattr(train, "evaluate", lambda *_: {})
+    monkeypatch.setattr(train, "draw", lambda *_: None)
     quick = {"eval.evaluators": "classification", "checkpoint.keep_best": 0}
     train.train_and_evaluate(frozen(mim_weight=0.0, log_every=1, **quick), tmp_path)
     out = capsys.readouterr().out
@@ -272,7 +273,7 @@ def killed_in(monkeypatch, config, workdir, module, name, at):
         train.train_and_evaluate(config, workdir)
 
 
-IN_IT = (Writer, "write_images", 5)  # its numbers are written down, and are written again
+IN_IT = (Checkpoints, "save", 5)  # its numbers are written down, and are written again
 AFTER_IT = (Checkpoints, "save", 10)
 BEFORE_IT = (train, "evaluate", 15)
 
@@ -304,6 +305,7 @@ def test_the_best_evaluation_is_saved_when_it_happens(tmp_path, monkeypatch, cap
     score = {3: 0.2, 6: 0.1, 9: 0.5, 12: None, 15: 0.4}
     found = {step: {"knn/recall_at_1": x} if x else {"other": 1.0} for step, x in score.items()}
     monkeypatch.setattr(train, "evaluate", lambda *args: found[args[-1]])
+    monkeypatch.setattr(train, "draw", lambda *_: None)
     monkeypatch.setattr(train, "conclude", lambda *_: None)
     config = frozen(mim_weight=0.0, eval_every=3, save_every=6, **{"checkpoint.keep": 1})
     train.train_and_evaluate(config, tmp_path)
@@ -555,3 +557,14 @@ def test_debug_is_short_leaves_a_profile_and_stops_at_the_first_nan(tmp_path, mo
     assert cli.run(["train", *small, *bad, f"--workdir={tmp_path / 'bad'}"]) == 5
     told = capsys.readouterr().err
     assert "in 1 steps in a row" in told and "Traceback" not in told
+
+
+def test_pictures_are_drawn_once_and_at_the_end(tmp_path, monkeypatch):
+    drawn, draw = [], train.draw
+    monkeypatch.setattr(train, "draw", lambda *args: drawn.append(args[-1]) or draw(*args))
+    config = frozen(eval_every=5)
+    train.train_and_evaluate(config, tmp_path / "run")
+    evaluated = [
+        row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "knn/dino_k10" in row
+    ]
+    assert [row["step"] for row in evaluated] == [5, 10, 15] and drawn == [15]

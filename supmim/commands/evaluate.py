@@ -95,7 +95,8 @@ def evaluate(
     )
     pictures = workdir / "pictures" / Path(file).stem.removeprefix("results").removeprefix("_")
     suite = evaluators.create(config, predictions)
-    results = suite.run(optimizer.evaluated_params(restored.state), pictures)
+    results = suite.run(optimizer.evaluated_params(restored.state))
+    suite.draw(pictures)
     notes = {"checkpoint": {"step": done, "digest": restored.digest}, **suite.notes(), **about}
     read = predictions.sources_read()
     hosts.on_first(lambda: evaluation_results.write(workdir, file, results, notes, read))
@@ -116,7 +117,8 @@ def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mes
     suite = evaluators.create(config, predictions)
     empty = {"head": {"kernel": np.zeros((config.encoder.width, 0)), "bias": np.zeros(0)}}
     params = jax.device_put({"classifier": empty} | found.params, sharding.replicated(mesh))
-    results = suite.run(params, out / "pictures")
+    results = suite.run(params)
+    suite.draw(out / "pictures")
     notes = {"checkpoint": {"model": str(path), "digest": found.sha256}, **suite.notes()}
 
     def write() -> None:

@@ -35,8 +35,8 @@ class Suite:
     def __init__(self, evaluators: dict[str, Evaluator], predictions: Predictions) -> None:
         self.evaluators, self.predictions = evaluators, predictions
 
-    def run(self, params: Any, folder: Path) -> dict[str, float]:
-        """Return all results of these parameters in one flat dict; draw pictures into `folder`.
+    def run(self, params: Any) -> dict[str, float]:
+        """Return all results of these parameters in one flat dict.
 
         unreadable/SPLIT counts the images that could not be read, if there are any.
         """
@@ -44,13 +44,15 @@ class Suite:
         for name, evaluator in self.evaluators.items():
             with doing(name):
                 results |= evaluator.run(params)
-        results |= self.predictions.unreadable()
+        return results | self.predictions.unreadable()
+
+    def draw(self, folder: Path) -> None:
+        """Draw pictures of the last results into `folder`, on the first process."""
         if hosts.is_first():
             folder.mkdir(parents=True, exist_ok=True)
             for name, evaluator in self.evaluators.items():
                 with doing(f"drawing {name}"):
                     evaluator.draw(folder)
-        return results
 
     def notes(self) -> dict[str, Any]:
         """Return what the last results were measured on, and the protocol of every evaluator."""
