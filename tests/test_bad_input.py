@@ -294,7 +294,7 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
     assert cli.run(["train", f"--workdir={workdir}", "--allow-data-change"]) == 0
     assert "continuing with other data" in capsys.readouterr().out
     (folder / "a" / "new.png").unlink()
-    held_out = folders.share(folder, base.HELD_OUT, 0.2, labelled=True)
+    _, held_out = folders.shares(folder, 0.2, labelled=True)
     (folder / held_out.path(0)).unlink()
     assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=classification"]) == 0
     told = capsys.readouterr().out

@@ -135,7 +135,7 @@ BUDGETS = {
     "benchmarks": 1110,
     "commands": 2365,
     "config": 1890,
-    "data": 4325,
+    "data": 4360,
     "evaluators": 2040,
     "interop": 1645,
     "models": 650,

@@ -87,10 +87,9 @@ def parts_of(spec: str, data: options.Data) -> dict[str, Source]:
     """
     spec = spec if ":" in spec else f"{spec}:train"
     try:
-        held_out = sources.find(spec, base.HELD_OUT, data)
+        return dict(zip(("train", "val"), sources.find_both(spec, data), strict=True))
     except base.NothingHeldOut:
         return {"": sources.find(spec, base.WHOLE, data)}
-    return {"train": sources.find(spec, base.KEPT, data), "val": held_out}
 
 
 def check(spec: str, data: options.Data, flags: FlagValues) -> None:

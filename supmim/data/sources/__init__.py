@@ -1,5 +1,6 @@
 """Sources of images: `find` returns one by name, `load` returns those of a run."""
 
+import contextlib
 import difflib
 import importlib
 import unicodedata
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from supmim.config import options
-from supmim.data.sources import base
+from supmim.data.sources import base, folders
 from supmim.data.sources.base import Renumbered, Sample, Source
 from supmim.errors import DataError
 from supmim.runtime.progress import doing
@@ -47,10 +48,26 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
             )
         kind, where = "tfds", spec
     extra = {"labelled": labelled} if kind == "folder" else {}
+    with scanning(spec):
+        return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
+
+
+def find_both(spec: str, data: options.Data, labelled: bool = True) -> tuple[Source, Source]:
+    """Return what a source trains on and what it holds out; a folder is walked once."""
+    kind, _, where = spec.partition(":")
+    if kind == "folder" and base.is_utf8(spec):
+        with scanning(spec):
+            return folders.load_both(where, data, labelled)
+    return find(spec, base.KEPT, data, labelled), find(spec, base.HELD_OUT, data, labelled)
+
+
+@contextlib.contextmanager
+def scanning(spec: str) -> Iterator[None]:
+    """Show that a source is read; DataError for a folder or a name that cannot be."""
     try:
         with doing(f"scanning {spec}"):
-            return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
-    except OSError as error:  # a folder that may not be read, a name that is too long
+            yield
+    except OSError as error:
         raise DataError(f"{base.printable(spec)} cannot be read: {error}") from error
 
 
@@ -61,10 +78,10 @@ def load(data: options.Data, labelled: bool = True, joined: bool = False) -> tup
     If data.eval is empty, evaluation uses what data.train holds out.
     """
     if data.eval:
-        asked = (data.train, base.WHOLE), (data.eval, base.EVALUATED)
+        train = find(data.train, base.WHOLE, data, labelled)
+        evaluation = find(data.eval, base.EVALUATED, data, labelled)
     else:
-        asked = (data.train, base.KEPT), (data.train, base.HELD_OUT)
-    train, evaluation = (find(spec, part, data, labelled) for spec, part in asked)
+        train, evaluation = find_both(data.train, data, labelled)
     if labelled and joined:
         train, evaluation = with_all_classes(train, evaluation)
     elif labelled:

@@ -131,16 +131,31 @@ def record(path: str, label: int) -> Record:
 
 def load(where: str, part: str, data: options.Data, labelled: bool = True) -> Folder:
     """Return one part of a folder; DataError without images or, if labelled, without classes."""
+    if part in (base.KEPT, base.HELD_OUT):
+        return load_both(where, data, labelled)[part == base.HELD_OUT]
+    return whole(existing_parts(where).of(part), labelled)
+
+
+def load_both(where: str, data: options.Data, labelled: bool = True) -> tuple[Folder, Folder]:
+    """Return the images to train on and those held out; without such parts in one walk."""
+    found = existing_parts(where)
+    if found.held_out is None:
+        return shares(found.trained, data.holdout, labelled)
+    return whole(found.trained, labelled), whole(found.held_out, labelled)
+
+
+def existing_parts(where: str) -> Parts:
+    """Return `class_parts` of a folder; DataError if there is none."""
     root = base.expanded(where)
     if not root.is_dir():
         raise DataError(
             f"folder:{where}: there is no such folder; set --config.data.train=folder:PATH"
         )
-    found = class_parts(root)
-    if part in (base.KEPT, base.HELD_OUT) and found.held_out is None:
-        return share(found.trained, part, data.holdout, labelled)
-    chosen = found.of(part)
-    return Folder(chosen, f"folder:{chosen}", listing(chosen, labelled))
+    return class_parts(root)
+
+
+def whole(root: Path, labelled: bool) -> Folder:
+    return Folder(root, f"folder:{root}", listing(root, labelled))
 
 
 def parts(root: Path) -> Parts:
@@ -201,23 +216,26 @@ def unused(spec: str) -> tuple[str, ...]:
     return find(root).unused if find and root.is_dir() else ()
 
 
-def share(root: Path, part: str, holdout: float, labelled: bool) -> Folder:
-    """Return the images that are held out, or the others; the latter know what was left out."""
+def shares(root: Path, holdout: float, labelled: bool) -> tuple[Folder, Folder]:
+    """Return the images to train on, which know what was left out, and those held out."""
     found = listing(root, labelled)
     classes = itertools.groupby(found.paths, _class_of)
     chosen = held_out((list(paths) for _, paths in classes), holdout)
-    is_held_out = part == base.HELD_OUT
-    files = zip(found.paths, found.sizes, strict=True)
-    kept = [file for file in files if (file[0] in chosen) == is_held_out]
-    if not kept:
-        raise base.NothingHeldOut(
-            f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
-            f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
-        )
-    paths, sizes = zip(*kept, strict=True)
-    if is_held_out:
+    files: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
+    for path, size in zip(found.paths, found.sizes, strict=True):
+        files[path in chosen].append((path, size))
+    parts = []
+    for part, own in zip((base.KEPT, base.HELD_OUT), files.values(), strict=True):
+        if not own:
+            raise base.NothingHeldOut(
+                f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
+                f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
+            )
+        paths, sizes = zip(*own, strict=True)
+        own_listing = found._replace(paths=paths, sizes=sizes)
+        parts.append(Folder(root, f"folder:{root} ({part})", own_listing))
         found = found._replace(empty=(), skipped=Skipped([], Counter()))
-    return Folder(root, f"folder:{root} ({part})", found._replace(paths=paths, sizes=sizes))
+    return parts[0], parts[1]
 
 
 def held_out(classes: Iterable[Sequence[str]], holdout: float) -> set[str]:
