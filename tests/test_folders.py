@@ -50,6 +50,16 @@ def test_classes_are_the_top_folders_and_files_may_lie_deeper_in_any_case(tmp_pa
     assert found[1].image == PIXELS and found[1].name == str(tmp_path / "cat/b.WebP")
 
 
+def test_a_folder_is_walked_once_for_both_of_its_parts(tmp_path, monkeypatch):
+    walked, listing = [], folders.listing
+    monkeypatch.setattr(folders, "listing", lambda *a: walked.append(a) or listing(*a))
+    many(tmp_path)
+    config = tiny_config(**{"data.train": f"folder:{tmp_path}", "data.channels": 3})
+    train, held_out = sources.load(config.data)
+    assert len(walked) == 1 and len(train) + len(held_out) == 80
+    assert not set(names_of(train)) & set(names_of(held_out))
+
+
 def test_odd_names_are_read_and_shown_on_one_line(tmp_path):
     fill(tmp_path, "grün/新しい.png", "grün/two\nlines\x1b[31m.png", "b/-rf.png")
     os.symlink(tmp_path / "b" / "-rf.png", os.fsencode(tmp_path) + b"/b/latin\xe9.png")
