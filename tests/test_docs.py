@@ -5,8 +5,10 @@ Every command is accepted by the command line. Then it is run here, small, or st
 
 import json
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -206,6 +208,10 @@ def test_commands_run(place, monkeypatch, capsys):
     for page in ("README.md", "embeddings.md"):
         (block,) = re.findall(r"^```python\n(.*?)^```", PAGES[page], re.M | re.S)
         exec(compile(block, page, "exec"), {})
+    monkeypatch.setattr(sys, "argv", ["", "runs/digits", "--out=drawn"])
+    runpy.run_path(str(ROOT / "tools/readme_pictures.py"), run_name="__main__")
+    drawn = {path.name for path in Path("drawn").iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs/pictures").glob("*.png")}
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a picture that is shown
@@ -234,9 +240,10 @@ def test_every_command_is_run_or_listed():
 @pytest.mark.parametrize("command", LISTED)
 def test_commands_that_are_not_run_are_accepted(place, monkeypatch, command):
     monkeypatch.chdir(place)
-    for name in ("digits", "wide", "frozen"):
-        Path("runs", name).mkdir(parents=True, exist_ok=True)
-        Path("runs", name, "config.json").write_text(config_lib.to_json(tiny_config()))
+    for workdir in (Path("runs", name) for name in ("digits", "wide", "frozen")):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / "config.json").exists():
+            (workdir / "config.json").write_text(config_lib.to_json(tiny_config()))
     verb, args = parsed(command)
     values = cli.parse(verb, args)
     if VERBS[verb].takes_config and values.config is not None or verb == "evaluate":
