@@ -33,6 +33,7 @@ setup(
         "pillow>=10",
         "safetensors>=0.8",
         "flatbuffers>=24",  # needed by jax.export, which does not declare it
+        "filelock>=3.12",  # bounds JAX's cache of compiled programs
         "tensorboardX>=2.6.5",
         "rich>=13",
         "matplotlib>=3.8",

@@ -22,6 +22,7 @@ from supmim.errors import ConfigError, DataError
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.interop import pretrained
 from supmim.runtime import devices, hosts, numerics
+from supmim.runtime.progress import doing
 from supmim.runtime.streams import printable
 from supmim.target_ids import files as target_ids
 from supmim.target_ids import identity
@@ -300,14 +301,16 @@ def first_state(
     origin: where the encoder of a new run comes from. DataError if the data is not what it was.
     """
     abstract_state = place(make_state, mesh, config.mesh.fsdp_splits)
-    if start.resume:
-        found = checkpoints.restore_from(start.resume, abstract_state)
-    else:
-        found = checkpoints.restore(abstract_state)
+    with doing("reading the checkpoint"):
+        if start.resume:
+            found = checkpoints.restore_from(start.resume, abstract_state)
+        else:
+            found = checkpoints.restore(abstract_state)
     if found is None:
-        loaded = pretrained.load(origin, abstract_state.params, mesh) if origin else {}
-        placement = sharding.of(abstract_state)
-        return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
+        with doing("creating the parameters"):
+            loaded = pretrained.load(origin, abstract_state.params, mesh) if origin else {}
+            placement = sharding.of(abstract_state)
+            return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
     check_data(found.fingerprint, fingerprint, start.allow_data_change)
     if start.resume:
         checkpoints.set_aside_newer(int(found.state.step))

@@ -1,23 +1,26 @@
 """The command line `supmim VERB ...`: parse the flags, check the config, then run the verb."""
 
+import difflib
 import errno
 import importlib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from supmim import __version__
 from supmim import config as config_lib
-from supmim.commands.verbs import FAMILIES, VERBS, Verb, family_help, overview, subverbs, verb_help
+from supmim.commands import help
+from supmim.commands.verbs import FAMILIES, VERBS, Verb, subverbs
 from supmim.config import Config, catalogue, pyfile
 from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
-from supmim.runtime import streams
+from supmim.runtime import compile_cache, streams
 from supmim.workdir import files
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit raises
@@ -43,6 +46,12 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
             config_lib.flatten(values.config)  # a preset that failed to load raises here
     except SupmimError:
         raise
+    except flags.UnrecognizedFlagError as error:
+        hint = suggestion(error.flagname, verb.flags, "--").replace("_", "-")
+        shown = error.flagname.replace("_", "-")
+        raise ConfigError(
+            f"--{shown} is not a flag of supmim {name}{hint}\n{next_command}"
+        ) from error
     except Exception as error:
         raise ConfigError(_message(error, preset, next_command)) from error
     if rest:
@@ -174,33 +183,18 @@ def command(verb: str) -> ModuleType:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    if not args or args[0] in HELP:
-        print(overview())
-        return 0
-    name, *rest = args
-    if rest and f"{name} {rest[0]}" in VERBS:
-        name, rest = f"{name} {rest[0]}", rest[1:]
     try:
-        if name in FAMILIES and rest and rest[0] in HELP:
-            print(family_help(name))
+        if not args or args[0] in HELP:
+            print(help.overview())
             return 0
-        if name in FAMILIES:
-            problem = f", not {rest[0]!r}" if rest else ""
-            words = " or ".join(subverbs(name))
-            raise ConfigError(f"supmim {name} takes {words}{problem}\n\n{family_help(name)}")
-        if name not in VERBS:
-            raise ConfigError(f"{name!r} is not a verb of supmim: {', '.join(VERBS)}")
-        if {"-h", "--help"} & set(rest):
-            print(verb_help(name))
+        if args[0] == "--version":
+            print(f"supmim {__version__}")
             return 0
-        values = parse(name, rest)
-        given = "config" in values and (values.config is not None or values["config"].present)
-        config = config_of(VERBS[name], values) if given else None
-        # XLA reports a slow compile as an error. Errors of one process arrive as exceptions; those
-        # of its connection to others are logged only.
-        several = "coordinator" in values and values.coordinator
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if several else "3")
-        return command(name).run(config, values) or 0
+        name, rest = verb_of(args)
+        if name in FAMILIES or set(HELP[:2]) & set(rest) or f"{HELP[1]}=all" in rest:
+            print(help_of(name, rest))
+            return 0
+        return run_verb(name, rest)
     except SupmimError as error:
         print(f"supmim: {error}", file=sys.stderr)
         return error.exit_code
@@ -209,6 +203,58 @@ def run(args: Sequence[str]) -> int:
             raise
         print(f"supmim: {told}", file=sys.stderr)
         return told.exit_code
+
+
+def verb_of(args: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the verb, or the family whose help is asked for, and the arguments after it.
+
+    ConfigError, with a suggestion, for words that are none.
+    """
+    name, *rest = args
+    if rest and f"{name} {rest[0]}" in VERBS:
+        return f"{name} {rest[0]}", rest[1:]
+    if name in FAMILIES:
+        if rest and rest[0] in HELP:
+            return name, rest
+        words = list(subverbs(name))
+        problem = f", not {rest[0]!r}{suggestion(rest[0], words)}" if rest else ""
+        raise ConfigError(
+            f"supmim {name} takes {' or '.join(words)}{problem}\n\n{help.family_help(name)}"
+        )
+    if name not in VERBS:
+        known = {*VERBS, *(verb.partition(" ")[0] for verb in VERBS)}
+        hint = suggestion(name, known)
+        raise ConfigError(f"{name!r} is not a verb of supmim{hint}\nSee: supmim --help")
+    return name, rest
+
+
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean ...?` with the nearest known word, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def help_of(name: str, args: Sequence[str]) -> str:
+    """Return the help of a verb, with the values of the preset that the arguments name."""
+    if name in FAMILIES:
+        return help.family_help(name)
+    given = next((arg.partition("=")[2] for arg in args if re.match("--?config=", arg)), "")
+    preset = pyfile.preset(Path(), given) if VERBS[name].takes_config and given else {}
+    return help.verb_help(name, f"{HELP[1]}=all" in args, config_lib.flatten(preset))
+
+
+def run_verb(name: str, args: Sequence[str]) -> int:
+    """Parse the flags of a verb, check its config and run it; return the exit code."""
+    values = parse(name, args)
+    given = "config" in values and (values.config is not None or values["config"].present)
+    config = config_of(VERBS[name], values) if given else None
+    # XLA reports a slow compile as an error. Errors of one process arrive as exceptions; those
+    # of its connection to others are logged only.
+    several = "coordinator" in values and values.coordinator
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if several else "3")
+    if "compile_cache" in values:
+        os.environ.update(compile_cache.environment(values.compile_cache))
+    return command(name).run(config, values) or 0
 
 
 def of_the_system(error: OSError) -> SupmimError | None:

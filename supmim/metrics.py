@@ -108,3 +108,10 @@ def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
     """Fetch the metrics of several steps, and merge each over the steps."""
     fetched = jax.device_get(list(steps))
     return {name: float(np.asarray(metric.compute())) for name, metric in merge(fetched).items()}
+
+
+def ready(step: Metrics, names: Sequence[str]) -> dict[str, float]:
+    """Return some metrics of one step, or nothing if the devices have not computed them yet."""
+    found = {name: step[name] for name in names if name in step}
+    is_ready = all(leaf.is_ready() for leaf in jax.tree.leaves(found))
+    return summarize([found]) if found and is_ready else {}

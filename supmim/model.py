@@ -18,7 +18,7 @@ import numpy as np
 from supmim import sharding
 from supmim.config import Config, options
 from supmim.data import images as images_lib
-from supmim.data import pipeline, progress
+from supmim.data import pipeline
 from supmim.data.augment import views
 from supmim.data.images import Bad, Images
 from supmim.data.sources.given import Given, GivenImages
@@ -26,6 +26,7 @@ from supmim.errors import ConfigError, DataError
 from supmim.models import layers
 from supmim.models.classifier import Classifier
 from supmim.models.encoder import Encoder
+from supmim.runtime.progress import doing
 
 BATCH_SIZE = 256
 FEW = 1024  # images for which no reader processes are started
@@ -228,7 +229,7 @@ class Model:
         seen, done = self.images(GivenImages(images)), 0
         parts = self.outputs(what, seen, batch_size=batch_size, note=_refuse)
         found = []
-        bar = progress.bar(what, len(seen)) if callback is None else contextlib.nullcontext()
+        bar = doing(what, len(seen)) if callback is None else contextlib.nullcontext()
         with bar as advance:
             for index, values in parts:
                 found.append(values)

@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh
 
 from supmim import assemble, evaluators, optimizer, sharding, step
-from supmim import config as config_lib
 from supmim.assemble import DEFAULT_START, Start
 from supmim.config import Config
 from supmim.data import images, pipeline
@@ -20,11 +19,12 @@ from supmim.data.raw import Raw
 from supmim.data.sources import folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import Interrupted
-from supmim.report import curves, figures, page, terminal
+from supmim.report import again, curves, figures, page, terminal
 from supmim.report.step_log import StepLog
 from supmim.runtime import hosts, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.runtime.preemption import StopSignal
+from supmim.runtime.progress import doing
 from supmim.tasks.base import Task
 from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints
@@ -218,9 +218,10 @@ def evaluate(
     results = suite.run(optimizer.evaluated_params(state), pictures)
     writer.write_scalars(done, results)
     if hosts.is_first():
-        curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
-        drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
-        writer.write_images(done, drawn)
+        with doing("drawing the curves"):
+            curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
+            drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
+            writer.write_images(done, drawn)
     writer.flush()
     return results
 
@@ -233,7 +234,8 @@ def conclude(run: Run, folder: Workdir, results: dict[str, float]) -> None:
         digest = run.checkpoints.digest(run.total_steps)
         checkpoint = {"step": run.total_steps, "digest": digest}
         about = {"checkpoint": checkpoint, **notes, **model.notes(folder.path)}
-        page.write(folder.path, results, config_lib.to_json(run.config), about)
+        repeat = again.training(folder.path, run.config, about)
+        page.write(folder.path, results, run.config, about, repeat)
         files.write_results(folder.path, {"step": run.total_steps, **results}, about)
 
     hosts.on_first(write)

@@ -11,6 +11,7 @@ import pytest
 
 from supmim import cli
 from supmim import config as config_lib
+from supmim.config import tasks
 from tests.conftest import tiny_config
 
 DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
@@ -40,8 +41,13 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["trian"], "'trian' is not a verb of supmim: train"),
-        (["train", "--wrkdir=x"], "Did you mean: workdir"),
+        (["trian"], "'trian' is not a verb of supmim; did you mean train?"),
+        (
+            ["train", "--wrkdir=x"],
+            "--wrkdir is not a flag of supmim train; did you mean --workdir?",
+        ),
+        (["data", "check", "x", "--ignore-lable=3"], "; did you mean --ignore-label?\nSee: "),
+        (["tokenizers", "train"], "; did you mean tokenizer?"),
         (["train", f"--config={DIGITS}"], "--workdir is missing"),
         (["train", "--workdir=x", f"--config={DIGITS}", "stray"], "'stray' is not a flag"),
         (["train", "--workdir=/nowhere/x"], "holds no run"),
@@ -49,7 +55,7 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
         (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim or baseline"),
         (["evaluate", "--workdir=/nowhere/x"], "holds no run"),
         (["tokenizer"], "takes import or train\n\nsupmim tokenizer: make a tokenizer"),
-        (["tokenizer", "trian"], "takes import or train, not 'trian'\n\n"),
+        (["tokenizer", "trian"], "not 'trian'; did you mean train?\n\nsupmim tok"),
         (["tokenizer", "--from=x"], "takes import or train, not '--from=x'\n\n"),
         (["data"], "takes check, prepare, convert, tokens; e.g. "),
         (["train", "--workdir=x", f"--config={DIGITS}", "--debug=x"], "--debug=x: it is a switch"),
@@ -238,7 +244,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     """In flags of every verb, in options, and in the name of the preset."""
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table",
-             "model", "embeddings", "query", "picture"}  # fmt: skip
+             "model", "embeddings", "query", "picture", "compile_cache"}  # fmt: skip
     for name, verb in cli.VERBS.items():
         values = cli.own_flags(verb)
         texts = [flag for flag, (x, _) in verb.flags.items() if isinstance(x, str | Path)]
@@ -257,3 +263,40 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     config = config_lib.flatten(cli.config_of(cli.VERBS["train"], values))
     assert {config[path] for path in texts} == {str(tmp_path / "x")}
     assert values.workdir == str(tmp_path / "run")
+
+
+def test_help_of_evaluate_names_every_evaluator_and_the_options_that_it_reads(capsys):
+    assert cli.run(["evaluate", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert tasks.EVALUATORS.keys() == tasks.RESULTS.keys()
+    for name, (meaning, own) in tasks.EVALUATORS.items():
+        assert f"  {name} " in told and meaning.split("; ")[0][:40] in " ".join(told.split())
+        module = (Path(cli.__file__).parent / "evaluators" / f"{name}.py").read_text()
+        read = {path for path in config_lib.OPTIONS if f"config.{path}" in module}
+        read = {path for path in read if path.startswith("eval.")} - {"eval.evaluators"}
+        assert read == set(own) - {"eval.landmarks"}, name
+        assert all(config_lib.OPTIONS[path].in_evaluation for path in own)
+    assert "--config.data.eval=" in told and "--coordinator" not in told
+
+
+def test_help_shows_the_values_of_the_preset_and_the_rest_on_demand(capsys):
+    def told(*args):
+        assert cli.run(["train", *args]) == 0
+        return capsys.readouterr().out
+
+    short = told("--help")
+    assert "--config.batch_size=1024\n" in short and "--config.mim.masking=" not in short
+    assert "--process-id=" not in short and "supmim train --help=all" in short
+    of_preset = told("--config=digits:baseline", "--help")
+    assert "--config.batch_size=50\n" in of_preset and "--config.mim_weight=0.0\n" in of_preset
+    assert "--config.encoder.width=64\n" in of_preset and "--config.mim.masking" not in of_preset
+    everything = told("--config=digits", "--help=all")
+    assert all(f"--config.{path}=" in everything for path in config_lib.OPTIONS)
+    assert "--process-id=" in everything and "--config.batch_size=50\n" in everything
+    assert max(map(len, (short + of_preset + everything).splitlines())) <= 80
+    assert "no preset is called digit. Did" in fails(capsys, "train", "--config=digit", "--help")
+
+
+def test_the_version_is_printed(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"supmim {cli.__version__}\n"

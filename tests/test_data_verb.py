@@ -152,7 +152,7 @@ def test_any_source_can_be_checked(folder, tmp_path, capsys):
         (["check"], "supmim data check takes a SOURCE, e.g. supmim data check"),
         (["convert", "--out=x"], "supmim data convert takes a SOURCE"),
         (["check", "digits:train", "stray"], "'stray' is not a flag"),
-        (["check", "digits:train", "--jsn"], "Did you mean: json"),
+        (["check", "digits:train", "--jsn"], "did you mean --json?"),
         (["check", "folder:/x", "--holdout=much"], "--holdout=much is not a number"),
         (["check", "folder:/x", "--holdout=0.95"], "is not a number from 0 to 0.9"),
     ],
@@ -185,6 +185,16 @@ def test_a_flag_of_another_action_and_a_bare_path_are_told(tmp_path, capsys):
     assert "--json is a flag of supmim data check" in capsys.readouterr().err
     assert cli.run(["data", "check", str(tmp_path)]) == 3
     assert f"to read a folder of images, use folder:{tmp_path}" in capsys.readouterr().err
+
+
+def test_advice_names_flags_of_the_verb(tmp_path, capsys):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(encoded(Image.new("L", (8, 8)), "PNG"))
+    (tmp_path / "classes.txt").write_text("sky\nsea\n")
+    assert cli.run(["data", "check", f"pairs:{tmp_path}", "--mask-classes=3"]) == 3
+    told = capsys.readouterr().err
+    assert "names 2 classes, --mask-classes is 3" in told and "config.data" not in told
 
 
 def test_a_source_that_holds_nothing_out_says_what_a_training_will_ask_for(capsys):

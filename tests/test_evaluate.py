@@ -15,6 +15,7 @@ from supmim import config as config_lib
 from supmim.commands import evaluate, evaluation_results
 from supmim.data import pipeline, sources
 from supmim.data.sources import base
+from supmim.evaluators import knn
 from supmim.runtime import devices
 from supmim.workdir import model
 from supmim.workdir.checkpoint import Checkpoints
@@ -103,6 +104,18 @@ def test_results_of_the_runs_own_images_join_and_replace_their_own(workdir):
     assert (workdir / "pictures").is_dir() and "digits:test" in (
         workdir / "report.html"
     ).read_text()
+
+
+def test_floors_of_the_runs_own_images_are_not_measured_twice(workdir, monkeypatch):
+    measured = []
+    floor = knn.random_floor
+    monkeypatch.setattr(knn, "random_floor", lambda *a: measured.append(a) or floor(*a))
+    assert evaluated(workdir, "--evaluators=knn")[0] == 0 and len(measured) == 1
+    first = read_results(workdir)
+    assert evaluated(workdir, "--evaluators=knn")[0] == 0 and len(measured) == 1
+    assert read_results(workdir) == first and "floor/random_encoder_recall_at_1" in first
+    assert evaluated(workdir, "--evaluators=knn", "--config.data.limit=50")[0] == 0
+    assert len(measured) == 2
 
 
 def test_results_of_other_images_have_a_file_of_their_own(workdir, capsys):

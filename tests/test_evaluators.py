@@ -1,6 +1,8 @@
 """Evaluators against scikit-learn, NumPy and hand-worked cases; every example once."""
 
 import functools
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 import types
@@ -16,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from supmim import evaluators, sharding
 from supmim.config import options
-from supmim.config.tasks import FACTS, RESULTS
+from supmim.config.tasks import EVALUATORS, FACTS, RESULTS
 from supmim.errors import NumericsError
 from supmim.evaluators import (
     classification,
@@ -51,7 +53,9 @@ def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
 
 
 def test_names_are_those_of_the_config():
-    assert list(evaluators.EVALUATORS) == [n for facts in FACTS.values() for n in facts.evaluators]
+    assert list(EVALUATORS) == [n for facts in FACTS.values() for n in facts.evaluators]
+    folder = Path(evaluators.__file__).parent
+    assert EVALUATORS.keys() == {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert tuple(TASKS) == options.OPTIONS["task"].choices
     assert tiny_config(mim_weight=0.0).evaluator_names == ("classification", "knn")
     every = tiny_config(**{"eval.evaluators": "all"}).evaluator_names
@@ -70,7 +74,12 @@ def test_what_can_rank_checkpoints_are_results_of_the_evaluators():
     graded = dict(landmarks.graded_metrics(none, dict.fromkeys(("easy", "hard", "junk"), none)))
     plain = dict(landmarks.plain_metrics(none, {"positives": none, "junk": none}))
     assert set(RESULTS["landmarks"]) == graded.keys() | plain.keys()
-    assert RESULTS.keys() == evaluators.EVALUATORS.keys()
+    assert RESULTS.keys() == EVALUATORS.keys()
+
+
+def test_an_evaluator_that_is_not_asked_for_is_not_imported():
+    code = "import sys, supmim.train; sys.exit('sklearn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_top_k_agrees_with_scikit_learn_and_ties_count_against_us():

@@ -55,7 +55,12 @@ def test_twenty_classes_have_colours_and_the_rest_is_grey(tmp_path, monkeypatch,
     points, names = rng.normal(size=(len(label), 2)), [f"class {n}" for n in range(classes)]
     path = tmp_path / "m.png"
     embedding_map.draw(path, points=points, label=label, class_names=names, title="x")
-    (legend,), scatters = drawn[0].legends, drawn[0].axes[0].collections
+    legend, scatters = drawn[0].axes[0].get_legend(), drawn[0].axes[0].collections
+    drawn[0].draw_without_rendering()
+    inside, hidden = drawn[0].axes[0].get_window_extent(), legend.get_window_extent()
+    assert inside.containsx(hidden.x0) and inside.containsx(hidden.x1)
+    assert hidden.y0 > inside.y0 and hidden.y1 < inside.y1
+    assert not hidden.count_contains(drawn[0].axes[0].transData.transform(points))
     assert [t.get_text() for t in legend.get_texts()] == others + names[classes - 20 :]
     assert sum(len(one.get_offsets()) for one in scatters) == len(label)
     assert len({tuple(one.get_facecolor()[0]) for one in scatters}) == 20 + len(others)
@@ -80,10 +85,10 @@ def test_the_evaluator_draws_both_and_the_report_shows_them(tmp_path):
     image = 2 * last["image"].astype(np.float32) / 255 - 1
     _, encoded = task.model.apply({"params": params}, image, method="classify")
     np.testing.assert_allclose(last["tokens"], encoded.latent, atol=1e-5)
-    page.write(tmp_path, {}, "", {"checkpoint": {}, "protocols": {}})
+    page.write(tmp_path, {}, config, {"checkpoint": {}, "protocols": {}}, "")
     text = (tmp_path / "report.html").read_text()
-    assert all(page.html.escape(page.CAPTIONS[f"{name}.png"]) in text
-               for name in ("embedding_map", "patches"))  # fmt: skip
+    for name in ("embedding_map.png", "patches.png"):
+        assert f"alt='{name}'" in text and all(part in text for part in page.CAPTIONS[name])
 
 
 def test_every_evaluator_has_a_panel_once_it_has_two_results():

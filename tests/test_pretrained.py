@@ -1,7 +1,10 @@
 """Starting from another run: its encoder and no more, at any size, mesh and layout, by name."""
 
 import functools
+import html
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -259,7 +262,10 @@ def test_a_published_vit_is_evaluated_without_a_run(published, runs, tmp_path, c
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["knn/recall_at_1"] == 1.0 and stored["checkpoint"]["model"] == str(published)
     assert stored["checkpoint"]["digest"] == load(published).sha256
-    assert (tmp_path / "out" / "report.html").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    (command,) = re.findall("<pre>supmim evaluate(.*?)</pre>", page, re.S)
+    args = shlex.split(html.unescape(command).replace("\\\n", ""))
+    assert args == [*where, "--evaluators=knn,retrieval", *data]
     assert cli.run(["evaluate", *where, "--evaluators=classification", *data]) == 3
     assert "the model's classes are not those of the images" in capsys.readouterr().err
     assert cli.run(["evaluate", where[0]]) == 2

@@ -26,11 +26,13 @@ from supmim.report import (
     segmentation,
     sweep,
     terminal,
+    units,
 )
 from supmim.report.step_log import StepLog
 from supmim.runtime.clock import Clock
 from supmim.workdir import files, model
 from supmim.workdir.writer import Writer, read_metrics
+from tests.conftest import tiny_config
 
 RED = np.array([0xD6, 0x28, 0x39]) / 255
 rng = np.random.default_rng(0)
@@ -105,6 +107,28 @@ def test_curves_are_drawn_from_whatever_was_logged(tmp_path):
     assert full.shape == empty.shape and (full != empty).any()
 
 
+def test_legends_lie_within_their_plots_and_hide_no_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    names = ["class_loss", "mim_loss", "grad_norm", "classification/top1", "knn/recall_at_1"]
+    names += [f"retrieval/recall_at_{k}" for k in range(10)]  # a panel with ten curves
+    curves.draw(tmp_path, [{"step": n, **dict.fromkeys(names, 0.9**n)} for n in range(20)])
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 1, 10]
+    for axes in figure.axes:
+        inside, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+        assert inside.x0 < legend.x0 < legend.x1 < inside.x1
+        assert inside.y0 < legend.y0 < legend.y1 < inside.y1
+        styles = set()
+        for line in axes.lines:
+            assert not legend.count_contains(axes.transData.transform(line.get_xydata()))
+            styles.add((line.get_linestyle(), line.get_marker()))
+        assert len(styles) == len(axes.lines)  # told apart without colours
+        low, high = axes.dataLim.intervaly
+        assert min(axes.get_yticks()) >= low - 0.1 * (high - low)  # none beside the legend
+
+
 def test_the_page_stands_alone_and_escapes(tmp_path):
     folder = tmp_path / "<script>alert(1)</script>".replace("/", "_")
     (folder / "pictures").mkdir(parents=True)
@@ -112,29 +136,54 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     curves.draw(folder / "pictures" / "curves.png", [])
     notes = {
         "checkpoint": {"step": 40, "digest": "ab12"},
+        "data": {"train": {"name": "folder:<b>", "images": 1500, "digest": "cd34"}},
         "model": {"class_names": ['{"Ü"}', "[b]"]},
         "protocols": {"knn": {"feature": "<i>", "k": [10, 20], "head": {"rate": 0.1}}, "<u>": {}},
     }
     results = {
         "knn/recall_at_1": 0.98765,
-        "step": 40,
         "iou/\x1b[31m\u202e\udcff<u>": 0.5,
         "segmentation/iou/<img src=x>": 0.5,
     }
-    page.write(folder, results, 'seed = "<b>"', notes)
+    config = tiny_config(**{"data.train": "folder:<b>"})
+    page.write(folder, results, config, notes, "supmim train --workdir='<a>'")
     text = (folder / "report.html").read_text()
     assert "iou/\\x1b[31m\\u202e\\udcff&lt;u&gt;" in text
-    assert "feature: &lt;i&gt;; k: 10, 20; head: rate: 0.1" in text and "digest: ab12" in text
+    assert "rate: 0.1" in text and "digest: ab12" in text
     assert "class names: {&quot;Ü&quot;}, [b]<" in text
-    assert "98.77 %" in text and "&lt;b&gt;" in text and "<script" not in text
-    for name in (
-        "segmentation/iou/&lt;img src=x&gt;",
-        "&lt;u&gt;",
-        "&lt;s&gt;",
-    ):  # one of each table
-        assert f"<td>{name}</td>" in text
-    assert not re.search("<(img src=x|[bisu])>", text)
+    assert "1,500 training images of folder:&lt;b&gt;" in text
+    assert "--workdir=&#x27;&lt;a&gt;&#x27;" in text
+    assert "98.77 %" in text and "&quot;folder:&lt;b&gt;&quot;" in text and "<script" not in text
+    for name in ("segmentation/iou/&lt;img src=x&gt;", "&lt;s&gt;"):  # one of each table
+        assert f"<th scope=row>{name}</th>" in text
+    assert "<h3>&lt;u&gt;</h3>" in text and "<td>&lt;i&gt;</td>" in text
+    assert not re.search("<(img src=x|[bisu])>(?!9)", text)
     assert "data:image/png;base64," in text and not re.search(r"(src|href)=.?http", text)
+    assert "width=device-width" in text and "prefers-color-scheme: dark" in text
+
+
+def test_the_page_begins_with_headlines_and_pictures_and_links_to_what_there_is(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in ("curves", "confusion", "reconstructions"):
+        curves.draw(tmp_path / "pictures" / f"{name}.png", [])
+    (tmp_path / "model.json").write_text("{}")
+    results = {"knn/recall_at_1": 0.5, "floor/knn_pixels_cosine": 0.25, "unreadable/eval": 2.0,
+               "floor/random_encoder_recall_at_1": 0.125, "classification/top1": 0.75}  # fmt: skip
+    results |= {f"segmentation/iou/{n}": 0.5 for n in range(page.MOST_ROWS + 1)}
+    notes = {"checkpoint": {"digest": "ab12"}, "protocols": {"knn": {"what": "a protocol"}}}
+    page.write(tmp_path, results, tiny_config(), notes, "the command")
+    text = (tmp_path / "report.html").read_text()
+    order = [
+        "<b>75.00 %</b>top-1 accuracy", "<b>50.00 %</b>nearest neighbour right",
+        "25.00 % without training, by raw pixels", "alt='reconstructions.png'",
+        "alt='confusion.png'", "alt='curves.png'", ">knn/recall_at_1<", "a protocol",
+        "<summary>21 results of single classes</summary>",
+        ">unreadable/eval</th><td class=number>2</td>",
+        "digest: ab12", "<a href='model.json'>", "<a href='results.json'>", "the command",
+    ]  # fmt: skip
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "12.50 % without training" not in text and "href='config.json'" not in text
 
 
 def test_a_verdict_stays_in_its_cell_of_a_markdown_table():
@@ -143,9 +192,13 @@ def test_a_verdict_stays_in_its_cell_of_a_markdown_table():
     assert line.endswith(" a \\| b |")
 
 
-def test_floors_come_last_in_the_table():
-    names = list(page.formatted({"floor/top1": 0.1, "knn/recall_at_1": 0.9, "step": 3}))
-    assert names == ["knn/recall_at_1", "step", "floor/top1"]
+def test_results_are_in_the_order_of_their_numbers_and_floors_come_last():
+    names = ["floor/top1", *(f"fewshot/{n}_shot" for n in (10, 1, 25, 5)), "a/007", "a/7", "step"]
+    names.append("a/" + "9" * 5000)  # a class may be called so
+    expected = ["a/007", "a/7", names[-1], "fewshot/1_shot", "fewshot/5_shot", "fewshot/10_shot",
+                "fewshot/25_shot", "step", "floor/top1"]  # fmt: skip
+    assert list(units.formatted(dict.fromkeys(names, 0.5))) == expected
+    assert units.ordered(reversed(names)) == expected
 
 
 def test_metrics_are_lines_of_json_and_restart_at_their_step(tmp_path):
@@ -239,7 +292,7 @@ def test_a_line_of_fewer_steps_says_how_many(tmp_path):
     """As the first one after a restart at step 7 has."""
     seen = {}
     writer = types.SimpleNamespace(write_scalars=seen.__setitem__)
-    screen = types.SimpleNamespace(show_step=lambda step, scalars: None)
+    screen = types.SimpleNamespace(advance=lambda *_: None, show_step=lambda *_: None)
     log = StepLog(5, Clock(8), lambda step: 0.1, writer, screen)
     log.clock.begin()
     for step in range(8, 16):
@@ -248,32 +301,36 @@ def test_a_line_of_fewer_steps_says_how_many(tmp_path):
     assert "steps_averaged" not in seen[15] and seen[15]["loss"] == 13.0
 
 
-def test_the_time_left_is_short_whatever_it_is(capsys, monkeypatch):
-    """A first command that has more than 99 s left is told in 80 columns too."""
-    with terminal.Terminal() as screen:
-        screen.begin(FACTS["supmim"].progress, 5250, 0)
-        monkeypatch.setattr(screen, "_began", screen._began - 123.0)
-        screen.show_step(2625, {"class_loss": 1.003, "mim_loss": 2.757, "train_top1": 0.87,
-                                "token_accuracy": 0.27, "images_per_second": 2183.0,
-                                "data_wait": 0.15})  # fmt: skip
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith(" left 2m") and len(line) <= 80
-    seconds = (0.0, 99.9, 100.0, 5999.0, 6000.0, 359_999.0, 360_000.0)
-    assert [terminal.brief(s) for s in seconds] == ["0s", "99s", "1m", "99m", "1h", "99h", "4d"]
-
-
 def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
     with terminal.Terminal() as screen:
         screen.begin(FACTS["supmim"].progress, 2400, 0)
+        for step in (1, 1200):
+            screen.advance(step, {}, {})
         screen.show_step(1200, {"class_loss": 1.234, "mim_loss": 2.5, "train_top1": 0.5,
                                 "token_accuracy": 0.25, "images_per_second": 1234.0,
                                 "data_wait": 0.01})  # fmt: skip
         screen.log("[a message] with brackets")
     out = capsys.readouterr().out
-    assert "1200/2400 class 1.234 mim 2.500" in out and "[a message]" in out
+    line = "1200/2400 class 1.234 mim 2.500 top1 50% tokens 25% img/s 1234 wait 1% left 0s"
+    assert line in out and "[a message]" in out
     assert "\x1b" not in out and max(map(len, out.splitlines())) <= 80
 
 
-def test_shares_are_percent_and_counts_are_not():
-    told = page.formatted({"knn/recall_at_1": 0.5, "unreadable/eval": 2.0, "step": 7.0})
-    assert told == {"knn/recall_at_1": "50.00 %", "step": "7", "unreadable/eval": "2"}
+def test_shares_are_percent_and_other_results_have_their_own_units():
+    told = {
+        "knn/recall_at_1": (0.5, "50.00 %"),
+        "classification/loss": (0.5, "0.5000"),
+        "tokenizer/psnr": (22.456, "22.46 dB"),
+        "floor/patch_vq_psnr": (20.0, "20.00 dB"),
+        "tokenizer/ssim": (0.5, "0.5000"),
+        "tokenizer/code_perplexity": (14.06, "14.1"),
+        "segmentation/classes_in_masks": (11.0, "11"),
+        "unreadable/eval": (2.0, "2"),
+        "step": (1234567.0, "1,234,567"),
+        "segmentation/iou/loss": (0.5, "50.00 %"),  # classes
+        "segmentation/iou/a/psnr": (0.5, "50.00 %"),
+    }
+    formatted = units.formatted({name: value for name, (value, _) in told.items()})
+    assert formatted == {name: text for name, (_, text) in told.items()}
+    named = [units.with_unit(name) for name in ("knn/k", "tokenizer/psnr", "unreadable/eval")]
+    assert named == ["knn/k, %", "tokenizer/psnr, dB", "unreadable/eval"]

@@ -22,7 +22,7 @@ from supmim.config import options
 from supmim.data import sources
 from supmim.errors import ConfigError, DeviceError, NumericsError
 from supmim.report import terminal
-from supmim.runtime import devices, memory, numerics, profile
+from supmim.runtime import compile_cache, devices, memory, numerics, profile
 from supmim.runtime.clock import Clock
 from supmim.workdir import lock
 from tests.conftest import tiny_config
@@ -295,3 +295,48 @@ def test_the_plan_says_that_bfloat16_is_slow_on_a_cpu():
         config = tiny_config(**{"encoder.dtype": dtype})
         text = terminal.plan(config, Path("x"), {}, mesh, source, 0, 15)
         assert ("warning     bfloat16 is slow on a CPU: --config.enc" in text) == told
+
+
+def test_compiled_programs_are_kept_in_a_folder_of_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = compile_cache.environment("")
+    folder = Path(found["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == tmp_path / "cache/supmim" and folder.stat().st_mode & 0o777 == 0o700
+    assert int(found["JAX_COMPILATION_CACHE_MAX_SIZE"]) == 2**31
+    folder.chmod(0o777)
+    assert compile_cache.environment("") == found and folder.stat().st_mode & 0o777 == 0o700
+    moved = compile_cache.environment(str(tmp_path / "x/y"))
+    assert moved["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "x/y")
+    (tmp_path / "file").write_text("")
+    assert compile_cache.environment(str(tmp_path / "file/below")) == {}
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    assert compile_cache.environment("") == {}, "a folder of another user"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "given")
+    assert compile_cache.environment("") == {}
+    assert compile_cache.environment("none") == {"JAX_COMPILATION_CACHE_DIR": ""}
+
+
+def test_a_second_process_compiles_nothing_and_a_damaged_program_anew(tmp_path):
+    code = """
+import os, sys
+from supmim.runtime import compile_cache
+os.environ.update(compile_cache.environment(sys.argv[1]))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+import jax
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+print(float(jax.jit(lambda x: x * 3 + 1)(2.0)), "/jax/compilation_cache/cache_hits" in events)
+"""
+
+    def run(folder):
+        command = [sys.executable, "-W", "ignore", "-c", code, folder]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    folder = tmp_path / "programs"
+    assert run(str(folder)) == ["7.0", "False"] and run(str(folder)) == ["7.0", "True"]
+    for file in folder.glob("*-cache"):
+        file.write_bytes(file.read_bytes()[:-9])
+    assert run(str(folder)) == ["7.0", "False"]
+    assert run("none") == ["7.0", "False"]

@@ -48,9 +48,9 @@ def test_a_console_on_a_terminal_sends_its_own_codes_and_no_others(monkeypatch):
     out, written = stream()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", "xterm")
-    with streams.Progress(console=streams.Console(highlight=False)) as progress:
-        progress.add_task("\x1b[31mtask")
-        print(HOSTILE)  # by way of Rich, which draws the bar anew below
+    with streams.Live(streams.Console(), lambda width: "\x1b[31mtask") as live:
+        live.refresh()
+        print(HOSTILE)  # by way of Rich, which draws the line anew below
     text = written.getvalue().decode()
     assert ESCAPED in text and "\\x1b[31m" in text
     assert "\x1b[2K" in text and "\x1b[31m" not in text

@@ -131,17 +131,17 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 1950,
+    "": 2010,
     "benchmarks": 1110,
-    "commands": 2290,
-    "config": 1870,
-    "data": 4340,
+    "commands": 2365,
+    "config": 1890,
+    "data": 4325,
     "evaluators": 2040,
     "interop": 1645,
     "models": 650,
     "planning": 1040,
-    "report": 1050,
-    "runtime": 765,
+    "report": 1410,
+    "runtime": 1045,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,

@@ -331,6 +331,13 @@ def test_the_table_has_the_units_of_the_report():
     assert table.format_mean(row, "knn/recall_at_1") == " 50.00"
     assert "%" not in table.format_table([row], "classification/loss")
     assert table.format_mean(row, "classification/loss") == "0.5"
+    assert "tokenizer/psnr, dB" in table.format_table([row], "tokenizer/psnr")
+
+
+def test_the_columns_of_the_csv_are_in_the_order_of_their_numbers():
+    row = table.Row(("a",), ({f"fewshot/{n}_shot": 0.5 for n in (10, 1, 5)},), 1)
+    header = table.csv_text([row]).splitlines()[0].split(",")
+    assert header[4::2] == [f"fewshot/{n}_shot mean" for n in (1, 5, 10)]
 
 
 def test_members_that_have_begun_share_the_row_of_those_that_have_not(measured):

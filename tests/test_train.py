@@ -1,9 +1,13 @@
 """The verbs train and evaluate, in one process: what a run leaves, refuses and repeats."""
 
 import dataclasses
+import html
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -25,6 +29,7 @@ from supmim.data.sources import digits as digits_source
 from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
 from supmim.planning import program
 from supmim.report.terminal import Terminal
+from supmim.runtime import progress
 from supmim.runtime.preemption import StopSignal
 from supmim.tokenizers import losses, perceptual
 from supmim.workdir import checkpoint, model
@@ -51,12 +56,26 @@ def assert_equal(a, b):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def phases():
+    """What the run of `finished` says that it does."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, phases):
     """A run of 15 steps, with averaged parameters, dropout and mixing, that came to its end."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     config = frozen(**{"optimizer.ema_decay": 0.9, "encoder.dropout": 0.1, "data.mixup": 0.2,
                        "checkpoint.keep": 9})  # fmt: skip
-    results = train.train_and_evaluate(config, workdir)
+    restart = progress.Phase.restart
+
+    def record(phase, what, *counts):
+        phases.add(what)
+        restart(phase, what, *counts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress.Phase, "restart", record)
+        results = train.train_and_evaluate(config, workdir)
     return config, workdir, results
 
 
@@ -84,6 +103,17 @@ def test_a_run_leaves_what_the_design_says(finished):
                  "reconstruction/token_accuracy", "floor/token_accuracy", "floor/top1",
                  "floor/knn_pixels_cosine", "floor/knn_pixels_euclidean"):  # fmt: skip
         assert name in results
+
+
+def test_a_run_says_what_takes_long(finished, phases):
+    assert phases == {
+        "setting up", "scanning digits:train", "fitting the tokenizer (k-means)",
+        "reading the checkpoint", "creating the parameters",
+        "the first step", "waiting for images", "compiling the train step", "saving",
+        "evaluating", "classification", "knn", "reconstruction",
+        "the training source", "the evaluation source",
+        "drawing classification", "drawing knn", "drawing reconstruction", "drawing the curves",
+    }  # fmt: skip
 
 
 def test_model_json_says_what_the_outputs_mean_and_what_images_it_takes(finished):
@@ -207,6 +237,21 @@ def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):
     (workdir / "report.html").unlink()
     assert train.train_and_evaluate(config, workdir) == results
     assert (workdir / "report.html").is_file()
+
+
+def test_the_commands_of_the_report_repeat_the_run(copied):
+    _, workdir, results = copied
+    workdir = workdir.rename(workdir.with_name("it's <tiny>"))
+    assert cli.run(["evaluate", f"--workdir={workdir}", "--evaluators=fewshot"]) == 0
+    (commands,) = re.findall("<pre>(mkdir .*?)</pre>", (workdir / "report.html").read_text(), re.S)
+    for command in html.unescape(commands).split(" &&\n"):
+        program, *args = shlex.split(command)
+        if program == "supmim":
+            assert cli.run(args) == 0
+        else:
+            subprocess.run([program, *args], check=True)
+    again = read_results(workdir.with_name("it's <tiny>-again"))
+    assert again == read_results(workdir) and again.keys() > results.keys()
 
 
 class Killed(BaseException):

@@ -2,7 +2,7 @@
 
 from absl.flags import FlagValues
 
-from supmim.commands.verbs import two_columns
+from supmim.commands.help import two_columns
 from supmim.config import Config, catalogue
 
 

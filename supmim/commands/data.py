@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from absl.flags import FlagValues
 
 from supmim import config as config_lib
 from supmim.config import Config, options
-from supmim.data import convert, inspection, prepare, progress, sources
+from supmim.data import convert, inspection, prepare, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Source, printable
-from supmim.errors import ConfigError, DataError, Interrupted
+from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
 from supmim.runtime import host_memory
+from supmim.runtime.progress import doing
 from supmim.workdir import lock
 
 MAX_LISTED = 20  # lines of a list that are printed; --json has all
@@ -41,9 +43,19 @@ def run(_: Config | None, flags: FlagValues) -> None:
                 raise ConfigError(f"--{name} is a flag of supmim data {action}")
     try:
         ACTIONS[flags.action](flags.source, data_options(flags), flags)
+    except SupmimError as error:
+        # The sources name options of a training; these are flags here.
+        names = "|".join(name for name in flags if f"data.{name}" in config_lib.OPTIONS)
+        told = re.sub(rf"(--)?(config\.)?data\.({names})\b", flag_of, str(error))
+        raise type(error)(told) from error
     except KeyboardInterrupt as error:
         then = "continues it" if flags.action == "convert" else "starts it again"
         raise Interrupted(f"{flags.action} was interrupted; the same command {then}") from error
+
+
+def flag_of(option: re.Match) -> str:
+    """Return the flag for an option in a text."""
+    return "--" + option[3].replace("_", "-")
 
 
 def data_options(flags: FlagValues) -> options.Data:
@@ -226,7 +238,7 @@ def wrapped(line: str) -> list[str]:
 
 def report_pairs(spec: str, data: options.Data) -> Report:
     parts = parts_of(spec, data)
-    with progress.bar("decoding", sum(map(len, parts.values()))) as advance:
+    with doing("decoding", sum(map(len, parts.values()))) as advance:
         found = {
             part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }

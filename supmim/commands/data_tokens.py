@@ -16,7 +16,7 @@ from absl.flags import FlagValues
 from supmim import assemble, sharding
 from supmim import config as config_lib
 from supmim.config import Config
-from supmim.data import images, pipeline, progress
+from supmim.data import images, pipeline
 from supmim.data.bad_records import BadRecords
 from supmim.data.images import Bad, Images
 from supmim.data.raw import Raw
@@ -24,6 +24,7 @@ from supmim.data.stream import Rows
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.runtime import devices, hosts
 from supmim.runtime.preemption import StopSignal
+from supmim.runtime.progress import doing
 from supmim.target_ids import identity
 from supmim.target_ids.files import METADATA, Cache, Part, layout
 from supmim.tasks.base import Task
@@ -156,7 +157,7 @@ def write_files(
     tokenize = online.Tokenize(task.tokenize, mesh, microbatch)
     computed = compute_ids(batches, tokenize, task.frozen, mesh)
     total = sum(part.stop - part.start for part in parts)
-    with contextlib.closing(batches), progress.bar("target ids", total) as advance:
+    with contextlib.closing(batches), doing("target ids", total) as advance:
         for part in parts:
             with complete_file(cache.path(part)) as file:
                 for start in range(part.start, part.stop, stream.batch_size):

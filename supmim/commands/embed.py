@@ -13,7 +13,6 @@ from absl.flags import FlagValues
 
 from supmim import config as config_lib
 from supmim.config import Config
-from supmim.data import progress
 from supmim.data.images import Bad, central_crop, source_digest
 from supmim.data.sources import given
 from supmim.data.sources.base import Source
@@ -22,6 +21,7 @@ from supmim.interop import embeddings, load
 from supmim.model import BATCH_SIZE, Model
 from supmim.runtime import devices
 from supmim.runtime.preemption import StopSignal
+from supmim.runtime.progress import doing
 from supmim.runtime.streams import printable
 from supmim.workdir import lock
 
@@ -92,11 +92,11 @@ def compute(
         start=start,
     )
     values, index, began = [], [], time.monotonic()
-    with contextlib.closing(batches), progress.bar("embed", total, start) as advance:
+    with contextlib.closing(batches), doing("embed", total, start) as advance:
         for found, batch in batches:
             values.append(checked(batch.astype(dtype), found, source))
             index += found.tolist()
-            advance(min(size, total - done))
+            advance(size)
             done = min(done + size, total)
             held = sum(part.nbytes for part in values)
             waited = time.monotonic() - began

@@ -22,8 +22,9 @@ from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError
 from supmim.interop import load
-from supmim.report import page, terminal
+from supmim.report import again, page, terminal
 from supmim.runtime import devices, hosts
+from supmim.runtime.progress import doing
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.workdir import files, lock, model
@@ -43,8 +44,8 @@ def run(config: Config, flags: FlagValues) -> None:
     asked = {name: flags[name].value for name in ("step", "evaluators", "model")}
     hosts.agree(config, asked | {"workdir": str(workdir.absolute())})
     if flags.model:
-        mesh = assemble.mesh_of(config)
-        with hosts.first_holds(lock.hold(workdir, "--out")), jax.set_mesh(mesh):
+        mesh, held = assemble.mesh_of(config), hosts.first_holds(lock.hold(workdir, "--out"))
+        with held, jax.set_mesh(mesh), doing("evaluating"):
             evaluate_model(config, Path(flags.model), workdir, mesh)
     else:
         alone(config, workdir, flags.step)
@@ -53,7 +54,7 @@ def run(config: Config, flags: FlagValues) -> None:
 def alone(config: Config, workdir: Path, checkpoint: str = "") -> dict[str, float]:
     """Hold the lock of the workdir, evaluate a checkpoint (see `restore`), return the results."""
     mesh = assemble.mesh_of(config)
-    with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh):
+    with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh), doing("evaluating"):
         return evaluate(config, workdir, checkpoint, mesh)
 
 
@@ -80,6 +81,7 @@ def evaluate(
     found = evaluation_results.fingerprint(source, eval_source, config)
     run_fingerprint = restored.fingerprint | evaluation_results.window_fingerprint(run_config)
     changed = evaluation_results.differences(run_fingerprint, found)
+    predictions.floors = {} if changed else evaluation_results.floors(workdir)
     if hosts.is_first():
         print(
             f"images      {eval_source.name}: {len(eval_source):,}; "
@@ -118,7 +120,7 @@ def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mes
     notes = {"checkpoint": {"model": str(path), "digest": found.sha256}, **suite.notes()}
 
     def write() -> None:
-        page.write(out, results, config_lib.to_json(config), notes)
+        page.write(out, results, config, notes, again.evaluation(path, out, config, found.config))
         files.write_results(out, results, notes)
 
     hosts.on_first(write)

@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from supmim import config as config_lib
 from supmim.config import Config
 from supmim.data import pipeline
 from supmim.data.sources.base import Source
-from supmim.report import page
+from supmim.report import again, page
 from supmim.workdir import files
 
 OF_THE_MODEL = {"classes", "tokenizer", "tokenizer.image_size"}  # no facts of the images
@@ -56,6 +55,11 @@ def file_name(workdir: Path, step: int, digest: str, source: str, other: dict[st
     return files.RESULTS if at_end else f"results_step_{step}.json"
 
 
+def floors(workdir: Path) -> dict[str, float]:
+    """Return the floors of a finished run, which need no training, on its own images."""
+    return {n: x for n, x in files.read_results(workdir).items() if n.startswith("floor/")}
+
+
 def write(
     workdir: Path,
     file: str,
@@ -79,5 +83,6 @@ def write(
             notes = notes | {name: stored_notes.get(name, {}) | notes[name]}
     numbers = {name: value for name, value in results.items() if name != "step"}
     if file == files.RESULTS:
-        page.write(workdir, numbers, config_lib.to_json(files.read_config(workdir)), notes)
+        config = files.read_config(workdir)
+        page.write(workdir, numbers, config, notes, again.training(workdir, config, notes))
     files.write_results(workdir, {"step": notes["checkpoint"]["step"], **numbers}, notes, file)

@@ -1,10 +1,7 @@
-"""The verbs of `supmim`: a table of what each does and takes, and the help made from it."""
+"""The verbs of `supmim`: a table of what each does and takes. help.py makes texts of it."""
 
 import dataclasses
-import textwrap
 from pathlib import Path
-
-from supmim.config import OPTIONS
 
 PATH = Path()  # as default: the flag names a file or folder, in which `~` is the home folder
 
@@ -39,11 +36,21 @@ SOURCE = """\
 DIR with images, at any depth and without classes; FILE; 'DIR/*.jpg', in
       quotes; or what trains too: folder:DIR, records:DIR, NAME:SPLIT"""
 
+# Flags that a short help leaves out.
+RARE = (
+    *("coordinator", "num_processes", "process_id", "one_host"),
+    *("profile", "deterministic", "fake_devices", "allow_data_change"),
+    "compile_cache",
+)
 HOSTS = {
     "coordinator": ("", "HOST:PORT of process 0; Slurm and TPU pods find it themselves"),
     "num_processes": ("", "number of processes; 1: this one runs alone"),
     "process_id": ("", "index of this process, from 0"),
     "one_host": (False, "all processes are on this machine"),
+}
+
+CACHE = {
+    "compile_cache": (PATH, "folder of compiled programs; none: compile anew; default: the user's"),
 }
 
 TRAIN = {
@@ -55,6 +62,7 @@ TRAIN = {
     "debug": (False, "train 2 blocks on small images for 20 steps; NaNs end it"),
     "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
     "fake_devices": ("", "train on this many pretend CPU devices"),
+    **CACHE,
     **HOSTS,
 }
 
@@ -76,6 +84,7 @@ VERBS = {
             "step": (PATH, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
+            **CACHE,
             **HOSTS,
         },
     ),
@@ -88,6 +97,7 @@ VERBS = {
             "out": (PATH, "FILE.npz: arrays embedding, path, and model, the model's digest"),
             "features": (("embedding", "patches"), "one vector per image, or a grid of them"),
             "dtype": (("float32", "float16"), "type of the numbers in the file"),
+            **CACHE,
         },
         required=("model", "images", "out"),
         forms=SOURCE,
@@ -101,6 +111,7 @@ VERBS = {
             "query": (PATH, "file of an image"),
             "top": (10, "how many images to show"),
             "picture": (PATH, "FILE.png to draw them to, beside the query"),
+            **CACHE,
         },
         required=("model", "embeddings", "query"),
     ),
@@ -112,6 +123,7 @@ VERBS = {
             "images": IMAGES,
             "top": (5, "how many classes of each image"),
             "json": (False, "print a JSON object per line"),
+            **CACHE,
         },
         required=("model", "images"),
         forms=SOURCE,
@@ -127,6 +139,7 @@ VERBS = {
                 "0.25,0.5,0.75",
                 "patches to hide; default: 0.25,0.5,0.75; empty: only patches.png",
             ),
+            **CACHE,
         },
         required=("model", "images", "out"),
         forms=SOURCE,
@@ -146,7 +159,10 @@ VERBS = {
         "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain",
         {
             "folder": (PATH, "folder of the sweep: index, a workdir per member, table"),
-            "sweep": (PATH, "Python file with PRESET and get_sweep(); default: folder's members"),
+            "sweep": (
+                PATH,
+                "name of a sweep, or FILE.py with PRESET and get_sweep()",
+            ),
             "engine": ("local", "run: local, slurm (submitit), or commands (only print them)"),
             "jobs": ("1", "run, local: members at a time; they share this host's devices"),
             "slurm": ("", "run, slurm: submitit's parameters, e.g. nodes=2,slurm_partition=gpu"),
@@ -189,6 +205,7 @@ VERBS = {
             "out": (PATH, "folder for them; a run reads it with --config.data.targets=DIR"),
             "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
             "fake_devices": ("", "compute on this many pretend CPU devices"),
+            **CACHE,
             **HOSTS,
         },
         required=("config", "out"),
@@ -254,89 +271,3 @@ def subverbs(name: str) -> dict[str, str]:
     """Return the second words of the verbs that begin with `name` -> what they do."""
     found = (verb for verb in VERBS if verb.startswith(f"{name} "))
     return {verb.removeprefix(f"{name} "): VERBS[verb].summary for verb in found}
-
-
-def two_columns(items: dict[str, str]) -> str:
-    """Return names and meanings as lines of at most 80 columns."""
-    width = max(map(len, items))
-    return "\n".join(
-        textwrap.fill(meaning, 80, initial_indent=f"  {name:<{width}}  ",
-                      subsequent_indent=" " * (width + 4), break_on_hyphens=False)
-        for name, meaning in items.items()
-    )  # fmt: skip
-
-
-def overview() -> str:
-    """Return the help of `supmim` itself."""
-    return f"""\
-supmim trains image encoders with labels and masked image modelling.
-
-usage: supmim VERB [--flag=value ...]
-
-{two_columns({name: verb.summary for name, verb in VERBS.items()})}
-
-First run, on digits, about two minutes on a laptop:
-  supmim train --config=digits --workdir=runs/digits
-All flags of a verb:
-  supmim VERB --help"""
-
-
-def family_help(name: str) -> str:
-    """Return the help of a first word that is no verb by itself."""
-    words = subverbs(name)
-    usages = "\n".join(f"  {VERBS[f'{name} {word}'].usage}" for word in words)
-    return f"""\
-supmim {name}: {FAMILIES[name]}
-
-usage: supmim {name} {"|".join(words)} [--flag=value ...]
-
-{two_columns(words)}
-
-{usages}
-
-All flags of one:
-  supmim {name} {next(iter(words))} --help"""
-
-
-def verb_help(name: str) -> str:
-    """Return the help of one verb, with every config option if it takes a config."""
-    verb = VERBS[name]
-    lines = [f"supmim {name}: {verb.summary}", ""]
-    if verb.actions:
-        words = " ".join(filter(None, ("|".join(verb.actions), verb.argument)))
-        lines += [f"usage: supmim {name} {words} [--flag=value ...]", ""]
-    lines += [f"  {verb.usage}", ""]
-    if verb.actions:
-        lines += [two_columns(verb.actions), ""]
-    if verb.forms:
-        lines += [f"  {verb.argument or 'SOURCE'}", f"      {verb.forms}", ""]
-    if others := subverbs(name):
-        lines += [two_columns({f"supmim {name} {w}": does for w, does in others.items()}), ""]
-    if verb.takes_config:
-        lines += ["  --config=PRESET[:arguments]"]
-        lines += ["      name of a preset, see supmim configs, or a Python FILE.py of your own"]
-    if verb.takes_config and "workdir" in verb.flags:
-        lines += ["      without it the run of the workdir's config.json is continued, with any"]
-        lines += ["      --config.option=value on top"]
-    for flag, (default, meaning) in verb.flags.items():
-        dashed = flag.replace("_", "-")
-        value = "|".join(default) if isinstance(default, tuple) else ""
-        value = str(default) if type(default) is int else value
-        lines += [f"  --{dashed}" + ("" if default is False else f"={value}"), f"      {meaning}"]
-    if verb.takes_config:
-        lines += ["", "Config options and their defaults, before the preset:", describe_options()]
-    return "\n".join(lines)
-
-
-def describe_options() -> str:
-    """Return all config options as text of at most 80 columns."""
-    lines, group = [], None
-    for path, option in OPTIONS.items():
-        if (head := path.rpartition(".")[0]) != group:
-            group = head
-            lines.append("")
-        lines.append(f"  --config.{path}={option.default if option.default != '' else repr('')}")
-        lines.append(f"      {option.meaning}" + (f" [{option.unit}]" if option.unit else ""))
-        if option.choices:
-            lines.append(f"      one of: {', '.join(option.choices)}")
-    return "\n".join(lines)

@@ -29,6 +29,7 @@ class Option:
     augmentation: whether a named kind of augmentation (`config.augmentation`) sets it.
     unused_by: tasks that do not read it; setting it there is an error.
     debug: the value under `--debug`, if it has one.
+    common: whether the short help shows it.
     default_is_before: whether the default means what was done before the option existed. Then a
         config.json without it is read with the default; otherwise SCHEMA_VERSION must rise.
     """
@@ -45,6 +46,7 @@ class Option:
     augmentation: bool = False
     unused_by: tuple[str, ...] = ()
     debug: Value | None = None
+    common: bool = False
     default_is_before: bool = False
 
     @property

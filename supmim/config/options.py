@@ -31,9 +31,13 @@ class Data:
         "digits:train",
         "digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
         may_change="always",  # a folder may have moved: a fingerprint identifies the data
+        common=True,
     )
     eval: str = option(
-        "", "evaluation source; empty: what the training source holds out", may_change="always"
+        "",
+        "evaluation source; empty: what the training source holds out",
+        may_change="always",
+        common=True,
     )
     holdout: float = option(
         0.1,
@@ -52,6 +56,7 @@ class Data:
         low=1,
         changes=("crop",),
         may_change="in evaluation",
+        common=True,
     )
     channels: int = option(
         3, "channels of an image: 1, grey, or 3", low=1, high=3, changes=("crop", "parameters")
@@ -296,7 +301,10 @@ class Encoder:
         may_change="in evaluation",  # this device may not have the kernel
     )
     dtype: str = option(
-        "float32", "compute dtype, also of the decoder", choices=("float32", "bfloat16")
+        "float32",
+        "compute dtype, also of the decoder",
+        choices=("float32", "bfloat16"),
+        common=True,
     )
     scan: bool = option(False, "compile one block and scan over the stacked parameters")
     remat: str = option(
@@ -374,7 +382,11 @@ class Mim:
         choices=("random", "block", "units", "variable"),
     )
     mask_ratio: float = option(
-        0.5, "share of patches hidden; variable: share always dropped", low=0.0, high=1.0
+        0.5,
+        "share of patches hidden; variable: share always dropped",
+        low=0.0,
+        high=1.0,
+        common=True,
     )
     block_min: int = option(4, "block: smallest rectangle", unit="patches", low=1)
     unit: int = option(2, "units: side of a unit", unit="patches", low=1)
@@ -408,6 +420,7 @@ class Tokenizer:
         is_path=True,
         may_change="always",  # a checkpoint's fingerprint identifies the tokenizer
         unused_by=("tokenizer",),
+        common=True,
     )
     image_size: int = option(
         0,
@@ -490,7 +503,9 @@ class Optimizer:
         "AdamW, Adam with big_vision's decay, or LAMB (DeiT-III)",
         choices=("adamw", "adam_decoupled", "lamb"),
     )
-    learning_rate: float = option(1e-3, "peak learning rate at this batch size", low=1e-12)
+    learning_rate: float = option(
+        1e-3, "peak learning rate at this batch size", low=1e-12, common=True
+    )
     warmup_steps: int = option(10_000, "linear warm-up", unit="steps", low=0, debug=2)
     warmup_share: float = option(
         0.0,
@@ -536,6 +551,7 @@ class Init:
         "where the encoder is taken from: a workdir, timm folder, big_vision npz",
         is_path=True,
         unused_by=("tokenizer",),
+        common=True,
     )
 
 
@@ -568,6 +584,7 @@ class Eval:
         "classification,knn,reconstruction",
         "evaluators, separated by commas, or all",
         may_change="in evaluation",
+        common=True,
     )
     batch_size: int = option(
         512,
@@ -616,19 +633,21 @@ class Checkpoint:
 class Config:
     """The whole config of a run, and the facts that follow from several of its options."""
 
-    seed: int = option(0, "seed of parameters, masks, dropout and mixing", low=0)
+    seed: int = option(0, "seed of parameters, masks, dropout and mixing", low=0, common=True)
     task: str = option("supmim", "what is trained", choices=tuple(tasks.FACTS))
     batch_size: int = option(
-        1024, "images per step, over all devices", low=1, high=MAX_IMAGES, debug=16
+        1024, "images per step, over all devices", low=1, high=MAX_IMAGES, debug=16, common=True
     )
     accumulation_steps: int = option(
         1, "parts that a batch is split into, computed one after the other", low=1, debug=1
     )
     total_epochs: int = option(
-        90, "length of the training, in passes over the training set", low=1, debug=5
+        90, "length of the training, in passes over the training set", low=1, debug=5, common=True
     )
     class_weight: float = option(1.0, "weight of the class loss", low=0)
-    mim_weight: float = option(1.0, "weight of the token loss; 0 builds no decoder", low=0)
+    mim_weight: float = option(
+        1.0, "weight of the token loss; 0 builds no decoder", low=0, common=True
+    )
     log_every: int = option(
         50, "steps between two lines of metrics", low=1, may_change="on resume", debug=1
     )

@@ -31,6 +31,42 @@ RESULTS = {
     "segmentation": ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME"),
 }
 
+# What each evaluator measures, and the options that it alone, or with few others, takes.
+EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "classification": (
+        "top-1, top-5, loss and calibration error of the classifier",
+        ("eval.real_labels",),
+    ),
+    "knn": (
+        "the class of the nearest training image; DINO's weighted vote",
+        ("eval.similarity_mib", "eval.pictures"),
+    ),
+    "retrieval": (
+        "R@k in the training images; R@k, mAP, mAP@R, mMP@5 among the others",
+        ("eval.similarity_mib",),
+    ),
+    "fewshot": ("ridge regression on 1, 5, 10, 25 training images of each class", ()),
+    "linear": ("DINOv2's grid of linear heads on frozen features", ()),
+    "logistic": ("logistic regression on frozen features", ()),
+    "landmarks": (
+        "retrieval in a gallery with positives and junk",
+        ("eval.landmarks", "eval.similarity_mib"),
+    ),
+    "maps": (
+        "pictures: embeddings by class, patches by their components",
+        ("eval.pictures", "eval.similarity_mib"),
+    ),
+    "reconstruction": (
+        "how well hidden patches are predicted, with pictures of them",
+        ("eval.pictures",),
+    ),
+    "tokenizer": (
+        "of a tokenizer: PSNR, SSIM, use of its codes, with pictures",
+        ("eval.pictures",),
+    ),
+    "segmentation": ("of a segmentation: IoU of each class, with pictures", ("eval.pictures",)),
+}
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -18,12 +18,13 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from cykooz_resizer import ImageData, ResizeOptions
 
-from supmim.data import crop, decode, progress
+from supmim.data import crop, decode
 from supmim.data.images import Bad
 from supmim.data.sources import base, records
 from supmim.data.sources.base import Record, Source
 from supmim.data.sources.records import CONVERSION, METADATA, Digest, Metadata, Shard
 from supmim.errors import ConfigError, DataError
+from supmim.runtime.progress import doing
 from supmim.workdir import files
 from supmim.workdir.files import read_json
 
@@ -181,7 +182,7 @@ def write_store(
     starts = range(0, len(source), plan.per_shard)
     done = sum(shard.count for shard in plan.shards)
     with (
-        progress.bar(root.name, len(source), done) as advance,
+        doing(root.name, len(source), done) as advance,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor,
     ):
         for number in range(len(plan.shards), len(starts)):

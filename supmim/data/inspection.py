@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from supmim.config import options
-from supmim.data import decode, images, masks, progress
+from supmim.data import decode, images, masks
 from supmim.data.images import Bad
 from supmim.data.sources import folders, pairs
 from supmim.data.sources.base import MaskedRecord, Record, Source, check_label, evenly
 from supmim.errors import DataError
+from supmim.runtime.progress import doing
 
 CHUNK = 32
 TIMED = 256  # images that are timed on one core
@@ -60,7 +61,7 @@ def all_facts(source: Source, max_pixels: int) -> list[Facts]:
 
     found = []
     with (
-        progress.bar("decoding", len(source)) as advance,
+        doing("decoding", len(source)) as advance,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor,
     ):
         for some in executor.map(read, chunks):

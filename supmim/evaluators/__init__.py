@@ -1,24 +1,13 @@
 """Evaluators: objects with `run(params) -> results`, `protocol()` and `draw(folder)`, by name."""
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
 from supmim.config import Config
-from supmim.evaluators import (
-    classification,
-    fewshot,
-    knn,
-    landmarks,
-    linear,
-    logistic,
-    maps,
-    reconstruction,
-    retrieval,
-    segmentation,
-    tokenizer,
-)
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.runtime import hosts
+from supmim.runtime.progress import doing
 
 
 class Evaluator(Protocol):
@@ -40,21 +29,6 @@ class Evaluator(Protocol):
         ...
 
 
-EVALUATORS = {
-    "classification": classification.Evaluator,
-    "knn": knn.Evaluator,
-    "retrieval": retrieval.Evaluator,
-    "fewshot": fewshot.Evaluator,
-    "linear": linear.Evaluator,
-    "logistic": logistic.Evaluator,
-    "landmarks": landmarks.Evaluator,
-    "maps": maps.Evaluator,
-    "reconstruction": reconstruction.Evaluator,
-    "tokenizer": tokenizer.Evaluator,
-    "segmentation": segmentation.Evaluator,
-}
-
-
 class Suite:
     """The evaluators of a run, by name, which share predictions."""
 
@@ -67,13 +41,15 @@ class Suite:
         unreadable/SPLIT counts the images that could not be read, if there are any.
         """
         results: dict[str, float] = {}
-        for evaluator in self.evaluators.values():
-            results |= evaluator.run(params)
+        for name, evaluator in self.evaluators.items():
+            with doing(name):
+                results |= evaluator.run(params)
         results |= self.predictions.unreadable()
         if hosts.is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            for evaluator in self.evaluators.values():
-                evaluator.draw(folder)
+            for name, evaluator in self.evaluators.items():
+                with doing(f"drawing {name}"):
+                    evaluator.draw(folder)
         return results
 
     def notes(self) -> dict[str, Any]:
@@ -83,6 +59,9 @@ class Suite:
 
 
 def create(config: Config, predictions: Predictions) -> Suite:
-    """Return the evaluators that the config asks for."""
-    names = config.evaluator_names
-    return Suite({name: EVALUATORS[name](predictions, config) for name in names}, predictions)
+    """Return the evaluators that the config asks for; no other module is imported."""
+    found = {}
+    for name in config.evaluator_names:
+        module = importlib.import_module(f"supmim.evaluators.{name}")
+        found[name] = module.Evaluator(predictions, config)
+    return Suite(found, predictions)

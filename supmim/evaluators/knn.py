@@ -20,6 +20,7 @@ from supmim.report import neighbours as neighbour_picture
 VOTERS = (10, 20, 100, 200)  # neighbours that vote, as in DINO, which reports 20
 TEMPERATURE = 0.07  # DINO's
 PIXEL_FLOOR_LIMIT = 10**8  # most pixel values of a training source for floors of raw pixels
+FLOORS = ("floor/knn_pixels", "floor/random_encoder")
 RANDOM_FLOOR_LIMIT = 100_000  # most images of both sources for the floor of a random encoder
 RANDOM_ENCODER = 2**31 - 1  # folded into the run's seed: a key that nothing else uses
 
@@ -87,7 +88,8 @@ class Evaluator:
         self.predictions, self.num_classes = predictions, config.classifier.num_classes
         self.pictures, self._last, self._bank_size = config.eval.pictures, {}, 0
         self.mib, self.seed = config.eval.similarity_mib, config.seed
-        self.floors: dict[str, float] | None = None
+        known = {n: x for n, x in predictions.floors.items() if n.startswith(FLOORS)}
+        self.floors: dict[str, float] | None = known or None
 
     def run(self, params: Any) -> dict[str, float]:
         train, out = (self.predictions.of(params, split) for split in ("train", "eval"))

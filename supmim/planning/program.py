@@ -15,6 +15,7 @@ from supmim.data import pipeline
 from supmim.data.raw import Raw
 from supmim.errors import DeviceError
 from supmim.planning import flops, topology
+from supmim.runtime.progress import doing
 from supmim.tasks.base import Prepared
 from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
@@ -111,15 +112,17 @@ class Compiled(NamedTuple):
 
 def compile_step(planned: PlannedStep, where: topology.Topology) -> Compiled:
     """Compile the train step. DeviceError if that fails for another reason than memory."""
-    lowered = planned.train_step.lower(planned.state, planned.prepared, planned.key)
-    return _compile(lowered, where)
+    with doing(f"compiling the train step for {where.name}"):
+        lowered = planned.train_step.lower(planned.state, planned.prepared, planned.key)
+        return _compile(lowered, where)
 
 
 def compile_tokenizer(planned: PlannedStep, where: topology.Topology) -> Compiled | None:
     """Compile the tokenizer for one microbatch; None if the run computes no target ids."""
     if not (parts := planned.online.microbatches(planned.frozen, planned.raw)):
         return None
-    return _compile(planned.online.lower(planned.frozen, parts[0]), where)
+    with doing(f"compiling the tokenizer for {where.name}"):
+        return _compile(planned.online.lower(planned.frozen, parts[0]), where)
 
 
 def _compile(lowered: jax.stages.Lowered, where: topology.Topology) -> Compiled:

@@ -22,7 +22,12 @@ def draw(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
     axes.imshow(shades(share), interpolation="nearest")
     names = [figures.label(name, longest=24) for name in class_names]
     size = 9 if num_classes <= MOST_NUMBERS else 6
-    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=size)
+    axes.set_xticks(
+        range(num_classes),
+        names,
+        rotation=90 if any(len(name) > 3 for name in names) else 0,
+        fontsize=size,
+    )
     axes.set_yticks(range(num_classes), names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")

@@ -6,13 +6,16 @@ from pathlib import Path
 
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from supmim.report import figures, page
+from supmim.report import figures, units
 from supmim.report.figures import BLUE, GREEN, GREY, ORANGE, RED
 
 Panel = tuple[str, tuple[tuple[str, str], ...]]  # title; name and colour of each curve
 COLOURS = [to_hex(colour) for colour in figures.palette("tab10")]
-MOST_INSIDE = 3  # curves of a panel whose legend lies within it
+LINES = ("-", "--", "-.", ":")  # and MARKERS: curves differ without their colours too
+MARKERS = "os^DvPX<>*"
+WIDTH, HEIGHT = 10, 3.1  # inches: of the figure, and of a row of panels
 NO_RESULTS = ("floor", "goodput", "tokenizer", "unreadable")  # prefixes without panels of their own
 
 PANELS = {
@@ -45,26 +48,37 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
     known = {name for row in rows for name in row}
     shown = [(title, tuple(of.items())) for title, of in PANELS.items() if known & of.keys()]
     shown += evaluator_panels(rows)
-    lines = max(1, -(-len(shown) // 2))
-    figure = Figure(figsize=(10, 3 * lines), layout="constrained")
-    grid = figure.subplots(lines, 2).ravel()
-    for axes in grid[len(shown) :]:
-        axes.set_axis_off()
-    for axes, (title, curves) in zip(grid, shown, strict=False):
-        scale = 100 if title.endswith("%") else 1
-        for name, color in curves:
+    rows_of_panels = max(1, -(-len(shown) // 2))
+    figure = Figure(figsize=(WIDTH, HEIGHT * rows_of_panels), layout="constrained")
+    grid = figure.add_gridspec(rows_of_panels, 2)
+    last = max((row["step"] for row in rows), default=1)
+    for place, (title, curves) in enumerate(shown):
+        alone = place == len(shown) - 1 and place % 2 == 0  # it takes the whole row
+        axes = figure.add_subplot(grid[place // 2, slice(None) if alone else place % 2])
+        scale, prefix = (100 if title.endswith("%") else 1), title.removesuffix(", %") + "/"
+        for number, (name, color) in enumerate(curves):
             points = [(row["step"], scale * row[name]) for row in rows if row.get(name) is not None]
-            if points:
-                style = {"marker": "o" if "/" in name else None, "markersize": 4, "linewidth": 1.6}
-                axes.plot(
-                    *zip(*points, strict=True), color=color, label=figures.label(name), **style
-                )
+            lines = axes.plot(*zip(*points, strict=True), color=color) if points else []
+            for line in lines:
+                line.set(linewidth=1.6, label=figures.label(name.removeprefix(prefix), 30))
+                if "/" in name:
+                    line.set(marker=MARKERS[number % len(MARKERS)], markersize=4.5)
+                else:
+                    line.set_linestyle(LINES[number % len(LINES)])
         axes.set_title(figures.label(title), fontsize=10)
         axes.set_xlabel("step", fontsize=9)
+        axes.set_xlim(0, 1.02 * last)
+        low, high = axes.get_ylim()
+        if scale == 100 and high > 100:
+            axes.set_ylim(low, 100 + 0.03 * (100 - low))  # no share is larger
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.tick_params(labelsize=9)
         axes.grid(alpha=0.3)
         if axes.lines:
-            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # it would hide curves
-            axes.legend(fontsize=8, **(beside if len(axes.lines) > MOST_INSIDE else {}))
+            columns = 1 if len(axes.lines) < 3 else 2
+            axes.legend(loc="lower left", ncols=columns, fontsize=8, framealpha=1)
+    figures.make_room(figure, "y")
     figures.save(figure, path)
 
 
@@ -83,7 +97,7 @@ def evaluator_panels(rows: list[dict[str, float]]) -> Iterator[Panel]:
         of_one = [name for name in names if group_of(name) == group]
         if group.split("/")[0] in NO_RESULTS or drawn.issuperset(of_one):
             continue
-        shares = [name for name in of_one if page.is_share(name)]
+        shares = [name for name in of_one if units.is_share(name)]
         if "/" in group and len(shares) > len(COLOURS):
             continue
         for first in range(0, len(shares), len(COLOURS)):
@@ -91,7 +105,7 @@ def evaluator_panels(rows: list[dict[str, float]]) -> Iterator[Panel]:
             yield f"{group}, %", tuple(zip(some, COLOURS, strict=False))
         for name in of_one:
             if name not in shares and name not in drawn:
-                yield name, ((name, BLUE),)
+                yield units.with_unit(name), ((name, BLUE),)
 
 
 def group_of(name: str) -> str:

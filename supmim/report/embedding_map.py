@@ -19,7 +19,7 @@ def draw(
     present = np.flatnonzero(count)
     named = np.sort(present[np.argsort(-count[present], kind="stable")][:COLOURED])
     others = ~np.isin(label, named)
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    figure = Figure(figsize=(7, 6.3), layout="constrained")
     axes = figure.subplots()
     size = np.clip(8000 / len(points), 3, 36)
     if others.any():
@@ -32,5 +32,6 @@ def draw(
         axes.scatter(*points[label == kind].T, s=size, color=colour, label=text, **style)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=10)
-    figure.legend(loc="outside right upper", fontsize=8, markerscale=(30 / size) ** 0.5)
+    axes.legend(loc="upper right", fontsize=8, framealpha=1, markerscale=(30 / size) ** 0.5)
+    figures.make_room(figure, "x")
     figures.save(figure, path)

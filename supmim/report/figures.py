@@ -1,8 +1,10 @@
 """Helpers of all pictures: figures without global state, axes for images, colours, names."""
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps, image
@@ -68,6 +70,27 @@ def show(axes: Axes, picture: np.ndarray, frame: str = "", title: str = "") -> N
         axes.set_title(title, fontsize=9)
 
 
+def make_room(figure: Figure, axis: Literal["x", "y"]) -> None:
+    """Lengthen an axis of all axes so that their legends, at its end or start, hide no points.
+
+    axis: x for legends at the right, y for legends at the bottom.
+    """
+    with plain_text(figure):
+        figure.draw_without_rendering()  # so that sizes are known
+        legends = [(axes, legend) for axes in figure.axes if (legend := axes.get_legend())]
+        sizes = [(axes.get_window_extent(), of.get_window_extent()) for axes, of in legends]
+    for (axes, _), (inside, taken) in zip(legends, sizes, strict=True):
+        if axis == "x":
+            share = min(taken.width / inside.width + 0.03, 0.8)
+            low, high = axes.get_xlim()
+            axes.set_xlim(low, high + (high - low) * share / (1 - share))
+        else:
+            share = min(taken.height / inside.height + 0.04, 0.8)
+            low, high = axes.get_ylim()
+            axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
+            axes.set_ylim(low - (high - low) * share / (1 - share), high)
+
+
 def label(name: str, longest: int = 40) -> str:
     """Return a name of a class or a result as text of a picture: printable, and cut if longer."""
     text = printable(name)
@@ -82,13 +105,20 @@ def load(path: Path) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG completely or not at all; texts are no formulas, whatever they hold.
+    """Write a PNG completely or not at all."""
+    with whole(path) as part, plain_text(figure):
+        figure.savefig(part, format="png", dpi=110, facecolor="white")
+
+
+@contextlib.contextmanager
+def plain_text(figure: Figure) -> Iterator[None]:
+    """Let a figure be drawn with texts that are no formulas, whatever they hold.
 
     A character that the font lacks becomes a box. To have it drawn, choose a font in Matplotlib's
     settings.
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with whole(path) as part, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(part, format="png", dpi=110, facecolor="white")
+        yield

@@ -8,6 +8,8 @@ import numpy as np
 from supmim.report import figures
 
 NEIGHBOURS = 5
+RIGHT, WRONG = "✓", "✗"  # beside green and red, for those who see no difference
+NARROWEST = 5.2  # inches that the title needs
 STRIP, WIDTH = 10, 16  # images in a row of a strip; letters of a title
 
 
@@ -21,19 +23,23 @@ def draw(
     class_names: Sequence[str],
 ) -> None:
     """Draw queries [n, H, W, C] and their neighbours [n, k, H, W, C]; labels [n] and [n, k]."""
-    names = [figures.label(name) for name in class_names]
-    rows, columns = neighbour_label.shape
-    size = (1.25 * (columns + 1) + 0.8, 1.35 * rows + 0.5)
-    figure, axes = figures.grid(size, rows, [1, 0.3] + [1] * columns)
-    figure.suptitle(
-        "query | nearest training images by cosine: green right, red wrong class", fontsize=10
-    )
-    for row, own in enumerate(query_label):
-        figures.show(axes[row, 0], query[row], title=names[int(own)])
-        for column, label in enumerate(neighbour_label[row]):
-            frame = figures.GREEN if label == own else figures.RED
-            axis, picture = axes[row, column + 2], neighbours[row, column]
-            figures.show(axis, picture, frame, names[int(label)])
+    names = [figures.label(name, 12) for name in class_names]
+    count, found = neighbour_label.shape
+    blocks = min(count, 2)
+    rows, width = -(-count // blocks), found + 2
+    ratios = [1, 0.15, *[1] * found]
+    size = (max(0.95 * (found + 1.3) * blocks + 0.5, NARROWEST), 1.15 * rows + 0.4)
+    figure, axes = figures.grid(size, rows, ratios + [0.3, *ratios] * (blocks - 1))
+    title = f"query | nearest training images by cosine: {RIGHT} right, {WRONG} wrong class"
+    figure.suptitle(title, fontsize=10)
+    for number, own in enumerate(query_label):
+        line = axes[number % rows, (number // rows) * (width + 1) :]
+        figures.show(line[0], query[number])
+        line[0].set_title(names[int(own)], fontsize=8)
+        for column, label in enumerate(neighbour_label[number], 2):
+            colour, mark = (figures.GREEN, RIGHT) if label == own else (figures.RED, WRONG)
+            figures.show(line[column], neighbours[number, column - 2], colour)
+            line[column].set_title(f"{mark} {names[int(label)]}", fontsize=8)
     figures.save(figure, path)
 
 

@@ -1,4 +1,7 @@
-"""report.html: results, pictures and config of a run in one self-contained file."""
+"""report.html: headline numbers, pictures, results and how to repeat them, in one file.
+
+It needs no script and loads nothing. Its links lead to the files that lie beside it.
+"""
 
 import base64
 import html
@@ -6,76 +9,260 @@ import json
 from pathlib import Path
 from typing import Any
 
-from supmim.report import embedding_map
+from PIL import Image
+
+from supmim import config as config_lib
+from supmim.config import Config
+from supmim.report import again, embedding_map, units
+from supmim.report.style import STYLE
 from supmim.runtime.streams import printable
-from supmim.workdir.files import NOTES, write_text
+from supmim.workdir.files import NOTES, RESULTS, write_text
 from supmim.workdir.writer import read_metrics
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1f24; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-tr + tr td { border-top: 1px solid #e3e6ea; } img { max-width: 100%; }
-pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .85rem; }
-"""
-
-CAPTIONS = {
-    "curves.png": "Losses, accuracies and gradient norm over the steps.",
-    "reconstructions.png": "Images that were not trained on: hidden patches (blue) are filled in "
-    "with what the decoder predicts. The best possible result is the tokenizer's reconstruction.",
-    "decoded.png": "Images that were not trained on, and their reconstructions from k-means codes "
-    "of patches and by the tokenizer, with the same number of tokens and codes.",
-    "confusion.png": "True classes by row and predicted classes by column: blue is right.",
-    "segmentation.png": "Images that were not trained on, the classes of their pixels, and the "
-    "classes that the model predicts. Pixels that do not count are white.",
-    "neighbours.png": "Images that were not trained on, and the training images whose embeddings "
-    "are nearest. Up to half of the rows are queries whose first neighbour is wrong.",
-    "embedding_map.png": "Images that were not trained on, each a point where its embedding lies; "
-    f"the {embedding_map.COLOURED} most frequent classes have colours.",
-    "patches.png": "Images that were not trained on, and the colours of their patches: similar "
-    "where the encoder finds them similar, within an image and across images.",
+HEADLINES = {  # result -> what it says, and the floors that it must beat
+    "classification/top1": ("top-1 accuracy", ("floor/top1",)),
+    "segmentation/miou": ("mean IoU", ("floor/segmentation_miou",)),
+    "segmentation/pixel_accuracy": ("pixel accuracy", ("floor/segmentation_pixel_accuracy",)),
+    "tokenizer/psnr": ("PSNR of the reconstructions", ("floor/patch_vq_psnr",)),
+    "tokenizer/ssim": ("SSIM of the reconstructions", ("floor/patch_vq_ssim",)),
+    "tokenizer/code_usage": ("codes in use", ()),
+    "knn/recall_at_1": (
+        "nearest neighbour right",
+        (
+            "floor/knn_pixels_cosine",
+            "floor/knn_pixels_euclidean",
+            "floor/random_encoder_recall_at_1",
+        ),
+    ),
+    "landmarks/map_medium": ("mean average precision, medium setting", ()),
+    "landmarks/map": ("mean average precision", ()),
+    "reconstruction/token_accuracy": ("hidden tokens predicted", ("floor/token_accuracy",)),
+    "reconstruction/pixels_explained": ("variance of hidden pixels explained", ()),
+    "linear/top1": ("top-1 of a linear probe", ("floor/top1",)),
+    "fewshot/10_shot": ("top-1 from 10 images a class", ("floor/top1",)),
+    "retrieval/map": ("mean average precision of retrieval", ()),
+    "logistic/top1": ("top-1 of logistic regression", ("floor/top1",)),
+}
+MOST_HEADLINES = 4
+FLOORS = {  # floor -> what reaches it without training
+    "floor/top1": "the most frequent class",
+    "floor/token_accuracy": "the most frequent token",
+    "floor/knn_pixels_cosine": "raw pixels",
+    "floor/knn_pixels_euclidean": "raw pixels",
+    "floor/random_encoder_recall_at_1": "an untrained encoder",
+    "floor/segmentation_miou": "the most frequent class",
+    "floor/segmentation_pixel_accuracy": "the most frequent class",
+    "floor/patch_vq_psnr": "k-means codes of patches",
+    "floor/patch_vq_ssim": "k-means codes of patches",
 }
 
+CAPTIONS = {  # pictures in their order: title and explanation
+    "reconstructions.png": (
+        "Reconstructions",
+        "Evaluation images: hidden patches (blue) are filled in with what the "
+        "decoder predicts. The best possible result is the tokenizer's reconstruction.",
+    ),
+    "decoded.png": (
+        "Decoded images",
+        "Evaluation images, and their reconstructions from k-means codes of patches "
+        "and by the tokenizer, with the same number of tokens and codes.",
+    ),
+    "segmentation.png": (
+        "Segmentation",
+        "Evaluation images, the classes of their pixels, and the classes that the "
+        "model predicts. Pixels that do not count are white.",
+    ),
+    "neighbours.png": (
+        "Nearest neighbours",
+        "Evaluation images, and the training images whose embeddings are nearest. "
+        "Up to half of the rows are queries whose first neighbour is wrong.",
+    ),
+    "confusion.png": (
+        "Confusion matrix",
+        "True classes by row and predicted classes by column: right predictions are blue and on "
+        "the diagonal, wrong ones are orange.",
+    ),
+    "embedding_map.png": (
+        "Map of the embeddings",
+        "Evaluation images, each a point where its embedding lies; the "
+        f"{embedding_map.COLOURED} most frequent classes have colours.",
+    ),
+    "patches.png": (
+        "Patches",
+        "Evaluation images, and the colours of their patches: similar where the "
+        "encoder finds them similar, within an image and across images.",
+    ),
+}
+CURVES = "Losses, accuracies and results over the steps."
+OTHERS = {  # prefixes of results that no evaluator has
+    "floor": "scores that need no training: of the most frequent class or token, of raw pixels, "
+    "of an untrained encoder, or of k-means codes of patches",
+    "unreadable": "images that could not be read, which are left out",
+}
+FILES = {
+    "model.json": "what the outputs of the model mean, and what images it takes",
+    "config.json": "every option of the run",
+    RESULTS: "the numbers and digests of this page",
+    "metrics.jsonl": "the metrics over the steps",
+    "parameters.txt": "the parameters and their shapes",
+    "tokenizer": "the tokenizer",
+    "pictures": "the pictures of this page",
+    "bad_records.jsonl": "the images that could not be read",
+}
+REPEAT = "Run this where the first command was given: paths among its options may be relative."
+NOT_STORED = " Options that the evaluation was given are not stored."
 MOST_NAMES = 100  # of classes, beyond which some are left to model.json
-UNITS = {  # formats of results by the end of their names
-    "/loss": "{:.4f}",
-    "psnr": "{:.2f} dB",
-    "ssim": "{:.4f}",
-    "perplexity": "{:.1f}",
-    "classes_in_masks": "{:.0f}",
-}
+MOST_ROWS = 20  # results of single classes, beyond which they are folded
+SMALLEST = 0.7  # of a picture's own width; with less room it scrolls, so that it can be read
 
 
-def write(workdir: Path, results: dict[str, float], config: str, notes: dict[str, Any]) -> None:
+def write(
+    workdir: Path, results: dict[str, float], config: Config, notes: dict[str, Any], commands: str
+) -> None:
     """Write workdir/report.html, in which every text is escaped and pictures are embedded.
 
-    notes: what the results were measured on, as evaluators.Suite.notes returns it.
+    notes: what the results were measured on, as evaluators.Suite.notes returns it, and the
+    checkpoint. commands: those that repeat the results, see again.py.
     """
-    title, pictures = f"supmim: {workdir.name}", workdir / "pictures"
-    figures = "".join(
-        f"<h2>{_escaped(caption)}</h2><img alt={_escaped(repr(name))} "
-        f"src='data:image/png;base64,{base64.b64encode((pictures / name).read_bytes()).decode()}'>"
-        for name, caption in CAPTIONS.items()
-        if (pictures / name).exists()
+    name, pictures = _escaped(workdir.absolute().name), workdir / "pictures"
+    shown = "".join(_figure(pictures / file, *CAPTIONS[file]) for file in CAPTIONS)
+    spent = goodput(read_metrics(workdir / "metrics.jsonl"))
+    every_option = _escaped(config_lib.to_json(config))
+    advice = REPEAT + (NOT_STORED if again.added(config, notes) else "")
+    sections = {
+        "Pictures": shown and f"<div class=pictures>{shown}</div>",
+        "Curves": _figure(pictures / "curves.png", "", CURVES),
+        "All results, and how they were measured": _results(results, notes["protocols"]),
+        "Checkpoint, data and model": _table(facts(notes)),
+        "Files beside this page": _files(workdir),
+        "Repeat it": f"<p>{advice}</p><pre>{_escaped(commands)}</pre>",
+        "Where the time since the last start went": _table(spent, number=True),
+        "Config": f"<details><summary>every option</summary><pre>{every_option}</pre></details>",
+    }
+    body = "\n".join(f"<h2>{title}</h2>{text}" for title, text in sections.items() if text)
+    write_text(
+        workdir / "report.html",
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>supmim: {name}</title><style>{STYLE}</style>\n"
+        f"<h1>{name}</h1><p class=dim>{_escaped(summary(config, notes))}</p>"
+        f"{_headlines(results)}\n{body}</html>\n",
     )
+
+
+def summary(config: Config, notes: dict[str, Any]) -> str:
+    """Return a sentence on what was trained or loaded, and on the images."""
+    found, data = notes["checkpoint"], notes.get("data", {})
+    what = (
+        f"Evaluation of the model {found['model']}"
+        if "model" in found
+        else f"A run of task {config.task}"
+    )
+    if "step" in found:
+        what += f" after {found['step']:,} steps of {config.batch_size:,} images"
+    roles = {"train": "training images", "eval": "evaluation images"}
+    images = [
+        f"{data[split]['images']:,} {role} of {data[split]['name']}"
+        for split, role in roles.items()
+        if split in data
+    ]
+    return ", ".join([what, *images]) + "."
+
+
+def facts(notes: dict[str, Any]) -> dict[str, str]:
+    """Return the checkpoint, the data and the model as lines of text, by name."""
     about = {name: notes[name] for name in NOTES if name in notes and name != "protocols"}
     if names := about.get("model", {}).get("class_names"):
         more = [f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
         about["model"] = about["model"] | {"class_names": [*names[:MOST_NAMES], *more]}
-    facts = {name: _one_line(values) for name, values in (about | notes["protocols"]).items()}
-    spent = {k: f"{v:.1%}" for k, v in goodput(read_metrics(workdir / "metrics.jsonl")).items()}
-    write_text(
-        workdir / "report.html",
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{_escaped(title)}</title>"
-        f"<style>{STYLE}</style><h1>{_escaped(title)}</h1><table>"
-        f"<tr><th>result</th><th>value</th></tr>{_rows(formatted(results), ' class=number')}"
-        f"</table><h2>How the results were measured</h2><table>{_rows(facts)}</table>"
-        f"<h2>Where the time since the last start went</h2>"
-        f"<table>{_rows(spent, ' class=number')}</table>"
-        f"{figures}<h2>Config</h2><pre>{_escaped(config)}</pre></html>\n",
+    lines = {}
+    for name, values in about.items():
+        groups = {key: value for key, value in values.items() if isinstance(value, dict)}
+        if own := {k: value for k, value in values.items() if k not in groups and value != []}:
+            lines[name] = _one_line(own)
+        lines |= {f"{name}: {key}": _one_line(value) for key, value in groups.items()}
+    return lines
+
+
+def goodput(rows: list[dict[str, float]]) -> dict[str, str]:
+    """Return shares of the time since the last start, by kind, from the lines of metrics.jsonl."""
+    last = next((row for row in reversed(rows) if "goodput/step" in row), {})
+    shares = {name: last[name] for name in last if name.startswith("goodput/")}
+    largest_first = sorted(shares, key=shares.__getitem__, reverse=True)
+    names = {name: name.removeprefix("goodput/").replace("_", " ") for name in largest_first}
+    return {names[name]: f"{shares[name]:.1%}" for name in largest_first}
+
+
+def _headlines(results: dict[str, float]) -> str:
+    """Return the HTML of the first few HEADLINES that there are, with their highest floors."""
+    text = units.formatted(results)
+    tiles = []
+    for name in [name for name in HEADLINES if name in results][:MOST_HEADLINES]:
+        says, floors = HEADLINES[name]
+        known = [floor for floor in floors if floor in results]
+        best = max(known, key=results.__getitem__, default="")
+        below = f"{text[best]} without training, by {FLOORS[best]}" if best else ""
+        tiles.append(f"<div><b>{text[name]}</b>{says}<div class=dim>{below}</div></div>")
+    return f"<div class=tiles>{''.join(tiles)}</div>" if tiles else ""
+
+
+def _figure(path: Path, title: str, caption: str) -> str:
+    """Return the HTML of a PNG with its caption; empty if there is none."""
+    if not path.exists():
+        return ""
+    with Image.open(path) as image:
+        width, height = image.size
+    data, smallest = base64.b64encode(path.read_bytes()).decode(), int(SMALLEST * width)
+    heading = f"<h3>{title}</h3>" if title else ""
+    return (
+        f"<figure style='flex: 1 1 {smallest}px; max-width: min(100%, {width}px)'>"
+        f"<figcaption>{heading}{caption}</figcaption><div class=scroll tabindex=0>"
+        f"<img alt='{path.name}' width={width} height={height} style='min-width: {smallest}px' "
+        f"src='data:image/png;base64,{data}'></div></figure>\n"
     )
+
+
+def _results(results: dict[str, float], protocols: dict[str, Any]) -> str:
+    """Return the HTML of all results, each evaluator's with its protocol."""
+    text = units.formatted(results)
+    groups: dict[str, dict[str, str]] = {name: {} for name in protocols}
+    for name in text:
+        groups.setdefault(name.partition("/")[0], {})[name] = text[name]
+    cards = []
+    for evaluator, own in groups.items():
+        of_classes = {name: own[name] for name in own if name != units.kind(name)}
+        table = _table({n: own[n] for n in own if n not in of_classes}, number=True)
+        more = _table(of_classes, number=True)
+        if len(of_classes) > MOST_ROWS:
+            title = f"<summary>{len(of_classes)} results of single classes</summary>"
+            more = f"<details>{title}{more}</details>"
+        protocol = protocols.get(evaluator, {"what": OTHERS.get(evaluator, "")})
+        how = {name.replace("_", " "): _text(value) for name, value in protocol.items()}
+        heading = f"<h3>{_escaped(evaluator)}</h3>"
+        cards.append(
+            f"<section>{heading}{table}{more}<div class=how>{_table(how)}</div></section>\n"
+        )
+    return f"<div class=cards>{''.join(cards)}</div>"
+
+
+def _files(workdir: Path) -> str:
+    """Return the HTML of links to the files of the run that exist; results.json is written last."""
+    links = [
+        f"<li><a href='{name}'>{name}</a>: {what}</li>"
+        for name, what in FILES.items()
+        if name == RESULTS or (workdir / name).exists()
+    ]
+    return f"<ul>{''.join(links)}</ul>"
+
+
+def _table(cells: dict[str, str], number: bool = False) -> str:
+    """Return the HTML of a table of names and texts; empty without rows."""
+    kind = " class=number" if number else ""
+    rows = "".join(
+        f"<tr><th scope=row>{_escaped(name)}</th><td{kind}>{_escaped(text)}</td></tr>"
+        for name, text in cells.items()
+    )
+    return f"<div class=scroll><table>{rows}</table></div>" if rows else ""
 
 
 def _escaped(text: str) -> str:
@@ -83,17 +270,9 @@ def _escaped(text: str) -> str:
     return html.escape(printable(text, keep="\n\t"))
 
 
-def _rows(cells: dict[str, str], kind: str = "") -> str:
-    """Return the HTML of a table's rows, name and text; kind: an attribute of the texts' cells."""
-    return "".join(
-        f"<tr><td>{_escaped(name)}</td><td{kind}>{_escaped(text)}</td></tr>"
-        for name, text in cells.items()
-    )
-
-
-def _one_line(facts: dict[str, Any]) -> str:
+def _one_line(values: dict[str, Any]) -> str:
     """Return JSON on one line as `name: value; ...`."""
-    return "; ".join(f"{name.replace('_', ' ')}: {_text(value)}" for name, value in facts.items())
+    return "; ".join(f"{name.replace('_', ' ')}: {_text(value)}" for name, value in values.items())
 
 
 def _text(value: Any) -> str:
@@ -102,28 +281,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def goodput(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return shares of the time since the last start, by kind, from the lines of metrics.jsonl."""
-    last = next((row for row in reversed(rows) if "goodput/step" in row), {})
-    names = [name for name in last if name.startswith("goodput/")]
-    return {name.removeprefix("goodput/").replace("_", " "): last[name] for name in names}
-
-
-def is_share(name: str) -> bool:
-    """Return whether a result is a fraction; unreadable/... counts images, and some have a unit."""
-    return "/" in name and not name.startswith("unreadable/") and not name.endswith(tuple(UNITS))
-
-
-def formatted(results: dict[str, float]) -> dict[str, str]:
-    """Return results as text, floors last: fractions in percent, other numbers as they are."""
-    ordered = sorted(results, key=lambda name: (name.startswith("floor/"), name))
-    return {name: _formatted(name, results[name]) for name in ordered}
-
-
-def _formatted(name: str, value: float) -> str:
-    for ending, form in UNITS.items():
-        if name.endswith(ending):
-            return form.format(value)
-    return f"{100 * value:.2f} %" if is_share(name) else f"{value:g}"

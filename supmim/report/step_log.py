@@ -25,10 +25,17 @@ class StepLog:
         self.every, self.clock, self.learning_rate = every, clock, learning_rate
         self.writer, self.screen = writer, screen
         self._window: list[metrics.Metrics] = []
+        self._finished: metrics.Metrics = {}
 
     def add(self, step: int, totals: metrics.Metrics) -> None:
-        """Take the metrics of a step; nothing is fetched from the devices before a line is due."""
+        """Take the metrics of a step; nothing is fetched from the devices before a line is due.
+
+        The previous step, which the caller has waited for, is the last one that is finished.
+        """
         self._window.append(totals)
+        speed = self.clock.speed(len(self._window) - 1)
+        self.screen.advance(step, self._finished, speed)
+        self._finished = totals
         if step % self.every:
             return
         scalars = metrics.summarize(self._window) | self.clock.summary(len(self._window))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from supmim.report import figures, page
+from supmim.report import figures, units
 
 
 def draw(path: Path, rows: Sequence[tuple[str, Sequence[float], str]], metric: str) -> None:
     """Draw rows of (label, one value per seed, text at the right); fractions become percents."""
-    scale = 100 if page.is_share(metric) else 1
+    scale = 100 if units.is_share(metric) else 1
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, (_, values, text) in enumerate(rows):
@@ -24,7 +24,7 @@ def draw(path: Path, rows: Sequence[tuple[str, Sequence[float], str]], metric: s
         axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [figures.label(name, 48) for name, *_ in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(figures.label(metric) + (", %" if scale == 100 else ""), fontsize=9)
+    axes.set_xlabel(figures.label(units.with_unit(metric)), fontsize=9)
     axes.set_title("a dot per seed; the line is their mean", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figures.save(figure, path)

@@ -1,18 +1,18 @@
 """Terminal output: the plan before the first step, progress, the table of results."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+from supmim import metrics
 from supmim.config import Config
 from supmim.data.sources.base import Source, printable
-from supmim.report import page
+from supmim.report import units
 from supmim.runtime import streams
+from supmim.runtime.progress import Line, Phase
 
 Columns = Sequence[tuple[str, str, str]]  # metric, short name, format
 SPEED = (("images_per_second", "img/s", ".0f"), ("data_wait", "wait", ".0%"))
@@ -22,73 +22,70 @@ GROUPS = ("encoder", "quantizer", "classifier", "decoder", "discriminator", "seg
 
 
 class Terminal:
-    """Messages and, from `begin` on, one progress line on a terminal, plain lines elsewhere.
+    """Messages and one line of progress on a terminal; elsewhere plain lines, as StepLog has them.
 
-    progress: called with the metrics of the last steps instead of showing them.
+    progress: called with the metrics of the last steps instead of showing any progress.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.callback = progress
-        self.console = streams.Console(
-            highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=jax.process_index() != 0
-        )
         self.columns: Columns = ()
-        self.total_steps = self.start = 0
-        self._began = time.monotonic()
-        self._progress = streams.Progress(
-            TextColumn("{task.completed}/{task.total}"),
-            BarColumn(bar_width=8),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            disable=progress is not None or not self.console.is_terminal,
-        )
-        self._bar = self._progress.add_task("compiling the train step", visible=False)
+        self.steps = Phase("setting up")
+        console = streams.Console(quiet=jax.process_index() != 0)
+        self.line = Line(console, self.steps, shown=progress is None)
+        self.log = self.line.log
+        self._scalars: dict[str, float] = {}
+        self._finished: metrics.Metrics = {}
 
     def __enter__(self) -> "Terminal":
+        self.line.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self.line.__exit__()
 
     def begin(self, columns: Columns, total_steps: int, start: int) -> None:
-        """Show the progress from here on; start: steps that are already done."""
-        self.columns, self.total_steps, self.start = (*columns, *SPEED), total_steps, start
-        self._progress.update(self._bar, total=total_steps, completed=start, visible=True)
-        self._progress.start()
-
-    def log(self, message: str) -> None:
-        """Print a message that stays."""
-        self.console.print(message, markup=False)
+        """Show the steps from here on; start: steps that are already done."""
+        self.columns = columns
+        self.steps.restart("the first step", total_steps, start)
 
     def compiled(self, seconds: float) -> None:
-        """Log that the step is compiled; the time left is estimated from here on."""
-        self._began = time.monotonic()
+        """Log that the step is compiled."""
         self.log(f"compiled    the train step, in {seconds:.1f} s")
 
+    def advance(self, step: int, finished: metrics.Metrics, speed: dict[str, float]) -> None:
+        """Show that a step has begun. finished, speed: metrics of the last finished step or steps.
+
+        It costs the step a few microseconds: another thread draws the line.
+        """
+        self.steps.advance(step - self.steps.done)
+        if self.steps.details is None:
+            self.steps.what, self.steps.details = "training", self._details
+            self.steps.measure(started=1)
+        self._scalars, self._finished = self._scalars | speed, finished
+
     def show_step(self, step: int, scalars: dict[str, float]) -> None:
-        """Show the progress with the metrics of the last steps."""
+        """Show the metrics of the last steps, as a line of its own if there is no terminal."""
         if self.callback is not None:
-            self.callback(step, self.total_steps, scalars)
+            self.callback(step, self.steps.total, scalars)
             return
-        line = " ".join(
-            f"{short} {scalars[name]:{form}}"
-            for name, short, form in self.columns
-            if name in scalars
-        )
-        self._progress.update(self._bar, completed=step, description=line)
-        if not self.console.is_terminal:
-            seconds = (time.monotonic() - self._began) / max(step - self.start, 1)
-            left = seconds * (self.total_steps - step)
-            self.log(f"{step}/{self.total_steps} {line} left {brief(left)}")
+        self._scalars, self._finished = scalars, {}
+        if not self.line.moves:
+            left = self.steps.left(time.monotonic())
+            self.log(f"{step}/{self.steps.total} {self._details(0)} {left}".rstrip())
+
+    def _details(self, width: int) -> str:
+        """Return the metrics, of which the last are left out until the rest fits a width."""
+        losses = [name for name, _, _ in self.columns if name.endswith("_loss")]
+        scalars = self._scalars | metrics.ready(self._finished, losses)
+        shown, speed = (_formatted(columns, scalars) for columns in (self.columns, SPEED))
+        while width and shown and len(" ".join(shown + speed)) > width:
+            shown.pop()
+        return " ".join(shown + speed)
 
 
-def brief(seconds: float) -> str:
-    """Return at most two digits and a unit: 99s, 3m, 99h, 4d."""
-    for size, unit in ((1, "s"), (60, "m"), (3600, "h")):
-        if seconds < 100 * size:
-            return f"{seconds // size:.0f}{unit}"
-    return f"{seconds // 86400:.0f}d"
+def _formatted(columns: Columns, scalars: dict[str, float]) -> list[str]:
+    return [f"{short} {scalars[name]:{form}}" for name, short, form in columns if name in scalars]
 
 
 def plan(
@@ -122,6 +119,6 @@ def plan(
 def print_results(results: dict[str, float], headline: str) -> None:
     """Print the results on the first process; those of single classes are in the report only."""
     shown = {name: value for name, value in results.items() if name.count("/") < 2}
-    lines = [f"  {name:<36}{text:>10}" for name, text in page.formatted(shown).items()]
+    lines = [f"  {name:<36}{text:>10}" for name, text in units.formatted(shown).items()]
     if jax.process_index() == 0:
         print("\n".join([headline, *lines]))

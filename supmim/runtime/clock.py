@@ -4,7 +4,16 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-KINDS = ("set_up", "compile", "data_wait", "evaluate", "save")  # the rest is the steps themselves
+from supmim.runtime import progress
+
+KINDS = {  # what the line of progress says; the rest is the steps themselves
+    "set_up": "setting up",
+    "compile": "compiling the train step",
+    "data_wait": "waiting for images",
+    "evaluate": "evaluating",
+    "save": "saving",
+}
+SETTLED = 2.0  # seconds after which a window tells a speed
 PAUSES = ("compile", "evaluate", "save")  # not counted in images per second
 
 
@@ -23,9 +32,10 @@ class Clock:
 
     @contextlib.contextmanager
     def spending(self, kind: str) -> Iterator[None]:
-        """Count the time inside as time of this kind."""
+        """Count the time inside as time of this kind, and show that it is spent."""
         began = time.monotonic()
-        yield
+        with progress.doing(KINDS[kind]):
+            yield
         self.spent[kind] += time.monotonic() - began
 
     def shares(self) -> dict[str, float]:
@@ -34,18 +44,26 @@ class Clock:
         shares = {f"goodput/{kind}": seconds / total for kind, seconds in self.spent.items()}
         return {"goodput/step": max(1 - sum(shares.values()), 0.0), **shares}
 
-    def summary(self, steps: int) -> dict[str, float]:
-        """Return the metrics of the current window, which has this many steps, and open another."""
-        spent = {kind: self.spent[kind] - self._window_spent[kind] for kind in KINDS}
-        paused = sum(spent[kind] for kind in PAUSES)
+    def speed(self, steps: int, settled: float = SETTLED) -> dict[str, float]:
+        """Return images per second and the share of waiting in the current window, of `steps`.
+
+        It is empty if there are no steps, or if the window is shorter than `settled` seconds.
+        """
+        paused = sum(self.spent[kind] - self._window_spent[kind] for kind in PAUSES)
         seconds = max(time.monotonic() - self._window_start - paused, 1e-9)
-        self._open_window()
+        if not steps or seconds < settled:
+            return {}
+        waited = self.spent["data_wait"] - self._window_spent["data_wait"]
         return {
             "images_per_second": steps * self.batch_size / seconds,
-            "data_wait": min(spent["data_wait"] / seconds, 1.0),
-            "compile_seconds": self.spent["compile"],
-            **self.shares(),
+            "data_wait": min(waited / seconds, 1.0),
         }
+
+    def summary(self, steps: int) -> dict[str, float]:
+        """Return the metrics of the current window, which has this many steps, and open another."""
+        speed = self.speed(steps, settled=0.0)
+        self._open_window()
+        return {**speed, "compile_seconds": self.spent["compile"], **self.shares()}
 
     def _open_window(self) -> None:
         self._window_start, self._window_spent = time.monotonic(), dict(self.spent)

@@ -42,11 +42,15 @@ class StopSignal:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested:
+            _write("\n")  # below a line of progress
             os._exit(128 + number)
         self.requested = True
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to the other processes
         name = signal.Signals(number).name
-        message = f"\nsupmim: {name}: finishing the step and saving; repeat it to exit at once\n"
-        with contextlib.suppress(OSError):  # nobody may read it any more
-            os.write(sys.stderr.fileno(), message.encode())
+        _write(f"\nsupmim: {name}: finishing the step and saving; repeat it to exit at once\n")
+
+
+def _write(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        os.write(sys.stderr.fileno(), message.encode())

@@ -3,10 +3,12 @@
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
-from rich import console, progress
+from rich import console, live
 from rich.file_proxy import FileProxy
+from rich.text import Text
 
 STANDARD = ("stdout", "stderr")
 
@@ -72,7 +74,10 @@ def plain(stream: TextIO) -> TextIO:
 
 
 class Console(console.Console):
-    """A console of Rich whose own control codes reach a terminal, while those of texts do not."""
+    """A console of Rich whose own control codes reach a terminal, while those of texts do not.
+
+    It neither colours nor wraps: a long path can be copied from a terminal.
+    """
 
     def __init__(self, stderr: bool = False, **options: Any) -> None:
         stream = sys.stderr if stderr else sys.stdout
@@ -81,6 +86,8 @@ class Console(console.Console):
             file=None if taken is stream else taken,
             stderr=stderr,
             force_terminal=stream.isatty(),
+            highlight=False,
+            soft_wrap=True,
             **options,
         )
 
@@ -88,19 +95,35 @@ class Console(console.Console):
         for part in super().render(renderable, options):
             yield part if part.control else part._replace(text=printable(part.text, keep="\n"))
 
+    def show_cursor(self, show: bool = True) -> bool:
+        """Leave the cursor visible: a process that is killed could not bring it back."""
+        return False
+
 
 class Lines(FileProxy):
-    """A stream whose lines a console prints above its progress bar, escaped."""
+    """A stream whose lines a console prints above its live line, escaped."""
 
     def write(self, text: str) -> int:
         return super().write(printable(text, keep="\n\t"))
 
 
-class Progress(progress.Progress):
-    """Rich's progress bar; it alone sends control codes while it is shown."""
+class Live(live.Live):
+    """One line at the bottom of a terminal, which stays below everything that is printed.
 
-    def start(self) -> None:
-        super().start()
+    text: takes the width and returns the line; it is called by `refresh`.
+    """
+
+    def __init__(self, console: console.Console, text: Callable[[int], str]) -> None:
+        super().__init__(
+            console=console,
+            auto_refresh=False,
+            get_renderable=lambda: Text(text(console.width), no_wrap=True, overflow="crop"),
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+
+    def start(self, refresh: bool = False) -> None:
+        super().start(refresh)
         for name in STANDARD:
             if isinstance(stream := vars(sys)[name], FileProxy):
                 setattr(sys, name, Lines(self.console, stream.rich_proxied_file))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.errors import ConfigError
-from supmim.report import page
+from supmim.report import units
 from supmim.sweeps.members import Member, without_seeds
 
 
@@ -54,7 +54,8 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
     known = {name for row in found for results in row.results for name in results}
     if known and metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "it takes " + ", ".join(sorted(known))
+        names = ", ".join(units.ordered(known))
+        hint = f"did you mean {close[0]}?" if close else f"it takes {names}"
         raise ConfigError(f"--metric={metric} is in no results; {hint}")
 
     def rank(row: Row) -> float:
@@ -74,8 +75,7 @@ def row_of(group: Sequence[Member]) -> Row:
 def format_table(found: Sequence[Row], metric: str) -> str:
     """Return the table as text of at most 80 columns, with fractions in percent."""
     width = max(len(label) for row in found for label in row.labels)
-    heading = metric + (", %" if page.is_share(metric) else "")
-    lines = [f"{'member':<{width}}    n  {heading}"]
+    lines = [f"{'member':<{width}}    n  {units.with_unit(metric)}"]
     for row in found:
         share = f"{len(row.results)}/{row.planned}"
         lines.append(f"{row.labels[0]:<{width}}  {share:>3}  {format_mean(row, metric)}")
@@ -87,7 +87,7 @@ def format_table(found: Sequence[Row], metric: str) -> str:
 def format_mean(row: Row, metric: str) -> str:
     """Return `mean +- spread` of a row, as far as they exist."""
     mean, spread = row.mean(metric), row.spread(metric)
-    scale, form = (100, "6.2f") if page.is_share(metric) else (1, ".4g")
+    scale, form = (100, "6.2f") if units.is_share(metric) else (1, ".4g")
     if mean is None:
         return "missing"
     around = ".2f" if scale == 100 else ".2g"
@@ -96,7 +96,7 @@ def format_mean(row: Row, metric: str) -> str:
 
 def csv_text(found: Sequence[Row]) -> str:
     """Return all metrics of all rows, in the units of results.json, as CSV."""
-    metrics = sorted({name for row in found for results in row.results for name in results})
+    metrics = units.ordered({name for row in found for results in row.results for name in results})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     columns = [f"{metric} {what}" for metric in metrics for what in ("mean", "std")]

@@ -10,6 +10,7 @@ import numpy as np
 from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
+from supmim.runtime.progress import doing
 from supmim.tokenizers import folder as folder_lib
 from supmim.tokenizers import patch_vq, taming, vqgan
 from supmim.workdir.files import read_json, write_json
@@ -108,13 +109,14 @@ def load_or_fit(
     note = folder / "made_from.json"
     if hosts.on_first(lambda: needed or _holds(note, made_from)):
         return patch_vq.load(folder)
-    tokenizer = patch_vq.fit(
-        images(),
-        codebook_size=config.tokenizer.codebook_size,
-        patch_size=config.tokenizer.patch_size,
-        steps=config.tokenizer.fit_steps,
-        seed=config.data.seed,
-    )
+    with doing("fitting the tokenizer (k-means)"):
+        tokenizer = patch_vq.fit(
+            images(),
+            codebook_size=config.tokenizer.codebook_size,
+            patch_size=config.tokenizer.patch_size,
+            steps=config.tokenizer.fit_steps,
+            seed=config.data.seed,
+        )
     hosts.on_first(lambda: tokenizer.save(folder))
     hosts.on_first(lambda: write_json(note, made_from))
     return tokenizer

@@ -12,6 +12,7 @@ from supmim.config import options
 from supmim.data.sources import base
 from supmim.data.sources.base import Renumbered, Sample, Source
 from supmim.errors import DataError
+from supmim.runtime.progress import doing
 
 # kind -> module with `load(where, part, data) -> Source`
 LOADERS = {
@@ -47,7 +48,8 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
         kind, where = "tfds", spec
     extra = {"labelled": labelled} if kind == "folder" else {}
     try:
-        return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
+        with doing(f"scanning {spec}"):
+            return importlib.import_module(LOADERS[kind]).load(where, part, data, **extra)
     except OSError as error:  # a folder that may not be read, a name that is too long
         raise DataError(f"{base.printable(spec)} cannot be read: {error}") from error
 

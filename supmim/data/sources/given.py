@@ -14,6 +14,7 @@ from supmim.data import decode, sources
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError
+from supmim.runtime.progress import doing
 
 Given = np.ndarray | Image.Image | str | os.PathLike
 
@@ -65,7 +66,8 @@ def find(spec: str, data: options.Data) -> Source:
     """
     path = base.expanded(spec)
     if path.is_dir():
-        found = folders.files(path)
+        with doing(f"scanning {spec}"):
+            found = folders.files(path)
         if not found:
             endings = ", ".join(folders.ENDINGS)
             raise DataError(f"{spec} has no files that end like an image: {endings}")

@@ -13,6 +13,7 @@ from supmim.data.landmarks import Landmarks
 from supmim.data.sources import num_shared
 from supmim.errors import DataError, NumericsError
 from supmim.evaluators.lib import ranking
+from supmim.runtime.progress import doing
 from supmim.tasks.base import Task
 
 Arrays = dict[str, np.ndarray]
@@ -29,7 +30,8 @@ class Predictions:
     """The outputs of a task for every image of each source, cached for one set of parameters.
 
     sources: {"train": Images, "eval": Images}, read by `readers` of the same names. landmarks, if
-    they are evaluated, add the sources "gallery" and "queries".
+    they are evaluated, add the sources "gallery" and "queries". floors: those of the same images,
+    if an earlier evaluation measured them.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Predictions:
     ) -> None:
         self.task, self.sources, self.batch_size, self.mesh = task, sources, batch_size, mesh
         self.readers, self.landmarks = readers, landmarks
+        self.floors: dict[str, float] = {}
         self._programs: dict[step.Forward, Any] = {}
         self._params: Any = None
         self._cache: dict[tuple[step.Forward | None, str], Arrays] = {}
@@ -104,8 +107,11 @@ class Predictions:
         DataError if there are none.
         """
         images, fetched = self.sources[split], []
-        for batch in pipeline.eval_batches(images, self.batch_size, self.mesh, self.readers[split]):
-            fetched.append(jax.device_get(function(batch)))
+        batches = pipeline.eval_batches(images, self.batch_size, self.mesh, self.readers[split])
+        with doing(SOURCES[split], len(images)) as advance:
+            for batch in batches:
+                fetched.append(jax.device_get(function(batch)))
+                advance(self.batch_size)
         whole = {name: np.concatenate([out[name] for out in fetched]) for name in fetched[0]}
         kept = whole["valid"] > 0
         if not kept.any():

@@ -1,0 +1,46 @@
+"""The commands that repeat a run, or the evaluation of a published model."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from supmim import config as config_lib
+from supmim.config import OPTIONS, Config
+
+SET_ANYWAY = ("eval.evaluators", "checkpoint.keep_best")  # by every evaluation
+
+
+def training(workdir: Path, config: Config, notes: dict[str, Any]) -> str:
+    """Return the commands that repeat the run of a workdir, which its config.json is enough for.
+
+    notes: those of its results.
+    """
+    again = workdir.parent / f"{workdir.absolute().name}-again"
+    new, old = (shlex.quote(str(path)) for path in (again, workdir / "config.json"))
+    verb = "tokenizer train" if config.task == "tokenizer" else "train"
+    lines = [f"mkdir {new}", f"cp {old} {new}", f"supmim {verb} --workdir={new}"]
+    if names := added(config, notes):
+        lines.append(f"supmim evaluate --workdir={new} --evaluators={','.join(names)}")
+    return " &&\n".join(lines)
+
+
+def added(config: Config, notes: dict[str, Any]) -> list[str]:
+    """Return the evaluators whose results `supmim evaluate` added to those of a run."""
+    return [name for name in notes["protocols"] if name not in config.evaluator_names]
+
+
+def evaluation(model: Path, out: Path, config: Config, published: Config) -> str:
+    """Return the command that evaluates a published model again.
+
+    config: that of the evaluation. published: that of the model.
+    """
+    names = ",".join(config.evaluator_names)
+    before, asked = config_lib.flatten(published), config_lib.flatten(config)
+    changed = [
+        f"--config.{path}={asked[path]}"
+        for path, option in OPTIONS.items()
+        if option.in_evaluation and path not in SET_ANYWAY and asked[path] != before[path]
+    ]
+    words = [f"--model={model}", f"--out={out}", f"--evaluators={names}"]
+    lines = ["supmim evaluate", *map(shlex.quote, [*words, *changed])]
+    return " \\\n  ".join(lines)

@@ -1,0 +1,48 @@
+"""Compiled programs are kept on disk, so that a second start of a run need not compile again."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+OFF = "none"
+MAX_BYTES = 2**31  # the programs used least recently are deleted beyond it
+MIN_SECONDS = 0.1  # of compiling; what is faster is not kept
+
+
+def environment(folder: str) -> dict[str, str]:
+    """Return the variables that make JAX keep its programs; empty if it shall not, or cannot.
+
+    folder: empty for the user's own, OFF for none. The programs are code, so the folder is the
+    user's alone; one that belongs to somebody else is not used. What JAX_COMPILATION_CACHE_DIR says
+    holds unless a folder is given.
+    """
+    if folder == OFF:
+        return {"JAX_COMPILATION_CACHE_DIR": ""}
+    if not folder and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return {}
+    path = Path(folder) if folder else default_folder()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_uid != os.getuid():
+            return {}
+        path.chmod(0o700)
+    except OSError:
+        return {}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(path.absolute()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(MAX_BYTES),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(MIN_SECONDS),
+    }
+
+
+def default_folder() -> Path:
+    """Return a folder of this user and this kind of processor, whose code another cannot run."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    kind = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
+    return base / "supmim" / f"{platform.machine()}-{digest}"
