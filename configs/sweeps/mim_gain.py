@@ -7,8 +7,8 @@ of `sweep plan` (matched by time on two CPU cores, it would be 268 epochs). two_
 it is. one_pass: the class loss on the masked pass, without mixup, since that pass needs unmixed
 images.
 
-It takes about 45 minutes on two CPU cores shared with other jobs, one member at a time. README.md
-has the results.
+It takes about 45 minutes on two CPU cores shared with other jobs, one member at a time.
+docs/results.md has the results.
 """
 
 from supmim import grid
