@@ -27,9 +27,9 @@ def train_and_evaluate(
     """Train to the end and return the results; continue a run that the workdir holds.
 
     config: a preset's name or file, such as digits:baseline or my.py, or what its get_config()
-    returns. overrides: of its
-    options, e.g. {"total_epochs": 5, "data.train": "folder:photos"}. progress: called every
-    config.log_every steps with (step, steps in all, metrics), instead of a line on the terminal.
+    returns. overrides: of its options, e.g. {"total_epochs": 5, "data.train": "folder:photos"}.
+    progress: called every config.log_every steps with (step, steps in all, metrics), instead of a
+    line on the terminal.
     """
     if isinstance(config, str | os.PathLike):
         config = pyfile.preset(Path(), os.path.expanduser(config))

@@ -106,7 +106,7 @@ class Data:
     )
     exact_decoding: bool = option(
         False,
-        "random crops: decode JPEGs exactly; slower, see docs/data.md",
+        "random crops: decode JPEGs exactly; slower, see docs/decoding.md",
         changes=("crop",),
         default_is_before=True,
     )

@@ -118,7 +118,7 @@ def decode(data: bytes, header: Header, channels: int, shrink: float = 0.0) -> n
     """Return uint8 [H, W, channels], upright; grey for one channel, else RGB. BadImage if damaged.
 
     shrink: 0 for exact pixels; otherwise JPEG is decoded by faster kernels, and smaller by the
-    largest of SIMD_FACTORS that does not exceed shrink. docs/data.md tells how far that is off.
+    largest of SIMD_FACTORS that does not exceed shrink. docs/decoding.md tells how far that is off.
     """
     if header.jpeg:
         try:
