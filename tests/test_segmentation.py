@@ -334,12 +334,14 @@ def test_a_check_of_pairs_finds_what_a_training_refuses_and_tells_it_whole(tmp_p
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\nhole\n")
     code, out, _ = check(capsys, spec)
     assert code == 0 and "of 4 classes without a pixel: 1\n    hole" in out
-    first = tmp_path / "masks/0.png"
-    Image.open(first).save(first.with_suffix(".jpg"))
-    first.unlink()
-    code, out, err = check(capsys, spec)
-    assert code == 3 and "1 pairs of" in err and max(map(len, out.splitlines())) <= 80
-    assert "    images/0.jpg: its mask: " in out
+    for number, code in ((0, 0), (1, 3)):  # one unreadable pair is no fault, two are
+        mask = tmp_path / f"masks/{number}.png"
+        Image.open(mask).save(mask.with_suffix(".jpg"))
+        mask.unlink()
+        found, out, err = check(capsys, spec)
+        assert found == code and f"    images/{number}.jpg: its mask: " in out
+        assert max(map(len, out.splitlines())) <= 80
+    assert f"2 of the 18 pairs of {spec}" in err and "can't be read, more than the 1 that" in err
     whole = " ".join(out.split())
     assert "JPEG changes the ids of a mask near its edges; store masks as PNG" in whole
     assert len(json.loads(check(capsys, spec, "--json")[1])) == 2
