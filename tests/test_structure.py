@@ -131,7 +131,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 1950,
+    "": 1960,
     "benchmarks": 1110,
     "commands": 2240,
     "config": 1710,
@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 650,
     "planning": 1040,
     "report": 1040,
-    "runtime": 765,
+    "runtime": 780,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,
