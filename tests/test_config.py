@@ -156,10 +156,10 @@ def test_one_wrong_value_or_name_makes_one_problem():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"encoder.patch_size": "x", "optimizer.frozen": "encoder", "optimizer.layer_decay": 0.5},
+        ({"encoder.patch_size": -1, "optimizer.frozen": "encoder", "optimizer.layer_decay": 0.5},
          "layer_decay=0.5 has nothing to act on"),
         ({"task": "supmin", "data.area_min": 0.9, "data.area_max": 0.1}, "area_min=0.9 exceeds"),
-        ({"eval.evaluators": "kn", "checkpoint.keep_best_metric": "knn/recal"}, "keep_best_metric=knn"),
+        ({"eval.evaluators": "kn", "checkpoint.keep_best_metric": "knn/recal"}, "keep_best_metric"),
         ({"data.image_size": 9, "mim.mask_ratio": 0.99}, "leaves none of 25 tokens visible"),
     ],
 )  # fmt: skip
@@ -179,7 +179,10 @@ def test_a_second_mistake_is_told_beside_the_first(changes, told):
             {"mim.passes": "one", "data.colour_jitter": 0.3, "data.three_augment": True},
             "set config.data.three_augment=False, config.data.colour_jitter=0.0 or",
         ),
-        ({"data.channels": 2, "data.randaug_num": 2}, "channels=2; nearest: 1 or 3"),
+        (
+            {"data.channels": 2, "data.randaug_num": 2},
+            "channels=2: an image has 1 channel, grey, or 3",
+        ),
         ({"mim.masking": "units", "mim.unit": 3}, "nearest: 2 or 4"),
         ({"mim.masking": "units", "mim.mask_ratio": 0.9}, "the largest ratio here is 0.75"),
         ({"mim.hidden": "mask_token", "mim.mask_ratio": 1.0}, "leaves none of 16 tokens visible"),

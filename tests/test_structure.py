@@ -134,7 +134,7 @@ BUDGETS = {
     "": 1960,
     "benchmarks": 1110,
     "commands": 2240,
-    "config": 1710,
+    "config": 1790,
     "data": 4360,
     "evaluators": 2040,
     "interop": 1620,

@@ -141,13 +141,15 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
             f"config.tokenizer.patch_size={tokenizer.patch_size}; nearest image sizes: "
             + _nearest(image_size, multiple_of=tokenizer.patch_size)
         )
+    yield from _perceptual_problems(tokenizer, image_size)
+    if config.batch_size % parts:
+        return
     if tokenizer.entropy_weight and parts > 1:
         yield (
             f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
             f"whole batch, which config.accumulation_steps={parts} splits into parts; set "
             "config.tokenizer.entropy_weight=0 or config.accumulation_steps=1"
         )
-    yield from _perceptual_problems(tokenizer, image_size)
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
     if grouped and config.batch_size % group:
@@ -162,6 +164,13 @@ def _perceptual_problems(tokenizer: options.Tokenizer, image_size: int) -> Itera
     """A perceptual loss without weights, or on images that are too small."""
     if not tokenizer.perceptual_weight:
         return
+    if image_size < SMALLEST_PERCEPTUAL:
+        yield (
+            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
+            f"more, not config.data.image_size={image_size}; set "
+            "config.tokenizer.perceptual_weight=0"
+        )
+        return
     named = {
         "perceptual_weights": tokenizer.perceptual_weights,
         "perceptual_sha256": tokenizer.perceptual_sha256,
@@ -174,12 +183,6 @@ def _perceptual_problems(tokenizer: options.Tokenizer, image_size: int) -> Itera
         yield (
             f"config.tokenizer.perceptual_weight={tokenizer.perceptual_weight:g} needs the weights "
             f"of VGG16 in a file of yours, and {missing} is empty: set {flags}, or "
-            "config.tokenizer.perceptual_weight=0"
-        )
-    if image_size < SMALLEST_PERCEPTUAL:
-        yield (
-            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
-            f"more, not config.data.image_size={image_size}; set "
             "config.tokenizer.perceptual_weight=0"
         )
 
@@ -197,7 +200,7 @@ def _segmentation_problems(config: Config) -> Iterator[str]:
             f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no masks, which "
             f"config.task=segmentation needs: it takes {' or '.join(f'{x}:' for x in MASKED)}"
         )
-    if config.segmentation.window or _in_whole_patches(config):
+    if _in_whole_patches(config):
         yield from _window_problems(config)
 
 
@@ -419,13 +422,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
 def _view_problems(config: Config) -> Iterator[str]:
     """Augmentations that images or passes do not allow."""
     values = flatten(config)
-    coloured = [path for path in options.that_change("colours") if values[path]]
     asked = [path for path in options.that_change("colours", "class view") if values[path]]
-    if coloured and config.data.channels > 3:
-        yield (
-            f"config.{coloured[0]} changes grey or RGB images, not those of "
-            f"config.data.channels={config.data.channels}; nearest: 1 or 3"
-        )
     if config.task == "tokenizer":
         return
     if asked and config.mim_weight and config.mim.passes == "one":
