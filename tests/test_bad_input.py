@@ -236,7 +236,7 @@ def status_of(pid):
 
 def test_readers_are_as_many_as_processors_and_memory_allow(monkeypatch):
     source = Files()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
+    monkeypatch.setattr(pipeline.cgroup, "usable_cores", lambda: 12)
     monkeypatch.setattr(pipeline.host_memory, "available", lambda: 100.0)
     assert pipeline.num_workers(source, -1) == 12
     monkeypatch.setattr(pipeline.host_memory, "available", lambda: 8.0)

@@ -133,7 +133,7 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 1960,
     "benchmarks": 1110,
-    "commands": 2240,
+    "commands": 2535,
     "config": 1790,
     "data": 4360,
     "evaluators": 2040,
@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 650,
     "planning": 1040,
     "report": 1040,
-    "runtime": 780,
+    "runtime": 1030,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,

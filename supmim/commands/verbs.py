@@ -240,7 +240,11 @@ VERBS = {
         },
         takes_config=True,
     ),
-    "doctor": Verb("print versions, devices, memory, disk and known problems", "supmim doctor"),
+    "doctor": Verb(
+        "print versions, devices, memory, disk and known problems",
+        "supmim doctor",
+        {"json": (False, "print JSON instead of text")},
+    ),
 }
 
 # First words that are no verb by themselves.
