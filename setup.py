@@ -30,6 +30,7 @@ setup(
         "clu>=0.0.12,<0.1",
         "simplejpeg>=1.9",
         "cykooz-resizer>=4.0.1,<5",
+        "packaging>=23",
         "pillow>=10",
         "safetensors>=0.8",
         "flatbuffers>=24",  # needed by jax.export, which does not declare it

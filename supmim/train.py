@@ -188,11 +188,8 @@ def train(
         run.watch.check()
         with clock.spending("save"):
             run.checkpoints.save_now(int(state.step), state, run.fingerprint)
-        if int(state.step) < total_steps:
-            raise Interrupted(
-                f"stopped at step {int(state.step)} of {total_steps} and saved in {folder.path}; "
-                f"continue with:\n  supmim {start.verb} --workdir={folder.path}"
-            )
+        again = f"  supmim {start.verb} --workdir={folder.path}"
+        end_if_asked(stop, int(state.step), total_steps, f"{folder.path}; continue with:\n{again}")
         with clock.spending("evaluate"):
             results = evaluate(run.suite, state, writer, total_steps)
             draw(run.suite, folder.path, writer, total_steps)
@@ -200,6 +197,19 @@ def train(
         run.checkpoints.rank(total_steps, results)
     conclude(run, folder, results)
     return results
+
+
+def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> None:
+    """Raise Interrupted if a signal came; after the last step, let a later one raise it at once.
+
+    done: the step that is saved; saved: where, and how to continue.
+    """
+    if done < total_steps:
+        raise Interrupted(f"stopped at step {done} of {total_steps} and saved in {saved}")
+    message = f"stopped after the last step, {done}, before its evaluation, and saved in {saved}"
+    if stop.after(done):
+        raise Interrupted(message)
+    stop.all_is_saved(message)
 
 
 def due(done: int, every: int, total_steps: int) -> bool:

@@ -2,22 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from supmim import cli, sharding
 from supmim.data import images, pipeline, stream
-from supmim.data.bad_records import BadRecords
+from supmim.data.bad_records import BadRecords, excess
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record
 from supmim.errors import DataError, DeviceError
-from supmim.workdir.files import read_json_lines
+from supmim.workdir.files import read_json_lines, read_results
 from tests.conftest import plain_readers, tiny_config
 from tests.pictures import damaged, encoded, photo
 
@@ -112,9 +115,20 @@ def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
     assert [line["index"] for line in lines] == [0, 1] and len(told) == 2
     assert lines[0] == {"source": "files", "index": 0, "name": "file\n0", "why": "damaged JPEG: x"}
     assert told[0] == "unreadable  file\\n0: damaged JPEG: x"
-    with pytest.raises(DataError, match="3 of the 20 images of files can't be read"):
+    message = "3 of the 20 images of files can't be read, more than the 2 that --config.data.bad_sh"
+    with pytest.raises(DataError, match=message):
         again(bad)
     BadRecords(path, told.append).of(Files(), 1.0)(bad)  # an evaluation goes on
+
+
+@pytest.mark.parametrize(
+    ("share", "length", "most"),
+    [(0.001, 1, 1), (0.001, 200, 1), (0.001, 1000, 1), (0.001, 1001, 2), (0.001, 3000, 3),
+     (0.0, 200, 0), (0.07, 100, 7), (1.0, 20, 20)],
+)  # fmt: skip
+def test_the_share_of_bad_records_is_rounded_up_so_that_one_is_never_too_many(share, length, most):
+    assert not excess(most, length, share, "images of x")
+    assert f"more than the {most} that" in excess(most + 1, length, share, "images of x")
 
 
 def test_a_list_of_bad_records_that_a_kill_cut_short_is_gone_on_with(tmp_path):
@@ -222,7 +236,7 @@ def status_of(pid):
 
 def test_readers_are_as_many_as_processors_and_memory_allow(monkeypatch):
     source = Files()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
+    monkeypatch.setattr(pipeline.cgroup, "usable_cores", lambda: 12)
     monkeypatch.setattr(pipeline.host_memory, "available", lambda: 100.0)
     assert pipeline.num_workers(source, -1) == 12
     monkeypatch.setattr(pipeline.host_memory, "available", lambda: 8.0)
@@ -255,7 +269,7 @@ def run(folder, workdir, *more):
 def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, capsys):
     folder = folder_of(tmp_path / "pictures", bad=range(0, 60, 12))
     assert run(folder, tmp_path / "strict") == 3
-    assert "more than config.data.bad_share=0.001 allows" in capsys.readouterr().err
+    assert "more than the 1 that --config.data.bad_share=0.001 allows" in capsys.readouterr().err
     workdir = tmp_path / "run"
     assert run(folder, workdir, "--config.data.bad_share=0.2") == 0
     lines = [json.loads(x) for x in (workdir / "bad_records.jsonl").read_text().splitlines()]
@@ -269,6 +283,22 @@ def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, ca
     config = json.loads((workdir / "config.json").read_text())["config"]
     assert config["classifier"]["num_classes"] == 2
     assert run(folder, workdir, "--config.data.bad_share=0.2") == 0  # num_classes=0 is the same
+
+
+def test_one_bad_image_in_a_small_folder_is_listed_and_a_run_goes_on_as_after_a_stop(tmp_path):
+    folder, workdir = folder_of(tmp_path / "pictures", bad=[7]), tmp_path / "run"
+    quick = ["--config.mim_weight=0", "--config.eval.evaluators=classification",
+             "--config.checkpoint.keep_best=0", "--config.save_every=3"]  # fmt: skip
+    assert run(folder, workdir, *quick) == 0
+    last = workdir / "checkpoints" / "6"
+    results, state = read_results(workdir), ocp.load(last)
+    shutil.rmtree(last)  # as if stopped after step 3
+    (workdir / "results.json").unlink()
+    assert cli.run(["train", f"--workdir={workdir}"]) == 0
+    assert read_results(workdir) == results
+    jax.tree.map(np.testing.assert_array_equal, ocp.load(last), state)
+    (listed,) = read_json_lines(workdir / "bad_records.jsonl")
+    assert Path(listed["name"]).name == "7.png" and "(kept)" in listed["source"]
 
 
 def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):

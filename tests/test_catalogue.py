@@ -443,7 +443,9 @@ def test_missing_wrong_and_damaged_masks_are_listed(tmp_path, capsys):
     fill(tmp_path, "annotations/3.png", data=encoded(photo()[..., 0], "PNG")[:80])
     assert run("check", f"pairs:{tmp_path}") == 3
     told = capsys.readouterr()
-    assert "unreadable: " in told.out and f"3 pairs of pairs:{tmp_path} can't be used" in told.err
+    assert "unreadable: 2\n" in told.out and "masks of another size: 1\n" in told.out
+    assert f"2 of the 3 pairs of pairs:{tmp_path} can't be read, more than the 1 " in told.err
+    assert f"1 masks of pairs:{tmp_path} differ in size from their images" in told.err
     with pytest.raises(DataError, match="there is no such folder"):
         pairs.load(str(tmp_path / "none"), base.WHOLE, data_of(tmp_path))
 

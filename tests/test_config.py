@@ -9,7 +9,7 @@ import pytest
 
 from supmim import config as config_lib
 from supmim.commands import help
-from supmim.config import convert, options, presets
+from supmim.config import checks, convert, options, presets
 from supmim.errors import ConfigError
 from tests.conftest import tiny_config, tiny_preset
 
@@ -34,11 +34,12 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
     config.decoder.num_heads = 5
     config.mim.mask_ratio = 0.99
     message = problems_of(config.to_dict() | {"log_every": "often"})
-    assert "the config has 6 problems" in message and "config.log_every is 'often'" in message
+    assert "the config has 5 problems" in message and "config.log_every is 'often'" in message
     assert "image_size=9 is not divisible" in message and "nearest image sizes: 8 or 10" in message
+    assert "nearest patch sizes: 1 or 3\n" in message
     assert "encoder.num_heads=3; nearest numbers of heads: 2 or 4" in message
-    assert "decoder.width=15 is not divisible by 4" in message and "12 or 16" in message
-    assert "leaves none of 16 tokens" in message
+    assert "decoder.width=15 is not divisible by 4" in message and "nearest widths: 20" in message
+    assert "leaves none of 25 tokens" in message
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,12 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
         ("checkpoint.keep_best_metric", "segmentation/iou/cat", "no result"),
         ("encoder.num_heads", 10**10, "it takes a value from 1 to 2147483647"),
         ("encoder.num_heads", 2**31 - 1, "nearest numbers of heads: 16"),
-        ("decoder.width", 65_521, "nearest numbers of heads: 1 or 65521\n"),
+        (
+            "decoder.width",
+            65_521,
+            "and by config.decoder.num_heads=2; nearest widths: 65520 or 65524",
+        ),
+        ("encoder.width", 18, "nearest widths: 16 or 20"),
         ("data.image_size", 2**31 - 1, "nearest image sizes: 2147483646"),
         ("tokenizer.patch_size", 2**31 - 1, "nearest: 2147483647;"),
         ("mim.mask_ratio", 2 * 10**400, "it takes a value from 0 to 1"),
@@ -111,9 +117,56 @@ def test_cudnn_attention_takes_even_numbers_of_tokens(changes, told):
 def test_unknown_and_missing_options_are_told():
     config = tiny_preset().to_dict()
     config["encoder"]["dpeth"] = config["encoder"].pop("depth")
+    config["encoder"]["haeds"] = 3
+    del config["mim"], config["log_every"]
     message = problems_of(config)
     assert "config.encoder.dpeth does not exist; did you mean config.encoder.depth?" in message
-    assert "config.encoder.depth is missing" in message
+    assert "config.encoder.haeds does not exist" in message
+    assert "config.encoder.depth is missing" not in message
+    assert "config.mim.unit is missing" in message and "config.log_every is missing" in message
+
+
+def test_one_wrong_value_or_name_makes_one_problem():
+    """Whatever follows from it; config.task alone decides what else must change."""
+    tokenizer = {"task": "tokenizer", "tokenizer.name": "vqgan", "data.channels": 3,
+                 "tokenizer.channel_multipliers": "1,2", "eval.evaluators": "tokenizer",
+                 "checkpoint.keep_best_metric": "tokenizer/psnr"}  # fmt: skip
+    segmentation = {"task": "segmentation", "data.train": "scenes:train", "data.eval_resize": 32,
+                    "eval.evaluators": "segmentation", "segmentation.window": 8,
+                    "segmentation.stride": 2, "classifier.num_classes": 11,
+                    "checkpoint.keep_best_metric": "segmentation/miou"}  # fmt: skip
+    coloured = {"data.channels": 3, "data.three_augment": True}
+    for changes in ({}, tokenizer, segmentation, coloured):
+        flat = config_lib.flatten(tiny_config(**changes))
+        for path, option in options.OPTIONS.items():
+            value = flat[path]
+            wrong = [*option.choices] if path != "task" else []
+            if isinstance(value, str):
+                wrong += [f"{value}x", 3]
+            elif not isinstance(value, bool):
+                wrong += [value + 1, 3 * value, value // 2, -5, 0, 10**6, "x"]
+            for other in (*wrong, None):
+                found = checks.problems(flat | {path: other})
+                assert len(found) <= 1, (path, other, found)
+            if path != "tokenizer.perceptual_weight":  # one more letter makes another option
+                misspelt = {name if name != path else f"{path}s": flat[name] for name in flat}
+                (problem,) = checks.problems(misspelt)
+                assert problem == f"config.{path}s does not exist; did you mean config.{path}?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder.patch_size": -1, "optimizer.frozen": "encoder", "optimizer.layer_decay": 0.5},
+         "layer_decay=0.5 has nothing to act on"),
+        ({"task": "supmin", "data.area_min": 0.9, "data.area_max": 0.1}, "area_min=0.9 exceeds"),
+        ({"eval.evaluators": "kn", "checkpoint.keep_best_metric": "knn/recal"}, "keep_best_metric"),
+        ({"data.image_size": 9, "mim.mask_ratio": 0.99}, "leaves none of 25 tokens visible"),
+    ],
+)  # fmt: skip
+def test_a_second_mistake_is_told_beside_the_first(changes, told):
+    found = checks.problems(config_lib.flatten(tiny_preset(**changes)))
+    assert len(found) == 2 and told in found[1]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +180,10 @@ def test_unknown_and_missing_options_are_told():
             {"mim.passes": "one", "data.colour_jitter": 0.3, "data.three_augment": True},
             "set config.data.three_augment=False, config.data.colour_jitter=0.0 or",
         ),
-        ({"data.channels": 2, "data.randaug_num": 2}, "channels=2; nearest: 1 or 3"),
+        (
+            {"data.channels": 2, "data.randaug_num": 2},
+            "channels=2: an image has 1 channel, grey, or 3",
+        ),
         ({"mim.masking": "units", "mim.unit": 3}, "nearest: 2 or 4"),
         ({"mim.masking": "units", "mim.mask_ratio": 0.9}, "the largest ratio here is 0.75"),
         ({"mim.hidden": "mask_token", "mim.mask_ratio": 1.0}, "leaves none of 16 tokens visible"),

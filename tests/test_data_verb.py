@@ -77,7 +77,7 @@ def test_unreadable_images_are_listed_and_too_many_exit_3(folder, capsys):
     count = len(damaged()) + 1
     assert code == 3 and f"unreadable: {count}" in out and "empty\\n.jpg: empty file" in out
     assert f"{count} of the {30 + count} images of train can't be read" in err
-    assert "--config.data.bad_share=0.001" in err
+    assert "more than the 1 that --config.data.bad_share=0.001 allows" in err
     code, out, _ = run(capsys, "check", f"folder:{folder}", "--json")
     listed = json.loads(out)["parts"]["train"]["unreadable"]
     assert code == 3 and len(listed) == count and all(bad["why"] for bad in listed)
@@ -90,11 +90,15 @@ def test_a_long_list_ends_with_how_many_more_there_are(folder, capsys):
     assert "and 13 more: --json lists all" in out
 
 
-def test_one_bad_image_in_a_thousand_is_no_fault():
-    part = {"images": 1000, "unreadable": [{}], "wrong_labels": []}
-    found = {"parts": {"train": part}, "class_differences": [], "shared": 0}
-    assert not list(data.check_faults(found, 0.001))
-    assert list(data.check_faults({**found, "parts": {"x": part | {"images": 999}}}, 0.001))
+def test_one_bad_image_is_no_fault_and_two_are_one_up_to_a_thousand():
+    def faults(images, bad):
+        part = {"images": images, "unreadable": [{}] * bad, "wrong_labels": []}
+        found = {"parts": {"train": part}, "class_differences": [], "shared": 0}
+        return list(data.check_faults(found, 0.001))
+
+    assert not faults(20, 1) and not faults(1000, 1) and not faults(1001, 2)
+    assert faults(1000, 2) == ["2 of the 1,000 images of train can't be read, more than the 1 that "
+                               "--config.data.bad_share=0.001 allows"]  # fmt: skip
 
 
 def test_classes_too_small_for_a_held_out_image_are_named(tmp_path, capsys):

@@ -17,7 +17,6 @@ import pytest
 
 from supmim import config as config_lib
 from supmim import metrics, sharding
-from supmim.commands import doctor
 from supmim.config import options
 from supmim.data import sources
 from supmim.errors import ConfigError, DeviceError, NumericsError
@@ -56,14 +55,6 @@ def test_cpu_beside_an_accelerator_needs_consent(tmp_path, monkeypatch, file, ki
     with pytest.raises(DeviceError, match="JAX_PLATFORMS=cpu") as caught:
         devices.check(root)
     assert devices.INSTALL[kind] in str(caught.value) and caught.value.exit_code == 6
-
-
-def test_doctor_tells_versions_devices_and_problems_in_80_columns(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "free_disk", lambda: 1.0)
-    assert doctor.run(None, None) == 0
-    out = capsys.readouterr().out
-    assert "jax 0." in out and "8 x cpu" in out and "less than 5 GiB of disk" in out
-    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_a_second_run_on_a_workdir_is_refused_and_a_stale_lock_is_not(tmp_path):

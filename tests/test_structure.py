@@ -131,17 +131,17 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2015,
+    "": 2025,
     "benchmarks": 1110,
-    "commands": 2365,
-    "config": 1890,
-    "data": 4360,
+    "commands": 2665,
+    "config": 1945,
+    "data": 4375,
     "evaluators": 2040,
     "interop": 1645,
     "models": 650,
     "planning": 1040,
     "report": 1410,
-    "runtime": 1045,
+    "runtime": 1305,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,
@@ -208,6 +208,15 @@ def test_the_fuzzer_finds_what_is_slow_or_no_error_of_supmim():
         cases, _ = fuzz.SUBJECTS[subject]
         one, two = ([case.what for case in cases(np.random.default_rng(3), 9)] for _ in range(2))
         assert one == two and len(set(one)) == 9
+
+
+def test_git_leaves_out_what_runs_and_sweeps_write_and_nothing_else(tmp_path):
+    (tmp_path / ".gitignore").write_text((PACKAGE.parent / ".gitignore").read_text())
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    written = ("runs/x/config.json", "sweeps/x/index.json")
+    for path in (*written, "supmim/sweeps/new.py", "configs/sweeps/new.py"):
+        done = subprocess.run(["git", "check-ignore", "--quiet", path], cwd=tmp_path)
+        assert done.returncode == (0 if path in written else 1), path
 
 
 def test_no_module_needs_tensorflow():

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -26,8 +27,16 @@ from supmim.data import sources
 from supmim.data.augment import views
 from supmim.data.sources import base
 from supmim.data.sources import digits as digits_source
-from supmim.errors import CheckpointError, ConfigError, DataError, DeviceError, NumericsError
+from supmim.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    Interrupted,
+    NumericsError,
+)
 from supmim.planning import program
+from supmim.report.step_log import StepLog
 from supmim.report.terminal import Terminal
 from supmim.runtime import progress
 from supmim.runtime.preemption import StopSignal
@@ -135,7 +144,7 @@ def test_every_result_of_which_more_is_better_can_rank_checkpoints(finished):
     config, _, results = finished
     less = {"classification/loss", "classification/calibration_error"}
     more = {name for name in results if not name.startswith("floor/")} - less
-    assert more == set(checks.rankings(config))
+    assert more == set(checks.rankings(config, config.evaluator_names))
 
 
 def test_results_say_of_which_checkpoint_and_by_which_protocol(finished, copied):
@@ -514,6 +523,44 @@ def test_every_option_is_read(tmp_path, monkeypatch):
         mim = recording(options.Mim(masking=kind), seen, "mim.")
         masking.draw(jax.random.key(0), 1, 4, mim)
     assert set(options.OPTIONS) - seen == set()
+
+
+# A signal when the last step is done.
+
+
+def signalled(calls, number, action):
+    """`action`, but its call of this number begins with a SIGTERM."""
+
+    def called(*given):
+        calls.append(given)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return action(*given)
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "told"),
+    [("add", 15, "SIGTERM: finishing the step and saving"), ("evaluate", 3, "")],
+)
+def test_a_signal_after_the_last_step_leaves_the_evaluation_to_the_next_start(
+    tmp_path, finished, monkeypatch, capfd, where, number, told
+):
+    """In the last step (StepLog.add) it is saved first; in the last evaluation it is saved."""
+    config, whole, results = finished
+    owner = StepLog if where == "add" else train
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, signalled([], number, getattr(owner, where)))
+        with pytest.raises(Interrupted) as caught:
+            train.train_and_evaluate(config, tmp_path / "run")
+    message = "stopped after the last step, 15, before its evaluation, and saved in "
+    assert str(caught.value).startswith(message) and str(tmp_path / "run") in str(caught.value)
+    told_all = capfd.readouterr().err
+    assert told in told_all and ("finishing" in told_all) == bool(told)
+    assert not (tmp_path / "run/results.json").exists()
+    assert_equal(state_in(tmp_path / "run", 15), state_in(whole, 15))
+    assert train.train_and_evaluate(config, tmp_path / "run") == results
 
 
 # What the command line asks for reaches the programs.

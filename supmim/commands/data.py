@@ -13,7 +13,7 @@ from absl.flags import FlagValues
 
 from supmim import config as config_lib
 from supmim.config import Config, options
-from supmim.data import convert, inspection, prepare, sources
+from supmim.data import bad_records, convert, inspection, prepare, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Source, printable
@@ -120,11 +120,8 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
     """Yield why training would refuse a source of images."""
     for name, part in found["parts"].items():
         unreadable, wrong = len(part["unreadable"]), len(part["wrong_labels"])
-        if unreadable > bad_share * part["images"]:
-            yield (
-                f"{unreadable} of the {part['images']:,} images of {name} can't be read (more than "
-                f"--config.data.bad_share={bad_share:g})"
-            )
+        if why := bad_records.excess(unreadable, part["images"], bad_share, f"images of {name}"):
+            yield why
         if wrong:
             yield f"{wrong} labels of {name} name no class"
     if found["class_differences"]:
@@ -241,8 +238,10 @@ def report_pairs(spec: str, data: options.Data) -> Report:
         found = {
             part.name: inspection.pairs_summary(part, data, advance) for part in parts.values()
         }
-    lines = [line for name, part in found.items() for line in pairs_lines(name, part, spec)]
-    faults = [fault for name, part in found.items() for fault in pairs_faults(name, part)]
+    lines, faults = [], []
+    for name, part in found.items():
+        lines += pairs_lines(name, part, spec)
+        faults += pairs_faults(name, part, data.bad_share)
     if (shared := num_shared(parts)) and shared == len(parts["val"]):
         faults.append(ALL_SHARED)
     return found, [*lines, *held_out_lines(found, folders.unused(spec), shared)], faults
@@ -260,13 +259,17 @@ def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     yield from list_lines(f"of {part['classes']} classes without a pixel", part["without_pixels"])
     yield from list_lines("masks of which no pixel counts", below(part["all_ignored"], spec))
     yield from list_lines("unreadable", below(part["unreadable"], spec))
+    yield from list_lines("masks of another size", below(part["wrong_sizes"], spec))
     yield from list_lines("masks with ids that are no class", below(part["wrong_ids"], spec))
 
 
-def pairs_faults(name: str, part: dict[str, Any]) -> Iterator[str]:
+def pairs_faults(name: str, part: dict[str, Any], bad_share: float) -> Iterator[str]:
     """Yield why training would refuse images with masks."""
-    if unreadable := len(part["unreadable"]):
-        yield f"{unreadable} pairs of {name} can't be used"
+    unreadable = len(part["unreadable"])
+    if why := bad_records.excess(unreadable, part["pairs"], bad_share, f"pairs of {name}"):
+        yield why
+    if wrong := len(part["wrong_sizes"]):
+        yield f"{wrong} masks of {name} differ in size from their images"
     if wrong := len(part["wrong_ids"]):
         yield (
             f"{wrong} masks of {name} have ids that are none of {part['classes']} classes (classes."
@@ -304,11 +307,9 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
         for line in list_lines(title, bad_lines(images, spec)):
             log(line)
     for name, images in bad.items():
-        if len(images) > data.bad_share * len(parts[name]):
-            raise DataError(
-                f"{len(images)} of the {len(parts[name]):,} images of {parts[name].name} can't be "
-                f"read, more than --config.data.bad_share={data.bad_share:g}; the store is whole"
-            )
+        what = f"images of {parts[name].name}"
+        if why := bad_records.excess(len(images), len(parts[name]), data.bad_share, what):
+            raise DataError(f"{why}; the store is whole")
     log(f"next        supmim train --config=FILE.py --config.data.train=records:{out}")
 
 

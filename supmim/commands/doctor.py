@@ -1,64 +1,157 @@
-"""`supmim doctor`: print what this machine offers, and one line for each problem it has."""
+"""`supmim doctor`: print what this machine offers, and for each problem a line with its remedy."""
 
-import importlib.metadata
+import contextlib
+import json
+import math
 import os
 import platform
-import shutil
-from pathlib import Path
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from absl.flags import FlagValues
 
+from supmim.commands.machine_problems import (
+    PREALLOCATE,
+    Problem,
+    find_problems,
+    limited,
+    proxies,
+    used_ptxas,
+)
 from supmim.config import Config
 from supmim.errors import DeviceError
-from supmim.runtime import devices, host_memory, hosts
+from supmim.runtime.host_memory import GIB, READER_GIB
+from supmim.runtime.machine import PACKAGES, Machine, look
 
-LOW_DISK = 5  # GiB
-LOW_MEMORY = 3  # GiB
+WIDTH, LABEL = 80, 12  # columns
+WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
-def run(config: Config | None, flags: FlagValues | None) -> int:
+class Devices(NamedTuple):
+    """Devices that JAX uses. fault: why it uses none; hosts: whom a run would wait for."""
+
+    found: list[dict[str, Any]]
+    fault: str = ""
+    hosts: str = ""
+
+
+def run(_: Config | None, flags: FlagValues) -> int:
     """Print the report; return exit code 6 if no device can be used."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in hosts.PACKAGES]
-    print(f"python      {platform.python_version()} on {platform.machine()}")
-    print("packages    " + "\n            ".join(versions))
-    code = 0
+    machine = look()
+    devices = jax_devices()
+    problems = list(find_problems(machine, devices.hosts))
+    if flags.json:
+        print(json.dumps(as_json(machine, devices, problems), indent=1))
+    else:
+        print("\n".join(report(machine, devices, problems)))
+    return DeviceError.exit_code if devices.fault else 0
+
+
+def jax_devices() -> Devices:
+    """Return the devices that JAX finds, without taking memory of a GPU that is in use."""
+    with _set(PREALLOCATE, "false"):
+        try:
+            from supmim.runtime import devices, hosts  # bring JAX, which refuses a wrong jaxlib
+        except (ImportError, RuntimeError) as error:
+            again = "install it again: pip install --upgrade -e ."
+            return Devices([], f"JAX cannot be imported: {error}; {again}")
+        try:
+            found = devices.check()
+        except DeviceError as error:
+            return Devices([], str(error), hosts.detected())
+        return Devices([*map(describe, found)], "", hosts.detected())
+
+
+def describe(device: Any) -> dict[str, Any]:
+    """Return name, kind and platform of a device, and the GiB of its memory that JAX may use."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    return {
+        "name": str(device),
+        "kind": device.device_kind,
+        "platform": device.platform,
+        "memory_gib": stats.get("bytes_limit", 0) / GIB if stats else None,
+    }
+
+
+@contextlib.contextmanager
+def _set(variable: str, value: str) -> Iterator[None]:
+    """Set an environment variable for a while."""
+    previous = os.environ.get(variable)
+    os.environ[variable] = value
     try:
-        found = devices.check()
-        print(f"devices     {len(found)} x {found[0].device_kind} ({found[0].platform})")
-        for device in found:
-            if stats := device.memory_stats() if device.platform != "cpu" else None:
-                gib = stats.get("bytes_limit", 0) / 2**30
-                print(f"            {device}: JAX may use {gib:.1f} GiB of its memory")
-    except DeviceError as error:
-        print(f"devices     none that should be used: {error}")
-        code = error.exit_code
-    print(f"memory      {host_memory.available():.1f} GiB available, {os.cpu_count()} CPU cores")
-    print(f"disk        {free_disk():.1f} GiB free in {Path.cwd()}")
-    print("problems    " + ("\n            ".join(problems()) or "none found"))
-    return code
+        yield
+    finally:
+        del os.environ[variable]
+        os.environ.update({variable: previous} if previous is not None else {})
 
 
-def free_disk() -> float:
-    """Return the GiB that are free in the current folder."""
-    return shutil.disk_usage(Path.cwd()).free / 2**30
+def report(machine: Machine, devices: Devices, problems: list[Problem]) -> Iterator[str]:
+    """Yield the lines of the report."""
+    yield from labelled("python", f"{platform.python_version()} on {platform.machine()}")
+    yield from labelled("packages", *versions(machine))
+    yield from labelled("devices", *device_lines(devices))
+    if machine.driver:
+        yield from labelled("driver", f"NVIDIA {machine.driver}")
+    if machine.plugins and (ptxas := used_ptxas(machine)):
+        yield from labelled("ptxas", f"{ptxas[1]} in {ptxas[0]}")
+    yield from labelled("memory", *memory_lines(machine))
+    yield from labelled("disk", f"{machine.free_disk_gib:.1f} GiB free in {machine.folder}")
+    if (names := proxies(machine)) and not devices.hosts:
+        yield from labelled("proxies", f"{names}; unset them for runs of several hosts")
+    if not problems:
+        yield from labelled("problems", "none found")
+    for one in problems:
+        yield from labelled("problem", one.problem)
+        yield from labelled("  fix", one.fix)
 
 
-def problems() -> list[str]:
-    """Return a line for each known clash or shortage, with its remedy."""
-    found = []
-    installed = {dist.name.lower() for dist in importlib.metadata.distributions()}
-    if "tensorflow" in installed and {"jax-cuda12-plugin", "jax-cuda13-plugin"} & installed:
-        found.append(
-            "TensorFlow beside JAX for CUDA may load another cuBLAS: pip uninstall tensorflow"
-        )
-    if importlib.metadata.version("jax") != importlib.metadata.version("jaxlib"):
-        found.append("jax and jaxlib differ in version: pip install -e . --upgrade")
-    if free_disk() < LOW_DISK:
-        found.append(f"less than {LOW_DISK} GiB of disk: checkpoints may fail; free some")
-    if host_memory.available() < LOW_MEMORY:
-        found.append(f"less than {LOW_MEMORY} GiB of memory: close other programs")
-    if "XLA_PYTHON_CLIENT_PREALLOCATE" in os.environ:
-        found.append(
-            "XLA_PYTHON_CLIENT_PREALLOCATE is set: memory of the GPU may fragment; unset it"
-        )
-    return found
+def labelled(label: str, *paragraphs: str) -> Iterator[str]:
+    """Yield paragraphs in lines of 80 columns, with a label before the first."""
+    for line in "\n".join(paragraphs).splitlines():
+        for part in textwrap.wrap(line, WIDTH - LABEL, **WHOLE_WORDS):
+            yield f"{label:<{LABEL}}{part}"
+            label = ""
+
+
+def versions(machine: Machine) -> list[str]:
+    names = (*PACKAGES, *machine.plugins)
+    return [f"{name} {machine.packages[name]}" for name in names if name in machine.packages]
+
+
+def device_lines(devices: Devices) -> Iterator[str]:
+    if not devices.found:
+        yield f"none that should be used: {devices.fault}"
+        return
+    first = devices.found[0]
+    yield f"{len(devices.found)} x {first['kind']} ({first['platform']})"
+    for one in devices.found:
+        if one["memory_gib"]:
+            yield f"{one['name']}: JAX may use {one['memory_gib']:.1f} GiB of its memory"
+
+
+def memory_lines(machine: Machine) -> Iterator[str]:
+    """Yield the memory and the cores that a run can have, and the reader processes they allow."""
+    limit = f", limited to {machine.memory_limit_gib:.1f}" if limited(machine) else ""
+    yield f"{machine.free_memory_gib:.1f} of {machine.total_memory_gib:.1f} GiB available{limit}"
+    yield f"room for {machine.readers} reader processes of {READER_GIB:g} GiB in half of it"
+    quota = "" if machine.core_quota == math.inf else f", the time of {machine.core_quota:g}"
+    yield f"{machine.allowed_cores} of {machine.cores} CPU cores{quota}"
+
+
+def as_json(machine: Machine, devices: Devices, problems: list[Problem]) -> dict[str, Any]:
+    """Return the report as JSON: sizes in GiB, null for no limit, variables by name only."""
+    facts = {
+        name: None if value == math.inf else value
+        for name, value in vars(machine).items()
+        if name not in ("packages", "environment", "misfits")
+    }
+    return {
+        "python": platform.python_version(),
+        "packages": dict(line.split(" ") for line in versions(machine)),
+        "devices": devices.found,
+        "fault": devices.fault,
+        **facts,
+        "proxies": proxies(machine),
+        "problems": [one._asdict() for one in problems],
+    }

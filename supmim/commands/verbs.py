@@ -260,7 +260,11 @@ VERBS = {
         takes_config=True,
     ),
     "configs": Verb("list the presets and sweeps that come with supmim", "supmim configs"),
-    "doctor": Verb("print versions, devices, memory, disk and known problems", "supmim doctor"),
+    "doctor": Verb(
+        "print versions, devices, memory, disk and known problems",
+        "supmim doctor",
+        {"json": (False, "print JSON instead of text")},
+    ),
 }
 
 # First words that are no verb by themselves.

@@ -2,11 +2,12 @@
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from supmim.config import options, tasks
 from supmim.config.flat import build, flatten
+from supmim.config.option import Option, Value
 from supmim.config.options import NORM_GROUPS, OPTIONS, SSIM_WINDOW, STDDEV_GROUP, Config
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
@@ -15,35 +16,57 @@ MASKED = ("scenes", "pairs")  # kinds of sources that have masks
 
 
 def problems(flat: dict[str, Any]) -> list[str]:
-    """Return every problem of `group.option` -> value.
+    """Return every problem of `group.option` -> value; one wrong name or value makes one problem.
 
-    An option that is wrong by itself is replaced by its default before options are checked against
-    each other, and problems of that check that name it are left out: it is reported once.
+    An option that is missing or wrong by itself gets its default before options are checked against
+    each other. What that check finds counts only if it finds the same with other values, too.
     """
-    sound = {
-        path: flat[path] if path in flat and not option.problem(flat[path]) else option.default
-        for path, option in OPTIONS.items()
-    }
-    wrong = [f"config.{path}=" for path in OPTIONS if path not in flat or sound[path] != flat[path]]
-    config = build(sound)
-    return [*_option_problems(flat)] + [
-        problem
-        for check in (_size_problems, _view_problems, _list_problems)
-        for problem in check(config)
-        if not any(path in problem for path in wrong)
-    ]
+    found, missing, flat = _name_problems(flat)
+    wrong = {path: why for path, option in OPTIONS.items() if (why := option.problem(flat[path]))}
+    found += [f"config.{path} {why}" for path, why in wrong.items()]
+    sound = {path: flat[path] for path in OPTIONS} | {p: OPTIONS[p].default for p in wrong}
+    together = _joint_problems(sound)
+    for path in (*missing, *wrong):
+        for value in _other_values(OPTIONS[path]):
+            again = _joint_problems(sound | {path: value})
+            together = [problem for problem in together if problem in again]
+    return found + together
 
 
-def _option_problems(flat: dict[str, Any]) -> Iterator[str]:
-    """Options that do not exist, have an impossible value, or are missing."""
-    for path, value in flat.items():
-        if path not in OPTIONS:
-            close = difflib.get_close_matches(path, OPTIONS, n=1)
-            hint = f"; did you mean config.{close[0]}?" if close else ""
-            yield f"config.{path} does not exist{hint}"
-        elif problem := OPTIONS[path].problem(value):
-            yield f"config.{path} {problem}"
-    yield from (f"config.{path} is missing" for path in OPTIONS if path not in flat)
+def _name_problems(flat: dict[str, Any]) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Return problems of names, the options that are missing, and all options with a value.
+
+    A missing option gets the value of a wrong name that is close to its own, or else its default.
+    """
+    found, missing = [], [path for path in OPTIONS if path not in flat]
+    values = {path: flat.get(path, option.default) for path, option in OPTIONS.items()}
+    for path in [path for path in flat if path not in OPTIONS]:
+        close = difflib.get_close_matches(path, missing, n=1)
+        for meant in close:
+            missing.remove(meant)
+            values[meant] = flat[path]
+        close += difflib.get_close_matches(path, OPTIONS, n=1)
+        hint = f"; did you mean config.{close[0]}?" if close else ""
+        found.append(f"config.{path} does not exist{hint}")
+    return found + [f"config.{path} is missing" for path in missing], missing, values
+
+
+def _other_values(option: Option) -> list[Value]:
+    """Return values that an option may have beside its default, if they are easily found."""
+    default = option.default
+    if isinstance(default, bool):
+        return [not default]
+    if isinstance(default, str):
+        return [value for value in option.choices or ("", "x") if value != default]
+    numbers = {type(default)(x) for x in (option.low, option.high, default + 1) if abs(x) < 2**31}
+    return [x for x in sorted(numbers - {default}) if not option.problem(x)]
+
+
+def _joint_problems(values: dict[str, Value]) -> list[str]:
+    """Return the problems of options together, each of which has a value that it may have."""
+    config = build(values)
+    checks = (_size_problems, _view_problems, _list_problems)
+    return [problem for check in checks for problem in check(config)]
 
 
 def _nearest(number: int, *, divisor_of: int = 0, multiple_of: int = 1) -> str:
@@ -61,6 +84,11 @@ def _nearest(number: int, *, divisor_of: int = 0, multiple_of: int = 1) -> str:
 def _size_problems(config: Config) -> Iterator[str]:
     """Sizes that do not fit together, with the nearest ones that do."""
     yield from _data_problems(config.data)
+    if _in_whole_patches(config) and 0 < config.data.eval_resize < config.data.image_size:
+        yield (
+            f"config.data.eval_resize={config.data.eval_resize} is smaller than the crop of "
+            f"config.data.image_size={config.data.image_size}; set it to 0 or at least that"
+        )
     if config.batch_size % config.accumulation_steps:
         yield (
             f"config.batch_size={config.batch_size} is not divisible by "
@@ -86,11 +114,20 @@ def _size_problems(config: Config) -> Iterator[str]:
 def _unused_problems(config: Config) -> Iterator[str]:
     """Options that were set although the task does not read them."""
     values = flatten(config)
-    for path, option in OPTIONS.items():
-        if config.task in option.unused_by and values[path] != option.default:
-            yield (
-                f"config.{path}={values[path]} is not for config.task={config.task}: leave it out"
-            )
+    unused = [
+        f"config.{path}={values[path]}"
+        for path, option in OPTIONS.items()
+        if config.task in option.unused_by and values[path] != option.default
+    ]
+    if unused:
+        be, them = ("is", "it") if len(unused) == 1 else ("are", "them")
+        yield f"{', '.join(unused)} {be} not for config.task={config.task}: leave {them} out"
+
+
+def _in_whole_patches(config: Config) -> bool:
+    """Return whether images split into whole patches; their number is not known otherwise."""
+    network = config.tokenizer if config.task == "tokenizer" else config.encoder
+    return config.data.image_size % network.patch_size == 0
 
 
 def _tokenizer_training_problems(config: Config) -> Iterator[str]:
@@ -104,19 +141,21 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
         )
         return
     yield from _tokenizer_problems(tokenizer)
-    if image_size % tokenizer.patch_size:
+    if not _stride_problem(tokenizer) and image_size % tokenizer.patch_size:
         yield (
             f"config.data.image_size={image_size} is not divisible by "
             f"config.tokenizer.patch_size={tokenizer.patch_size}; nearest image sizes: "
             + _nearest(image_size, multiple_of=tokenizer.patch_size)
         )
+    yield from _perceptual_problems(tokenizer, image_size)
+    if config.batch_size % parts:
+        return
     if tokenizer.entropy_weight and parts > 1:
         yield (
             f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
             f"whole batch, which config.accumulation_steps={parts} splits into parts; set "
             "config.tokenizer.entropy_weight=0 or config.accumulation_steps=1"
         )
-    yield from _perceptual_problems(tokenizer, image_size)
     group = STDDEV_GROUP * parts
     grouped = tokenizer.adversarial_weight and tokenizer.discriminator == "stylegan"
     if grouped and config.batch_size % group:
@@ -130,6 +169,13 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
 def _perceptual_problems(tokenizer: options.Tokenizer, image_size: int) -> Iterator[str]:
     """A perceptual loss without weights, or on images that are too small."""
     if not tokenizer.perceptual_weight:
+        return
+    if image_size < SMALLEST_PERCEPTUAL:
+        yield (
+            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
+            f"more, not config.data.image_size={image_size}; set "
+            "config.tokenizer.perceptual_weight=0"
+        )
         return
     named = {
         "perceptual_weights": tokenizer.perceptual_weights,
@@ -145,36 +191,41 @@ def _perceptual_problems(tokenizer: options.Tokenizer, image_size: int) -> Itera
             f"of VGG16 in a file of yours, and {missing} is empty: set {flags}, or "
             "config.tokenizer.perceptual_weight=0"
         )
-    if image_size < SMALLEST_PERCEPTUAL:
-        yield (
-            f"config.tokenizer.perceptual_weight needs images of {SMALLEST_PERCEPTUAL} pixels or "
-            f"more, not config.data.image_size={image_size}; set "
-            "config.tokenizer.perceptual_weight=0"
-        )
 
 
 def _segmentation_problems(config: Config) -> Iterator[str]:
     """Sources without masks, windows that do not fit, and views that the masks cannot follow."""
     yield from _encoder_problems(config)
-    for name, source in (("train", config.data.train), ("eval", config.data.eval)):
-        if source and source.partition(":")[0] not in MASKED:
-            yield (
-                f"config.data.{name}={source} has no masks, which config.task=segmentation needs: "
-                f"it takes {' or '.join(f'{kind}:' for kind in MASKED)}"
-            )
-    side, stride = config.window
-    patch, resize = config.encoder.patch_size, config.data.eval_resize or config.data.image_size
-    if side % patch:
+    without = [
+        f"config.data.{name}={source}"
+        for name, source in (("train", config.data.train), ("eval", config.data.eval))
+        if source and source.partition(":")[0] not in MASKED
+    ]
+    if without:
+        yield (
+            f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no masks, which "
+            f"config.task=segmentation needs: it takes {' or '.join(f'{x}:' for x in MASKED)}"
+        )
+    if _in_whole_patches(config):
+        yield from _window_problems(config)
+
+
+def _window_problems(config: Config) -> Iterator[str]:
+    """A window of no whole patches, larger than the images, or smaller than its stride."""
+    (side, stride), patch = config.window, config.encoder.patch_size
+    image, resize = config.data.image_size, config.data.eval_resize or config.data.image_size
+    above = -(-side // patch) * patch
+    if side > resize >= image:
+        yield (
+            f"config.segmentation.window={side} exceeds the short side of {resize} pixels that "
+            f"evaluation images have: set config.data.eval_resize={above} or a smaller window"
+        )
+    elif side % patch:
         yield (
             f"config.segmentation.window={side} is not divisible by config.encoder.patch_size="
             f"{patch}; nearest: " + _nearest(side, multiple_of=patch)
         )
-    if side > resize:
-        yield (
-            f"config.segmentation.window={side} exceeds the short side of {resize} pixels that "
-            f"evaluation images have: set config.data.eval_resize={side} or a smaller window"
-        )
-    if stride > side:
+    if stride > above:
         yield (
             f"config.segmentation.stride={stride} exceeds the window of {side} pixels: some pixels "
             f"would be in no window; set it to at most {side}"
@@ -184,12 +235,17 @@ def _segmentation_problems(config: Config) -> Iterator[str]:
 def _supmim_problems(config: Config) -> Iterator[str]:
     """Sources with masks, losses that are all off, and sizes of masked image modelling."""
     yield from _encoder_problems(config)
-    for name, source in (("train", config.data.train), ("eval", config.data.eval)):
-        if source.partition(":")[0] in MASKED:
-            yield (
-                f"config.data.{name}={source} has classes of pixels, none of images, which "
-                "config.task=supmim needs: set config.task=segmentation or another source"
-            )
+    masked = [
+        f"config.data.{name}={source}"
+        for name, source in (("train", config.data.train), ("eval", config.data.eval))
+        if source.partition(":")[0] in MASKED
+    ]
+    if masked:
+        yield (
+            f"{', '.join(masked)} {'has' if len(masked) == 1 else 'have'} classes of pixels, none "
+            "of images, which config.task=supmim needs: set config.task=segmentation or another "
+            "source"
+        )
     if not config.class_weight and not config.mim_weight:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
     if config.mim_weight:
@@ -206,18 +262,21 @@ TASK_PROBLEMS = {
 def _encoder_problems(config: Config) -> Iterator[str]:
     """Sizes that no encoder, or decoder if there is one, can have."""
     image_size, encoder = config.data.image_size, config.encoder
-    if image_size % encoder.patch_size:
+    if not _in_whole_patches(config):
         yield (
             f"config.data.image_size={image_size} is not divisible by "
             f"config.encoder.patch_size={encoder.patch_size}; nearest image sizes: "
             + _nearest(image_size, multiple_of=encoder.patch_size)
+            + "; nearest patch sizes: "
+            + _nearest(encoder.patch_size, divisor_of=image_size)
         )
     yield from _width_problems("encoder", encoder, encoder.positions == "sincos2d")
     if config.has_decoder:
         yield from _width_problems("decoder", config.decoder, True)
     if encoder.attention == "cudnn" and encoder.dtype != "bfloat16":
         yield "config.encoder.attention=cudnn works in bfloat16: set config.encoder.dtype=bfloat16"
-    if encoder.attention == "cudnn" and (odd := _odd_lengths(config)):
+    even = encoder.attention != "cudnn" or not _in_whole_patches(config)
+    if not even and (odd := _odd_lengths(config)):
         yield (
             f"config.encoder.attention=cudnn trains on even numbers of tokens, not on {odd}: set "
             "config.encoder.attention=xla, or an even grid, mask_ratio and pool=gap or map"
@@ -228,16 +287,17 @@ def _width_problems(
     name: str, group: options.Encoder | options.Decoder, sincos: bool
 ) -> Iterator[str]:
     """A width that does not split into heads, or into the parts of sin-cos positions."""
-    if group.width % group.num_heads:
+    width, heads = group.width, group.num_heads
+    if sincos and width % 4:
+        also = f" and by config.{name}.num_heads={heads}" if width % heads else ""
         yield (
-            f"config.{name}.width={group.width} is not divisible by "
-            f"config.{name}.num_heads={group.num_heads}; nearest numbers of heads: "
-            + _nearest(group.num_heads, divisor_of=group.width)
+            f"config.{name}.width={width} is not divisible by 4, as sin-cos positions need,{also}; "
+            "nearest widths: " + _nearest(width, multiple_of=math.lcm(4, heads))
         )
-    if sincos and group.width % 4:
+    elif width % heads:
         yield (
-            f"config.{name}.width={group.width} is not divisible by 4, as sin-cos positions "
-            "need; nearest widths: " + _nearest(group.width, multiple_of=4)
+            f"config.{name}.width={width} is not divisible by config.{name}.num_heads={heads}; "
+            "nearest numbers of heads: " + _nearest(heads, divisor_of=width)
         )
 
 
@@ -247,11 +307,6 @@ def _data_problems(data: options.Data) -> Iterator[str]:
     for name, low, high in limits:
         if low > high:
             yield f"config.data.{name}_min={low:g} exceeds config.data.{name}_max={high:g}"
-    if 0 < data.eval_resize < data.image_size:
-        yield (
-            f"config.data.eval_resize={data.eval_resize} is smaller than the crop of "
-            f"config.data.image_size={data.image_size}; set it to 0 or at least that"
-        )
     if data.channels == 2:
         yield "config.data.channels=2: an image has 1 channel, grey, or 3; nearest: 1 or 3"
 
@@ -280,13 +335,8 @@ def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
             f"whole numbers from 1 to 9999, {options.MAX_LEVELS} at most, e.g. 1,1,2,2,4"
         )
         return
-    stride = 2 ** (len(levels) - 1)
-    if tokenizer.patch_size != stride:
-        yield (
-            f"config.tokenizer.patch_size={tokenizer.patch_size} is not the stride of the "
-            f"{len(levels)} levels of config.tokenizer.channel_multipliers; set "
-            f"config.tokenizer.patch_size={stride}, or another number of levels"
-        )
+    if problem := _stride_problem(tokenizer):
+        yield problem
     groups = tokenizer.norm_groups
     if tokenizer.name == "taming" and groups != NORM_GROUPS:
         yield f"config.tokenizer.norm_groups={groups}: taming has {NORM_GROUPS}"
@@ -300,13 +350,28 @@ def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
         )
 
 
+def _stride_problem(tokenizer: options.Tokenizer) -> str:
+    """Return why a convolutional tokenizer cannot have its patch size, "" if it can."""
+    levels = options.multipliers(tokenizer.channel_multipliers)
+    stride = 2 ** (len(levels) - 1) if levels else 0
+    if tokenizer.name == "patch_vq" or tokenizer.patch_size == stride or not levels:
+        return ""
+    return (
+        f"config.tokenizer.patch_size={tokenizer.patch_size} is not the stride of the "
+        f"{len(levels)} levels of config.tokenizer.channel_multipliers; set "
+        f"config.tokenizer.patch_size={stride}, or another number of levels"
+    )
+
+
 def _mim_problems(config: Config) -> Iterator[str]:
     """Masks, targets and tokenizers that do not fit the encoder's grid."""
-    mim, grid = config.mim, config.grid
+    mim, whole = config.mim, _in_whole_patches(config)
     if config.has_tokenizer:
         yield from _tokenizer_problems(config.tokenizer)
-        yield from _grid_problems(config)
+        if whole and not _stride_problem(config.tokenizer):
+            yield from _grid_problems(config)
     yield from _target_problems(config)
+    grid = config.grid if whole else max(2, config.grid + 1)  # that of a larger image
     num_tokens = grid * grid
     units = num_tokens // mim.unit**2 if mim.masking == "units" else num_tokens
     if units and round(units * (1 - mim.mask_ratio)) < 1:
@@ -314,7 +379,7 @@ def _mim_problems(config: Config) -> Iterator[str]:
             f"config.mim.mask_ratio={mim.mask_ratio} leaves none of {num_tokens} tokens visible; "
             f"the largest ratio here is {1 - 1 / units:.4g}"
         )
-    if mim.masking == "units" and grid % mim.unit:
+    if mim.masking == "units" and whole and grid % mim.unit:
         yield (
             f"config.mim.unit={mim.unit} does not divide the {grid} x {grid} grid; nearest: "
             + _nearest(mim.unit, divisor_of=grid)
@@ -350,7 +415,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
             f"nearest: {_nearest(size, multiple_of=patch)}; the encoder's grid of {grid} x "
             f"{grid} tokens asks for config.tokenizer.image_size={grid * patch}"
         )
-    elif grid and size != grid * patch:
+    elif size != grid * patch:
         free = config.tokenizer.name == "patch_vq" and size % grid == 0
         fitting = f"config.tokenizer.patch_size={size // grid} or " if free else ""
         yield (
@@ -363,13 +428,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
 def _view_problems(config: Config) -> Iterator[str]:
     """Augmentations that images or passes do not allow."""
     values = flatten(config)
-    coloured = [path for path in options.that_change("colours") if values[path]]
     asked = [path for path in options.that_change("colours", "class view") if values[path]]
-    if coloured and config.data.channels not in (1, 3):
-        yield (
-            f"config.{coloured[0]} changes grey or RGB images, not those of "
-            f"config.data.channels={config.data.channels}; nearest: 1 or 3"
-        )
     if config.task == "tokenizer":
         return
     if asked and config.mim_weight and config.mim.passes == "one":
@@ -383,20 +442,23 @@ def _view_problems(config: Config) -> Iterator[str]:
 def _list_problems(config: Config) -> Iterator[str]:
     """Evaluators that the task does not have, and a metric that none of them computes."""
     known = config.facts.evaluators
-    for name in config.evaluator_names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            yield (
-                f"config.eval.evaluators names {name!r}, which task={config.task} does not have"
-                f"{hint} It takes {', '.join(known)}, separated by commas, or {tasks.ALL}"
-            )
+    unknown = [name for name in config.evaluator_names if name not in known]
+    close = [match for name in unknown for match in difflib.get_close_matches(name, known, n=1)]
+    if unknown:
+        hint = f"; did you mean {', '.join(close)}?" if close else "."
+        yield (
+            f"config.eval.evaluators names {', '.join(map(repr, unknown))}, which task="
+            f"{config.task} does not have{hint} It takes {', '.join(known)}, separated by commas, "
+            f"or {tasks.ALL}"
+        )
     if "landmarks" in config.evaluator_names and not config.eval.landmarks:
         yield (
             "config.eval.evaluators asks for landmarks: name their JSON file, "
             "--config.eval.landmarks=FILE.json"
         )
-    metric, known = config.checkpoint.keep_best_metric, rankings(config)
+    # An unknown name may stand for any evaluator of the task.
+    names = [*config.evaluator_names, *(config.facts.evaluators if unknown else ())]
+    metric, known = config.checkpoint.keep_best_metric, rankings(config, names)
     of_class = metric.startswith("segmentation/iou/") and "segmentation/iou/NAME" in known
     if config.checkpoint.keep_best and metric not in known and not of_class:
         close = difflib.get_close_matches(metric, known, n=1)
@@ -409,7 +471,7 @@ def _list_problems(config: Config) -> Iterator[str]:
         )
 
 
-def rankings(config: Config) -> list[str]:
+def rankings(config: Config, evaluators: Iterable[str]) -> list[str]:
     """Return the results that can rank checkpoints, as far as the config says which there are."""
     tokens, real = config.mim.target == "tokens", bool(config.eval.real_labels)
     absent = {
@@ -417,7 +479,5 @@ def rankings(config: Config) -> list[str]:
         "" if real else "classification/real_top1",
         "tokenizer/ssim" if config.data.image_size < SSIM_WINDOW else "",
     }
-    names = [
-        f"{name}/{of}" for name in config.evaluator_names for of in tasks.RESULTS.get(name, ())
-    ]
+    names = [f"{name}/{of}" for name in evaluators for of in tasks.RESULTS.get(name, ())]
     return [name for name in names if name not in absent]

@@ -112,7 +112,7 @@ class Data:
     )
     bad_share: float = option(
         0.001,
-        "share of unreadable training images that ends the run",
+        "share of training images that may be unreadable, rounded up",
         low=0.0,
         high=1.0,
         may_change="on resume",

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,6 +10,21 @@ from supmim.data.images import Bad
 from supmim.data.sources.base import Source, printable
 from supmim.errors import DataError
 from supmim.workdir.files import read_json_lines, write_text
+
+
+def excess(count: int, length: int, share: float, what: str) -> str:
+    """Return why `count` unreadable ones are too many of `length` things, or "" if they are not.
+
+    The share is rounded up: one damaged file does not end a run on a small folder, and a share of 0
+    forgives none. what: the things, such as "images of folder:photos".
+    """
+    most = math.ceil(round(share * length, 6))  # 0.07 * 100 is a little more than 7
+    if count <= most:
+        return ""
+    return (
+        f"{count} of the {length:,} {what} can't be read, more than the {most} that "
+        f"--config.data.bad_share={share:g} allows"
+    )
 
 
 class BadRecords:
@@ -30,7 +46,7 @@ class BadRecords:
     def of(self, source: Source, limit: float) -> Callable[[Iterable[Bad]], None]:
         """Return a function that records bad records of a source.
 
-        It raises DataError once they are more than the share `limit` of the source.
+        It raises DataError once they are more than `limit`, a share of the source, allows.
         """
         return functools.partial(self._record, source.name, len(source), limit)
 
@@ -44,9 +60,8 @@ class BadRecords:
                 file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
             self.log(f"unreadable  {printable(bad.name)}: {printable(bad.why)}")
         count = sum(name == source for name, _ in self.met)
-        if count > limit * length:
+        if why := excess(count, length, limit, f"images of {source}"):
             raise DataError(
-                f"{count} of the {length} images of {source} can't be read, more than "
-                f"config.data.bad_share={limit:g} allows. They are listed in {self.path}; repair "
-                "or remove them, or raise --config.data.bad_share"
+                f"{why}. They are listed in {self.path}; repair or remove them, or raise "
+                "--config.data.bad_share"
             )

@@ -149,14 +149,22 @@ def pairs_summary(
     class_ids = masks.ids_of(len(source.class_names), data.ignore_label)
     known = {*class_ids, data.ignore_label} if class_ids else set(range(decode.MOST_IDS + 1))
     ids: set[int] = set()
-    unreadable, wrong, ignored = [], [], []
+    unreadable, wrong_sizes, wrong, ignored = [], [], [], []
     for index in range(len(source)):
         pair = cast(MaskedRecord, source[index])
         try:
-            found = mask_ids(pair, data.max_pixels)
+            (height, width, _), mask = image_shape_and_mask(pair, data.max_pixels)
         except decode.BadImage as error:
             unreadable.append(f"{pair.name}: {error}")
+            advance(1)
+            continue
+        if mask.shape != (height, width):
+            wrong_sizes.append(
+                f"{pair.name}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, but the "
+                f"image has {width} x {height}"
+            )
         else:
+            found = set(np.unique(mask).tolist())
             ids |= found
             if found - known:
                 wrong.append(f"{pair.name}: {ranges(found - known)}")
@@ -172,6 +180,7 @@ def pairs_summary(
         "without_pixels": [name for i, name in names if i not in ids],
         "all_ignored": ignored,
         "unreadable": unreadable,
+        "wrong_sizes": wrong_sizes,
         "wrong_ids": wrong,
     }
 
@@ -189,17 +198,11 @@ def ranges(ids: Iterable[int]) -> str:
     )
 
 
-def mask_ids(pair: MaskedRecord, max_pixels: int) -> set[int]:
-    """Return the ids in a mask; BadImage if it or its image is damaged, or they differ in size."""
+def image_shape_and_mask(pair: MaskedRecord, max_pixels: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return the shape [H, W, C] of an image and its mask [H, W]; BadImage if one is damaged."""
     if isinstance(pair.image, OSError):
         raise decode.BadImage(pair.image.strerror)
     data = cast(bytes, pair.image)
     header = decode.read_header(data, max_pixels)
     pixels = decode.decode(data, header, 3)
-    ids = masks.read_ids(pair, max_pixels)
-    if ids.shape != pixels.shape[:2]:
-        raise decode.BadImage(
-            f"the mask has {ids.shape[1]} x {ids.shape[0]} pixels, but the image has "
-            f"{header.width} x {header.height}"
-        )
-    return set(np.unique(ids).tolist())
+    return pixels.shape, masks.read_ids(pair, max_pixels)

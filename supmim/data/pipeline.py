@@ -27,12 +27,11 @@ from supmim.data.sources.base import InMemory, Source, innermost
 from supmim.data.sources.scenes import Scenes
 from supmim.data.stream import Evaluation, Rows, Training
 from supmim.errors import DeviceError
-from supmim.runtime import host_memory
+from supmim.runtime import cgroup, host_memory
 
 READ_AHEAD = 4  # host batches of a reader thread; a process reads one while it sends another
 DEVICE_AHEAD = 2  # batches on their way to the devices
 RELEASE_SECONDS = 0.2  # for Grain's thread to free shared memory: the exit doesn't wait for it
-READER_GIB = 1.0  # memory that a reader process may need
 TRANSFORM_VERSION = 2  # of decoding, cropping and augmentation: raise it when pixels change
 
 
@@ -51,8 +50,7 @@ def num_workers(source: Source, requested: int) -> int:
         return requested
     if isinstance(innermost(source), InMemory | Scenes):
         return 0
-    affordable = int(host_memory.available() / 2 / READER_GIB)
-    return max(1, min(len(os.sched_getaffinity(0)), affordable))
+    return max(1, min(cgroup.usable_cores(), host_memory.affordable_readers()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,18 +2,29 @@
 
 from pathlib import Path
 
+from supmim.runtime import cgroup
+
 MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
+READER_GIB = 1.0  # memory that a reader process may need
 
 
 def available() -> float:
     """Return the GiB that can be taken without swapping, within the limit of a container."""
+    return max(0.0, min(_meminfo("MemAvailable"), cgroup.memory_left())) / GIB
+
+
+def total() -> float:
+    """Return the GiB of the machine, whatever a container allows."""
+    return _meminfo("MemTotal") / GIB
+
+
+def _meminfo(field: str) -> float:
+    """Return a field of Linux's list, in bytes."""
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        counters = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        cached = int(counters["inactive_file"])  # the kernel gives it back on demand
-        free = min(free, int(text) - int(used.read_text()) + cached)
-    return max(0, free) / GIB
+    return int(fields[field].split()[0]) * 1024.0
+
+
+def affordable_readers() -> int:
+    """Return how many reader processes fit into half of the memory."""
+    return int(available() / 2 / READER_GIB)

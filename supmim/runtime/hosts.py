@@ -26,11 +26,11 @@ from supmim import errors
 from supmim.config import Config
 from supmim.errors import ConfigError, DataError, DeviceError, SupmimError
 from supmim.runtime import devices
+from supmim.runtime.machine import PACKAGES
 
 START_TIMEOUT = 1800  # seconds to wait for all processes at the start
 SHUTDOWN_TIMEOUT = 60  # seconds to wait for all processes at the end, so that none hangs for longer
 EXIT_DELAY = 3  # seconds for which the first process lets the others exit before it does
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def start(coordinator: str, num_processes: str, process_id: str, one_host: bool) -> None:

@@ -1,5 +1,7 @@
 """SIGTERM and Ctrl-C: the first asks a run to save and stop, the second ends it at once.
 
+Once all is saved, the first one ends the run too.
+
 With several processes, JAX's preemption service owns SIGTERM and stops all of them at one step.
 """
 
@@ -14,12 +16,15 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from supmim.errors import Interrupted
+
 
 class StopSignal:
     """A request to stop: within `with StopSignal() as stop`, ask `stop.after(step)` every step."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._saved = ""
         self._alone = jax.process_count() == 1
         self._previous: dict[int, Any] = {}
 
@@ -40,15 +45,25 @@ class StopSignal:
             return self.requested
         return multihost_utils.reached_preemption_sync_point(step)
 
+    def all_is_saved(self, message: str) -> None:
+        """Let the next signal raise Interrupted(message), since nothing is left to save.
+
+        With several processes it changes nothing: they finish together.
+        """
+        self._saved = message
+
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             _write("\n")  # below a line of progress
             os._exit(128 + number)
         self.requested = True
+        if self._saved and self._alone:
+            raise Interrupted(self._saved)
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to the other processes
         name = signal.Signals(number).name
-        _write(f"\nsupmim: {name}: finishing the step and saving; repeat it to exit at once\n")
+        doing = "all is saved; finishing" if self._saved else "finishing the step and saving"
+        _write(f"\nsupmim: {name}: {doing}; repeat it to exit at once\n")
 
 
 def _write(message: str) -> None:
