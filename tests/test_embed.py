@@ -189,6 +189,24 @@ def test_embed_goes_on_where_it_was_killed_and_writes_the_same_bytes(
     assert not embeddings.folder_of(out).exists()
 
 
+def test_embed_goes_on_after_a_kill_while_its_parts_are_joined(run, tmp_path, monkeypatch):
+    """The last batch is not full: it must not be computed and written twice."""
+    monkeypatch.setattr(embed, "BATCH_SIZE", 32)
+    args = ["embed", f"--model={run}", "--images=digits:test"]
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    assert cli.run([*args, f"--out={whole}"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(embeddings.Partial, "join", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            cli.run([*args, f"--out={out}"])
+    assert cli.run([*args, f"--out={out}"]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def killed(*_):
+    raise RuntimeError("killed")
+
+
 def killed_after(count):
     """Partial.write that dies in the next shard, half of which it leaves."""
     write = embeddings.Partial.write
