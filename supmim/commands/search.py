@@ -7,7 +7,6 @@ import numpy as np
 from absl.flags import FlagValues
 
 from supmim.config import Config
-from supmim.data.sources.given import GivenImages
 from supmim.errors import ConfigError, NumericsError
 from supmim.interop import embeddings, load
 from supmim.model import Model
@@ -66,7 +65,7 @@ def nearest(
 
 def draw(model: Model, query: str, cosine: np.ndarray, paths: list[str], file: Path) -> None:
     """Draw the query and the images that are files here, as the model sees them."""
-    seen = model.images(GivenImages([query, *paths]))
+    seen = model.given([query, *paths])
     found, bad = seen.take(range(len(seen)), np.zeros(len(seen), int))
     images = [None if row in bad else image for row, image in enumerate(found["image"])]
     named = zip(cosine, paths, strict=True)

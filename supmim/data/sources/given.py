@@ -22,10 +22,10 @@ class GivenImages(Source):
     """A list of images of any kinds and sizes. DataError for what is none of them."""
 
     class_names = ("",)
+    name = "the given images"
 
-    def __init__(
-        self, images: np.ndarray | Sequence[Given], name: str = "the given images"
-    ) -> None:
+    def __init__(self, images: np.ndarray | Sequence[Given], max_pixels: int) -> None:
+        name = self.name
         if isinstance(images, str | os.PathLike | Image.Image):
             raise DataError(f"{name}: give a list, e.g. model.embed([{str(images)[:40]!r}])")
         if isinstance(images, np.ndarray) and images.ndim != 4:
@@ -37,7 +37,7 @@ class GivenImages(Source):
             raise DataError(f"{name} are a {type(images).__name__}; give a list or a uint8 array")
         if not len(images):
             raise DataError(f"{name}: none, the list is empty")
-        self.images, self.name = images, name
+        self.images, self.max_pixels = images, max_pixels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +49,7 @@ class GivenImages(Source):
         name = f"image {index}"
         if isinstance(image, Image.Image):
             try:
-                image = decode.from_pillow(image)
+                image = decode.from_pillow(image, self.max_pixels)
             except decode.BadImage as error:
                 raise DataError(f"{name} cannot be read: {error}") from error
         return Record(checked_pixels(image, name), 0, name)
