@@ -89,30 +89,30 @@ def from_timm(folder: Path) -> Model:
     path = folder / timm.CONFIG
     try:
         stored = read_json(path)
-        view = stored["pretrained_cfg"]
         tensors = arrays.read(folder / timm.WEIGHTS)
         config = checked(timm.options_of(tensors, stored))
-        channels = config.data.channels
-        mean, std = (tuple(view.get(name) or [0.5] * channels) for name in ("mean", "std"))
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} are not those of {channels} channels")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
+        mean, std = timm.mean_and_std(stored, config.data.channels)
+        tensors = timm.plain(tensors, config)
+        names = timm.class_names_of(stored)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    loaded = vit.imported(timm.plain(tensors, config), timm.LAYOUT, shapes(config), folder)
-    params = vit.for_our_pixels(whole(loaded, folder), channels, mean, std)
-    names = tuple(map(str, stored.get("label_names") or ()))
+    except Exception as error:  # what is raised depends on the damage
+        raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
+    loaded = vit.imported(tensors, timm.LAYOUT, shapes(config), folder)
+    params = vit.for_our_pixels(whole(loaded, folder), config.data.channels, mean, std)
     return made(config, params, names, str(folder))
 
 
 def from_big_vision(path: Path) -> Model:
     """Return the model of an npz; its classes are numbers unless model.json names them."""
-    tensors = big_vision.plain(arrays.read(path))
+    tensors = arrays.read(path)
     try:
+        tensors = big_vision.plain(tensors)
         config = checked(big_vision.options_of(tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; {TAKES}") from error
+    except Exception as error:  # what is raised depends on the damage
+        raise CheckpointError(f"{path} has not the shapes of big_vision's ViT: {error}") from error
     about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
     if about is not None:
         classifier = options.changed(config.classifier, loss=about.loss)
