@@ -58,9 +58,15 @@ def published(path: str | os.PathLike) -> Model:
 
 
 def is_workdir(place: Path) -> bool:
-    """Return whether a run of supmim began in the folder; one with weights is somebody else's."""
+    """Return whether a run of supmim began in the folder.
+
+    Without checkpoints, one with weights or with pretrained_cfg in its config is somebody else's.
+    """
+    config = place / "config.json"
+    if not config.is_file() or (place / "checkpoints").is_dir():
+        return config.is_file()
     weights = (place / timm.WEIGHTS).is_file() or pickles(place)
-    return (place / "config.json").is_file() and not weights
+    return not weights and not timm.describes(config)
 
 
 def pickles(folder: Path) -> list[Path]:
@@ -80,6 +86,11 @@ def from_workdir(workdir: Path) -> Model:
     about = model_json.read(workdir)
     num_classes = config.classifier.num_classes
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))
+    if "classifier" in params and len(class_names) != num_classes:
+        raise CheckpointError(
+            f"{workdir / model_json.FILE} names {len(class_names)} classes, but the model has "
+            f"{num_classes}: {model_json.ADVICE}"
+        )
     params["encoder"].pop("mask_token", None)  # stands for hidden patches in training alone
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
 

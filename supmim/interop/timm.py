@@ -1,6 +1,7 @@
 """timm's ViTs: a folder of config.json and model.safetensors, which transformers loads too."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from supmim.config.presets import VARIANTS
 from supmim.errors import CheckpointError
 from supmim.interop import arrays, vit
 from supmim.interop.vit import Layout, Params, Tensors
+from supmim.workdir.files import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POOLS = {"gap": "avg", "cls": "token", "map": "map"}
@@ -171,7 +173,7 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
 
     CheckpointError if it is no ViT, or of a kind that supmim does not have.
     """
-    model, view = stored.get("model_args") or {}, view_of(stored)
+    view, model = view_of(stored), stored.get("model_args") or {}
     architecture = str(stored.get("architecture", ""))
     first = tensors.get("patch_embed.proj.weight")
     up = tensors.get("blocks.0.mlp.fc1.weight")
@@ -241,8 +243,18 @@ def side_of(size: Any) -> int:
     return int(size[-1] if isinstance(size, list) else size)
 
 
+def describes(path: Path) -> bool:
+    """Return whether a config.json is timm's."""
+    try:
+        return "pretrained_cfg" in read_json(path)
+    except (OSError, ValueError, TypeError):  # of whatever form it is, it is not timm's
+        return False
+
+
 def view_of(stored: dict[str, Any]) -> dict[str, Any]:
     """Return pretrained_cfg of a config.json with timm's defaults for what it does not say."""
+    if "pretrained_cfg" not in stored:
+        raise CheckpointError("config.json has no pretrained_cfg, so it is none of timm's")
     return DEFAULT_VIEW | {name: x for name, x in stored["pretrained_cfg"].items() if x}
 
 
