@@ -324,6 +324,24 @@ def test_memory_does_not_grow_with_the_number_of_images(run, tmp_path, count):
         assert archive.getinfo("embedding.npy").file_size > 1024 * count
 
 
+READERS = """
+from supmim import cli, model
+from supmim.commands import embed
+model.FEW, embed.BATCH_SIZE = 0, 8
+raise SystemExit(cli.run(["embed", "--model={run}", "--images={folder}", "--out={folder}.npz"]))
+"""
+
+
+def test_reader_processes_end_without_a_word(run, tmp_path):
+    """Python warns of shared memory that is still held when the process ends."""
+    (tmp_path / "many").mkdir()
+    for i in range(64):
+        Image.fromarray(digits("test").image[i, ..., 0]).save(tmp_path / f"many/{i}.png")
+    script = READERS.format(run=run, folder=tmp_path / "many")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 # search
 
 
