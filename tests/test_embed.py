@@ -132,6 +132,27 @@ def test_a_source_without_images_is_told(photos, spec, told):
     assert told in str(error.value)
 
 
+def test_a_slice_of_a_split_is_a_data_source_and_no_glob(photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr(given.sources, "find", lambda spec, *rest, **_: asked.append(spec))
+    given.find("imagenet2012:validation[:10%]", DATA)
+    given.find(f"folder:{photos}", DATA)
+    assert asked == ["imagenet2012:validation[:10%]", f"folder:{photos}"]
+    monkeypatch.chdir(photos)
+    (photos / "a:b.png").write_bytes(b"")
+    assert len(given.find("a:[b].png", DATA)) == 1
+    (photos / "a:b.png").unlink()
+
+
+def test_what_is_no_file_is_not_opened(run, tmp_path):
+    """A pipe without a writer would wait forever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    model = supmim.load(run)
+    for path in (tmp_path / "pipe.png", tmp_path, "a\0b.png"):
+        with pytest.raises(DataError, match="cannot be read: it is no file"):
+            model.embed([path])
+
+
 # embed
 
 
