@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import jax
@@ -311,6 +312,25 @@ def test_values_that_are_not_finite_are_told_with_their_image():
         embed.checked(values.astype(np.float16), np.array([0, 2]), source)
 
 
+def test_values_too_large_for_half_precision_are_told_once(run, tmp_path, monkeypatch, capsys):
+    def large(self, *_, **__):
+        yield np.arange(2), np.array([[1.0], [70000.0]], np.float32)
+
+    monkeypatch.setattr(supmim.Model, "outputs", large)
+    args = ["embed", f"--model={run}", "--images=digits:test", f"--out={tmp_path}/x.npz"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = fails(capsys, 5, *args, "--dtype=float16")
+    assert told.count("\n") == 1 and "record 1 are not finite in float16; try --dtype=float" in told
+
+
+def test_files_of_others_beside_the_parts_stay(tmp_path):
+    other = embeddings.folder_of(tmp_path / "x.npz") / "my-notes.npz"
+    other.parent.mkdir()
+    other.write_bytes(b"")
+    assert embeddings.Partial(tmp_path / "x.npz", {}).shards() == [] and other.exists()
+
+
 GROWTH = """
 import resource, sys
 import numpy as np
@@ -424,6 +444,11 @@ def test_search_refuses_another_model_patches_and_an_unreadable_query(
         told = fails(capsys, 3, *args, f"--embeddings={embedded[0]}", f"--query={photos}/{bad}")
         assert f"{bad} cannot be read" in told and why in told
     assert "--top=0" in fails(capsys, 2, *args, f"--embeddings={other}", query, "--top=0")
+    (tmp_path / "folder.png").mkdir()
+    for picture in (tmp_path / "found.jpg", tmp_path / "found", tmp_path / "folder.png"):
+        args_of_picture = f"--embeddings={embedded[0]}", query, f"--picture={picture}"
+        told = fails(capsys, 2, *args, *args_of_picture)
+        assert f"--picture={picture} must be a file that ends in .png" in told
 
 
 class Canary:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +239,19 @@ def test_a_decoder_costs_nothing_once_trained(tmp_path):
         }
         counted.append((program.compile().cost_analysis()["flops"], program.as_text(), names))
     assert counted[0] == counted[1] and counted[0][0] > 0
+
+
+def test_an_empty_folder_is_written_into(model, tmp_path, monkeypatch):
+    """It stays the same folder: it may be a mount, or the one that the shell is in."""
+    out = tmp_path / "out"
+    out.mkdir()
+    before = out.stat().st_ino
+    monkeypatch.chdir(out)
+    written = export.export(model, "big_vision", Path(), {})
+    assert written.folder == out and out.stat().st_ino == before
+    assert {file.name for file in out.iterdir()} == {"README.md", "model.json", "model.npz"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and str(out) in written.usage
+    assert 'supmim.load("out")' in (out / "README.md").read_text()
 
 
 def timm_folder(path, changes=None, **config_changes):

@@ -96,7 +96,8 @@ def compute(
     values, index, began = [], [], time.monotonic()
     with contextlib.closing(batches), progress.bar("embed", total, start) as advance:
         for found, batch in batches:
-            values.append(checked(batch.astype(dtype), found, source))
+            with np.errstate(over="ignore"):  # told by `checked`
+                values.append(checked(batch.astype(dtype), found, source))
             index += found.tolist()
             advance(min(size, total - done))
             done = min(done + size, total)

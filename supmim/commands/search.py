@@ -19,6 +19,9 @@ from supmim.workdir import files
 def run(_: Config | None, flags: FlagValues) -> None:
     """Print rank, cosine and path of the nearest images, and draw them if asked to."""
     devices.check()
+    picture = Path(flags.picture) if flags.picture else None
+    if picture and (picture.suffix != ".png" or picture.is_dir()):
+        raise ConfigError(f"--picture={picture} must be a file that ends in .png")
     stored = embeddings.read(Path(flags.embeddings))
     if len(stored.shape) != 2:
         raise ConfigError(
@@ -32,15 +35,15 @@ def run(_: Config | None, flags: FlagValues) -> None:
             f"{stored.model[:12]}..., those of {model.name} are {model.sha256[:12]}... Name the "
             "model that made them, or embed the images again"
         )
-    if flags.picture:
-        files.make_folder(Path(flags.picture).parent, "--picture")
+    if picture:
+        files.make_folder(picture.parent, "--picture")
     query = model.embed([flags.query], progress=lambda done, total: None)[0]
     cosine, row = nearest(stored.blocks(), query, flags.top)
     paths = [str(path) for path in stored.path[row]]
     for rank, (similarity, path) in enumerate(zip(cosine, paths, strict=True), 1):
         print(f"{rank:3}  {similarity:7.4f}  {printable(path)}")
-    if flags.picture:
-        draw(model, flags.query, cosine, paths, Path(flags.picture))
+    if picture:
+        draw(model, flags.query, cosine, paths, picture)
 
 
 def nearest(
