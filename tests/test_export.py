@@ -159,6 +159,21 @@ def test_the_card_says_what_the_folder_holds(model, tmp_path):
     assert "Imported, not trained by supmim" in card and "digits" not in card
 
 
+def test_a_licence_is_claimed_only_for_what_was_trained_from_nothing(model, tmp_path):
+    begun = options.changed(model.config.init, model="models/dino<v2>")
+    tuned = Model(
+        options.changed(model.config, init=begun), model.params, model.class_names, "runs/tuned"
+    )
+    for name, one, licensed in (("own", model, True), ("tuned", tuned, False)):
+        export.export(one, "timm", tmp_path / name, {})
+        card = (tmp_path / name / "README.md").read_text()
+        stored = json.loads((tmp_path / name / timm.CONFIG).read_text())["pretrained_cfg"]
+        assert ("license: apache-2.0" in card) == ("license" in stored) == licensed
+    assert ", from the encoder of dino&#60;v2&#62;" in card
+    export.export(supmim.load(tmp_path / "own"), "timm", tmp_path / "again", {})
+    assert "license" not in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_hostile_names_stay_names(tmp_path):
     model = model_of(config_with("gap", 1), HOSTILE, name="runs/<b>|evil\n# x")
     for to in export.WRITERS:

@@ -90,7 +90,7 @@ def write_timm(model: Model, folder: Path) -> str:
         )
     tensors = timm.tensors_of(params_of(model), model.config.encoder.patch_size)
     save_file(tensors, folder / timm.WEIGHTS, metadata={"format": "pt"})
-    config = timm.config_of(model.config, model.class_names)
+    config = timm.config_of(model.config, model.class_names, card.licence_of(model))
     (folder / timm.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return timm.WEIGHTS
 

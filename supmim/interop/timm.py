@@ -113,8 +113,11 @@ def tensors_of(params: Params, patch_size: int) -> Tensors:
     return fused(vit.exported(params, LAYOUT, patch_size))
 
 
-def config_of(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Return config.json of an exported folder. class_names: empty for one without a head."""
+def config_of(config: Config, class_names: tuple[str, ...], licence: str) -> dict[str, Any]:
+    """Return config.json of an exported folder.
+
+    class_names: empty for one without a head. licence: empty if it is not known.
+    """
     sizes, data, num_classes = config.encoder, config.data, len(class_names)
     pool, side = POOLS[sizes.pool], data.image_size
     resize = max(data.eval_resize or side, side)
@@ -156,7 +159,7 @@ def config_of(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            "license": "apache-2.0",
+            **({"license": licence} if licence else {}),
             "tag": "supmim",
         },
     }
