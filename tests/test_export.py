@@ -420,3 +420,22 @@ def test_an_npz_with_wrong_axes_is_refused(name, array, tmp_path):
     np.savez(tmp_path / "x.npz", **tensors | {name: array})
     with pytest.raises(CheckpointError, match="x.npz has not the shapes of big_vision's ViT: "):
         supmim.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"size": 0}, "image_size is 0"),
+        ({"size": "x"}, "image_size is 'x'"),
+        ({"size": 13}, "image_size=13 is not divisible"),
+        ({"resize": 3}, "eval_resize=3 is smaller"),
+        ({"view": "x"}, "eval_view is 'x'"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
+    ],
+)
+def test_a_model_json_of_no_possible_view_is_refused(change, told, tmp_path):
+    export.export(model_of(config_with("gap", 3)), "big_vision", tmp_path / "out", {})
+    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    (tmp_path / "out" / "model.json").write_text(json.dumps(about | change))
+    with pytest.raises(CheckpointError, match=f"model.json: [^$]*{told}"):
+        supmim.load(tmp_path / "out")

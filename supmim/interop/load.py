@@ -117,6 +117,7 @@ def from_timm(folder: Path) -> Model:
 def from_big_vision(path: Path) -> Model:
     """Return the model of an npz; its classes are numbers unless model.json names them."""
     tensors = arrays.read(path)
+    about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
     try:
         tensors = big_vision.plain(tensors)
         config = checked(big_vision.options_of(tensors))
@@ -124,11 +125,11 @@ def from_big_vision(path: Path) -> Model:
         raise CheckpointError(f"{path}: {error}; {TAKES}") from error
     except Exception as error:  # what is raised depends on the damage
         raise CheckpointError(f"{path} has not the shapes of big_vision's ViT: {error}") from error
-    about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
     if about is not None:
-        classifier = options.changed(config.classifier, loss=about.loss)
-        data = viewed(config.data, about)
-        config = dataclasses.replace(config, data=data, classifier=classifier)
+        try:
+            config = checked(as_told(config, about))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path.parent / model_json.FILE}: {error}") from error
     loaded = vit.imported(tensors, big_vision.LAYOUT, shapes(config), path)
     return made(config, whole(loaded, path), about.class_names if about else (), str(path))
 
@@ -141,15 +142,17 @@ def checked(config: Config) -> Config:
         raise CheckpointError(f"supmim has no such network: {error}") from error
 
 
-def viewed(data: options.Data, about: model_json.About) -> options.Data:
-    """Return data options with the view of a model.json."""
-    return options.changed(
-        data,
+def as_told(config: Config, about: model_json.About) -> Config:
+    """Return the config of an npz with the view and the loss of a model.json."""
+    data = options.changed(
+        config.data,
         image_size=about.size,
         eval_resize=about.resize,
         eval_view=about.view,
         interpolation=about.interpolation,
     )
+    classifier = options.changed(config.classifier, loss=about.loss)
+    return dataclasses.replace(config, data=data, classifier=classifier)
 
 
 def whole(loaded: vit.Loaded, path: Path) -> vit.Params:
