@@ -121,7 +121,7 @@ class Model:
         The view is that of evaluation. images: uint8 [n, H, W, 1 or 3], or a list of arrays, PIL
         images and paths of any sizes. DataError if one cannot be read.
         """
-        seen = self.images(GivenImages(images))
+        seen = self.given(images)
         found, bad = seen.take(range(len(seen)), np.zeros(len(seen), int))
         _refuse(bad.values())
         return np.asarray(views.to_input(views.to_float(jnp.asarray(found["image"]))))
@@ -165,6 +165,10 @@ class Model:
             raise ConfigError(f"top={top} classes cannot be named; it is a number from 1")
         probabilities = self._all("probabilities", images, batch_size, progress)
         return [best_classes(row, self.class_names, top) for row in probabilities]
+
+    def given(self, images: np.ndarray | Sequence[Given]) -> Images:
+        """Return images as `preprocess` takes them, in the view of evaluation."""
+        return self.images(GivenImages(images, self.config.data.max_pixels))
 
     def images(self, source: Any) -> Images:
         """Return a source's images in the view of evaluation."""
@@ -226,7 +230,7 @@ class Model:
         batch_size: int,
         callback: Progress | None,
     ) -> np.ndarray:
-        seen, done = self.images(GivenImages(images)), 0
+        seen, done = self.given(images), 0
         parts = self.outputs(what, seen, batch_size=batch_size, note=_refuse)
         found = []
         bar = doing(what, len(seen)) if callback is None else contextlib.nullcontext()

@@ -193,6 +193,38 @@ def test_tiffs_whose_numbers_have_no_certain_meaning_are_refused(why):
             decoded(data)
 
 
+def opened(data):
+    return decode.from_pillow(Image.open(io.BytesIO(data)), LIMIT)
+
+
+@pytest.mark.parametrize("why", [why for why in NO_RANGE if "kind of TIFF" not in why])
+def test_an_image_that_a_caller_opened_is_refused_as_its_file_is(why):
+    for data in NO_RANGE[why]:
+        with pytest.raises(decode.BadImage, match=f"^{why}"):
+            opened(data)
+
+
+def test_an_image_that_a_caller_opened_has_the_pixels_of_its_file():
+    inverted = Image.fromarray(65535 - GREY.astype(np.uint16) * 257)
+    for data in (
+        encoded(inverted, "TIFF", compression="lzma", tiffinfo={262: 0}),
+        tiff(SIZE, stored_grey(12, False, "<")[0], (12,)),
+        encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PPM"),
+        encoded(Image.fromarray(PHOTO), "TIFF", tiffinfo={274: 6}),
+    ):
+        pixels = opened(data)
+        np.testing.assert_array_equal(pixels, decoded(data, pixels.shape[-1]))
+        assert pixels.std() > 10
+
+
+def test_an_open_image_is_not_decoded_if_it_is_too_large_and_numbers_without_range_are_refused():
+    image = Image.open(io.BytesIO(png_bomb()))
+    with pytest.raises(decode.BadImage, match="65000 x 65000 pixels are more than"):
+        decode.from_pillow(image, LIMIT)
+    with pytest.raises(decode.BadImage, match="pixels of 32 bits have no stated range"):
+        decode.from_pillow(Image.fromarray(GREY.astype(np.int32)), LIMIT)
+
+
 OPAQUE = np.full_like(GREY, 255)
 INKS = np.asarray(Image.fromarray(PHOTO).convert("CMYK"))
 TIFFS = {  # samples, photometric, fields

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import jax
@@ -132,6 +133,27 @@ def test_a_source_without_images_is_told(photos, spec, told):
     assert told in str(error.value)
 
 
+def test_a_slice_of_a_split_is_a_data_source_and_no_glob(photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr(given.sources, "find", lambda spec, *rest, **_: asked.append(spec))
+    given.find("imagenet2012:validation[:10%]", DATA)
+    given.find(f"folder:{photos}", DATA)
+    assert asked == ["imagenet2012:validation[:10%]", f"folder:{photos}"]
+    monkeypatch.chdir(photos)
+    (photos / "a:b.png").write_bytes(b"")
+    assert len(given.find("a:[b].png", DATA)) == 1
+    (photos / "a:b.png").unlink()
+
+
+def test_what_is_no_file_is_not_opened(run, tmp_path):
+    """A pipe without a writer would wait forever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    model = supmim.load(run)
+    for path in (tmp_path / "pipe.png", tmp_path, "a\0b.png"):
+        with pytest.raises(DataError, match="cannot be read: it is no file"):
+            model.embed([path])
+
+
 # embed
 
 
@@ -187,6 +209,24 @@ def test_embed_goes_on_where_it_was_killed_and_writes_the_same_bytes(
     with zipfile.ZipFile(out) as archive:
         assert {member.date_time[0] for member in archive.infolist()} == {1980}
     assert not embeddings.folder_of(out).exists()
+
+
+def test_embed_goes_on_after_a_kill_while_its_parts_are_joined(run, tmp_path, monkeypatch):
+    """The last batch is not full: it must not be computed and written twice."""
+    monkeypatch.setattr(embed, "BATCH_SIZE", 32)
+    args = ["embed", f"--model={run}", "--images=digits:test"]
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    assert cli.run([*args, f"--out={whole}"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(embeddings.Partial, "join", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            cli.run([*args, f"--out={out}"])
+    assert cli.run([*args, f"--out={out}"]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def killed(*_):
+    raise RuntimeError("killed")
 
 
 def killed_after(count):
@@ -272,6 +312,25 @@ def test_values_that_are_not_finite_are_told_with_their_image():
         embed.checked(values.astype(np.float16), np.array([0, 2]), source)
 
 
+def test_values_too_large_for_half_precision_are_told_once(run, tmp_path, monkeypatch, capsys):
+    def large(self, *_, **__):
+        yield np.arange(2), np.array([[1.0], [70000.0]], np.float32)
+
+    monkeypatch.setattr(supmim.Model, "outputs", large)
+    args = ["embed", f"--model={run}", "--images=digits:test", f"--out={tmp_path}/x.npz"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = fails(capsys, 5, *args, "--dtype=float16")
+    assert told.count("\n") == 1 and "record 1 are not finite in float16; try --dtype=float" in told
+
+
+def test_files_of_others_beside_the_parts_stay(tmp_path):
+    other = embeddings.folder_of(tmp_path / "x.npz") / "my-notes.npz"
+    other.parent.mkdir()
+    other.write_bytes(b"")
+    assert embeddings.Partial(tmp_path / "x.npz", {}).shards() == [] and other.exists()
+
+
 GROWTH = """
 import resource, sys
 import numpy as np
@@ -304,6 +363,24 @@ def test_memory_does_not_grow_with_the_number_of_images(run, tmp_path, count):
     assert many - few < 6
     with zipfile.ZipFile(tmp_path / f"{count}.npz") as archive:
         assert archive.getinfo("embedding.npy").file_size > 1024 * count
+
+
+READERS = """
+from supmim import cli, model
+from supmim.commands import embed
+model.FEW, embed.BATCH_SIZE = 0, 8
+raise SystemExit(cli.run(["embed", "--model={run}", "--images={folder}", "--out={folder}.npz"]))
+"""
+
+
+def test_reader_processes_end_without_a_word(run, tmp_path):
+    """Python warns of shared memory that is still held when the process ends."""
+    (tmp_path / "many").mkdir()
+    for i in range(64):
+        Image.fromarray(digits("test").image[i, ..., 0]).save(tmp_path / f"many/{i}.png")
+    script = READERS.format(run=run, folder=tmp_path / "many")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 # search
@@ -367,6 +444,11 @@ def test_search_refuses_another_model_patches_and_an_unreadable_query(
         told = fails(capsys, 3, *args, f"--embeddings={embedded[0]}", f"--query={photos}/{bad}")
         assert f"{bad} cannot be read" in told and why in told
     assert "--top=0" in fails(capsys, 2, *args, f"--embeddings={other}", query, "--top=0")
+    (tmp_path / "folder.png").mkdir()
+    for picture in (tmp_path / "found.jpg", tmp_path / "found", tmp_path / "folder.png"):
+        args_of_picture = f"--embeddings={embedded[0]}", query, f"--picture={picture}"
+        told = fails(capsys, 2, *args, *args_of_picture)
+        assert f"--picture={picture} must be a file that ends in .png" in told
 
 
 class Canary:

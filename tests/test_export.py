@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,21 @@ def test_the_card_says_what_the_folder_holds(model, tmp_path):
     assert "Imported, not trained by supmim" in card and "digits" not in card
 
 
+def test_a_licence_is_claimed_only_for_what_was_trained_from_nothing(model, tmp_path):
+    begun = options.changed(model.config.init, model="models/dino<v2>")
+    tuned = Model(
+        options.changed(model.config, init=begun), model.params, model.class_names, "runs/tuned"
+    )
+    for name, one, licensed in (("own", model, True), ("tuned", tuned, False)):
+        export.export(one, "timm", tmp_path / name, {})
+        card = (tmp_path / name / "README.md").read_text()
+        stored = json.loads((tmp_path / name / timm.CONFIG).read_text())["pretrained_cfg"]
+        assert ("license: apache-2.0" in card) == ("license" in stored) == licensed
+    assert ", from the encoder of dino&#60;v2&#62;" in card
+    export.export(supmim.load(tmp_path / "own"), "timm", tmp_path / "again", {})
+    assert "license" not in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_hostile_names_stay_names(tmp_path):
     model = model_of(config_with("gap", 1), HOSTILE, name="runs/<b>|evil\n# x")
     for to in export.WRITERS:
@@ -240,6 +256,19 @@ def test_a_decoder_costs_nothing_once_trained(tmp_path):
     assert counted[0] == counted[1] and counted[0][0] > 0
 
 
+def test_an_empty_folder_is_written_into(model, tmp_path, monkeypatch):
+    """It stays the same folder: it may be a mount, or the one that the shell is in."""
+    out = tmp_path / "out"
+    out.mkdir()
+    before = out.stat().st_ino
+    monkeypatch.chdir(out)
+    written = export.export(model, "big_vision", Path(), {})
+    assert written.folder == out and out.stat().st_ino == before
+    assert {file.name for file in out.iterdir()} == {"README.md", "model.json", "model.npz"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and str(out) in written.usage
+    assert 'supmim.load("out")' in (out / "README.md").read_text()
+
+
 def timm_folder(path, changes=None, **config_changes):
     """A folder of timm with the mean and std of ImageNet and no names, if not changed."""
     model = model_of(config_with("gap", 3))
@@ -302,7 +331,29 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
             r"blocks.99999999.norm1.bias +- +\[24\]",
         ),
         ({}, {"model_args": {"num_heads": 2, "act_layer": "silu"}}, "its activation, 'silu'"),
-        ({}, {"pretrained_cfg": {"input_size": [3, 12, 12], "std": [0, 1, 1]}}, "mean .* and std"),
+        *[
+            ({}, {"pretrained_cfg": {"input_size": [3, 12, 12]} | view}, told)
+            for view, told in (
+                ({"std": [0, 1, 1]}, "mean .* and std .* are not those of 3 channels"),
+                ({"std": [1e-40, 1, 1]}, "mean .* and std .* are not those of 3 channels"),
+                ({"mean": [float("nan"), 0, 0]}, "mean .* and std .* are not those of 3"),
+                ({"mean": ["a", "b", "c"]}, "is not the config.json of a timm model"),
+                ({"crop_pct": 5e-324}, "is not the config.json of a timm model"),
+                ({"crop_pct": "inf"}, "its crop_pct is inf, not between 0 and 1"),
+                ({"crop_mode": "border"}, "its crop_mode, 'border', is not one of center, squash"),
+                ({"interpolation": "lanczos"}, "its interpolation, 'lanczos', is not one of"),
+            )
+        ],
+        ({}, {"model_args": {"num_heads": 2.5}}, "its num_heads, 2.5, is no whole number"),
+        (
+            {},
+            {"model_args": {"num_heads": 2, "global_pool": "avg", "pool_include_prefix": True}},
+            "it pools its class token and registers too",
+        ),
+        *[
+            ({name: np.ones(3, np.float32)}, {}, rf"its {name} has the shape \[3\], not \d axes")
+            for name in timm.AXES
+        ],
         ({}, {"pretrained_cfg": 3}, "is not the config.json of a timm model"),
         (
             {},
@@ -316,3 +367,75 @@ def test_a_timm_folder_that_is_no_such_vit_is_refused(tensors, config, told, tmp
     with pytest.raises(CheckpointError, match=told) as caught:
         supmim.load(tmp_path / "a")
     assert str(tmp_path / "a") in str(caught.value)
+
+
+def test_a_folder_that_timm_saved_gives_the_size_as_a_list_and_classes_without_names(tmp_path):
+    sizes = {"num_heads": 2, "num_classes": 5, "in_chans": 3, "global_pool": "avg"}
+    timm_folder(tmp_path / "a", model_args=sizes | {"img_size": 12})
+    timm_folder(tmp_path / "b", model_args=sizes | {"img_size": [12, 12]}, label_names=3)
+    one, other = (supmim.load(tmp_path / name) for name in "ab")
+    assert one.config == other.config and other.class_names == tuple("01234")
+    given = images_of(one, 2)
+    np.testing.assert_array_equal(one.embed(given), other.embed(given))
+
+
+def test_what_pretrained_cfg_does_not_say_is_as_in_timm(tmp_path):
+    view = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center",
+            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    timm_folder(tmp_path / "a", pretrained_cfg={"input_size": [3, 12, 12]})
+    timm_folder(tmp_path / "b", pretrained_cfg={"input_size": [3, 12, 12]} | view)
+    one, other = (supmim.load(tmp_path / name) for name in "ab")
+    assert one.config == other.config and one.config.data.eval_resize == 13
+    assert one.sha256 == other.sha256 and one.config.data.interpolation == "bicubic"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "num_heads"),
+    [
+        ("vit_base_patch16_224", 768, 12),
+        ("vit_base_patch16_gap_224", 768, 16),
+        ("deit3_medium_patch16_224", 512, 8),
+    ],
+)
+def test_heads_of_a_vit_that_timm_knows_by_name(architecture, width, num_heads):
+    kernel, up = (np.broadcast_to(np.float32(0), shape) for shape in ((width, 3, 16, 16), (8, 8)))
+    tensors = {"patch_embed.proj.weight": kernel, "blocks.0.mlp.fc1.weight": up}
+    stored = {"architecture": architecture, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    assert timm.options_of(tensors, stored).encoder.num_heads == num_heads
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("pos_embedding", np.ones(3)),
+        ("head/bias", np.ones(())),
+        ("pre_logits/bias", np.ones(())),
+        ("Transformer/encoderblock/x", np.ones(())),
+    ],
+)
+def test_an_npz_with_wrong_axes_is_refused(name, array, tmp_path):
+    export.export(model_of(config_with("cls", 3)), "big_vision", tmp_path / "out", {})
+    with np.load(tmp_path / "out" / "model.npz") as stored:
+        tensors = {key.removeprefix("params/"): stored[key] for key in stored.files}
+    np.savez(tmp_path / "x.npz", **tensors | {name: array})
+    with pytest.raises(CheckpointError, match="x.npz has not the shapes of big_vision's ViT: "):
+        supmim.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"size": 0}, "image_size is 0"),
+        ({"size": "x"}, "image_size is 'x'"),
+        ({"size": 13}, "image_size=13 is not divisible"),
+        ({"resize": 3}, "eval_resize=3 is smaller"),
+        ({"view": "x"}, "eval_view is 'x'"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'"),
+    ],
+)
+def test_a_model_json_of_no_possible_view_is_refused(change, told, tmp_path):
+    export.export(model_of(config_with("gap", 3)), "big_vision", tmp_path / "out", {})
+    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    (tmp_path / "out" / "model.json").write_text(json.dumps(about | change))
+    with pytest.raises(CheckpointError, match=f"model.json: [^$]*{told}"):
+        supmim.load(tmp_path / "out")

@@ -1,5 +1,6 @@
 """supmim.load and Model: outputs are those that evaluators see, for images in any form."""
 
+import dataclasses
 import functools
 import io
 import shutil
@@ -19,6 +20,7 @@ from supmim.commands import evaluate
 from supmim.data import images, sources
 from supmim.data.bad_records import BadRecords
 from supmim.errors import CheckpointError, ConfigError, DataError
+from supmim.workdir import model as model_json
 from supmim.workdir.files import read_config
 from tests.conftest import digits
 from tests.test_evaluate import stored_run
@@ -265,6 +267,27 @@ def test_what_holds_no_encoder_is_refused(run, tmp_path):
     (tmp_path / "hub" / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="config.json of a timm model: it is nested too deep"):
         supmim.load(tmp_path / "hub")
+
+
+def test_files_of_others_in_a_workdir_do_not_hide_its_run(model, run, tmp_path):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    (workdir / "embeddings.pkl").write_bytes(b"\x80\x04.")
+    (workdir / "model.safetensors").write_bytes(b"")
+    assert supmim.load(workdir).sha256 == model.sha256
+
+
+def test_a_timm_folder_without_weights_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "vit_x", "pretrained_cfg": {}}')
+    with pytest.raises(CheckpointError, match="holds none of these: .*config.json and model.safe"):
+        supmim.load(tmp_path)
+
+
+def test_a_workdir_whose_classes_do_not_fit_its_head_is_refused(run, tmp_path):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    about = model_json.read(workdir) or model_json.of(read_config(workdir), tuple("0123456789"))
+    model_json.write(workdir, dataclasses.replace(about, class_names=("cat", "dog")))
+    with pytest.raises(CheckpointError, match=r"model.json names 2 classes, but the model has 10"):
+        supmim.load(workdir)
 
 
 def test_a_workdir_without_a_sound_encoder_is_refused(run, tmp_path):

@@ -82,6 +82,8 @@ def compute(
     """Write all shards that are missing. Interrupted after a signal, with what there is written."""
     total, size, shards = len(source), batch_size(model, source), partial.shards()
     start = done = shards[-1].stop if shards else 0
+    if done == total:  # killed while the shards were joined
+        return
     met: list[Bad] = []
     batches = model.outputs(
         FEATURES[features],
@@ -94,7 +96,8 @@ def compute(
     values, index, began = [], [], time.monotonic()
     with contextlib.closing(batches), doing("embed", total, start) as advance:
         for found, batch in batches:
-            values.append(checked(batch.astype(dtype), found, source))
+            with np.errstate(over="ignore"):  # told by `checked`
+                values.append(checked(batch.astype(dtype), found, source))
             index += found.tolist()
             advance(size)
             done = min(done + size, total)

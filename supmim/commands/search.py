@@ -7,7 +7,6 @@ import numpy as np
 from absl.flags import FlagValues
 
 from supmim.config import Config
-from supmim.data.sources.given import GivenImages
 from supmim.errors import ConfigError, NumericsError
 from supmim.interop import embeddings, load
 from supmim.model import Model
@@ -20,6 +19,9 @@ from supmim.workdir import files
 def run(_: Config | None, flags: FlagValues) -> None:
     """Print rank, cosine and path of the nearest images, and draw them if asked to."""
     devices.check()
+    picture = Path(flags.picture) if flags.picture else None
+    if picture and (picture.suffix != ".png" or picture.is_dir()):
+        raise ConfigError(f"--picture={picture} must be a file that ends in .png")
     stored = embeddings.read(Path(flags.embeddings))
     if len(stored.shape) != 2:
         raise ConfigError(
@@ -33,15 +35,15 @@ def run(_: Config | None, flags: FlagValues) -> None:
             f"{stored.model[:12]}..., those of {model.name} are {model.sha256[:12]}... Name the "
             "model that made them, or embed the images again"
         )
-    if flags.picture:
-        files.make_folder(Path(flags.picture).parent, "--picture")
+    if picture:
+        files.make_folder(picture.parent, "--picture")
     query = model.embed([flags.query], progress=lambda done, total: None)[0]
     cosine, row = nearest(stored.blocks(), query, flags.top)
     paths = [str(path) for path in stored.path[row]]
     for rank, (similarity, path) in enumerate(zip(cosine, paths, strict=True), 1):
         print(f"{rank:3}  {similarity:7.4f}  {printable(path)}")
-    if flags.picture:
-        draw(model, flags.query, cosine, paths, Path(flags.picture))
+    if picture:
+        draw(model, flags.query, cosine, paths, picture)
 
 
 def nearest(
@@ -66,7 +68,7 @@ def nearest(
 
 def draw(model: Model, query: str, cosine: np.ndarray, paths: list[str], file: Path) -> None:
     """Draw the query and the images that are files here, as the model sees them."""
-    seen = model.images(GivenImages([query, *paths]))
+    seen = model.given([query, *paths])
     found, bad = seen.take(range(len(seen)), np.zeros(len(seen), int))
     images = [None if row in bad else image for row, image in enumerate(found["image"])]
     named = zip(cosine, paths, strict=True)

@@ -64,11 +64,15 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         width, height = image.size
         # Pillow turns a TIFF itself, and has no EXIF of a PNG before it has decoded all pixels.
         exif = png.exif(data) if image.format == "PNG" else image.info.get("exif", b"")
-    if height * width > max_pixels:
-        raise BadImage(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
+    _check_size(width, height, max_pixels)
     orientation = _quietly(lambda: _orientation(exif)) if exif else 1
     sides = (width, height) if orientation in TURNED else (height, width)
     return Header(*sides, orientation, colorspace)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise BadImage(f"{width} x {height} pixels are more than data.max_pixels={max_pixels}")
 
 
 def _orientation(exif: bytes) -> int:
@@ -165,10 +169,20 @@ def _decode_other(data: bytes, channels: int) -> np.ndarray:
     return _pixels_of(_load(data), channels)
 
 
-def from_pillow(image: Image.Image) -> np.ndarray:
+def from_pillow(image: Image.Image, max_pixels: int) -> np.ndarray:
     """Return uint8 [H, W, 1 or 3] of an open image, upright; BadImage if it cannot be decoded."""
-    channels = 1 if _is_grey(image.mode) else 3
-    return _quietly(lambda: _pixels_of(ImageOps.exif_transpose(image), channels))
+    _check_size(*image.size, max_pixels)
+    if image.mode == "I" and not isinstance(image, ImageFile.ImageFile):
+        raise BadImage("pixels of 32 bits have no stated range")
+    return _quietly(lambda: _pixels_of(_turned(image), 1 if _is_grey(image.mode) else 3))
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    if not isinstance(image, TiffImageFile):
+        return ImageOps.exif_transpose(image)
+    if image.tile:  # not loaded yet
+        tiff.check_strips(image)
+    return image  # Pillow turns it itself; a copy would not know the range of its numbers
 
 
 def _pixels_of(image: Image.Image, channels: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import gc
 import hashlib
 import itertools
 import os
@@ -109,7 +110,10 @@ def read_steps(
         finally:
             batch = None  # it may hold shared memory
             batches.close()
-            time.sleep(RELEASE_SECONDS if readers.workers else 0)
+            if readers.workers:
+                del batches
+                gc.collect()  # Grain's iterator holds its last batches in a circle
+                time.sleep(RELEASE_SECONDS)
 
 
 def _start_readers(

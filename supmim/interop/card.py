@@ -26,12 +26,16 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
     classes = f"{len(model.class_names)}: {names}{f' and {more} more' if more > 0 else ''}"
     how = "labels and masked image modelling" if config.has_decoder else "labels"
     trained = f"Trained with {how} on {escaped(config.data.train)}, {config.total_epochs} epochs"
+    if config.init.model:
+        trained += f", from the encoder of {escaped(Path(config.init.model).name)}"
+    side, count = config.data.image_size, config.data.channels
+    channels = "1 channel" if count == 1 else f"{count} channels"
     origin = "Imported, not trained by supmim" if model.imported else trained
     answers = "independent (sigmoid)" if config.classifier.loss == "sigmoid" else "softmax"
     return "\n".join(
         [
             "---",
-            "license: apache-2.0",
+            *([f"license: {licence_of(model)}"] if licence_of(model) else []),
             "library_name: timm",
             "tags: [supmim, image-feature-extraction]",
             "---",
@@ -46,8 +50,7 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
             "| | |",
             "|---|---|",
             f"| parameters | {model.num_parameters:,} |",
-            f"| image | {config.data.image_size} x {config.data.image_size}, "
-            f"{config.data.channels} channels, (image / 255 - 0.5) / 0.5 |",
+            f"| image | {side} x {side}, {channels}, (image / 255 - 0.5) / 0.5 |",
             f"| resize | {view(model)} |",
             f"| embedding | {sizes.width} values, pooling `{sizes.pool}` |",
             f"| classes | {classes if model.class_names else 'none, an encoder alone'} |",
@@ -60,6 +63,11 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
             "",
         ]
     )
+
+
+def licence_of(model: Model) -> str:
+    """Return the licence of a model; empty where its weights, or its first ones, are others'."""
+    return "" if model.imported or model.config.init.model else "apache-2.0"
 
 
 def view(model: Model) -> str:

@@ -20,6 +20,7 @@ from supmim.interop import arrays
 from supmim.workdir.files import read_json, whole, write_json
 
 IDENTITY = "identity.json"
+SHARDS = f"{'[0-9]' * 12}-{'[0-9]' * 12}.npz"  # names of parts: first image, first of the next
 BLOCK_BYTES = 2**26  # of embeddings that are in memory at once
 
 
@@ -122,14 +123,14 @@ class Partial:
                 )
         write_json(path, identity)
         used = [shard.file for shard in self.shards()]
-        for file in self.folder.glob("*-*.npz"):
+        for file in self.folder.glob(SHARDS):
             if file not in used:  # behind a gap, where new ones may end elsewhere
                 file.unlink()
 
     def shards(self) -> list[Shard]:
         """Return the complete shards, in order, up to the first gap."""
         found = []
-        for file in sorted(self.folder.glob("*-*.npz")):
+        for file in sorted(self.folder.glob(SHARDS)):
             start, stop = map(int, file.stem.split("-"))
             if start == (found[-1].stop if found else 0):
                 found.append(Shard(start, stop, file))

@@ -51,7 +51,7 @@ def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Writt
         raise ConfigError(f"--to={to} is not one of {', '.join(WRITERS)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={out} is not an empty folder; name a new one")
-    exact = model.in_float32()
+    exact, out = model.in_float32(), out.absolute()
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -59,14 +59,15 @@ def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Writt
         weights = WRITERS[to](exact, part)
         difference = compared(exact, read_back(to, part))
         digest = hashlib.sha256((part / weights).read_bytes()).hexdigest()
-        usage = USAGE[to].format(out=out.absolute())
+        usage = USAGE[to].format(out=out)
         in_card = USAGE[to].format(out=out.name)  # it may be moved, or given to others
         text = card.write(model, results, f"{weights}: SHA-256 {digest}", in_card)
         (part / "README.md").write_text(text, encoding="utf-8")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.rmdir()
-        os.replace(part, out)
+        if out.exists():  # it may be a mount, or the folder you are in
+            for file in sorted(part.iterdir()):
+                shutil.move(file, out)
+        else:
+            os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Written(out, digest, difference, usage)
@@ -89,7 +90,7 @@ def write_timm(model: Model, folder: Path) -> str:
         )
     tensors = timm.tensors_of(params_of(model), model.config.encoder.patch_size)
     save_file(tensors, folder / timm.WEIGHTS, metadata={"format": "pt"})
-    config = timm.config_of(model.config, model.class_names)
+    config = timm.config_of(model.config, model.class_names, card.licence_of(model))
     (folder / timm.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return timm.WEIGHTS
 

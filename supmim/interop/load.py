@@ -59,9 +59,15 @@ def published(path: str | os.PathLike) -> Model:
 
 
 def is_workdir(place: Path) -> bool:
-    """Return whether a run of supmim began in the folder; one with weights is somebody else's."""
+    """Return whether a run of supmim began in the folder.
+
+    Without checkpoints, one with weights or with pretrained_cfg in its config is somebody else's.
+    """
+    config = place / "config.json"
+    if not config.is_file() or (place / "checkpoints").is_dir():
+        return config.is_file()
     weights = (place / timm.WEIGHTS).is_file() or pickles(place)
-    return (place / "config.json").is_file() and not weights
+    return not weights and not timm.describes(config)
 
 
 def pickles(folder: Path) -> list[Path]:
@@ -81,6 +87,11 @@ def from_workdir(workdir: Path) -> Model:
     about = model_json.read(workdir)
     num_classes = config.classifier.num_classes
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))
+    if "classifier" in params and len(class_names) != num_classes:
+        raise CheckpointError(
+            f"{workdir / model_json.FILE} names {len(class_names)} classes, but the model has "
+            f"{num_classes}: {model_json.ADVICE}"
+        )
     params["encoder"].pop("mask_token", None)  # stands for hidden patches in training alone
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
 
@@ -90,35 +101,36 @@ def from_timm(folder: Path) -> Model:
     path = folder / timm.CONFIG
     try:
         stored = read_json(path)
-        view = stored["pretrained_cfg"]
         tensors = arrays.read(folder / timm.WEIGHTS)
         config = checked(timm.options_of(tensors, stored))
-        channels = config.data.channels
-        mean, std = (tuple(view.get(name) or [0.5] * channels) for name in ("mean", "std"))
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} are not those of {channels} channels")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
+        mean, std = timm.mean_and_std(stored, config.data.channels)
+        tensors = timm.plain(tensors, config)
+        names = timm.class_names_of(stored)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    loaded = vit.imported(timm.plain(tensors, config), timm.LAYOUT, shapes(config), folder)
-    params = vit.for_our_pixels(whole(loaded, folder), channels, mean, std)
-    names = tuple(map(str, stored.get("label_names") or ()))
+    except Exception as error:  # what is raised depends on the damage
+        raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
+    loaded = vit.imported(tensors, timm.LAYOUT, shapes(config), folder)
+    params = vit.for_our_pixels(whole(loaded, folder), config.data.channels, mean, std)
     return made(config, params, names, str(folder), loaded.ignored)
 
 
 def from_big_vision(path: Path) -> Model:
     """Return the model of an npz; its classes are numbers unless model.json names them."""
-    tensors = big_vision.plain(arrays.read(path))
+    tensors = arrays.read(path)
+    about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
     try:
+        tensors = big_vision.plain(tensors)
         config = checked(big_vision.options_of(tensors))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; {TAKES}") from error
-    about = model_json.read(path.parent) if path.name == big_vision.WEIGHTS else None
+    except Exception as error:  # what is raised depends on the damage
+        raise CheckpointError(f"{path} has not the shapes of big_vision's ViT: {error}") from error
     if about is not None:
-        classifier = options.changed(config.classifier, loss=about.loss)
-        data = viewed(config.data, about)
-        config = dataclasses.replace(config, data=data, classifier=classifier)
+        try:
+            config = checked(as_told(config, about))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path.parent / model_json.FILE}: {error}") from error
     loaded = vit.imported(tensors, big_vision.LAYOUT, shapes(config), path)
     names = about.class_names if about else ()
     return made(config, whole(loaded, path), names, str(path), loaded.ignored)
@@ -132,15 +144,17 @@ def checked(config: Config) -> Config:
         raise CheckpointError(f"supmim has no such network: {error}") from error
 
 
-def viewed(data: options.Data, about: model_json.About) -> options.Data:
-    """Return data options with the view of a model.json."""
-    return options.changed(
-        data,
+def as_told(config: Config, about: model_json.About) -> Config:
+    """Return the config of an npz with the view and the loss of a model.json."""
+    data = options.changed(
+        config.data,
         image_size=about.size,
         eval_resize=about.resize,
         eval_view=about.view,
         interpolation=about.interpolation,
     )
+    classifier = options.changed(config.classifier, loss=about.loss)
+    return dataclasses.replace(config, data=data, classifier=classifier)
 
 
 def whole(loaded: vit.Loaded, path: Path) -> vit.Params:

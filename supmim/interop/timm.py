@@ -1,6 +1,7 @@
 """timm's ViTs: a folder of config.json and model.safetensors, which transformers loads too."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,35 @@ from supmim.config.presets import VARIANTS
 from supmim.errors import CheckpointError
 from supmim.interop import arrays, vit
 from supmim.interop.vit import Layout, Params, Tensors
+from supmim.workdir.files import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POOLS = {"gap": "avg", "cls": "token", "map": "map"}
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
+VIEWS = {"center": "short_side", "squash": "stretch"}
+INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic"}
+LARGEST_MEAN, SMALLEST_STD = 1e6, 1e-6  # so that the first layer stays finite
 INDEPENDENT = "multi_label_classification"  # transformers' word for a sigmoid loss
+# What timm takes where pretrained_cfg does not say it.
+DEFAULT_VIEW = {
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 # Heads by width, of the ViTs that timm knows by name alone; its own have no width of 32.
 HEADS = {width: num_heads for width, _, _, num_heads in VARIANTS.values() if width > 32}
+HEADS |= {256: 4, 320: 5, 512: 8, 640: 10, 896: 14, 1664: 16}
+OTHER_HEADS = {"vit_base_patch16_gap_224": 16}
+AXES = {  # of tensors whose shapes say what the network is
+    "patch_embed.proj.weight": 4,
+    "blocks.0.mlp.fc1.weight": 2,
+    "pos_embed": 3,
+    "cls_token": 3,
+    "reg_token": 3,
+    "head.weight": 2,
+}
 # Parts of the names of ViTs with other activations or norms.
 OTHER_MODELS = ("clip", "siglip", "quickgelu", "samvit", "eva", "naflex")
 WORDS = (
@@ -90,8 +113,11 @@ def tensors_of(params: Params, patch_size: int) -> Tensors:
     return fused(vit.exported(params, LAYOUT, patch_size))
 
 
-def config_of(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Return config.json of an exported folder. class_names: empty for one without a head."""
+def config_of(config: Config, class_names: tuple[str, ...], licence: str) -> dict[str, Any]:
+    """Return config.json of an exported folder.
+
+    class_names: empty for one without a head. licence: empty if it is not known.
+    """
     sizes, data, num_classes = config.encoder, config.data, len(class_names)
     pool, side = POOLS[sizes.pool], data.image_size
     resize = max(data.eval_resize or side, side)
@@ -133,7 +159,7 @@ def config_of(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            "license": "apache-2.0",
+            **({"license": licence} if licence else {}),
             "tag": "supmim",
         },
     }
@@ -150,7 +176,7 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
 
     CheckpointError if it is no ViT, or of a kind that supmim does not have.
     """
-    model, view = stored.get("model_args") or {}, stored["pretrained_cfg"]
+    view, model = view_of(stored), stored.get("model_args") or {}
     architecture = str(stored.get("architecture", ""))
     first = tensors.get("patch_embed.proj.weight")
     up = tensors.get("blocks.0.mlp.fc1.weight")
@@ -158,47 +184,98 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
         raise CheckpointError(f"its architecture, {architecture!r}, is no plain ViT of timm")
     if any(word in architecture for word in OTHER_MODELS):
         raise CheckpointError(f"supmim does not have what timm's {architecture!r} adds to a ViT")
+    for name, count in AXES.items():
+        if name in tensors and tensors[name].ndim != count:
+            raise CheckpointError(
+                f"its {name} has the shape {list(tensors[name].shape)}, not {count} axes"
+            )
     width, channels, patch_size = first.shape[:3]
-    gelu = str(model.get("act_layer") or "gelu")
-    if gelu not in GELUS:
-        raise CheckpointError(f"its activation, {gelu!r}, is not one of {', '.join(GELUS)}")
-    num_heads = model.get("num_heads", HEADS.get(width))
+    by_name = OTHER_HEADS.get(architecture) or HEADS.get(width)
+    num_heads = model.get("num_heads") or by_name
     if not num_heads:
         raise CheckpointError(f"config.json does not say model_args.num_heads, for width {width}")
-    pools = {theirs: ours for ours, theirs in POOLS.items()}
-    asked = str(model.get("global_pool") or stored.get("global_pool") or "token")
-    if asked not in pools:
-        raise CheckpointError(f"its pooling, {asked!r}, is not one of {', '.join(pools)}")
-    pool = pools[asked]
+    if not isinstance(num_heads, int):
+        raise CheckpointError(f"its num_heads, {num_heads!r}, is no whole number")
+    asked = model.get("global_pool") or stored.get("global_pool") or "token"
+    pool = ours({theirs: pool for pool, theirs in POOLS.items()}, "pooling", asked)
+    if model.get("pool_include_prefix") and pool != "cls":
+        raise CheckpointError("it pools its class token and registers too (pool_include_prefix)")
     scaled = "blocks.0.ls1.gamma" in tensors
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    head, side = tensors.get("head.weight"), int(model.get("img_size") or view["input_size"][-1])
+    head, side = tensors.get("head.weight"), side_of(model.get("img_size") or view["input_size"])
     encoder = options.Encoder(
         patch_size=patch_size,
         width=width,
         depth=1 + arrays.highest(tensors, r"blocks\.(\d+)\..*"),
-        num_heads=int(num_heads),
+        num_heads=num_heads,
         mlp_dim=len(up),
         positions="learned",
         pool=pool,
-        gelu=GELUS[gelu],
+        gelu=ours(GELUS, "activation", model.get("act_layer") or "gelu"),
         layer_scale=float(model.get("init_values") or 1e-5) if scaled else 0.0,
         registers=registers + ("cls_token" in tensors and pool != "cls"),
     )
-    resize = math.floor(side / float(view.get("crop_pct") or 1.0))
+    share = float(view["crop_pct"])
+    if not 0 < share <= 1:
+        raise CheckpointError(f"its crop_pct is {share:g}, not between 0 and 1")
+    resize = math.floor(side / share)
     data = options.changed(
         options.Data(),
         image_size=side,
         channels=channels,
         eval_resize=resize if resize != side else 0,
-        eval_view="stretch" if view.get("crop_mode") == "squash" else "short_side",
-        interpolation="bicubic" if view.get("interpolation") == "bicubic" else "bilinear",
+        eval_view=ours(VIEWS, "crop_mode", view["crop_mode"]),
+        interpolation=ours(INTERPOLATIONS, "interpolation", view["interpolation"]),
     )
     classifier = options.Classifier(
         num_classes=0 if head is None else len(head),
         loss="sigmoid" if stored.get("problem_type") == INDEPENDENT else "softmax",
     )
     return Config(data=data, encoder=encoder, classifier=classifier, mim_weight=0.0)
+
+
+def ours(kinds: dict[str, str], what: str, asked: Any) -> str:
+    """Return our name of one of timm's kinds of something; CheckpointError for other kinds."""
+    if str(asked) not in kinds:
+        raise CheckpointError(f"its {what}, {str(asked)!r}, is not one of {', '.join(kinds)}")
+    return kinds[str(asked)]
+
+
+def side_of(size: Any) -> int:
+    """Return the side of images from img_size, which may be a list, or from input_size."""
+    return int(size[-1] if isinstance(size, list) else size)
+
+
+def describes(path: Path) -> bool:
+    """Return whether a config.json is timm's."""
+    try:
+        return "pretrained_cfg" in read_json(path)
+    except (OSError, ValueError, TypeError):  # of whatever form it is, it is not timm's
+        return False
+
+
+def view_of(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return pretrained_cfg of a config.json with timm's defaults for what it does not say."""
+    if "pretrained_cfg" not in stored:
+        raise CheckpointError("config.json has no pretrained_cfg, so it is none of timm's")
+    return DEFAULT_VIEW | {name: x for name, x in stored["pretrained_cfg"].items() if x}
+
+
+def mean_and_std(stored: dict[str, Any], channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and std of each channel, of images in [0, 1]; ValueError if they are none."""
+    view = view_of(stored)
+    mean, std = (np.array(view[name], np.float64) for name in ("mean", "std"))
+    are_sane = (np.abs(mean) < LARGEST_MEAN).all() and (std > SMALLEST_STD).all()
+    if not mean.shape == std.shape == (channels,) or not are_sane:
+        raise ValueError(f"mean {mean} and std {std} are not those of {channels} channels")
+    return mean.tolist(), std.tolist()
+
+
+def class_names_of(stored: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes in a config.json; empty if there are none."""
+    names = stored.get("label_names")
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if are_names else ()
 
 
 def plain(tensors: Tensors, config: Config) -> Tensors:

@@ -6,7 +6,7 @@ file, and how it is turned into the file's tensor and back.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +71,9 @@ def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Lo
         elif not fits(tensors[name].shape, expected, ours):
             rows.append((name, expected, tensors[name].shape))
         else:
-            params[ours] = layout.to_ours(ours, tensors[name], shapes[ours]).astype(np.float32)
+            array = layout.to_ours(ours, tensors[name], shapes[ours])
+            with np.errstate(over="ignore"):  # what is then not finite is refused below
+                params[ours] = array.astype(np.float32)
     ignored = sorted(tensors.keys() - theirs.keys())
     unknown = [name for name in ignored if not name.startswith(layout.optional)]
     rows += [(name, None, tensors[name].shape) for name in unknown]
@@ -110,7 +112,7 @@ def renamed(name: str, words: tuple[tuple[str, str], ...]) -> str:
 
 
 def for_our_pixels(
-    params: Params, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+    params: Params, channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> Params:
     """Return parameters for images in [-1, 1], of a network that takes (image - mean) / std.
 

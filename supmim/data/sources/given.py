@@ -1,5 +1,6 @@
 """Images without labels: arrays, PIL images and paths as a caller gives them, files, any source."""
 
+import errno
 import glob
 import os
 from collections.abc import Sequence
@@ -23,10 +24,10 @@ class GivenImages(Source):
     """A list of images of any kinds and sizes. DataError for what is none of them."""
 
     class_names = ("",)
+    name = "the given images"
 
-    def __init__(
-        self, images: np.ndarray | Sequence[Given], name: str = "the given images"
-    ) -> None:
+    def __init__(self, images: np.ndarray | Sequence[Given], max_pixels: int) -> None:
+        name = self.name
         if isinstance(images, str | os.PathLike | Image.Image):
             raise DataError(f"{name}: give a list, e.g. model.embed([{str(images)[:40]!r}])")
         if isinstance(images, np.ndarray) and images.ndim != 4:
@@ -38,7 +39,7 @@ class GivenImages(Source):
             raise DataError(f"{name} are a {type(images).__name__}; give a list or a uint8 array")
         if not len(images):
             raise DataError(f"{name}: none, the list is empty")
-        self.images, self.name = images, name
+        self.images, self.max_pixels = images, max_pixels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,17 +47,24 @@ class GivenImages(Source):
     def __getitem__(self, index: int) -> Record:
         image = self.images[index]
         if isinstance(image, str | os.PathLike):
-            return folders.record(os.fspath(Path(image).expanduser()), 0)
+            return record_of(os.fspath(Path(image).expanduser()))
         name = f"image {index}"
         if isinstance(image, Image.Image):
             try:
-                image = decode.from_pillow(image)
+                image = decode.from_pillow(image, self.max_pixels)
             except decode.BadImage as error:
                 raise DataError(f"{name} cannot be read: {error}") from error
         return Record(checked_pixels(image, name), 0, name)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"name": self.name, "length": len(self)}
+
+
+def record_of(path: str) -> Record:
+    """Read a file; what is none, such as a pipe or a device, is not opened: it may never end."""
+    if os.path.isfile(path) or not (os.path.exists(path) or "\0" in path):
+        return folders.record(path, 0)
+    return Record(OSError(errno.EINVAL, "it is no file"), 0, path)
 
 
 def find(spec: str, data: options.Data) -> Source:
@@ -74,12 +82,15 @@ def find(spec: str, data: options.Data) -> Source:
         return folders.Files(str(path), spec, *zip(*found, strict=True))
     if path.is_file():
         return folders.Files("", spec, [str(path)], [path.stat().st_size])
+    is_source = ":" in spec and spec[0] not in "./~"
     if glob.has_magic(spec):
-        names = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
-        if not names:
+        found = glob.glob(str(path), recursive=True)
+        names = sorted(name for name in found if os.path.isfile(name))
+        if names:
+            return folders.Files("", spec, names, list(map(os.path.getsize, names)))
+        if not is_source:  # a split may have a slice, NAME:SPLIT[:9]
             raise DataError(f"no file matches {spec}")
-        return folders.Files("", spec, sorted(names), [os.path.getsize(name) for name in names])
-    if ":" not in spec or spec[0] in "./~":
+    if not is_source:
         raise DataError(
             f"{spec}: there is no such file or folder. Images are a folder, a file, a glob in "
             "quotes, or a data source, e.g. records:DIR or NAME:SPLIT"
