@@ -137,7 +137,7 @@ BUDGETS = {
     "config": 1945,
     "data": 4405,
     "evaluators": 2040,
-    "interop": 1745,
+    "interop": 1750,
     "models": 650,
     "planning": 1040,
     "report": 1410,

@@ -87,7 +87,7 @@ def options_of(tensors: Tensors) -> Config:
     up = tensors.get("Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel")
     shapes = [array.shape for array in (kernel, query, up) if array is not None]
     if kernel is None or query is None or up is None or list(map(len, shapes)) != [4, 3, 2]:
-        raise CheckpointError("it has not the names of big_vision's ViT, e.g. embedding/kernel")
+        raise CheckpointError("it lacks tensors of big_vision's ViT, e.g. embedding/kernel")
     patch_size, _, channels, width = kernel.shape
     positions = tensors.get("pos_embedding")
     side = SIDE if positions is None else math.isqrt(positions.shape[1]) * patch_size

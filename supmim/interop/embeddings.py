@@ -66,7 +66,7 @@ def read(file: Path) -> Embeddings:
         if not len(path):
             raise ValueError("it holds none")
         if path.shape != shape[:1] or path.dtype.kind != "U" or model.dtype.kind != "U":
-            raise ValueError("it has not one path per embedding, or no digest of its model")
+            raise ValueError("it does not have one path per embedding and the digest of a model")
         return Embeddings(file, shape, path, str(model))
 
 
@@ -104,9 +104,10 @@ class Shard(NamedTuple):
 
 
 class Partial:
-    """What is known of a file that is being written, in FILE.partial; each shard is there whole.
+    """The shards of a file that is not finished yet, in the folder FILE.partial.
 
-    identity: JSON of all that the values depend on. ConfigError if the folder holds another's.
+    identity: JSON of all that the values depend on. ConfigError if the folder holds shards of
+    another identity.
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:

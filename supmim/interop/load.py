@@ -125,7 +125,7 @@ def from_big_vision(path: Path) -> Model:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; {TAKES}") from error
     except Exception as error:  # what is raised depends on the damage
-        raise CheckpointError(f"{path} has not the shapes of big_vision's ViT: {error}") from error
+        raise CheckpointError(f"{path} holds no ViT of big_vision: {error}") from error
     if about is not None:
         try:
             config = checked(as_told(config, about))

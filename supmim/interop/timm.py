@@ -274,8 +274,9 @@ def mean_and_std(stored: dict[str, Any], channels: int) -> tuple[list[float], li
 def class_names_of(stored: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes in a config.json; empty if there are none."""
     names = stored.get("label_names")
-    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if are_names else ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def plain(tensors: Tensors, config: Config) -> Tensors:

@@ -1,4 +1,4 @@
-"""Images without labels: arrays, PIL images and paths as a caller gives them, files, any source."""
+"""Images without labels: what a caller of Python gives, files, or any data source."""
 
 import errno
 import glob
@@ -21,7 +21,7 @@ Given = np.ndarray | Image.Image | str | os.PathLike
 
 
 class GivenImages(Source):
-    """A list of images of any kinds and sizes. DataError for what is none of them."""
+    """Arrays, PIL images and paths, of any sizes. DataError for anything else."""
 
     class_names = ("",)
     name = "the given images"
@@ -61,7 +61,7 @@ class GivenImages(Source):
 
 
 def record_of(path: str) -> Record:
-    """Read a file; what is none, such as a pipe or a device, is not opened: it may never end."""
+    """Read a file. Pipes, devices and folders are not opened: reading one may never end."""
     if os.path.isfile(path) or not (os.path.exists(path) or "\0" in path):
         return folders.record(path, 0)
     return Record(OSError(errno.EINVAL, "it is no file"), 0, path)
