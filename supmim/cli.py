@@ -19,6 +19,7 @@ from supmim import config as config_lib
 from supmim.commands import help
 from supmim.commands.verbs import FAMILIES, VERBS, Verb, subverbs
 from supmim.config import Config, catalogue, pyfile
+from supmim.config.option import NO_URL
 from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
 from supmim.runtime import compile_cache, streams
 from supmim.workdir import files
@@ -47,7 +48,8 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     except SupmimError:
         raise
     except flags.UnrecognizedFlagError as error:
-        hint = suggestion(error.flagname, verb.flags, "--").replace("_", "-")
+        hint = suggestion(error.flagname, [*verb.flags, "config"], "--").replace("_", "-")
+        hint = hint or (option_hint(error.flagname, "--") if verb.takes_config else "")
         shown = error.flagname.replace("_", "-")
         raise ConfigError(
             f"--{shown} is not a flag of supmim {name}{hint}\n{next_command}"
@@ -99,6 +101,8 @@ class PathParser(flags.ArgumentParser):
     """Parser of a flag that names a file or folder."""
 
     def parse(self, argument: str) -> str:
+        if "://" in argument:
+            raise ConfigError(NO_URL.format(argument))
         return os.path.expanduser(argument)
 
 
@@ -127,7 +131,7 @@ def define_config(verb: Verb, values: flags.FlagValues, argv: list[str], preset:
     """Define --config with its overrides: as a preset, or as the config of the workdir in argv."""
     if "workdir" in verb.flags and not (verb.takes_config and preset):
         own = own_flags(verb)
-        own([arg for arg in argv if not arg.startswith(("--config", "-config"))], known_only=True)
+        own([arg for arg in argv if not re.match(r"--?(no)?config(\.|=|$)", arg)])
         found = stored_config(own)
         stored = config_lib.to_dict(found) if found else ConfigDict()
         config_flags.DEFINE_config_dict(
@@ -159,6 +163,7 @@ def _message(error: Exception, preset: str, next_command: str) -> str:
     elif isinstance(error, KeyError | AttributeError):
         text = str(error.args[0]).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
         text = f"no such option: {text}"
+        text += "" if "Did you mean" in text else option_hint(text.split()[-1])
     return f"{text}\n{next_command}"
 
 
@@ -232,6 +237,13 @@ def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return `; did you mean ...?` with the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def option_hint(word: str, prefix: str = "") -> str:
+    """Return `; did you mean config.OPTION?` with the option whose last part is nearest."""
+    paths = {path.rpartition(".")[2]: path for path in reversed(config_lib.OPTIONS)}
+    close = difflib.get_close_matches(word, paths, n=1)
+    return f"; did you mean {prefix}config.{paths[close[0]]}?" if close else ""
 
 
 def help_of(name: str, args: Sequence[str]) -> str:

@@ -46,6 +46,17 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
             ["train", "--wrkdir=x"],
             "--wrkdir is not a flag of supmim train; did you mean --workdir?",
         ),
+        (["train", "--confg=digits", "--workdir=x"], "train; did you mean --config?\nSee: "),
+        (["train", "--config=digits", "--workdir=x", "--epochs=5"], "mean --config.total_epochs?"),
+        (
+            ["train", "--config=digits", "--workdir=x", "--config.epochs=5"],
+            "no such option: epochs; did you mean config.total_epochs?",
+        ),
+        (["train", "--config=digits", "--workdir=gs://b/x"], "gs://b/x: a folder or file of this"),
+        (
+            ["train", "--config=digits", "--workdir=x", "--config.data.tfds_dir=gs://b"],
+            "config.data.tfds_dir is gs://b: a folder or file of this machine is needed; mount",
+        ),
         (["data", "check", "x", "--ignore-lable=3"], "; did you mean --ignore-label?\nSee: "),
         (["tokenizers", "train"], "; did you mean tokenizer?"),
         (["train", f"--config={DIGITS}"], "--workdir is missing"),

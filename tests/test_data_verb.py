@@ -188,7 +188,12 @@ def test_a_flag_of_another_action_and_a_bare_path_are_told(tmp_path, capsys):
     assert cli.run(["data", "convert", "digits:train", "--json", f"--out={tmp_path}"]) == 2
     assert "--json is a flag of supmim data check" in capsys.readouterr().err
     assert cli.run(["data", "check", str(tmp_path)]) == 3
+    assert f"is a folder; to read it, use folder:{tmp_path}\n" in capsys.readouterr().err
+    assert cli.run(["data", "check", str(tmp_path / "none")]) == 3
     assert f"to read a folder of images, use folder:{tmp_path}" in capsys.readouterr().err
+    fill(tmp_path, *(f"only/{n}.png" for n in range(3)), data=encoded(photo(8, 8)))
+    assert cli.run(["data", "check", f"folder:{tmp_path}"]) == 0
+    assert "one class   enough for a tokenizer; training of" in capsys.readouterr().out
 
 
 def test_advice_names_flags_of_the_verb(tmp_path, capsys):

@@ -433,7 +433,7 @@ def test_blocks_for_which_there_are_too_few_tensors_take_no_time(tmp_path):
 )  # fmt: skip
 def test_a_blob_that_holds_no_arrays_is_told(tmp_path, blob):
     (tmp_path / "x.msgpack").write_bytes(blob)
-    with pytest.raises(CheckpointError, match="npz or Flax's msgpack"):
+    with pytest.raises(CheckpointError, match="npz or Flax's msgpack|does not hold numbers"):
         maskgit.read(tmp_path / "x.msgpack")
 
 

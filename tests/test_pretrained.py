@@ -269,6 +269,8 @@ def test_a_published_vit_is_evaluated_without_a_run(published, runs, tmp_path, c
     assert cli.run(["evaluate", *where, "--evaluators=classification", *data]) == 3
     assert "the model's classes are not those of the images" in capsys.readouterr().err
     assert cli.run(["evaluate", where[0]]) == 2
+    assert cli.run(["evaluate", where[0], f"--out={tmp_path / 'no'}", "--evaluators=knn"]) == 3
+    assert "no images are given; set --config.data.train=" in capsys.readouterr().err
     run = f"--model={runs / 'first'}"
     assert cli.run(["evaluate", run, where[1]]) == 2
     assert f"evaluate it with --workdir={runs / 'first'}" in capsys.readouterr().err

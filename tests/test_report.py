@@ -334,3 +334,14 @@ def test_shares_are_percent_and_other_results_have_their_own_units():
     assert formatted == {name: text for name, (_, text) in told.items()}
     named = [units.with_unit(name) for name in ("knn/k", "tokenizer/psnr", "unreadable/eval")]
     assert named == ["knn/k, %", "tokenizer/psnr, dB", "unreadable/eval"]
+
+
+def test_results_that_need_no_training_are_named(capsys):
+    results = {"classification/top1": 0.6, "floor/top1": 0.6, "knn/recall_at_1": 0.7}
+    results |= {"floor/knn_pixels_cosine": 0.5, "floor/knn_pixels_euclidean": 0.65}
+    assert page.not_above_floors(results) == ["classification/top1"]
+    terminal.print_results(results, "report")
+    told = capsys.readouterr().out
+    assert told.endswith("no better than without training (floor/...): classification/top1\n")
+    terminal.print_results(results | {"floor/top1": 0.1}, "report")
+    assert "no better" not in capsys.readouterr().out

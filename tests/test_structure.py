@@ -131,16 +131,16 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2025,
+    "": 2040,
     "benchmarks": 1110,
-    "commands": 2670,
-    "config": 1945,
+    "commands": 2680,
+    "config": 1950,
     "data": 4405,
     "evaluators": 2040,
     "interop": 1750,
     "models": 650,
     "planning": 1040,
-    "report": 1410,
+    "report": 1415,
     "runtime": 1305,
     "sweeps": 560,
     "target_ids": 360,

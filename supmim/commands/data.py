@@ -140,6 +140,8 @@ def check_lines(found: dict[str, Any], data: options.Data) -> Iterator[str]:
         yield from part_lines(name, part, found["source"])
     for line in found["class_differences"]:
         yield cut(f"classes differ: {line}")
+    if len(next(iter(found["parts"].values()))["class_names"]) == 1:
+        yield "one class   enough for a tokenizer; training of a classifier needs two"
     yield from held_out_lines(found["parts"], found["unused_parts"], found["shared"])
     if speed := found.get("images_per_second_and_core"):
         yield from resource_lines(next(iter(found["parts"].values())), speed, data.image_size)

@@ -25,6 +25,7 @@ from supmim.interop import load
 from supmim.report import again, page, terminal
 from supmim.runtime import devices, hosts
 from supmim.runtime.progress import doing
+from supmim.runtime.streams import printable
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.workdir import files, lock, model
@@ -83,10 +84,7 @@ def evaluate(
     changed = evaluation_results.differences(run_fingerprint, found)
     predictions.floors = {} if changed else evaluation_results.floors(workdir)
     if hosts.is_first():
-        print(
-            f"images      {eval_source.name}: {len(eval_source):,}; "
-            f"training source {source.name}: {len(source):,}"
-        )
+        print(images_line(source, eval_source))
         if changed:
             print("\n  ".join(["not what the run was trained and evaluated on:", *changed]))
     done = int(restored.state.step)
@@ -114,6 +112,8 @@ def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mes
     bad_records = BadRecords(out / hosts.own_file("bad_records.jsonl"), print)
     task = abstract_task(model_config(config, found.config))
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
+    if hosts.is_first():
+        print(images_line(source, eval_source))
     suite = evaluators.create(config, predictions)
     empty = {"head": {"kernel": np.zeros((config.encoder.width, 0)), "bias": np.zeros(0)}}
     params = jax.device_put({"classifier": empty} | found.params, sharding.replicated(mesh))
@@ -127,6 +127,14 @@ def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mes
 
     hosts.on_first(write)
     terminal.print_results(results, f"{path}, in {out / 'report.html'}:")
+
+
+def images_line(source: Source, eval_source: Source) -> str:
+    """Return which images are evaluated, and among which neighbours are searched."""
+    return printable(
+        f"images      {eval_source.name}: {len(eval_source):,}; "
+        f"training source {source.name}: {len(source):,}"
+    )
 
 
 def load_sources(config: Config) -> tuple[Config, Source, Source]:

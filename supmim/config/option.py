@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 Value = bool | int | float | str
 MAX_INT = 2**31 - 1
+NO_URL = "{}: a folder or file of this machine is needed; mount the bucket, e.g. with gcsfuse"
 MAX_FLOAT = 3.4028234e38  # of float32
 T = TypeVar("T", bool, int, float, str)
 Change = Literal["crop", "geometry", "colours", "class view", "parameters", "ids"]
@@ -68,7 +69,7 @@ class Option:
         if self.choices and value not in self.choices:
             return f"is {value!r}; it takes one of {', '.join(self.choices)}"
         if isinstance(value, str):
-            return ""
+            return f"is {NO_URL.format(value)}" if self.is_path and "://" in value else ""
         largest = MAX_INT if expected is int else MAX_FLOAT
         low, high = max(self.low, -largest), min(self.high, largest)
         if not low <= value <= high:

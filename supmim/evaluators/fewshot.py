@@ -55,8 +55,8 @@ def draw_shots(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
 class Evaluator:
     """fewshot/N_shot: the share of evaluation images classified correctly, mean of three draws.
 
-    There is no result for more shots than every class has. The protocol counts, for each number of
-    shots, the classes that have fewer images and are used whole.
+    There is no result for more shots than the largest class has. The protocol counts, for each
+    number of shots, the classes that have fewer images and are used whole.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:

@@ -18,7 +18,8 @@ CONVERT_PICKLE = """\
   python -c "import sys, torch; from safetensors.torch import save_file as s; \\
     w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); \\
     w = w.get('state_dict', w); \\
-    s({{k: v.clone() for k, v in w.items()}}, 'weights.safetensors')" {path}"""
+    s({{k: v.clone() for k, v in w.items()}}, 'model.safetensors')" {path}
+timm's config.json belongs beside it"""
 CONVERT_OBJECTS = """\
   python -c "import sys, numpy as np; w = np.load(sys.argv[1], allow_pickle=True); \\
     np.savez('weights.npz', **{{k: np.array(w[k].tolist(), 'float32') for k in w}})" {path}"""
@@ -57,7 +58,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         else:
             stored = load_file(path) if is_safetensors else read_msgpack(path.read_bytes())
         if odd := [name for name, array in stored.items() if array.dtype.kind not in NUMBERS]:
-            raise ValueError(f"{short(odd[0])} does not hold numbers")
+            raise CheckpointError(
+                f"{path}: {short(odd[0])} does not hold numbers; write the file again without it"
+            )
         return stored
     except CheckpointError:
         raise

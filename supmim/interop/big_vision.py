@@ -104,7 +104,7 @@ def options_of(tensors: Tensors) -> Config:
     head = tensors.get("head/bias", np.zeros(0))
     representation = tensors.get("pre_logits/bias", np.zeros(0))
     return Config(
-        data=options.changed(options.Data(), image_size=side, channels=channels),
+        data=options.changed(options.Data(), train="", image_size=side, channels=channels),
         encoder=encoder,
         classifier=options.Classifier(num_classes=len(head), rep_size=len(representation)),
         mim_weight=0.0,

@@ -221,6 +221,7 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
     resize = math.floor(side / share)
     data = options.changed(
         options.Data(),
+        train="",
         image_size=side,
         channels=channels,
         eval_resize=resize if resize != side else 0,

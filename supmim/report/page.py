@@ -44,6 +44,7 @@ HEADLINES = {  # result -> what it says, and the floors that it must beat
     "logistic/top1": ("top-1 of logistic regression", ("floor/top1",)),
 }
 MOST_HEADLINES = 4
+
 FLOORS = {  # floor -> what reaches it without training
     "floor/top1": "the most frequent class",
     "floor/token_accuracy": "the most frequent token",
@@ -114,6 +115,15 @@ NOT_STORED = " Options that the evaluation was given are not stored."
 MOST_NAMES = 100  # of classes, beyond which some are left to model.json
 MOST_ROWS = 20  # results of single classes, beyond which they are folded
 SMALLEST = 0.7  # of a picture's own width; with less room it scrolls, so that it can be read
+
+
+def not_above_floors(results: dict[str, float]) -> list[str]:
+    """Return the results that what needs no training reaches, too."""
+    return [
+        name
+        for name, (_, floors) in HEADLINES.items()
+        if name in results and any(results.get(floor, -1.0) >= results[name] for floor in floors)
+    ]
 
 
 def write(

@@ -10,7 +10,7 @@ import jax
 from supmim import metrics
 from supmim.config import Config
 from supmim.data.sources.base import Source, printable
-from supmim.report import units
+from supmim.report import page, units
 from supmim.runtime import streams
 from supmim.runtime.progress import Line, Phase
 
@@ -120,5 +120,7 @@ def print_results(results: dict[str, float], headline: str) -> None:
     """Print the results on the first process; those of single classes are in the report only."""
     shown = {name: value for name, value in results.items() if name.count("/") < 2}
     lines = [f"  {name:<36}{text:>10}" for name, text in units.formatted(shown).items()]
+    if low := page.not_above_floors(results):
+        lines.append(f"no better than without training (floor/...): {', '.join(low)}")
     if jax.process_index() == 0:
         print("\n".join([headline, *lines]))

@@ -103,7 +103,8 @@ def check_config(workdir: Path, config: Config) -> None:
     if lines := config_lib.resume_differences(read_config(workdir), config):
         raise ConfigError(
             f"{workdir} holds a run of another config:\n  " + "\n  ".join(lines) + "\n"
-            "Choose another --workdir, or leave out --config to continue that run"
+            "Choose another --workdir, with --config.init.model to begin with its encoder, or "
+            "leave out --config and these options to continue that run"
         )
 
 

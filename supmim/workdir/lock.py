@@ -78,6 +78,6 @@ def _holder(text: str) -> str:
     try:
         owner = json.loads(text)
         minutes = max(0.0, time.time() - owner["since"]) / 60
-        return f"process {owner['pid']} on {owner['host']}, for {minutes:.0f} minutes"
+        return f"process {owner['pid']} on {owner['host']}, for {minutes:.1f} min"
     except (ValueError, KeyError, TypeError):
         return "another run"

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import os
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +41,8 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
     if not base.is_utf8(spec):
         raise DataError(f"{base.printable(spec)} is not a name in UTF-8; rename the folder")
     if kind not in LOADERS:
+        if os.path.isdir(kind):
+            raise DataError(f"{base.printable(kind)} is a folder; to read it, use folder:{kind}")
         if difflib.get_close_matches(kind, LOADERS, n=1, cutoff=TYPO_SIMILARITY):
             base.check_name(kind, LOADERS, "{} is not a kind of data source")
         if kind.startswith(("/", ".", "~")):
