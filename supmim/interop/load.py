@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config, options
-from supmim.errors import CheckpointError, ConfigError
+from supmim.errors import CheckpointError, ConfigError, counted
 from supmim.interop import arrays, big_vision, timm, vit
 from supmim.model import Model
 from supmim.models import layers
@@ -95,7 +95,9 @@ def from_timm(folder: Path) -> Model:
         channels = config.data.channels
         mean, std = (tuple(view.get(name) or [0.5] * channels) for name in ("mean", "std"))
         if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise ValueError(f"mean {mean} and std {std} are not those of {channels} channels")
+            raise ValueError(
+                f"mean {mean} and std {std} are not those of {counted(channels, 'channel')}"
+            )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
     except CheckpointError as error:

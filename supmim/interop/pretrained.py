@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config, options
-from supmim.errors import CheckpointError, ConfigError
+from supmim.errors import CheckpointError, ConfigError, counted
 from supmim.interop.load import is_workdir
 from supmim.interop.load import load as load_model
 from supmim.models import layers
@@ -79,7 +79,7 @@ def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
         if "step" in origin:
             averaged = ", averaged parameters" if origin["averaged"] else ""
             kind += f", step {origin['step']:,}{averaged}"
-        taken = f"{len(jax.tree.leaves(where))} arrays taken"
+        taken = f"{counted(len(jax.tree.leaves(where)), 'array')} taken"
         print("; ".join([kind, taken, *changes(stored, expected)]))
     return {"encoder": fit(stored)}
 

@@ -20,7 +20,7 @@ import numpy as np
 from supmim.config import options
 from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -211,8 +211,9 @@ def share(root: Path, part: str, holdout: float, labelled: bool) -> Folder:
     kept = [file for file in files if (file[0] in chosen) == is_held_out]
     if not kept:
         raise base.NothingHeldOut(
-            f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
-            f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
+            f"{root} has {counted(len(found.paths), 'image')}, of which "
+            f"config.data.holdout={holdout:g} leaves none {part}; set "
+            "--config.data.eval=folder:PATH or another share"
         )
     paths, sizes = zip(*kept, strict=True)
     if is_held_out:
@@ -254,7 +255,9 @@ def listing(root: Path, labelled: bool = True) -> Listing:
         return Listing((NO_CLASS,), (), paths, sizes, skipped)
     loose = sum(entry.name.lower().endswith(ENDINGS) for entry in shown)
     if not full:
-        found = f"{loose} images without one" if loose else "nothing that ends like an image"
+        found = "nothing that ends like an image"
+        if loose:
+            found = f"{counted(loose, 'image')} without one"
         if skipped.endings:
             found += ", but " + ", ".join(f"{n:,} {x}" for x, n in skipped.endings.most_common(5))
         raise DataError(
