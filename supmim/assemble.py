@@ -18,7 +18,7 @@ from supmim.config import Config
 from supmim.data import images, landmarks, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base
-from supmim.errors import ConfigError, DataError
+from supmim.errors import ConfigError, DataError, counted
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.interop import pretrained
 from supmim.runtime import devices, hosts, numerics
@@ -84,7 +84,8 @@ def shared_images(source: base.Source, eval_source: base.Source) -> tuple[str, b
     Also return whether all of them are.
     """
     shared, count = sources.num_shared(source, eval_source), len(eval_source)
-    told = f"{shared:,} of the {count:,} images of {eval_source.name} are in {source.name} too"
+    of_all = f"{shared:,} of {counted(count, 'image')} of {eval_source.name}"
+    told = f"{of_all} {'is' if shared == 1 else 'are'} in {source.name} too"
     return told if shared else "", shared == count
 
 
@@ -108,7 +109,7 @@ def with_num_classes(config: Config, source: base.Source) -> Config:
         )
     if config.classifier.num_classes not in (0, found):
         raise ConfigError(
-            f"{source.name} has {found} classes, config.classifier.num_classes is "
+            f"{source.name} has {counted(found, 'class')}, config.classifier.num_classes is "
             f"{config.classifier.num_classes}; set --config.classifier.num_classes={found}, or 0 "
             "for those of the source"
         )
@@ -177,16 +178,16 @@ def steps_of(config: Config, source: base.Source) -> int:
     num_images = len(source)
     if num_images < config.batch_size:
         raise DataError(
-            f"{source.name} has {num_images} images, fewer than a batch; set "
+            f"{source.name} has {counted(num_images, 'image')}, fewer than a batch; set "
             f"--config.batch_size={num_images} or less"
         )
     total_steps = config.total_epochs * num_images // config.batch_size
     if total_steps <= config.optimizer.warmup_steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves nothing of "
-            f"{total_steps} steps ({config.total_epochs} epochs of {num_images} images); set it "
-            f"to {total_steps // 10} or so, or set --config.optimizer.warmup_steps=0 "
-            "--config.optimizer.warmup_share=0.05"
+            f"{counted(total_steps, 'step')} ({counted(config.total_epochs, 'epoch')} of "
+            f"{counted(num_images, 'image')}); set it to {total_steps // 10} or so, or set "
+            "--config.optimizer.warmup_steps=0 --config.optimizer.warmup_share=0.05"
         )
     return total_steps
 

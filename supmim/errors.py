@@ -1,6 +1,16 @@
 """Errors that a user can cause, each with the exit code that a scheduler reads."""
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, for messages: "1 image", "1,234 images", "2 classes".
+
+    many: the plural, if it is not made with s or es; both may go on: "member is", "members are".
+    """
+    if not many:
+        many = one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number:,} {one if number == 1 else many}"
+
+
 class SupmimError(Exception):
     """An error whose message says what happened, where, why, and what to do next."""
 

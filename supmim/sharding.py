@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the batch is split over both
@@ -43,14 +43,15 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
     known = math.prod(size for size in sizes.values() if size != -1)
     if len(rest) > 1 or known < 1 or len(devices) % known:
         raise ConfigError(
-            f"{asked} does not fit {len(devices)} devices: at most one axis may be -1, and the "
-            "product of the others must divide the number of devices"
+            f"{asked} does not fit {counted(len(devices), 'device')}: at most one axis may be "
+            "-1, and the product of the others must divide the number of devices"
         )
     for axis in rest:
         sizes[axis] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
         raise ConfigError(
-            f"{asked} uses {known} of {len(devices)} devices; set one axis to -1 for the rest"
+            f"{asked} uses {known} of {counted(len(devices), 'device')}; set one axis to -1 for "
+            "the rest"
         )
     return Mesh(arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -83,7 +84,8 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> Non
         below = batch_size // shards * shards
         nearest = " or ".join(str(n) for n in (below, below + shards) if n)
         raise ConfigError(
-            f"config.{name}={batch_size} does not divide over {batch_shards(mesh)} devices"
+            f"config.{name}={batch_size} does not divide over "
+            + counted(batch_shards(mesh), "device")
             + (f" in {parts} parts" if parts > 1 else "")
             + f"; nearest: {nearest}"
         )

@@ -18,7 +18,7 @@ from supmim.data.bad_records import BadRecords
 from supmim.data.raw import Raw
 from supmim.data.sources import folders
 from supmim.data.sources.base import Source, printable
-from supmim.errors import Interrupted
+from supmim.errors import Interrupted, counted
 from supmim.report import again, curves, figures, page, terminal
 from supmim.report.step_log import StepLog
 from supmim.runtime import hosts, memory, numerics, profile
@@ -82,10 +82,10 @@ def set_up(
     bad_records = BadRecords(folder.path / hosts.own_file("bad_records.jsonl"), log)
     origin = assemble.origin_of(config, checkpoints, start)
     config, source, eval_source = assemble.load_sources(config)
-    log(f"evaluation  {len(eval_source):,} images of {printable(eval_source.name)}")
+    log(f"evaluation  {counted(len(eval_source), 'image')} of {printable(eval_source.name)}")
     missing = folders.without_images(eval_source) if config.facts.has_labels else []
     if missing:
-        told = f"{len(missing):,} of {len(source.class_names):,} classes"
+        told = f"{len(missing):,} of {counted(len(source.class_names), 'class')}"
         log(f"warning     no evaluation image is of {told}: {', '.join(missing[:5])}")
     total_steps = assemble.steps_of(config, source)
     seen = images.training(source, config.data, images.second_of(config))

@@ -115,7 +115,7 @@ def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
     assert [line["index"] for line in lines] == [0, 1] and len(told) == 2
     assert lines[0] == {"source": "files", "index": 0, "name": "file\n0", "why": "damaged JPEG: x"}
     assert told[0] == "unreadable  file\\n0: damaged JPEG: x"
-    message = "3 of the 20 images of files can't be read, more than the 2 that --config.data.bad_sh"
+    message = "3 of 20 images of files can't be read, more than the 2 that --config.data.bad_sh"
     with pytest.raises(DataError, match=message):
         again(bad)
     BadRecords(path, told.append).of(Files(), 1.0)(bad)  # an evaluation goes on
@@ -127,8 +127,8 @@ def test_bad_records_are_listed_once_and_too_many_end_the_run(tmp_path):
      (0.0, 200, 0), (0.07, 100, 7), (1.0, 20, 20)],
 )  # fmt: skip
 def test_the_share_of_bad_records_is_rounded_up_so_that_one_is_never_too_many(share, length, most):
-    assert not excess(most, length, share, "images of x")
-    assert f"more than the {most} that" in excess(most + 1, length, share, "images of x")
+    assert not excess(most, length, share, "image", "x")
+    assert f"more than the {most} that" in excess(most + 1, length, share, "image", "x")
 
 
 def test_a_list_of_bad_records_that_a_kill_cut_short_is_gone_on_with(tmp_path):

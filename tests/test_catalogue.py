@@ -438,14 +438,14 @@ def test_missing_wrong_and_damaged_masks_are_listed(tmp_path, capsys):
     assert "has no folders images and masks" in capsys.readouterr().err
     fill(tmp_path, "annotations/1.png", data=encoded(photo()[:9, :, 0], "PNG"))
     assert run("check", f"pairs:{tmp_path}") == 3
-    assert "2 of 3 images have no mask in annotations: 2, 3" in capsys.readouterr().err
+    assert "annotations has no mask for 2 of 3 images: 2, 3" in capsys.readouterr().err
     fill(tmp_path, "annotations/2.png", data=encoded(photo(), "PNG"))
     fill(tmp_path, "annotations/3.png", data=encoded(photo()[..., 0], "PNG")[:80])
     assert run("check", f"pairs:{tmp_path}") == 3
     told = capsys.readouterr()
     assert "unreadable: 2\n" in told.out and "masks of another size: 1\n" in told.out
-    assert f"2 of the 3 pairs of pairs:{tmp_path} can't be read, more than the 1 " in told.err
-    assert f"1 masks of pairs:{tmp_path} differ in size from their images" in told.err
+    assert f"2 of 3 pairs of pairs:{tmp_path} can't be read, more than the 1 " in told.err
+    assert f"1 mask of pairs:{tmp_path} differs in size from the image" in told.err
     with pytest.raises(DataError, match="there is no such folder"):
         pairs.load(str(tmp_path / "none"), base.WHOLE, data_of(tmp_path))
 

@@ -228,7 +228,7 @@ def test_the_training_source_as_evaluation_source_is_evaluated_as_asked_and_not_
     config = tiny_config(**{"data.eval": "digits:train"})
     train, evaluation = sources.load(config.data)
     assert evaluation.name == "digits:train" and sources.num_shared(train, evaluation) == 1500
-    with pytest.raises(DataError, match="1,500 of the 1,500 images of digits:train are in digits"):
+    with pytest.raises(DataError, match="1,500 of 1,500 images of digits:train are in digits"):
         assemble.load_sources(config)
 
 
@@ -242,7 +242,7 @@ def test_images_that_two_sources_share_are_counted_and_told(capsys):
     assert sources.num_shared(renumbered, train) == 100
     assert assemble.shared_images(train, test) == ("", False)
     told, every = assemble.shared_images(validation, train)
-    assert "300 of the 1,500 images of digits:train are in digits:val" in told and not every
+    assert "300 of 1,500 images of digits:train are in digits:val" in told and not every
     changes = {"data.train": "digits:validation", "data.eval": "digits:train"}
     assemble.load_sources(tiny_config(**changes))
     assert f"warning     {told}\n" == capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_unreadable_images_are_listed_and_too_many_exit_3(folder, capsys):
     code, out, err = run(capsys, "check", f"folder:{folder}")
     count = len(damaged()) + 1
     assert code == 3 and f"unreadable: {count}" in out and "empty\\n.jpg: empty file" in out
-    assert f"{count} of the {30 + count} images of train can't be read" in err
+    assert f"{count} of {30 + count} images of train can't be read" in err
     assert "more than the 1 that --config.data.bad_share=0.001 allows" in err
     code, out, _ = run(capsys, "check", f"folder:{folder}", "--json")
     listed = json.loads(out)["parts"]["train"]["unreadable"]
@@ -97,7 +97,7 @@ def test_one_bad_image_is_no_fault_and_two_are_one_up_to_a_thousand():
         return list(data.check_faults(found, 0.001))
 
     assert not faults(20, 1) and not faults(1000, 1) and not faults(1001, 2)
-    assert faults(1000, 2) == ["2 of the 1,000 images of train can't be read, more than the 1 that "
+    assert faults(1000, 2) == ["2 of 1,000 images of train can't be read, more than the 1 that "
                                "--config.data.bad_share=0.001 allows"]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_classes_too_small_for_a_held_out_image_are_named(tmp_path, capsys):
     fill(tmp_path, *(f"a/{n}.png" for n in range(5)), *(f"b/{n}.png" for n in range(4)), data=PNG)
     code, out, _ = run(capsys, "check", f"folder:{tmp_path}")
     assert (
-        code == 0 and "val         1 images" in out and "  no images of 1 of 2 classes: b\n" in out
+        code == 0 and "val         1 image," in out and "  no images of 1 of 2 classes: b\n" in out
     )
 
 
@@ -132,7 +132,7 @@ def test_labels_that_name_no_class_are_listed():
     (told,) = found["wrong_labels"]
     assert "record 7: label 12 is outside 0..9" in told and found["formats"] == {"raw": 297}
     found = {"parts": {"all": found}, "class_differences": [], "shared": 0}
-    assert list(data.check_faults(found, 0.001)) == ["1 labels of all name no class"]
+    assert list(data.check_faults(found, 0.001)) == ["1 label of all names no class"]
 
 
 def test_any_source_can_be_checked(folder, tmp_path, capsys):
@@ -211,3 +211,17 @@ def test_a_source_that_holds_nothing_out_says_what_a_training_will_ask_for(capsy
     assert "set --config.data.eval" in capsys.readouterr().out
     assert cli.run(["data", "check", "digits:train"]) == 0
     assert "set --config.data.eval" not in capsys.readouterr().out
+
+
+def test_one_image_one_class_and_one_size_are_told_in_the_singular(tmp_path, capsys):
+    fill(tmp_path, "a/1.png", "a/2.png", data=PNG)
+    _, out, _ = run(capsys, "check", f"folder:{tmp_path}", "--holdout=0.5")
+    assert "train       1 image, " in out and "val         1 image, " in out
+    assert ", 1 class\n" in out and "  classes   1 image in each\n" in out
+    assert "  width       30 pixels each\n" in out
+    fill(tmp_path, "b/1.png", "b/2.png", data=PNG)
+    _, out, _ = run(capsys, "check", f"folder:{tmp_path}", "--holdout=0.5")
+    assert "  classes   1 image in each\n" in out and ", 2 classes\n" in out
+    fill(tmp_path, *(f"b/{number}.png" for number in range(3, 9)), data=PNG)
+    _, out, _ = run(capsys, "check", f"folder:{tmp_path}", "--holdout=0.5")
+    assert "  classes   1 (a) to 4 (b) images\n" in out

@@ -80,7 +80,7 @@ CASES = [
     (ptxas("11.8.89", "12.9.86") | environment(CUDA_ROOT="/0"), "11.8.89, older", "unset CUDA_R"),
     ({"free_memory_gib": 2.0, "readers": 1}, "less than 3 GiB of memory", "close other programs"),
     ({"free_memory_gib": 2.0, "memory_limit_gib": 4.0}, "less than 3 GiB", "raise the limit"),
-    ({"readers": 10}, "room for 10 reader processes, and there are 64 cores", "close other"),
+    ({"readers": 10}, "room for 10 reader processes on 64 cores", "close other"),
     ({"core_quota": 3.5, "usable_cores": 4, "readers": 4}, "programs see 64 cores, but get the t",
      "taskset -c 0-3 supmim"),
     ({"free_disk_gib": 1.0}, "less than 5 GiB of disk", "--workdir="),

@@ -298,7 +298,7 @@ def test_embed_refuses_what_it_cannot_write_or_read(run, photos, embedded, capsy
     assert "nowhere does not exist: it takes a workdir" in told
     out = photos.parent / "none.npz"
     told = fails(capsys, 3, "embed", model, f"--images={photos}/empty.png", f"--out={out}")
-    assert "none of its 1 images can be read" in told
+    assert "none of its 1 image can be read" in told
     assert not out.exists() and not embeddings.folder_of(out).exists()
     told = fails(capsys, 2, "embed", model, images, f"--out={embedded[0]}/x/y.npz")
     assert "cannot write to the out" in told
@@ -519,7 +519,7 @@ def test_predict_tells_what_it_cannot_read_and_escapes_names(run, photos, capsys
     assert len(out.splitlines()) == 11 and len(err.splitlines()) == 3
     assert "\x1b" not in out + err and r"a\x1b[31m\nb.png: " in err
     told = fails(capsys, 3, "predict", f"--model={run}", f"--images={photos}/empty.png")
-    assert "none of its 1 images can be read" in told
+    assert "none of its 1 image can be read" in told
 
 
 def test_a_model_without_a_head_is_not_asked_to_predict(run, photos, tmp_path, capsys):

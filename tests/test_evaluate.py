@@ -272,7 +272,7 @@ def test_images_that_are_all_trained_on_are_not_judged_by_their_neighbours(
     both = [f"--config.data.train={whole}", f"--config.data.eval={whole}/"]
     assert evaluated(workdir, "--evaluators=knn,retrieval", *both)[0] == 2
     told = capsys.readouterr().err
-    assert "knn: 80 of the 80 images of folder:" in told and "retrieval: " not in told
+    assert "knn: 80 of 80 images of folder:" in told and "retrieval: " not in told
     code, files = evaluated(workdir, "--config.eval.evaluators=retrieval", *both)
     results = read_results(workdir, files[1])
     assert code == 0 and results["retrieval/map"] > 0

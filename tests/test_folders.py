@@ -180,7 +180,7 @@ def test_parts_without_one_for_training_are_refused(tmp_path):
 
 def test_files_that_are_no_images_are_counted_by_ending(tmp_path):
     fill(tmp_path, "a/1.HEIC", "a/deep/2.heic", "b/3.avif", "b/readme", "loose.png", ".hidden.jxl")
-    with pytest.raises(DataError, match="1 images without one, but 2 .heic, 1 .avif, 1 without en"):
+    with pytest.raises(DataError, match="1 image without one, but 2 .heic, 1 .avif, 1 without en"):
         load(tmp_path)
     fill(tmp_path, "a/1.png")
     expected = {".heic": 2, ".avif": 1, "without ending": 1, "beside the classes": 1}

@@ -100,7 +100,7 @@ def test_what_tests_notice_is_counted_and_the_tree_stays_as_it_was(project):
     }
     assert told == {"killed": "killed", "left": "SURVIVED", "late": "killed, out of time",
                     "broken": "NOT RUN"}  # fmt: skip
-    assert code == 2 and "2 of 4 mutants were killed" in out
+    assert code == 2 and "killed: 2 of 4" in out
     assert "survived: left: no test noticed it" in out and "the tests of broken could not" in out
     assert project("--only=left")[0] == 1 and project("--only=killed")[0] == 0
 

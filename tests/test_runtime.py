@@ -69,7 +69,7 @@ with lock.hold(Path({str(tmp_path)!r})):
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "held\n"
     with (
-        pytest.raises(ConfigError, match=rf"in use by process {child.pid} on .*, for 0.0 min"),
+        pytest.raises(ConfigError, match=rf"in use by process {child.pid} on .*, for 0 minutes"),
         lock.hold(tmp_path),
     ):
         pass

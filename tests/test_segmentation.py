@@ -341,7 +341,7 @@ def test_a_check_of_pairs_finds_what_a_training_refuses_and_tells_it_whole(tmp_p
         found, out, err = check(capsys, spec)
         assert found == code and f"    images/{number}.jpg: its mask: " in out
         assert max(map(len, out.splitlines())) <= 80
-    assert f"2 of the 18 pairs of {spec}" in err and "can't be read, more than the 1 that" in err
+    assert f"2 of 18 pairs of {spec}" in err and "can't be read, more than the 1 that" in err
     whole = " ".join(out.split())
     assert "JPEG changes the ids of a mask near its edges; store masks as PNG" in whole
     assert len(json.loads(check(capsys, spec, "--json")[1])) == 2
@@ -708,7 +708,7 @@ def test_bad_pairs_exit_3_and_name_what_is_wrong(tmp_path, preset, capsys):
     assert "images/" in told and "the id 2" in told and "Traceback" not in told
     (tmp_path / "pairs/masks/7.png").unlink()
     assert cli.run([*args, "--config.data.mask_classes=3"]) == 3
-    assert "1 of 20 images have no mask in masks: 7" in capsys.readouterr().err
+    assert "masks has no mask for 1 of 20 images: 7" in capsys.readouterr().err
 
 
 def test_a_store_takes_no_masks(tmp_path, capsys):

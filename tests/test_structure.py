@@ -15,7 +15,7 @@ import pytest
 
 from supmim.commands.verbs import VERBS
 from supmim.config import options
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 
 PACKAGE = Path(__file__).parents[1] / "supmim"
 TOOLS = PACKAGE.parent / "tools"
@@ -131,16 +131,16 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2040,
+    "": 2050,
     "benchmarks": 1110,
-    "commands": 2680,
+    "commands": 2705,
     "config": 1950,
-    "data": 4405,
+    "data": 4420,
     "evaluators": 2040,
-    "interop": 1750,
+    "interop": 1755,
     "models": 650,
     "planning": 1040,
-    "report": 1415,
+    "report": 1425,
     "runtime": 1305,
     "sweeps": 560,
     "target_ids": 360,
@@ -208,6 +208,36 @@ def test_the_fuzzer_finds_what_is_slow_or_no_error_of_supmim():
         cases, _ = fuzz.SUBJECTS[subject]
         one, two = ([case.what for case in cases(np.random.default_rng(3), 9)] for _ in range(2))
         assert one == two and len(set(one)) == 9
+
+
+NOUNS = (
+    "array|byte|channel|chip|classe|core|crop|device|epoch|file|group|host|image|label|level|mask|"
+    "member|minute|neighbour|pair|patche|pixel|problem|processe|record|round|step|tensor|token|"
+    "value|window"
+)
+
+
+def test_a_number_agrees_with_its_noun():
+    """counted(1, "image") does; f"{n} images" does not. Sizes, ranges and constants are exempt."""
+    wrong = []
+    for module, path in MODULES.items():
+        texts = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.JoinedStr)]
+        for text in texts:
+            parts = [ast.Constant(""), *text.values]
+            for before, value, after in zip(parts, parts[1:], parts[2:], strict=False):
+                if isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant):
+                    noun = re.match(rf" (?:(?!has |no )\w+ )?(?:{NOUNS})s(?![\w/])", after.value)
+                    beside = before.value if isinstance(before, ast.Constant) else ""
+                    number = ast.unparse(value.value)
+                    exempt = number.isupper() or number.startswith(("short(", "'"))
+                    exempt = exempt or beside.endswith((" x ", " to "))
+                    if noun and not exempt:
+                        wrong.append(f"{module}:{value.lineno}: {number}{noun[0]}")
+    assert not wrong, "\n".join(wrong)
+    assert counted(1, "class") == "1 class" and counted(2, "class") == "2 classes"
+    assert counted(1234, "image") == "1,234 images" and counted(0, "patch") == "0 patches"
+    assert counted(1, "file is", "files are") == "1 file is"
+    assert counted(2, "file is", "files are") == "2 files are"
 
 
 def test_git_leaves_out_what_runs_and_sweeps_write_and_nothing_else(tmp_path):

@@ -186,7 +186,7 @@ def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute
     parts = cache.missing(range(2))
     seen = images.training(source, config.data)
     strict = config_of(**view, **{"data.bad_share": 0.0})
-    with pytest.raises(DataError, match=r"1 of the 20 images of .* --config.data.bad_share=0 al"):
+    with pytest.raises(DataError, match=r"1 of 20 images of .* --config.data.bad_share=0 al"):
         data_tokens.write_files(strict, cache, seen, task, parts, ON)
     assert '"index": 3,' in (tmp_path / "bad_records.jsonl").read_text()
     assert data_tokens.write_files(config, cache, seen, task, parts, ON) == 2  # once in each epoch

@@ -412,7 +412,7 @@ def main() -> int:
         )
         print("\n".join(failures), file=sys.stderr)
         failed += len(failures)
-    print(f"{failed} failures")
+    print(f"failures: {failed}")
     return int(failed > 0)
 
 

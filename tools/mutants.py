@@ -205,7 +205,7 @@ def measure(mutants: list[Mutant], jobs: int, limit: float, verbose: bool) -> in
             faults += [] if what else [mutant]
             if verbose or not what:
                 print(output)
-    print(f"{killed} of {len(mutants)} mutants were killed")
+    print(f"killed: {killed} of {len(mutants)}")
     for mutant in survivors:
         print(f"survived: {mutant.name}: {mutant.survives or 'no test noticed it'}")
     for mutant in faults:

@@ -20,6 +20,7 @@ from supmim.data import pipeline
 from supmim.data.augment import views
 from supmim.data.sources.base import Record, Source
 from supmim.data.stream import Evaluation
+from supmim.errors import counted
 from supmim.interop import load
 from supmim.model import BATCH_SIZE, Model
 
@@ -125,13 +126,14 @@ def table(result: dict[str, Any]) -> str:
     """Return the result as text of at most 80 columns."""
     rows = {
         "f: forward pass alone": result["forward"],
-        f"d: reading alone, {result['readers']} processes": result["reading"],
+        f"d: reading alone, {counted(result['readers'], 'process')}": result["reading"],
         f"to expect: {result['expected_is']}": result["expected"],
         "embed": result["embed"],
     }
+    rounds = counted(result["rounds"], "round")
     lines = [
         result["source"][-78:],
-        f"{result['device']}, batch {result['batch_size']}, median of {result['rounds']} rounds",
+        f"{result['device']}, batch {result['batch_size']}, median of {rounds}",
         "",
         f"{'':36}{'images/s':>10}",
     ]

@@ -24,7 +24,7 @@ from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config, options
 from supmim.data import crop, decode, images, jpeg, pipeline
 from supmim.data.sources import base
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 
 SAMPLE = 128  # evenly spaced records
 PIPELINE_SECONDS = 6.0
@@ -190,14 +190,15 @@ def table(result: dict[str, Any]) -> str:
     """Return the result as text of at most 80 columns."""
     lines = [
         base.printable(result["source"])[-78:],
-        f"{result['records']} records, median of {result['rounds']} rounds, on one core",
+        f"{counted(result['records'], 'record')}, median of {counted(result['rounds'], 'round')}, "
+        "on one core",
         "",
         f"{'stage':36}{'img/s':>10}{'x Pillow':>10}{'of ours':>10}",
     ]
     lines += [STAGE_ROW.format(**one) for one in result["stages"]]
-    title = f"pipeline, on {result['cores']} cores"
+    title = f"pipeline, on {counted(result['cores'], 'core')}"
     lines += ["", f"{title:36}{'img/s':>10}{'share':>10}{'GiB':>10}{'a reader':>10}"]
     for one in result["pipelines"]:
-        name = f"{one['workers']} processes" if one["workers"] else "a thread"
+        name = counted(one["workers"], "process") if one["workers"] else "a thread"
         lines.append(PIPELINE_ROW.format(name=name, **one))
     return "\n".join([*lines, LEGEND])

@@ -18,7 +18,7 @@ from supmim import assemble
 from supmim.benchmarks.step import matmul
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 from supmim.evaluators.lib import ranking
 
 IMAGENET = (50_000, 1_281_167)  # queries and bank: evaluation and training images
@@ -148,8 +148,8 @@ def search_row(one: Contestant, ours: Contestant, work: float, peak: float) -> d
 def table(result: dict[str, Any]) -> str:
     """Return the result as text of at most 80 columns."""
     lines = [
-        f"{result['device']}, median of {result['rounds']} rounds, "
-        f"{result['neighbours']} neighbours, {result['width']} wide",
+        f"{result['device']}, median of {counted(result['rounds'], 'round')}, "
+        f"{counted(result['neighbours'], 'neighbour')}, {result['width']} wide",
         f"bank of {result['bank']:,}, {result['block']:,} at once; "
         f"{result['share_of_imagenet']:.2%} of {IMAGENET[0]:,} x {IMAGENET[1]:,}",
         f"matmul ceiling of this run, float32: {result['matmul_tflops']:.3g} TFLOP/s",

@@ -20,7 +20,7 @@ from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config
 from supmim.data import pipeline
 from supmim.data.raw import Raw
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 from supmim.planning import flops
 from supmim.tasks.base import Prepared, Task
 from supmim.tasks.registry import TASKS
@@ -209,7 +209,7 @@ def table(result: dict[str, Any]) -> str:
     """Return the result as text of at most 80 columns."""
     lines = [
         f"{result['device']}, {result['dtype']}, batch {result['batch_size']}, median of "
-        f"{result['rounds']} rounds",
+        f"{counted(result['rounds'], 'round')}",
         f"matmul ceiling of this run: {result['matmul_tflops']:.3g} TFLOP/s",
         "",
         f"{'step':41}{'ms':>8}{'img/s':>8}{'/ plain':>8}{'matmul':>7}{'GB':>7}",

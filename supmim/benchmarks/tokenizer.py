@@ -20,7 +20,7 @@ from supmim.config import Config, options
 from supmim.data import images, pipeline, sources
 from supmim.data.raw import Raw
 from supmim.data.sources import base
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 from supmim.planning import flops
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
@@ -180,8 +180,9 @@ def dtype_agreement(config: Config) -> float:
 def table(result: dict[str, Any]) -> str:
     """Return the result as text of at most 80 columns."""
     weights = "random weights" if result["weights"] == "random" else result["weights"]
+    rounds = counted(result["rounds"], "round")
     lines = [
-        f"{result['device']}, batch {result['batch_size']}, median of {result['rounds']} rounds",
+        f"{result['device']}, batch {result['batch_size']}, median of {rounds}",
         f"matmul ceiling of this run: {result['matmul_tflops']:.3g} TFLOP/s",
         f"tokenizer: {weights}"[:80],
         "",

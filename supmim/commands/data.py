@@ -17,7 +17,7 @@ from supmim.data import bad_records, convert, inspection, prepare, sources
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Source, printable
-from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
+from supmim.errors import ConfigError, DataError, Interrupted, SupmimError, counted
 from supmim.runtime import host_memory
 from supmim.runtime.progress import doing
 from supmim.workdir import lock
@@ -120,10 +120,11 @@ def check_faults(found: dict[str, Any], bad_share: float) -> Iterator[str]:
     """Yield why training would refuse a source of images."""
     for name, part in found["parts"].items():
         unreadable, wrong = len(part["unreadable"]), len(part["wrong_labels"])
-        if why := bad_records.excess(unreadable, part["images"], bad_share, f"images of {name}"):
+        if why := bad_records.excess(unreadable, part["images"], bad_share, "image", name):
             yield why
         if wrong:
-            yield f"{wrong} labels of {name} name no class"
+            told = counted(wrong, f"label of {name} names", f"labels of {name} name")
+            yield f"{told} no class"
     if found["class_differences"]:
         yield "its parts have different classes"
     if found["shared"] and found["shared"] == found["parts"]["val"]["images"]:
@@ -160,28 +161,39 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     size = (
         f"{part['bytes'] / 1e9:.2f} GB" if part["bytes"] > 1e8 else f"{part['bytes'] / 1e6:.2f} MB"
     )
-    classes = "1 class" if part["classes"] == 1 else f"{part['classes']:,} classes"
-    yield cut(f"{name:<12}{part['images']:,} images, {size}, {classes}")
+    images, classes = counted(part["images"], "image"), counted(part["classes"], "class")
+    yield cut(f"{name:<12}{images}, {size}, {classes}")
     yield from wrapped(f"  source    {printable(part['name'])}")
     yield cut(f"  names     {', '.join(map(printable, part['class_names']))}")
     if part["largest"]:
-        (most, many), (least, few) = part["largest"], part["smallest"]
-        yield cut(
-            f"  classes   {few:,} ({printable(least)}) to {many:,} ({printable(most)}) images"
-        )
+        yield cut(f"  classes   {sizes_of_classes(part['smallest'], part['largest'])}")
     for title, counts in (("formats", part["formats"]), ("modes", part["modes"])):
         yield cut(f"  {title:<10}" + ", ".join(f"{kind} {n:,}" for kind, n in counts.items()))
     for title in ("width", "height", "short_side"):
         if part[title]:
-            least, median, most = part[title]
-            yield f"  {title.replace('_', ' '):<12}{least:,} to {most:,} pixels, median {median:,}"
+            yield f"  {title.replace('_', ' '):<12}{range_of_pixels(*part[title])}"
     if empty := part["without_images"] + part["empty_folders"]:
-        told = f"{len(empty):,} of {part['classes'] + len(part['empty_folders']):,} classes"
+        classes = counted(part["classes"] + len(part["empty_folders"]), "class")
+        told = f"{len(empty):,} of {classes}"
         yield cut(f"  no images of {told}: {', '.join(map(printable, empty))}")
     yield from left_out_lines(part["left_out"])
     yield from list_lines("links that lead back up, not followed", part["loops"])
     yield from list_lines("labels that name no class", part["wrong_labels"])
     yield from list_lines("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
+
+
+def sizes_of_classes(smallest: tuple[str, int], largest: tuple[str, int]) -> str:
+    """Describe how many images the smallest and the largest class have: (name, number) of each."""
+    (least, few), (most, many) = smallest, largest
+    if few == many:
+        return f"{counted(few, 'image')} in each"
+    return f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images"
+
+
+def range_of_pixels(least: int, median: int, most: int) -> str:
+    if least == most:
+        return f"{counted(most, 'pixel')} each"
+    return f"{least:,} to {most:,} pixels, median {median:,}"
 
 
 def left_out_lines(counts: dict[str, int]) -> Iterator[str]:
@@ -205,8 +217,8 @@ def resource_lines(part: dict[str, Any], speed: float, image_size: int) -> Itera
     cores = len(os.sched_getaffinity(0))
     seconds = part["images"] / speed / cores
     yield cut(
-        f"speed       {speed:,.0f} images/s a core, cropped to {image_size}; with {cores} cores "
-        f"{duration(seconds)} an epoch"
+        f"speed       {speed:,.0f} images/s a core, cropped to {image_size}; with "
+        f"{counted(cores, 'core')} {duration(seconds)} an epoch"
     )
     files, pixels = part["bytes"] / GIB, part["images"] * 3 * image_size**2 / GIB
     free = host_memory.available()
@@ -250,7 +262,8 @@ def report_pairs(spec: str, data: options.Data) -> Report:
 
 
 def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
-    yield from wrapped(f"{printable(name)}: {part['pairs']:,} images with masks")
+    pairs = counted(part["pairs"], "image with its mask", "images with masks")
+    yield from wrapped(f"{printable(name)}: {pairs}")
     yield from wrapped(f"  ids of the masks: {inspection.ranges(part['ids'])}")
     if not part["classes"]:
         yield from wrapped(
@@ -258,7 +271,8 @@ def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
             "and --ignore-label=ID as the training will"
         )
     yield from left_out_lines(part["left_out"])
-    yield from list_lines(f"of {part['classes']} classes without a pixel", part["without_pixels"])
+    classes = counted(part["classes"], "class")
+    yield from list_lines(f"of {classes} without a pixel", part["without_pixels"])
     yield from list_lines("masks of which no pixel counts", below(part["all_ignored"], spec))
     yield from list_lines("unreadable", below(part["unreadable"], spec))
     yield from list_lines("masks of another size", below(part["wrong_sizes"], spec))
@@ -268,14 +282,16 @@ def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
 def pairs_faults(name: str, part: dict[str, Any], bad_share: float) -> Iterator[str]:
     """Yield why training would refuse images with masks."""
     unreadable = len(part["unreadable"])
-    if why := bad_records.excess(unreadable, part["pairs"], bad_share, f"pairs of {name}"):
+    if why := bad_records.excess(unreadable, part["pairs"], bad_share, "pair", name):
         yield why
     if wrong := len(part["wrong_sizes"]):
-        yield f"{wrong} masks of {name} differ in size from their images"
+        told = counted(wrong, f"mask of {name} differs", f"masks of {name} differ")
+        yield f"{told} in size from the image"
     if wrong := len(part["wrong_ids"]):
+        told = counted(wrong, f"mask of {name} has", f"masks of {name} have")
         yield (
-            f"{wrong} masks of {name} have ids that are none of {part['classes']} classes (classes."
-            "txt, --mask-classes, --ignore-label)"
+            f"{told} ids that are none of {counted(part['classes'], 'class')} (classes.txt, "
+            "--mask-classes, --ignore-label)"
         )
     if len(part["all_ignored"]) == part["pairs"]:
         yield f"no pixel of the masks of {name} counts"
@@ -309,8 +325,8 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
         for line in list_lines(title, bad_lines(images, spec)):
             log(line)
     for name, images in bad.items():
-        what = f"images of {parts[name].name}"
-        if why := bad_records.excess(len(images), len(parts[name]), data.bad_share, what):
+        part = parts[name]
+        if why := bad_records.excess(len(images), len(part), data.bad_share, "image", part.name):
             raise DataError(f"{why}; the store is whole")
     log(f"next        supmim train --config=FILE.py --config.data.train=records:{out}")
 

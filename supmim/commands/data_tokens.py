@@ -21,7 +21,7 @@ from supmim.data.bad_records import BadRecords
 from supmim.data.images import Bad, Images
 from supmim.data.raw import Raw
 from supmim.data.stream import Rows
-from supmim.errors import ConfigError, DataError, Interrupted
+from supmim.errors import ConfigError, DataError, Interrupted, counted
 from supmim.runtime import devices, hosts
 from supmim.runtime.preemption import StopSignal
 from supmim.runtime.progress import doing
@@ -66,11 +66,15 @@ def write(config: Config, out: Path, stop: StopSignal) -> None:
     others = len(missing) - len(own)
     elsewhere = f" here, {others} by other hosts" if others else ""
     log(
-        f"{out}  {config.total_epochs} epochs of {len(source):,} images, "
-        f"{cache.layout.row_bytes} bytes each; {len(own)} files written{elsewhere}"
+        f"{out}  {counted(config.total_epochs, 'epoch')} of {counted(len(source), 'image')}, "
+        f"{counted(cache.layout.row_bytes, 'byte')} each; {counted(len(own), 'file')} "
+        f"written{elsewhere}"
     )
     if unreadable:
-        log(f"            {unreadable} crops are of unreadable images, which training replaces")
+        told = counted(
+            unreadable, "crop is of an unreadable image", "crops are of unreadable images"
+        )
+        log(f"            {told}, which training replaces")
     log(f"next        supmim train --config=FILE.py --config.data.targets={out}")
 
 

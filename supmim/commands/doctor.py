@@ -20,7 +20,7 @@ from supmim.commands.machine_problems import (
     used_ptxas,
 )
 from supmim.config import Config
-from supmim.errors import DeviceError
+from supmim.errors import DeviceError, counted
 from supmim.runtime.host_memory import GIB, READER_GIB
 from supmim.runtime.machine import PACKAGES, Machine, look
 
@@ -134,9 +134,10 @@ def memory_lines(machine: Machine) -> Iterator[str]:
     """Yield the memory and the cores that a run can have, and the reader processes they allow."""
     limit = f", limited to {machine.memory_limit_gib:.1f}" if limited(machine) else ""
     yield f"{machine.free_memory_gib:.1f} of {machine.total_memory_gib:.1f} GiB available{limit}"
-    yield f"room for {machine.readers} reader processes of {READER_GIB:g} GiB in half of it"
+    readers = counted(machine.readers, "reader process")
+    yield f"room for {readers} of {READER_GIB:g} GiB in half of it"
     quota = "" if machine.core_quota == math.inf else f", the time of {machine.core_quota:g}"
-    yield f"{machine.allowed_cores} of {machine.cores} CPU cores{quota}"
+    yield f"{machine.allowed_cores} of {counted(machine.cores, 'CPU core')}{quota}"
 
 
 def as_json(machine: Machine, devices: Devices, problems: list[Problem]) -> dict[str, Any]:

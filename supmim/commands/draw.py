@@ -18,7 +18,7 @@ from supmim.data import images
 from supmim.data.augment import views
 from supmim.data.sources import given
 from supmim.data.sources.base import Source, evenly
-from supmim.errors import ConfigError, DataError
+from supmim.errors import ConfigError, DataError, counted
 from supmim.evaluators import maps
 from supmim.interop import load
 from supmim.masking import num_hidden
@@ -68,9 +68,8 @@ def parsed(text: str, config: Config) -> tuple[float, ...]:
     unit = config.mim.unit if config.mim.masking == "units" else 1
     for ratio in ratios:
         if not 0 < ratio < 1 or not 0 < num_hidden(config.grid**2, ratio, unit) < config.grid**2:
-            raise ConfigError(
-                f"--ratios={text}: {ratio:g} of {config.grid**2} patches hides none or all of them"
-            )
+            patches = counted(config.grid**2, "patch")
+            raise ConfigError(f"--ratios={text}: {ratio:g} of {patches} hides none or all")
     return ratios
 
 
@@ -87,7 +86,7 @@ def read(config: Config, source: Source) -> dict[str, np.ndarray]:
         print(printable(f"image       {source.name_of(int(number))}{told}"))
     kept = [row for row in range(len(index)) if row not in bad]
     if not kept:
-        raise DataError(f"{source.name}: none of the {len(index)} images chosen can be read")
+        raise DataError(f"{source.name}: none of {counted(len(index), 'chosen image')} can be read")
     batch |= {"index": index, "epoch": np.zeros_like(index)}
     return {name: values[kept] for name, values in batch.items()}
 

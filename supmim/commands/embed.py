@@ -16,7 +16,7 @@ from supmim.config import Config
 from supmim.data.images import Bad, central_crop, source_digest
 from supmim.data.sources import given
 from supmim.data.sources.base import Source
-from supmim.errors import ConfigError, DataError, Interrupted, NumericsError
+from supmim.errors import ConfigError, DataError, Interrupted, NumericsError, counted
 from supmim.interop import embeddings, load
 from supmim.model import BATCH_SIZE, Model
 from supmim.runtime import devices
@@ -46,9 +46,10 @@ def run(_: Config | None, flags: FlagValues) -> None:
     for name, why in bad:
         print(f"unreadable  {printable(name)}: {printable(why)}")
     if not rows:
-        raise DataError(f"{source.name}: none of its {len(source):,} images can be read")
+        raise DataError(f"{source.name}: none of its {counted(len(source), 'image')} can be read")
     left_out = f"; {len(bad):,} unreadable left out" if bad else ""
-    print(f"written     {out}: {flags.features} of {rows:,} images, {flags.dtype}{left_out}")
+    images = counted(rows, "image")
+    print(f"written     {out}: {flags.features} of {images}, {flags.dtype}{left_out}")
     if flags.features == "embedding":
         print(f"search      supmim search --model={flags.model} --embeddings={out} --query=IMAGE")
 
@@ -112,8 +113,8 @@ def compute(
                 start, values, index, began = done, [], [], time.monotonic()
             if stop.requested and done < total:
                 raise Interrupted(
-                    f"stopped after {done:,} of {total:,} images; the same command goes on from "
-                    "there"
+                    f"stopped after {done:,} of {counted(total, 'image')}; the same command goes "
+                    "on from there"
                 )
 
 

@@ -20,7 +20,7 @@ from supmim.config import Config, tasks
 from supmim.data import images, pipeline, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
-from supmim.errors import CheckpointError, ConfigError, DataError
+from supmim.errors import CheckpointError, ConfigError, DataError, counted
 from supmim.interop import load
 from supmim.report import again, page, terminal
 from supmim.runtime import devices, hosts
@@ -224,7 +224,7 @@ def meaningless(
         reasons |= dict.fromkeys(USE_TRAINED_HEAD, renamed)
     if config.data.image_size != run_config.data.image_size:
         size = run_config.data.image_size
-        reasons["reconstruction"] = f"the decoder knows images of {size} pixels alone"
+        reasons["reconstruction"] = f"the decoder knows images of {counted(size, 'pixel')} alone"
     if not sources.share_classes(source, eval_source):
         why = "the training source has no class of the images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)

@@ -5,6 +5,7 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 from supmim.config import Config
+from supmim.errors import counted
 from supmim.interop import export, load
 from supmim.runtime import devices
 from supmim.workdir import files
@@ -17,7 +18,7 @@ def run(_: Config | None, flags: FlagValues) -> None:
     files.make_folder(Path(flags.out).parent, "--out")
     written = export.export(model, flags.to, Path(flags.out), files.read_results(Path(flags.model)))
     for file in sorted(written.folder.iterdir()):
-        print(f"written     {file}  {file.stat().st_size:,} bytes")
+        print(f"written     {file}  {counted(file.stat().st_size, 'byte')}")
     print(f"parameters  {model.num_parameters:,} of encoder and head")
     print(f"read back   largest difference of outputs {written.difference:.2g}, relative")
     print(f"SHA-256     {written.sha256}")

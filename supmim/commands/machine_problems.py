@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from supmim.errors import counted
 from supmim.runtime.machine import Machine, numbers
 
 TENSORFLOW = ("tensorflow", "tensorflow-gpu", "tf-nightly")  # those that use a GPU
@@ -34,7 +35,7 @@ def find_problems(machine: Machine, hosts: str) -> Iterator[Problem]:
     yield from memory_problems(machine)
     if machine.core_quota < machine.allowed_cores:
         yield Problem(
-            f"programs see {machine.allowed_cores} cores, but get the time of "
+            f"programs see {counted(machine.allowed_cores, 'core')}, but get the time of "
             f"{machine.core_quota:g}",
             f"raise the container's limit, or: taskset -c 0-{machine.usable_cores - 1} supmim ...",
         )
@@ -50,7 +51,7 @@ def find_problems(machine: Machine, hosts: str) -> Iterator[Problem]:
         )
     if machine.open_files < LOW_FILES:
         yield Problem(
-            f"only {machine.open_files} files may be open at once: reading shards may fail",
+            f"only {counted(machine.open_files, 'file')} may be open at once: reading may fail",
             "ulimit -n 4096",
         )
     if hosts and (names := proxies(machine)):
@@ -184,8 +185,8 @@ def memory_problems(machine: Machine) -> Iterator[Problem]:
         yield Problem(f"less than {LOW_MEMORY} GiB of memory are available", more)
     elif machine.readers < machine.usable_cores:
         yield Problem(
-            f"memory has room for {machine.readers} reader processes, and there are "
-            f"{machine.usable_cores} cores",
+            f"memory has room for {counted(machine.readers, 'reader process')} on "
+            f"{counted(machine.usable_cores, 'core')}",
             more,
         )
 

@@ -16,7 +16,7 @@ from supmim import assemble, sharding
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.data import sources
-from supmim.errors import ConfigError, DataError, DeviceError
+from supmim.errors import ConfigError, DataError, DeviceError, counted
 from supmim.planning import hlo, program, roofline, table, topology
 from supmim.planning.advice import advice
 from supmim.report import forecast
@@ -65,8 +65,8 @@ def fitted_mesh(config: Config, chips: int) -> tuple[Config, list[str]]:
         return config, []
     smaller = math.gcd(fsdp, chips // tensor if not chips % tensor else 1)
     note = (
-        f"config.mesh.fsdp={fsdp} does not fit {chips} chips: this is the plan for, and train "
-        f"with, --config.mesh.fsdp={smaller}"
+        f"config.mesh.fsdp={fsdp} does not fit {counted(chips, 'chip')}: this is the plan for, and "
+        f"train with, --config.mesh.fsdp={smaller}"
     )
     return config_lib.replaced(config, {"mesh.fsdp": smaller}), [note]
 
@@ -83,8 +83,8 @@ def check_config(config: Config, where: topology.Topology, mesh: jax.sharding.Me
     if config.eval.batch_size % shards:
         size = math.ceil(config.eval.batch_size / shards) * shards
         return [
-            f"config.eval.batch_size={config.eval.batch_size} does not divide over {shards} chips:"
-            f" to train, set --config.eval.batch_size={size}"
+            f"config.eval.batch_size={config.eval.batch_size} does not divide over "
+            f"{counted(shards, 'chip')}: to train, set --config.eval.batch_size={size}"
         ]
     return []
 

@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 from supmim.config import Config
 from supmim.data.images import Bad
 from supmim.data.sources import given
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.interop import load
 from supmim.model import best_classes
 from supmim.runtime import devices
@@ -38,7 +38,7 @@ def run(_: Config | None, flags: FlagValues) -> None:
     for bad in met:
         print(f"unreadable  {printable(bad.name)}: {printable(bad.why)}", file=sys.stderr)
     if not done:
-        raise DataError(f"{source.name}: none of its {len(source):,} images can be read")
+        raise DataError(f"{source.name}: none of its {counted(len(source), 'image')} can be read")
 
 
 def as_text(path: str, classes: list[tuple[str, float]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 from supmim.config import Config, catalogue
-from supmim.errors import ConfigError, Interrupted, SupmimError
+from supmim.errors import ConfigError, Interrupted, SupmimError, counted
 from supmim.report import sweep as picture
 from supmim.sweeps import local, members, slurm, table
 from supmim.sweeps.members import Cost, Member
@@ -51,7 +51,8 @@ def status(folder: Path, flags: FlagValues) -> None:
         progress = f"step {logged[-1]['step']:,}" if logged else ""
         print(f"{state:<16}{member.name:<48}{progress}".rstrip())
     counts = Counter(states.values())
-    print(f"{len(found)} members: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    of_each = ", ".join(f"{n} {state}" for state, n in counts.items())
+    print(f"{counted(len(found), 'member')}: {of_each}")
 
 
 def results(folder: Path, flags: FlagValues) -> None:
@@ -110,7 +111,7 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
         error.exit_code = runner.codes[failed[0]]
         raise error
     if missing := [member for member in left if runner.codes.get(member) != 0]:
-        raise Interrupted(f"{len(missing)} of {len(left)} members are not finished; {again}")
+        raise Interrupted(f"{len(missing)} of {counted(len(left), 'member')} not finished; {again}")
     print(f"all finished; see: supmim sweep table --folder={folder}")
 
 
@@ -141,7 +142,8 @@ def cost_table(found: Sequence[Member], costs: Sequence[Cost]) -> str:
         lines += [f"  = {name}" for name in member.names[1:]]
     missing = [cost for member, cost in zip(found, costs, strict=True) if not member.results]
     lines.append(
-        f"{len(found)} members, {len(missing)} missing: {short(sum(c.images for c in missing))} "
+        f"{counted(len(found), 'member')}, {len(missing)} missing: "
+        f"{short(sum(c.images for c in missing))} "
         f"images, {short(sum(c.flops for c in missing))} FLOPs in training steps"
     )
     return "\n".join(lines)

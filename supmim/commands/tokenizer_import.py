@@ -6,7 +6,7 @@ from absl.flags import FlagValues
 
 from supmim import tokenizers
 from supmim.config import Config
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 from supmim.interop import maskgit
 from supmim.report import tokenizer as report
 from supmim.runtime.streams import printable
@@ -31,7 +31,8 @@ def run(_: Config | None, flags: FlagValues) -> None:
         named = ", ".join(map(printable, left[:MAX_LISTED])) + (
             ", ..." if len(left) > MAX_LISTED else ""
         )
-        print(f"left out    {len(left)} tensors that only its training needs: {named}")
+        tensors = counted(len(left), "tensor")
+        print(f"left out    {tensors} that only its training needs: {named}")
     report.print_folder(tokenizer, out, "written" if written else "unchanged")
 
 

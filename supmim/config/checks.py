@@ -9,6 +9,7 @@ from supmim.config import options, tasks
 from supmim.config.flat import build, flatten
 from supmim.config.option import Option, Value
 from supmim.config.options import NORM_GROUPS, OPTIONS, SSIM_WINDOW, STDDEV_GROUP, Config
+from supmim.errors import counted
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
 SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
@@ -217,8 +218,9 @@ def _window_problems(config: Config) -> Iterator[str]:
     above = -(-side // patch) * patch
     if side > resize >= image:
         yield (
-            f"config.segmentation.window={side} exceeds the short side of {resize} pixels that "
-            f"evaluation images have: set config.data.eval_resize={above} or a smaller window"
+            f"config.segmentation.window={side} exceeds the short side of "
+            f"{counted(resize, 'pixel')} that evaluation images have: set "
+            f"config.data.eval_resize={above} or a smaller window"
         )
     elif side % patch:
         yield (
@@ -227,8 +229,8 @@ def _window_problems(config: Config) -> Iterator[str]:
         )
     if stride > above:
         yield (
-            f"config.segmentation.stride={stride} exceeds the window of {side} pixels: some pixels "
-            f"would be in no window; set it to at most {side}"
+            f"config.segmentation.stride={stride} exceeds the window of "
+            f"{counted(side, 'pixel')}: some pixels would be in no window; set it to at most {side}"
         )
 
 
@@ -345,7 +347,7 @@ def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
     if tokenizer.filters % unit:
         yield (
             f"config.tokenizer.filters={tokenizer.filters} times a multiplier is not divisible "
-            f"by the {groups} groups of a norm; nearest: "
+            f"by the {counted(groups, 'group')} of a norm; nearest: "
             + _nearest(tokenizer.filters, multiple_of=unit)
         )
 
@@ -358,7 +360,7 @@ def _stride_problem(tokenizer: options.Tokenizer) -> str:
         return ""
     return (
         f"config.tokenizer.patch_size={tokenizer.patch_size} is not the stride of the "
-        f"{len(levels)} levels of config.tokenizer.channel_multipliers; set "
+        f"{counted(len(levels), 'level')} of config.tokenizer.channel_multipliers; set "
         f"config.tokenizer.patch_size={stride}, or another number of levels"
     )
 
@@ -376,8 +378,8 @@ def _mim_problems(config: Config) -> Iterator[str]:
     units = num_tokens // mim.unit**2 if mim.masking == "units" else num_tokens
     if units and round(units * (1 - mim.mask_ratio)) < 1:
         yield (
-            f"config.mim.mask_ratio={mim.mask_ratio} leaves none of {num_tokens} tokens visible; "
-            f"the largest ratio here is {1 - 1 / units:.4g}"
+            f"config.mim.mask_ratio={mim.mask_ratio} leaves none of "
+            f"{counted(num_tokens, 'token')} visible; the largest ratio here is {1 - 1 / units:.4g}"
         )
     if mim.masking == "units" and whole and grid % mim.unit:
         yield (
@@ -385,7 +387,8 @@ def _mim_problems(config: Config) -> Iterator[str]:
             + _nearest(mim.unit, divisor_of=grid)
         )
     if mim.masking == "block" and mim.block_min > num_tokens:
-        yield f"config.mim.block_min={mim.block_min} exceeds the {num_tokens} tokens of an image"
+        tokens = counted(num_tokens, "token")
+        yield f"config.mim.block_min={mim.block_min} exceeds the {tokens} of an image"
 
 
 def _target_problems(config: Config) -> Iterator[str]:
@@ -420,7 +423,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
         fitting = f"config.tokenizer.patch_size={size // grid} or " if free else ""
         yield (
             f"the tokenizer's grid differs from the encoder's {grid} x {grid} tokens: "
-            f"config.tokenizer.patch_size={patch} at {size} pixels; set {fitting}"
+            f"config.tokenizer.patch_size={patch} at {counted(size, 'pixel')}; set {fitting}"
             f"config.tokenizer.image_size={grid * patch}"
         )
 

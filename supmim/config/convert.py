@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from supmim.config import checks
 from supmim.config.flat import build, flatten, nested
 from supmim.config.options import OPTIONS, Config
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 
 SCHEMA_VERSION = 6  # of config.json; older ones are refused
 
@@ -32,8 +32,7 @@ def validate(node: ConfigDict | dict[str, Any]) -> Config:
     flat = flatten(node)
     if problems := checks.problems(flat):
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"the config has {count}:{lines}")
+        raise ConfigError(f"the config has {counted(len(problems), 'problem')}:{lines}")
     return build(flat)
 
 

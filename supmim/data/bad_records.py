@@ -8,22 +8,22 @@ from pathlib import Path
 
 from supmim.data.images import Bad
 from supmim.data.sources.base import Source, printable
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.workdir.files import read_json_lines, write_text
 
 
-def excess(count: int, length: int, share: float, what: str) -> str:
-    """Return why `count` unreadable ones are too many of `length` things, or "" if they are not.
+def excess(count: int, length: int, share: float, kind: str, name: str) -> str:
+    """Return why so many unreadable ones of a source are too many, or "" if they are not.
 
     The share is rounded up: one damaged file does not end a run on a small folder, and a share of 0
-    forgives none. what: the things, such as "images of folder:photos".
+    forgives none. kind: "image" or "pair"; name: that of the source, which has `length` of them.
     """
     most = math.ceil(round(share * length, 6))  # 0.07 * 100 is a little more than 7
     if count <= most:
         return ""
     return (
-        f"{count} of the {length:,} {what} can't be read, more than the {most} that "
-        f"--config.data.bad_share={share:g} allows"
+        f"{count:,} of {counted(length, kind)} of {name} can't be read, more than the {most:,} "
+        f"that --config.data.bad_share={share:g} allows"
     )
 
 
@@ -60,7 +60,7 @@ class BadRecords:
                 file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
             self.log(f"unreadable  {printable(bad.name)}: {printable(bad.why)}")
         count = sum(name == source for name, _ in self.met)
-        if why := excess(count, length, limit, f"images of {source}"):
+        if why := excess(count, length, limit, "image", source):
             raise DataError(
                 f"{why}. They are listed in {self.path}; repair or remove them, or raise "
                 "--config.data.bad_share"

@@ -23,7 +23,7 @@ from supmim.data.images import Bad
 from supmim.data.sources import base, records
 from supmim.data.sources.base import Record, Source
 from supmim.data.sources.records import CONVERSION, METADATA, Digest, Metadata, Shard
-from supmim.errors import ConfigError, DataError
+from supmim.errors import ConfigError, DataError, counted
 from supmim.runtime.progress import doing
 from supmim.workdir import files
 from supmim.workdir.files import read_json
@@ -193,7 +193,7 @@ def write_store(
             shard = write_shard(path, packed, advance)
             plan = plan._replace(shards=(*plan.shards, shard), bad=(*plan.bad, *bad))
             files.write_json(root / CONVERSION, plan.to_json())
-            size = f"{shard.count:,} images, {shard.bytes / 1e6:,.0f} MB"
+            size = f"{counted(shard.count, 'image')}, {shard.bytes / 1e6:,.0f} MB"
             log(f"{root.name}/{shard.file}  {size}, verified")
     metadata = Metadata(**plan.same, bad=plan.bad, shards=plan.shards)
     files.write_json(root / METADATA, metadata.to_json())

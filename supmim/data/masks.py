@@ -8,7 +8,7 @@ import numpy as np
 
 from supmim.data import decode
 from supmim.data.sources.base import MaskedRecord
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.runtime.streams import printable
 
 IGNORED = -1  # in a label map
@@ -45,8 +45,9 @@ def to_classes(name: str, ids: np.ndarray, num_classes: int, ignore_label: int) 
     if classes.max() >= num_classes:
         wrong = ids[classes >= num_classes]
         raise DataError(
-            f"{printable(name)}: its mask has the id {wrong.min()} ({wrong.size} pixels), which is "
-            f"not one of {num_classes} classes with data.ignore_label={ignore_label}; check the "
+            f"{printable(name)}: its mask has the id {wrong.min()} "
+            f"({counted(wrong.size, 'pixel')}), which is not one of "
+            f"{counted(num_classes, 'class')} with data.ignore_label={ignore_label}; check the "
             "masks, the number of classes (classes.txt, --config.data.mask_classes) or "
             "--config.data.ignore_label"
         )

@@ -27,7 +27,7 @@ from supmim.data.raw import Raw
 from supmim.data.sources.base import InMemory, Source, innermost
 from supmim.data.sources.scenes import Scenes
 from supmim.data.stream import Evaluation, Rows, Training
-from supmim.errors import DeviceError
+from supmim.errors import DeviceError, counted
 from supmim.runtime import cgroup, host_memory
 
 READ_AHEAD = 4  # host batches of a reader thread; a process reads one while it sends another
@@ -137,8 +137,9 @@ def _death_message(error: RuntimeError, workers: int) -> str:
         raise error
     code = str(error).partition("exit code ")[2].partition(".")[0]
     killed = " (killed, most likely because memory ran out)" if code == "-9" else ""
+    who = "The reader process" if workers == 1 else f"One of {counted(workers, 'reader process')}"
     return (
-        f"One of {workers} reader processes ended with exit code {code}{killed}. "
+        f"{who} ended with exit code {code}{killed}. "
         f"{host_memory.available():.1f} GiB of memory are free; fewer readers need less: "
         f"--config.data.workers={max(1, workers // 2)}."
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from supmim.data.images import Bad, Images
 from supmim.data.raw import Raw
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.target_ids.files import Part
 
 
@@ -55,7 +55,7 @@ class Training:
                 index[row] = candidate
                 return met
             met += bad.values()
-        raise DataError(f"{self.images.name}: none of its {length} images can be read")
+        raise DataError(f"{self.images.name}: none of its {counted(length, 'image')} can be read")
 
 
 class Rows:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from supmim import sharding
 from supmim.config import Config
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.evaluators.classification import top_k
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.tasks import probe
@@ -51,9 +51,9 @@ def learnable_split(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, held_out = split(len(label))
     if len(np.unique(label[rows])) < 2:
         raise DataError(
-            f"a probe learns from {len(rows)} training images and holds out {len(held_out)}, but "
-            "those it learns from have fewer than two classes. Give it more training images, or "
-            "leave linear and logistic out of config.eval.evaluators"
+            f"a probe learns from {counted(len(rows), 'training image')} and holds out "
+            f"{len(held_out)}, but those it learns from have fewer than two classes. Give it more "
+            "training images, or leave linear and logistic out of config.eval.evaluators"
         )
     return rows, held_out
 

@@ -14,6 +14,7 @@ from sklearn.manifold import TSNE
 from supmim import sharding
 from supmim.config import Config
 from supmim.data.sources.base import evenly
+from supmim.errors import counted
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import embedding_map, patches
 
@@ -84,7 +85,7 @@ class Evaluator:
             points=points,
             label=label,
             class_names=self.predictions.sources["eval"].class_names,
-            title=f"{len(points):,} evaluation images by class: {how}",
+            title=f"{counted(len(points), 'evaluation image')} by class: {how}",
         )
         grid = int(tokens.shape[1] ** 0.5)
         colours = patch_colours(tokens).reshape(len(image), grid, grid, 3)

@@ -22,7 +22,7 @@ from supmim.config import Config
 from supmim.data import crop, masks
 from supmim.data.images import Bad
 from supmim.data.sources.base import evenly
-from supmim.errors import DataError, NumericsError
+from supmim.errors import DataError, NumericsError, counted
 from supmim.evaluators import classification
 from supmim.evaluators.lib import windows
 from supmim.evaluators.lib.predictions import Predictions
@@ -186,9 +186,9 @@ class Evaluator:
         bad = int((~np.isfinite(logits)).any(axis=(1, 2, 3)).sum())
         if bad:
             raise NumericsError(
-                f"{self.images.name}: the logits of {bad} of {len(logits)} windows are not finite, "
-                "so their pixels have no class. Look at the losses in metrics.jsonl, and evaluate "
-                "an earlier checkpoint with --step=N"
+                f"{self.images.name}: the logits of {bad} of {counted(len(logits), 'window')} "
+                "are not finite, so their pixels have no class. Look at the losses in "
+                "metrics.jsonl, and evaluate an earlier checkpoint with --step=N"
             )
 
     def protocol(self) -> dict[str, Any]:

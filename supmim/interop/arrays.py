@@ -10,7 +10,7 @@ import numpy as np
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file
 
-from supmim.errors import CheckpointError
+from supmim.errors import CheckpointError, counted
 from supmim.runtime.streams import printable
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
@@ -89,9 +89,11 @@ def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
         members = stored.zip.infolist()
         size = sum(member.file_size for member in members)
         if len(members) > MOST_MEMBERS or len({m.filename for m in members}) < len(members):
-            raise ValueError(f"it has {len(members):,} members, too many or two of one name")
+            raise ValueError(
+                f"it has {counted(len(members), 'member')}, too many or two of one name"
+            )
         if size > SMALL and size > LARGEST_RATIO * path.stat().st_size:
-            raise ValueError(f"it would unpack to {size:,} bytes, far more than its size")
+            raise ValueError(f"it would unpack to {counted(size, 'byte')}, far more than its size")
         try:
             return {name: stored[name] for name in names or stored.files}
         except ValueError as error:

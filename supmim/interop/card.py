@@ -7,6 +7,7 @@ import jax
 
 from supmim import __version__
 from supmim.data.sources.base import printable
+from supmim.errors import counted
 from supmim.model import Model
 
 SHOWN_CLASSES = 20
@@ -25,11 +26,11 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
     more = len(model.class_names) - SHOWN_CLASSES
     classes = f"{len(model.class_names)}: {names}{f' and {more} more' if more > 0 else ''}"
     how = "labels and masked image modelling" if config.has_decoder else "labels"
-    trained = f"Trained with {how} on {escaped(config.data.train)}, {config.total_epochs} epochs"
+    epochs = counted(config.total_epochs, "epoch")
+    trained = f"Trained with {how} on {escaped(config.data.train)}, {epochs}"
     if config.init.model:
         trained += f", from the encoder of {escaped(Path(config.init.model).name)}"
-    side, count = config.data.image_size, config.data.channels
-    channels = "1 channel" if count == 1 else f"{count} channels"
+    side, channels = config.data.image_size, counted(config.data.channels, "channel")
     origin = "Imported, not trained by supmim" if model.imported else trained
     answers = "independent (sigmoid)" if config.classifier.loss == "sigmoid" else "softmax"
     return "\n".join(
@@ -39,7 +40,8 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
             "library_name: timm",
             "tags: [supmim, image-feature-extraction]",
             "---",
-            f"# ViT of {sizes.width} x {sizes.depth}, patches of {sizes.patch_size} pixels",
+            f"# ViT of {sizes.width} x {sizes.depth}, patches of "
+            f"{counted(sizes.patch_size, 'pixel')}",
             "",
             f"{origin}; written by supmim {__version__} with JAX {jax.__version__} on "
             f"{datetime.date.today()} from {escaped(Path(model.name).name)}. The decoder is left "
@@ -52,7 +54,7 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
             f"| parameters | {model.num_parameters:,} |",
             f"| image | {side} x {side}, {channels}, (image / 255 - 0.5) / 0.5 |",
             f"| resize | {view(model)} |",
-            f"| embedding | {sizes.width} values, pooling `{sizes.pool}` |",
+            f"| embedding | {counted(sizes.width, 'value')}, pooling `{sizes.pool}` |",
             f"| classes | {classes if model.class_names else 'none, an encoder alone'} |",
             *([f"| probabilities | {answers} |"] if model.class_names else []),
             f"| weights | {weights} |",

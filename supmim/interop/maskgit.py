@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from supmim.errors import CheckpointError
+from supmim.errors import CheckpointError, counted
 from supmim.interop import arrays
 from supmim.runtime.streams import printable
 from supmim.tokenizers import folder as folder_lib
@@ -107,7 +107,7 @@ def layout_of(found: Shapes, path: Path) -> Layout:
     some = ", ".join(printable(name)[: arrays.NAME_WIDTH] for name in sorted(found)[:4])
     markers = "".join(f"\n  {layout.marker}: {layout.name}" for layout in LAYOUTS)
     raise CheckpointError(
-        f"{path} has {len(found)} tensors in no known layout, e.g. {some}. "
+        f"{path} has {counted(len(found), 'tensor')} in no known layout, e.g. {some}. "
         f"Each layout is recognised by one tensor:{markers}"
     )
 
@@ -119,7 +119,8 @@ def check_shapes(found: Shapes, expected: Shapes, path: Path) -> None:
         return
     table = arrays.table((name, expected.get(name), found.get(name)) for name in names)
     raise CheckpointError(
-        f"{path}: {len(names)} tensors do not fit a network of the file's sizes.\n{table}\n"
+        f"{path}: {counted(len(names), 'tensor does', 'tensors do')} not fit a network of the "
+        f"file's sizes.\n{table}\n"
         "Give the file of one complete, unchanged tokenizer"
     )
 

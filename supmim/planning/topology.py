@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from supmim.errors import ConfigError, DeviceError
+from supmim.errors import ConfigError, DeviceError, counted
 from supmim.planning import h200
 
 GIB = 2**30
@@ -127,7 +127,9 @@ def _cpu(name: str, chip: Chip) -> Topology:
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise DeviceError(f"JAX has started with {len(devices)} CPU devices, {name} needs {count}")
+        raise DeviceError(
+            f"JAX has started with {counted(len(devices), 'CPU device')}, {name} needs {count}"
+        )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / count
     return Topology(name, chip._replace(memory=memory), devices[:count], _jaxlib(), {})
 

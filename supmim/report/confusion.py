@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from supmim.errors import counted
 from supmim.report import figures
 
 MOST_NUMBERS = 20  # classes of a matrix whose counts are written into the cells
@@ -32,7 +33,7 @@ def draw(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     wrong = counts.sum() - np.trace(counts)
-    axes.set_title(f"{wrong:,} of {counts.sum():,} images wrong", fontsize=10)
+    axes.set_title(f"{wrong:,} of {counted(counts.sum(), 'image')} wrong", fontsize=10)
     if num_classes <= MOST_NUMBERS:
         for row, column in np.argwhere(counts):
             text, color = (

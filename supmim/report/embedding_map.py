@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from supmim.errors import counted
 from supmim.report import figures
 
 COLOURED = 20  # classes with a colour and a line in the legend: the most frequent ones
@@ -23,7 +24,7 @@ def draw(
     axes = figure.subplots()
     size = np.clip(8000 / len(points), 3, 36)
     if others.any():
-        text = f"{len(present) - len(named)} other classes"
+        text = counted(len(present) - len(named), "other class")
         axes.scatter(*points[others].T, s=size / 2, color=figures.GREY, alpha=0.3, label=text)
     colours = figures.palette("tab10" if len(named) <= 10 else "tab20")
     for number, (colour, kind) in enumerate(zip(colours, named, strict=False)):

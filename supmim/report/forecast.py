@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from supmim.errors import counted
+
 WIDTH = 80
 LABEL = 14
 WRAPPER = textwrap.TextWrapper(
@@ -47,7 +49,7 @@ def _head(plan: dict[str, Any]) -> Iterator[str]:
     compiler = f"{plan['compiler']}, {plan['plan_seconds']:.0f} s for this plan"
     yield from _labelled("compiler", compiler)
     yield from _labelled("parameters", f"{plan['parameters']:,}")
-    images = f"{plan['batch_size']:,} images{parts}, {plan['images_per_chip']:g} per chip"
+    images = f"{counted(plan['batch_size'], 'image')}{parts}, {plan['images_per_chip']:g} per chip"
     yield from _labelled("batch", images)
 
 
@@ -102,7 +104,8 @@ def _roofline(plan: dict[str, Any]) -> Iterator[str]:
         numbers = f"{one['step_seconds'] * 1e3:>10,.1f}{one['images_per_second']:>12,.0f}"
         yield f"{one['mfu']:>6.0%}{numbers}{hours:>10}"
     if plan["num_images"]:
-        yield f"  hours for {plan['epochs']} epochs of {plan['num_images']:,} images"
+        epochs, images = counted(plan["epochs"], "epoch"), counted(plan["num_images"], "image")
+        yield f"  hours for {epochs} of {images}"
     else:
         yield f"  hours need the number of images of {plan['train']}: give --images=N"
 
@@ -125,7 +128,7 @@ def _largest(largest: dict[str, Any]) -> str:
     if not largest["batch_size"]:
         return f"none: one image per chip needs {size(largest['total'])}"
     return (
-        f"{largest['batch_size']:,} images, {largest['images_per_chip']} per chip: "
+        f"{counted(largest['batch_size'], 'image')}, {largest['images_per_chip']} per chip: "
         f"{size(largest['total'])} compiled, {size(largest['predicted'])} predicted, "
         f"{size(largest['bytes_per_image'])} per image"
     )

@@ -10,6 +10,7 @@ import jax
 from supmim import metrics
 from supmim.config import Config
 from supmim.data.sources.base import Source, printable
+from supmim.errors import counted
 from supmim.report import page, units
 from supmim.runtime import streams
 from supmim.runtime.progress import Line, Phase
@@ -111,7 +112,7 @@ def plan(
         f"devices     {mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({axes})\n"
         f"parameters  {parts}\n"
         f"images      {len(source):,} of {printable(source.name)}, {config.batch_size:,} a step\n"
-        f"steps       {total_steps:,} ({config.total_epochs} epochs), {began}\n"
+        f"steps       {total_steps:,} ({counted(config.total_epochs, 'epoch')}), {began}\n"
         f"workdir     {workdir}"
     ) + (f"\nwarning     {BFLOAT16}" if slow else "")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from supmim.errors import counted
 from supmim.tokenizers import vqgan
 
 
@@ -16,10 +17,11 @@ def print_folder(tokenizer: vqgan.VQGAN, out: Path, done: str) -> None:
     levels = " ".join(map(str, network.channel_multipliers))
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
     print(
-        f"tokenizer   {network.kind}: {network.channels} channels in, {network.filters} filters x "
-        f"{levels}, {network.num_res_blocks} blocks a level\n"
-        f"codes       {network.codebook_size} of {network.embedding_dim} values, one for "
-        f"{network.stride} x {network.stride} pixels\n"
+        f"tokenizer   {network.kind}: {counted(network.channels, 'channel')} in, "
+        f"{counted(network.filters, 'filter')} x {levels}, "
+        f"{counted(network.num_res_blocks, 'block')} a level\n"
+        f"codes       {network.codebook_size} of {counted(network.embedding_dim, 'value')}, one "
+        f"for {network.stride} x {network.stride} pixels\n"
         f"parameters  {sum(counts.values()) / 1e6:.2f} million"
     )
     for name, count in counts.items():

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from supmim import config as config_lib
 from supmim import errors
 from supmim.config import Config
-from supmim.errors import ConfigError, DataError, DeviceError, SupmimError
+from supmim.errors import ConfigError, DataError, DeviceError, SupmimError, counted
 from supmim.runtime import devices
 from supmim.runtime.machine import PACKAGES
 
@@ -43,7 +43,7 @@ def start(coordinator: str, num_processes: str, process_id: str, one_host: bool)
     settings: dict[str, Any] = {"num_processes": None}
     if coordinator:
         settings = _settings(coordinator, num_processes, process_id, one_host)
-        expected = f"{settings['num_processes']} processes"
+        expected = counted(settings["num_processes"], "process")
     elif num_processes not in ("", "1") or process_id or one_host:
         raise ConfigError(
             "--num-processes, --process-id and --one-host need --coordinator=HOST:PORT"

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from supmim import metrics
-from supmim.errors import NumericsError
+from supmim.errors import NumericsError, counted
 from supmim.runtime import hosts
 from supmim.workdir.files import write_json
 
@@ -39,8 +39,9 @@ class NumericsWatch:
         written = hosts.on_first(lambda: self._write(steps))
         last = steps[-1]
         terms = [name for name in last if name.endswith("_loss") and last[name] == "not finite"]
+        steps_told = counted(self.bad_steps, "step", "steps in a row")
         raise NumericsError(
-            f"the gradient was not finite in {self.bad_steps} steps in a row, the last is step "
+            f"the gradient was not finite in {steps_told}, the last is step "
             f"{last['step']}; not finite: {', '.join(terms) or 'the gradient alone'}. None of them "
             f"changed a parameter. {written}; a lower "
             "config.optimizer.learning_rate or a longer warm-up may help"

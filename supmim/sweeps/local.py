@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from supmim.errors import counted
 from supmim.sweeps.members import Member, was_interrupted
 from supmim.workdir import files, lock
 
@@ -84,7 +85,8 @@ class Local:
     def pass_on_signals(self) -> None:
         if self.signals > self.passed_on:
             self.passed_on = self.signals
-            self.log(f"stopping    {len(self.running)} members save; again to end them at once")
+            members = counted(len(self.running), "member saves", "members save")
+            self.log(f"stopping    {members}; again to end them at once")
             for child, _ in self.running.values():
                 child.terminate()
 

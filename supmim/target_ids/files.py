@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 
 METADATA = "metadata.json"
 FILE_BYTES = 2**26
@@ -161,7 +161,7 @@ class Cache:
     def _file(self, part: Part) -> np.ndarray:
         if part.name not in self._open:
             if (found := _size_of(self.path(part))) != self.part_bytes(part):
-                why = f"it has {max(found, 0):,} of {self.part_bytes(part):,} bytes"
+                why = f"it has {max(found, 0):,} of {counted(self.part_bytes(part), 'byte')}"
                 raise self._damaged(part, why)
             if len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))

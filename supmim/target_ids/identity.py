@@ -14,7 +14,7 @@ from supmim.config import Config, options
 from supmim.data import pipeline
 from supmim.data.images import Images, second_of, training
 from supmim.data.sources.base import Source
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.runtime import hosts
 from supmim.target_ids.files import METADATA, Cache, Layout, seed_of
 from supmim.workdir.files import read_json
@@ -129,9 +129,11 @@ def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache
     check_same(folder, metadata["same"], identity(config, source, tokenizer))
     cache = cache_in(folder, config, source, metadata)
     if missing := cache.missing(range(config.total_epochs)):
+        epochs = counted(config.total_epochs, "epoch")
+        files = counted(len(missing), "file is", "files are")
         raise DataError(
-            f"{folder} does not have all target ids of {config.total_epochs} epochs: "
-            f"{len(missing)} files are missing or incomplete, the first is {missing[0].name}. To "
+            f"{folder} does not have all target ids of {epochs}: "
+            f"{files} missing or incomplete, the first is {missing[0].name}. To "
             f"write them and keep the others:\n  {cache.again}"
         )
     return cache

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 
 from supmim.config import options
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 from supmim.models import layers
 from supmim.tokenizers import codes as codes_lib
 from supmim.tokenizers import folder as folder_lib
@@ -145,8 +145,9 @@ def fit(
     distinct = np.unique(patches, axis=0)
     if len(distinct) < codebook_size:
         raise ConfigError(
-            f"config.tokenizer.codebook_size={codebook_size} exceeds the {len(distinct)} distinct "
-            f"patches of {len(image)} images; set it to {len(distinct)} or less"
+            f"config.tokenizer.codebook_size={codebook_size} exceeds the "
+            f"{counted(len(distinct), 'distinct patch')} of {counted(len(image), 'image')}; set "
+            f"it to {len(distinct)} or less"
         )
     start = rng.choice(len(distinct), codebook_size, replace=False)
     codes = _lloyd(jnp.asarray(patches), jnp.asarray(distinct[np.sort(start)]), steps)

@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct, traverse_util
 
 from supmim.config import options
+from supmim.errors import counted
 from supmim.tokenizers import codes as codes_lib
 from supmim.tokenizers import folder as folder_lib
 
@@ -249,11 +250,14 @@ def stored_shapes(network: Network, arrays: int) -> Any:
     if not all(isinstance(n, int) and 0 < n < LARGEST for n in numbers):
         raise ValueError(f"its sizes are not whole numbers from 1 to {LARGEST - 1:,}")
     if len(multipliers) * blocks > max(arrays, FEW_BLOCKS):
-        raise ValueError(f"{len(multipliers)} levels of {blocks:,} blocks are not {arrays} arrays")
+        levels = counted(len(multipliers), "level")
+        raise ValueError(
+            f"{levels} of {counted(blocks, 'block')} are not {counted(arrays, 'array')}"
+        )
     if odd := [m for m in multipliers if network.filters * m % network.norm_groups]:
         raise ValueError(
             f"a level of {network.filters} x {odd[0]} channels does not divide into "
-            f"{network.norm_groups} groups"
+            f"{counted(network.norm_groups, 'group')}"
         )
     return shapes(network)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, counted
 
 
 @contextlib.contextmanager
@@ -78,6 +78,6 @@ def _holder(text: str) -> str:
     try:
         owner = json.loads(text)
         minutes = max(0.0, time.time() - owner["since"]) / 60
-        return f"process {owner['pid']} on {owner['host']}, for {minutes:.1f} min"
+        return f"process {owner['pid']} on {owner['host']}, for {counted(round(minutes), 'minute')}"
     except (ValueError, KeyError, TypeError):
         return "another run"

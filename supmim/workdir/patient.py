@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from supmim.errors import counted
+
 
 class PatientFile:
     """A file to append to: what the disk does not take is kept, and tried again at each `flush`.
@@ -34,7 +36,7 @@ class PatientFile:
         """Write what is left, or tell how much is missing."""
         self.flush()
         if self._left:
-            self.log(f"{self.path} lacks its last {len(self._left)} bytes")
+            self.log(f"{self.path} lacks its last {counted(len(self._left), 'byte')}")
         self._file.close()
 
 

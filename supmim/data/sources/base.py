@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.runtime.streams import printable
 
 # The parts of a source: all of it (for training), or either side of what it holds out.
@@ -175,7 +175,7 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
     if bad.size:
         raise DataError(
             f"{name}, record {bad[0]}: label {label[bad[0]]} is outside 0..{num_classes - 1} "
-            f"({bad.size} such records); check the labels or the number of classes"
+            f"({counted(bad.size, 'such record')}); check the labels or the number of classes"
         )
     return label.astype(np.int32)
 

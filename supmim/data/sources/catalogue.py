@@ -19,7 +19,7 @@ from supmim.data import sources
 from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
 from supmim.data.sources.records import damaged
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 
 SPEC = re.compile(r"(?P<name>.+?):(?P<split>[^:\[\]]+(\[[^\]]*\])?(\+.+)?)")
 FORMAT = "array_record"
@@ -214,7 +214,10 @@ def manual_lines(builder: Any) -> list[str]:
         return [f"Download its files by hand into {folder}:", *(f"  {x.strip()}" for x in lines)]
     return [
         f"Download its files by hand from https://image-net.org/download into {folder}:",
-        *(f"  {name}  {size:,} bytes: {x}" for name, size, x in manual_states(folder, expected)),
+        *(
+            f"  {name}  {counted(size, 'byte')}: {x}"
+            for name, size, x in manual_states(folder, expected)
+        ),
     ]
 
 
@@ -224,7 +227,9 @@ def manual_states(folder: Path, expected: dict[str, int]) -> list[tuple[str, int
     def state(file: str, size: int) -> str:
         path = folder / file
         found = path.stat().st_size if path.is_file() else 0
-        return "there" if found == size else f"{found:,} bytes are there" if found else "missing"
+        if found in (0, size):
+            return "there" if found else "missing"
+        return counted(found, "byte is there", "bytes are there")
 
     return [(file, size, state(file, size)) for file, size in expected.items()]
 

@@ -20,7 +20,7 @@ import numpy as np
 from supmim.config import options
 from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -228,8 +228,9 @@ def shares(root: Path, holdout: float, labelled: bool) -> tuple[Folder, Folder]:
     for part, own in zip((base.KEPT, base.HELD_OUT), files.values(), strict=True):
         if not own:
             raise base.NothingHeldOut(
-                f"{root} has {len(found.paths)} images, of which config.data.holdout={holdout:g} "
-                f"leaves none {part}; set --config.data.eval=folder:PATH or another share"
+                f"{root} has {counted(len(found.paths), 'image')}, of which "
+                f"config.data.holdout={holdout:g} leaves none {part}; set "
+                "--config.data.eval=folder:PATH or another share"
             )
         paths, sizes = zip(*own, strict=True)
         own_listing = found._replace(paths=paths, sizes=sizes)
@@ -272,7 +273,9 @@ def listing(root: Path, labelled: bool = True) -> Listing:
         return Listing((NO_CLASS,), (), paths, sizes, skipped)
     loose = sum(entry.name.lower().endswith(ENDINGS) for entry in shown)
     if not full:
-        found = f"{loose} images without one" if loose else "nothing that ends like an image"
+        found = "nothing that ends like an image"
+        if loose:
+            found = f"{counted(loose, 'image')} without one"
         if skipped.endings:
             found += ", but " + ", ".join(f"{n:,} {x}" for x, n in skipped.endings.most_common(5))
         raise DataError(

@@ -21,7 +21,7 @@ from supmim.config import options
 from supmim.data import masks
 from supmim.data.sources import base, catalogue, folders
 from supmim.data.sources.base import MaskedRecord
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 
 IMAGES = "images"
 MASKS = ("masks", "annotations")
@@ -43,8 +43,8 @@ class FolderPairs(base.Masked):
         if missing or not self.images:
             listed = ", ".join(base.printable(name) for name in missing[:20])
             raise DataError(
-                f"{root}: {len(missing)} of {len(self.images)} images have no mask in {found.name}"
-                + (f": {listed}" if missing else "")
+                f"{root}: {found.name} has no mask for {len(missing):,} of "
+                f"{counted(len(self.images), 'image')}" + (f": {listed}" if missing else "")
             )
         self.names = sorted(self.images)
 
@@ -77,8 +77,9 @@ class FolderPairs(base.Masked):
             taken = [n for n in self.names if (n in few) == (part == base.HELD_OUT)]
         if not taken:
             raise base.NothingHeldOut(
-                f"{self.name} has {len(self)} pairs, of which config.data.holdout={holdout:g} "
-                f"leaves none {part}; set --config.data.eval=pairs:PATH or another share"
+                f"{self.name} has {counted(len(self), 'pair')}, of which "
+                f"config.data.holdout={holdout:g} leaves none {part}; set "
+                "--config.data.eval=pairs:PATH or another share"
             )
         self.names = taken
         self.name += f" ({part})" if part in (base.KEPT, base.HELD_OUT) else ""
@@ -137,8 +138,8 @@ def class_names(path: Path, data: options.Data) -> list[str]:
     names = [name for name in names if name]
     if data.mask_classes not in (0, len(names)):
         raise DataError(
-            f"{path} names {len(names)} classes, config.data.mask_classes is {data.mask_classes}; "
-            "leave that option out, or correct the file"
+            f"{path} names {counted(len(names), 'class')}, config.data.mask_classes is "
+            f"{data.mask_classes}; leave that option out, or correct the file"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path} names {', '.join(twice[:5])} more than once; correct the file")

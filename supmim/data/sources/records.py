@@ -21,7 +21,7 @@ from supmim.config import options
 from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.workdir.files import read_json
 
 FORMAT = 1
@@ -131,7 +131,9 @@ class Records(Source):
                 self._path(shard), options=READER_OPTIONS, file_reader_buffer_size=READER_BUFFER
             )
             if not reader.ok() or reader.num_records() != self.metadata.shards[shard].count:
-                raise damaged(self._path(shard), f"{reader.num_records()} records can be found")
+                raise damaged(
+                    self._path(shard), f"{counted(reader.num_records(), 'record')} can be found"
+                )
             self._readers[shard] = reader
         return self._readers[shard]
 
@@ -179,7 +181,9 @@ def store(root: Path) -> Records:
         if not path.is_file():
             raise damaged(str(path), "it is missing")
         if path.stat().st_size != shard.bytes:
-            raise damaged(str(path), f"it has {path.stat().st_size:,} of {shard.bytes:,} bytes")
+            raise damaged(
+                str(path), f"it has {path.stat().st_size:,} of {counted(shard.bytes, 'byte')}"
+            )
     return Records(root, metadata)
 
 

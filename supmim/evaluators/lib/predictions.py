@@ -11,7 +11,7 @@ from supmim.data import pipeline
 from supmim.data.images import Images, source_digest
 from supmim.data.landmarks import Landmarks
 from supmim.data.sources import num_shared
-from supmim.errors import DataError, NumericsError
+from supmim.errors import DataError, NumericsError, counted
 from supmim.evaluators.lib import ranking
 from supmim.runtime.progress import doing
 from supmim.tasks.base import Task
@@ -115,7 +115,9 @@ class Predictions:
         whole = {name: np.concatenate([out[name] for out in fetched]) for name in fetched[0]}
         kept = whole["valid"] > 0
         if not kept.any():
-            raise DataError(f"{images.name}: none of its {len(images)} images can be read")
+            raise DataError(
+                f"{images.name}: none of its {counted(len(images), 'image')} can be read"
+            )
         self.record_missing(split, len(images) - int(kept.sum()))
         return {name: values[kept] for name, values in whole.items()}
 
@@ -152,6 +154,6 @@ def check_finite(values: np.ndarray, name: str) -> None:
     bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(bad):
         raise NumericsError(
-            f"{name} are not finite for {len(bad)} images; the first is image {bad[0]}. Look at "
-            "the losses in metrics.jsonl"
+            f"{name} are not finite for {counted(len(bad), 'image')}; the first is image "
+            f"{bad[0]}. Look at the losses in metrics.jsonl"
         )

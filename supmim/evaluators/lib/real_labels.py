@@ -7,7 +7,7 @@ from typing import Any
 
 from supmim.data.sources.base import Sample, Source
 from supmim.data.sources.folders import Folder
-from supmim.errors import DataError
+from supmim.errors import DataError, counted
 from supmim.workdir.files import read_json
 
 NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -27,16 +27,18 @@ def read(path: Path, source: Source) -> list[list[int]]:
     missing = [name for name, labels in zip(names, of_image, strict=True) if labels is None]
     if missing:
         raise DataError(
-            f"config.eval.real_labels={path} has no entry for {len(missing)} of {len(of_image)} "
-            f"images of {source.name}; the first is {missing[0]}. A list is matched by the number "
+            f"config.eval.real_labels={path} has no entry for {len(missing)} of "
+            f"{counted(len(of_image), 'image')} of {source.name}; the first is {missing[0]}. "
+            "A list is matched by the number "
             "in ILSVRC2012_val_NUMBER; other images need an object, file name -> labels"
         )
     _check_classes(path, of_image, len(source.class_names))
     own = [c in labels for c, labels in zip(label, of_image, strict=True) if labels]
     if own and sum(own) < MIN_AGREEMENT * len(own):
         raise DataError(
-            f"config.eval.real_labels={path} lists the own labels of only {sum(own)} of {len(own)} "
-            f"images of {source.name}. Its classes, or its images, are in another order"
+            f"config.eval.real_labels={path} lists the own labels of only {sum(own)} of "
+            f"{counted(len(own), 'image')} of {source.name}. Its classes, or its images, are in "
+            "another order"
         )
     return of_image
 
