@@ -211,6 +211,22 @@ def test_embed_goes_on_where_it_was_killed_and_writes_the_same_bytes(
     assert not embeddings.folder_of(out).exists()
 
 
+def test_unreadable_images_of_every_part_are_listed_once(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "BATCH_SIZE", 8)
+    monkeypatch.setattr(embeddings, "BLOCK_BYTES", 1)  # a part per batch; batches are read ahead
+    (tmp_path / "many").mkdir()
+    for i in range(40):
+        file = tmp_path / f"many/{i:02}.png"
+        if i % 7:
+            Image.fromarray(digits("test").image[i, ..., 0]).save(file)
+        else:
+            file.write_bytes(b"")
+    args = [f"--model={run}", f"--images={tmp_path}/many", f"--out={tmp_path}/x.npz"]
+    printed = printed_by(["embed", *args]).splitlines()
+    listed = [line.split("/")[-1] for line in printed if line.startswith("unreadable")]
+    assert listed == [f"{i:02}.png: empty file" for i in range(0, 40, 7)]
+
+
 def test_embed_goes_on_after_a_kill_while_its_parts_are_joined(run, tmp_path, monkeypatch):
     """The last batch is not full: it must not be computed and written twice."""
     monkeypatch.setattr(embed, "BATCH_SIZE", 32)
