@@ -334,9 +334,9 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
         *[
             ({}, {"pretrained_cfg": {"input_size": [3, 12, 12]} | view}, told)
             for view, told in (
-                ({"std": [0, 1, 1]}, "mean .* and std .* are not those of 3 channels"),
-                ({"std": [1e-40, 1, 1]}, "mean .* and std .* are not those of 3 channels"),
-                ({"mean": [float("nan"), 0, 0]}, "mean .* and std .* are not those of 3"),
+                ({"std": [0, 1, 1]}, "mean .* and std .* do not fit channels=3"),
+                ({"std": [1e-40, 1, 1]}, "mean .* and std .* do not fit channels=3"),
+                ({"mean": [float("nan"), 0, 0]}, "mean .* and std .* do not fit channels=3"),
                 ({"mean": ["a", "b", "c"]}, "is not the config.json of a timm model"),
                 ({"crop_pct": 5e-324}, "is not the config.json of a timm model"),
                 ({"crop_pct": "inf"}, "its crop_pct is inf, not between 0 and 1"),

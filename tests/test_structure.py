@@ -137,7 +137,7 @@ BUDGETS = {
     "config": 1950,
     "data": 4420,
     "evaluators": 2040,
-    "interop": 1755,
+    "interop": 1760,
     "models": 650,
     "planning": 1040,
     "report": 1425,

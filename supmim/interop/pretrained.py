@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config, options
-from supmim.errors import CheckpointError, ConfigError
+from supmim.errors import CheckpointError, ConfigError, counted
 from supmim.interop.load import is_workdir
 from supmim.interop.load import load as load_model
 from supmim.models import layers
@@ -140,7 +140,8 @@ def table(origin: dict[str, Any], stored: Any, expected: Any, ignored: Sequence[
         resampled = f"positions, from {old} x {old} to {new} x {new}"
     leaves = jax.tree.leaves(taken)
     rows = {
-        "loaded": f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} numbers",
+        "loaded": counted(len(leaves), "array")
+        + f", {sum(leaf.size for leaf in leaves):,} numbers",
         "resampled": resampled,
         "new": listed(expected.keys() - stored.keys()),
         "ignored": listed([*(stored.keys() - expected.keys()), *ignored]),

@@ -268,7 +268,7 @@ def mean_and_std(stored: dict[str, Any], channels: int) -> tuple[list[float], li
     mean, std = (np.array(view[name], np.float64) for name in ("mean", "std"))
     are_sane = (np.abs(mean) < LARGEST_MEAN).all() and (std > SMALLEST_STD).all()
     if not mean.shape == std.shape == (channels,) or not are_sane:
-        raise ValueError(f"mean {mean} and std {std} are not those of {channels} channels")
+        raise ValueError(f"mean {mean} and std {std} do not fit channels={channels}")
     return mean.tolist(), std.tolist()
 
 

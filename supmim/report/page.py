@@ -13,6 +13,7 @@ from PIL import Image
 
 from supmim import config as config_lib
 from supmim.config import Config
+from supmim.errors import counted
 from supmim.report import again, embedding_map, units
 from supmim.report.style import STYLE
 from supmim.runtime.streams import printable
@@ -169,7 +170,8 @@ def summary(config: Config, notes: dict[str, Any]) -> str:
         else f"A run of task {config.task}"
     )
     if "step" in found:
-        what += f" after {found['step']:,} steps of {config.batch_size:,} images"
+        steps, images = counted(found["step"], "step"), counted(config.batch_size, "image")
+        what += f" after {steps} of {images}"
     roles = {"train": "training images", "eval": "evaluation images"}
     images = [
         f"{data[split]['images']:,} {role} of {data[split]['name']}"
