@@ -89,8 +89,8 @@ def from_workdir(workdir: Path) -> Model:
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))
     if "classifier" in params and len(class_names) != num_classes:
         raise CheckpointError(
-            f"{workdir / model_json.FILE} names {counted(len(class_names), 'class')}, but the model "
-            f"has {num_classes}: {model_json.ADVICE}"
+            f"{workdir / model_json.FILE} names {counted(len(class_names), 'class')}, but the "
+            f"model has {num_classes}: {model_json.ADVICE}"
         )
     params["encoder"].pop("mask_token", None)  # stands for hidden patches in training alone
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
