@@ -8,6 +8,7 @@ import pytest
 
 import supmim
 from supmim import cli
+from supmim import config as base
 from supmim.config import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -98,3 +99,15 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
     assert f"They are the files in {installed}/supmim/presets" in done.stdout
     assert (tmp_path / "run/report.html").is_file()
+
+
+def test_a_preset_is_made_from_another(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from supmim import config as base\n\n\n"
+        "def get_config(arm='supmim'):\n"
+        "    config = base.preset(f'digits:{arm}')\n"
+        "    config.mim.mask_ratio = 0.5\n"
+        "    return config\n"
+    )
+    mine = base.preset(f"{tmp_path}/mine.py:baseline")
+    assert mine.mim.mask_ratio == 0.5 and mine.mim_weight == 0 and mine.encoder.width == 64

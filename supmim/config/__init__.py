@@ -18,7 +18,7 @@ from supmim.config.convert import (
 )
 from supmim.config.flat import flatten, replaced
 from supmim.config.options import OPTIONS, Config
-from supmim.config.presets import arm, augmentation, debug, size_and_arm, sized, variant
+from supmim.config.presets import arm, augmentation, debug, preset, size_and_arm, sized, variant
 
 __all__ = [
     "OPTIONS",
@@ -31,6 +31,7 @@ __all__ = [
     "for_evaluation",
     "from_json",
     "get_config",
+    "preset",
     "replaced",
     "resume_differences",
     "size_and_arm",

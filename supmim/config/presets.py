@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from supmim.config import convert, flat
+from supmim.config import convert, flat, pyfile
 from supmim.config.options import OPTIONS, Config
 from supmim.errors import ConfigError
 
@@ -52,6 +52,11 @@ AUGMENTATIONS = {
         "cutmix": 1.0,
     },
 }
+
+
+def preset(spec: str) -> ConfigDict:
+    """Return a preset by name or path, such as `imagenet_s16:baseline`, to make another from it."""
+    return pyfile.preset(Path(), spec)
 
 
 def variant(name: str) -> dict[str, int]:
