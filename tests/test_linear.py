@@ -213,7 +213,7 @@ def test_what_cannot_be_probed_is_told(evaluator):
     features, label = easy(40)
     with pytest.raises(DataError, match="fewer than two classes"):
         evaluated((features, np.zeros_like(label)), easy(20), evaluator)
-    with pytest.raises(DataError, match="from 1 training images"):
+    with pytest.raises(DataError, match="from 1 training image and"):
         evaluated((features[:2], label[:2]), easy(20), evaluator)
     features[3, 5] = np.inf
     with pytest.raises(NumericsError, match="evaluation source .* the first is image 3"):

@@ -231,14 +231,18 @@ def test_bad_images_keep_their_place_and_are_listed(tmp_path, capsys):
 
 def test_too_many_bad_images_exit_3_with_a_whole_store(tmp_path, capsys):
     root = fill(tmp_path / "in", "a/1.png", "a/2.png", "b/3.png", data=encoded(photo(), "PNG"))
-    fill(root, "b/4.png", data=b"<html>")
+    fill(root, *(f"b/{number}.png" for number in (4, 5, 6, 7)), data=b"<html>")
     out = tmp_path / "out"
     args = ("convert", f"folder:{root}", f"--out={out}", "--size=16", "--holdout=0.5")
     for _ in range(2):
         assert run(*args) == 3
         told = capsys.readouterr()
-        assert "can't be read" in told.err and "4.png" in told.out
-    assert sum(len(records.load(str(out / part), base.WHOLE)) for part in ("train", "val")) == 4
+        assert "can't be read, more than the 1 that" in told.err and "4.png" in told.out
+    assert sum(len(records.load(str(out / part), base.WHOLE)) for part in ("train", "val")) == 7
+    for number in (5, 6, 7):  # one in a part is reported
+        (root / f"b/{number}.png").unlink()
+    assert run(*args[:2], f"--out={tmp_path / 'other'}", *args[3:]) == 0
+    assert "4.png" in capsys.readouterr().out
 
 
 # A conversion that does not come to its end, or meets something else.

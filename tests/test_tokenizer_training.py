@@ -242,10 +242,11 @@ def test_a_codebook_far_from_all_latents_comes_alive():
         ({"eval.evaluators": "tokenizer,knn"}, "task=tokenizer does not have. It takes tokenizer"),
         ({"accumulation_steps": 2}, "counts codes over a whole batch"),
         ({"tokenizer.perceptual_weight": 1.0}, "needs images of 16 pixels or more"),
-        ({"tokenizer.perceptual_weight": 1.0}, "config.tokenizer.perceptual_weights, config.tokeniz"
-         "er.perceptual_sha256 is empty: set --config.tokenizer.perceptual_weights and --config"),
-        ({"tokenizer.perceptual_weight": 1.0, "tokenizer.perceptual_weights": "vgg"},
-         "yours, and config.tokenizer.perceptual_sha256 is empty"),
+        ({"tokenizer.perceptual_weight": 1.0, "data.image_size": 16}, "config.tokenizer.perceptual_"
+         "weights, config.tokenizer.perceptual_sha256 is empty: set --config.tokenizer.perceptual_w"
+         "eights and --config"),
+        ({"tokenizer.perceptual_weight": 1.0, "tokenizer.perceptual_weights": "vgg",
+          "data.image_size": 16}, "yours, and config.tokenizer.perceptual_sha256 is empty"),
         ({**ADVERSARY, "accumulation_steps": 8, "tokenizer.entropy_weight": 0.0},
          "groups of 4 images"),
     ],

@@ -401,7 +401,7 @@ def test_a_warmup_longer_than_the_run_is_told(tmp_path):
 
 def test_a_batch_larger_than_the_data_is_told(tmp_path):
     config = frozen(batch_size=1504)
-    with pytest.raises(DataError, match="1500 images, fewer than a batch"):
+    with pytest.raises(DataError, match="1,500 images, fewer than a batch"):
         train.train_and_evaluate(config, tmp_path)
 
 

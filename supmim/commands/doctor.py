@@ -25,7 +25,7 @@ from supmim.runtime.host_memory import GIB, READER_GIB
 from supmim.runtime.machine import PACKAGES, Machine, look
 
 WIDTH, LABEL = 80, 12  # columns
-WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
+WRAPPER = textwrap.TextWrapper(WIDTH - LABEL, break_long_words=False, break_on_hyphens=False)
 
 
 class Devices(NamedTuple):
@@ -109,7 +109,7 @@ def report(machine: Machine, devices: Devices, problems: list[Problem]) -> Itera
 def labelled(label: str, *paragraphs: str) -> Iterator[str]:
     """Yield paragraphs in lines of 80 columns, with a label before the first."""
     for line in "\n".join(paragraphs).splitlines():
-        for part in textwrap.wrap(line, WIDTH - LABEL, **WHOLE_WORDS):
+        for part in WRAPPER.wrap(line):
             yield f"{label:<{LABEL}}{part}"
             label = ""
 

@@ -154,8 +154,8 @@ Memory, bytes and times are for one chip and one step.
 - Bytes per parameter: the payload of all collectives, divided by the number of parameters. If it is
   the same on every pod, the collectives move parameters and gradients, but no activations.
 - Best to worst: compute, memory and network overlap completely, or not at all.
-- Images/s at 50 % MFU: what half of the chip's arithmetic would give. Where the best step time allows less, memory or
-  network is the limit, and the pod reaches batch / best time at most.
+- Images/s at 50 % MFU: what half of the chip's arithmetic would give. Where the best step time
+  allows less, memory or network is the limit, and the pod reaches batch / best time at most.
 
 """
 COLUMNS = (
