@@ -622,4 +622,6 @@ def test_export_does_not_write_over_anything(run, photos, capsys):
     for out in (photos, photos / "0.png"):
         told = fails(capsys, 2, "export", f"--model={run}", f"--out={out}")
         assert "is not an empty folder" in told or "cannot write" in told
+    told = fails(capsys, 2, "export", f"--model={run}", "--out=/proc/nowhere/x")
+    assert "cannot write to /proc/nowhere/x.part: No such file" in told
     assert os.path.getsize(photos / "0.png") > 6

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from supmim.config import options
-from supmim.interop import export
+from supmim.interop import export, load
 from tests.test_export import images_of, model_of
 from tests.test_vit_interop import config_with
 
@@ -28,6 +28,7 @@ SCRIPT = """
 import json, sys
 import numpy as np, onnxruntime, timm, torch
 from PIL import Image
+from timm.models._hub import save_for_hf
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 found = {}
@@ -46,6 +47,8 @@ for folder in sys.argv[1:]:
             transformers_logits=named(image).logits,
             transformers_embedding=alone(image).pooler_output,
         )
+    save_for_hf(model, f"{folder}/by_timm", safe_serialization=True)
+    named.save_pretrained(f"{folder}/by_transformers")
     names = [named.config.id2label[i] for i in range(5)]
     other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3)
     assert other.head.out_features == 3
@@ -68,7 +71,10 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="SUPMIM_TORCH_PYTHON names no interpreter with timm")
 def test_exported_folders_compute_the_same_in_timm_and_transformers(tmp_path):
-    """Prints the largest differences of logits, embeddings and patch features."""
+    """Prints the largest differences of logits, embeddings and patch features.
+
+    What timm and transformers save again, supmim loads again.
+    """
     models = {}
     cases = itertools.product(("gap", "cls", "map"), (1, 3), EXTRAS.items())
     rng = np.random.default_rng(3)
@@ -94,6 +100,12 @@ def test_exported_folders_compute_the_same_in_timm_and_transformers(tmp_path):
             for name in theirs:
                 difference = np.abs(theirs[name] - ours[name.partition("_")[2]]).max()
                 worst[name] = max(worst.get(name, 0), float(difference))
+        for saved in ("by_timm", "by_transformers"):
+            again = load.load(f"{folder}/{saved}")
+            assert again.config.encoder == load.load(folder).config.encoder
+            embedding = jax.jit(again.apply)(again.params, np.load(f"{folder}/x.npy")).embedding
+            difference = float(np.abs(embedding - out.embedding).max())
+            worst[saved] = max(worst.get(saved, 0), difference)
         if model.config.data.channels == 3:
             theirs = np.load(f"{folder}/view.npy")
             ours = model.preprocess([f"{folder}/picture.png"])[0]

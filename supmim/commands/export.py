@@ -15,7 +15,6 @@ def run(_: Config | None, flags: FlagValues) -> None:
     """Write the folder, then print what it holds, how it was checked, and code that uses it."""
     devices.check()
     model = load.load(flags.model)
-    files.make_folder(Path(flags.out).parent, "--out")
     written = export.export(model, flags.to, Path(flags.out), files.read_results(Path(flags.model)))
     for file in sorted(written.folder.iterdir()):
         print(f"written     {file}  {counted(file.stat().st_size, 'byte')}")

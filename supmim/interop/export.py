@@ -24,6 +24,7 @@ from supmim.errors import CheckpointError, ConfigError
 from supmim.interop import big_vision, card, load, timm
 from supmim.interop.vit import Params
 from supmim.model import Model
+from supmim.workdir import files
 from supmim.workdir import model as model_json
 
 TOLERANCE = 1e-4  # of embeddings and logits read back, as a share of the largest
@@ -54,7 +55,7 @@ def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Writt
     exact, out = model.in_float32(), out.absolute()
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    files.make_folder(part, "--out")
     try:
         weights = WRITERS[to](exact, part)
         difference = compared(exact, read_back(to, part))
