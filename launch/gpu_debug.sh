@@ -17,6 +17,6 @@ fi
 
 workdir=$(mktemp -d "${TMPDIR:-/tmp}/supmim-debug.XXXXXX")
 echo "workdir: $workdir"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # leave the rest of the GPU to other processes
 supmim doctor
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # leave the rest of the GPU to other processes
 exec supmim train --workdir="$workdir" --debug "$@"
