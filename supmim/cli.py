@@ -1,13 +1,12 @@
 """The command line `supmim VERB ...`: parse the flags, check the config, then run the verb."""
 
-import difflib
 import errno
 import importlib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +19,14 @@ from supmim.commands import help
 from supmim.commands.verbs import FAMILIES, VERBS, Verb, subverbs
 from supmim.config import Config, catalogue, pyfile
 from supmim.config.option import NO_URL
-from supmim.errors import CheckpointError, ConfigError, Interrupted, SupmimError
+from supmim.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    SupmimError,
+    nearest,
+    suggestion,
+)
 from supmim.runtime import compile_cache, streams
 from supmim.workdir import files
 
@@ -50,10 +56,8 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
     except flags.UnrecognizedFlagError as error:
         hint = suggestion(error.flagname, [*verb.flags, "config"], "--").replace("_", "-")
         hint = hint or (option_hint(error.flagname, "--") if verb.takes_config else "")
-        shown = error.flagname.replace("_", "-")
-        raise ConfigError(
-            f"--{shown} is not a flag of supmim {name}{hint}\n{next_command}"
-        ) from error
+        told = f"--{error.flagname.replace('_', '-')} is not a flag of supmim {name}{hint}"
+        raise ConfigError(f"{told}\n{next_command}") from error
     except Exception as error:
         raise ConfigError(_message(error, preset, next_command)) from error
     if rest:
@@ -90,7 +94,7 @@ def words_as_flags(name: str, args: Sequence[str]) -> Sequence[str]:
 
 
 def underscored(arg: str) -> str:
-    """--fake-devices=8 -> --fake_devices=8, --config=digits -> --config=digits."""
+    """--fake-devices=8 -> --fake_devices=8, --config=digits -> --config=configs/digits.py."""
     flag, equals, value = arg.partition("=")
     if flag.lstrip("-") == "config" and value:
         value = catalogue.resolved(value)
@@ -146,6 +150,7 @@ def stored_config(values: flags.FlagValues) -> Config | None:
     if values.workdir:
         return files.read_config(Path(values.workdir))
     if "model" in values and values.model:
+        set_environment(values)
         from supmim.interop.load import published  # brings JAX
 
         return published(Path(values.model)).config
@@ -233,17 +238,11 @@ def verb_of(args: Sequence[str]) -> tuple[str, Sequence[str]]:
     return name, rest
 
 
-def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return `; did you mean ...?` with the nearest known word, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
 def option_hint(word: str, prefix: str = "") -> str:
     """Return `; did you mean config.OPTION?` with the option whose last part is nearest."""
     paths = {path.rpartition(".")[2]: path for path in reversed(config_lib.OPTIONS)}
-    close = difflib.get_close_matches(word, paths, n=1)
-    return f"; did you mean {prefix}config.{paths[close[0]]}?" if close else ""
+    close = nearest(word, paths)
+    return f"; did you mean {prefix}config.{paths[close]}?" if close else ""
 
 
 def help_of(name: str, args: Sequence[str]) -> str:
@@ -260,13 +259,18 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     values = parse(name, args)
     given = "config" in values and (values.config is not None or values["config"].present)
     config = config_of(VERBS[name], values) if given else None
+    set_environment(values)
+    return command(name).run(config, values) or 0
+
+
+def set_environment(values: flags.FlagValues) -> None:
+    """Set the variables that JAX reads when it is imported."""
     # XLA reports a slow compile as an error. Errors of one process arrive as exceptions; those
     # of its connection to others are logged only.
     several = "coordinator" in values and values.coordinator
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if several else "3")
     if "compile_cache" in values:
         os.environ.update(compile_cache.environment(values.compile_cache))
-    return command(name).run(config, values) or 0
 
 
 def of_the_system(error: OSError) -> SupmimError | None:

@@ -1,5 +1,8 @@
 """Errors that a user can cause, each with the exit code that a scheduler reads."""
 
+import difflib
+from collections.abc import Iterable
+
 
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun, for messages: "1 image", "1,234 images", "2 classes".
@@ -9,6 +12,17 @@ def counted(number: int, one: str, many: str = "") -> str:
     if not many:
         many = one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
     return f"{number:,} {one if number == 1 else many}"
+
+
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean ...?` with the nearest known word, or an empty string."""
+    close = nearest(word, known)
+    return f"; did you mean {prefix}{close}?" if close else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that resembles this one most, or an empty string."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
 
 
 class SupmimError(Exception):

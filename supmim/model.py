@@ -67,9 +67,17 @@ class Model:
         self._encoder = Encoder(plain, config.grid)
         head = config.classifier
         self._classifier = Classifier(head.num_classes, rep_size=head.rep_size)
-        self._mesh = sharding.make_mesh(-1, 1, 1, jax.local_devices())
-        self.params = jax.device_put(params, sharding.replicated(self._mesh))
-        self._programs: dict[str, Any] = {}
+        self._given, self._programs = params, {}
+
+    @functools.cached_property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return sharding.make_mesh(-1, 1, 1, jax.local_devices())
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """The parameters on all local devices, which JAX looks for when they are first used."""
+        given, self._given = self._given, {}
+        return jax.device_put(given, sharding.replicated(self._mesh))
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -3,9 +3,12 @@
 import functools
 import html
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -245,6 +248,20 @@ def test_a_vit_of_another_kind_is_refused_with_the_flags_that_fit(published):
     told = r"--config.encoder.pool=cls --config.encoder.layer_scale=1e-05"
     with pytest.raises(ConfigError, match=told):
         pretrained.find(config)
+
+
+def test_a_published_vit_is_evaluated_on_pretend_devices_and_its_programs_are_kept(
+    published, tmp_path
+):
+    """Its config is read before JAX may look for devices, and after the variables are set."""
+    given = ["evaluate", f"--model={published}", f"--out={tmp_path / 'out'}", "--fake-devices=2"]
+    given += ["--config.data.train=digits:train", "--evaluators=knn", "--config.data.limit=32"]
+    environment = {k: x for k, x in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "supmim", *given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache/supmim").rglob("*-cache"))
 
 
 def test_a_published_vit_is_evaluated_without_a_run(published, runs, tmp_path, capsys):

@@ -131,7 +131,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2050,
+    "": 2080,
     "benchmarks": 1110,
     "commands": 2705,
     "config": 1955,

@@ -1,13 +1,12 @@
 """What presets are made of: encoder sizes, kinds of augmentation, arms, and the debug size."""
 
-import difflib
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from supmim.config import convert, flat, pyfile
 from supmim.config.options import OPTIONS, Config
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, suggestion
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
 # Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
@@ -98,11 +97,9 @@ def size_and_arm(arguments: str, size: str, others: tuple[str, ...] = ()) -> tup
             size = word
         else:
             known = (*others, *ARMS)
-            close = difflib.get_close_matches(word, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(
                 f"{word!r} is no argument of this preset: it takes an encoder such as {example}, "
-                f"or {', '.join(known)}, separated by commas{hint}"
+                f"or {', '.join(known)}, separated by commas{suggestion(word, known)}"
             )
     return size, arm
 

@@ -184,7 +184,7 @@ def shapes(config: Config) -> vit.Shapes:
     data, head = config.data, config.classifier
     side = data.image_size
     image = jax.ShapeDtypeStruct((1, side, side, data.channels), jnp.float32)
-    rng = jax.random.key(0)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
     encoder = Encoder(config.encoder, config.grid)
     tree: dict[str, Any] = {"encoder": jax.eval_shape(encoder.init, rng, image)["params"]}
     if head.num_classes:

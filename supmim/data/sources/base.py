@@ -1,6 +1,5 @@
 """Sources of images: random access to labelled records, by name, with a fingerprint."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from supmim.errors import DataError, counted
+from supmim.errors import DataError, counted, suggestion
 from supmim.runtime.streams import printable
 
 # The parts of a source: all of it (for training), or either side of what it holds out.
@@ -225,9 +224,8 @@ def is_utf8(name: str) -> bool:
 def check_name(name: str, among: Collection[str], message: str) -> None:
     """Raise DataError unless `name` is among these. message: has {} for the name."""
     if name not in among:
-        close = difflib.get_close_matches(name, list(among), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise DataError(f"{message.format(name)}: it takes {', '.join(among)}{hint}")
+        taken = ", ".join(among)
+        raise DataError(f"{message.format(name)}: it takes {taken}{suggestion(name, among)}")
 
 
 def evenly(length: int, count: int) -> np.ndarray:

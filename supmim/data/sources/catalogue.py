@@ -5,7 +5,6 @@ prepared data set; SPLIT may be part of one (train[:99%]). The import of TFDS ta
 so it happens in functions; TensorFlow is never needed.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from supmim.data import sources
 from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
 from supmim.data.sources.records import damaged
-from supmim.errors import DataError, counted
+from supmim.errors import DataError, counted, suggestion
 
 SPEC = re.compile(r"(?P<name>.+?):(?P<split>[^:\[\]]+(\[[^\]]*\])?(\+.+)?)")
 FORMAT = "array_record"
@@ -164,8 +163,7 @@ def _unknown(name: str) -> DataError:
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)
-    close = difflib.get_close_matches(name, [*sources.LOADERS, *names], n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = suggestion(name, [*sources.LOADERS, *names])
     kinds = ", ".join(f"{kind}:" for kind in sources.LOADERS)
     return DataError(f"{name} is neither a data set of TFDS nor a kind of source ({kinds}){hint}")
 
