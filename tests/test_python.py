@@ -52,7 +52,12 @@ def test_evaluation_returns_the_results(run, capsys):
     workdir, results, _ = run
     found = in_a_notebook(lambda: supmim.evaluate(workdir, overrides={"data.limit": 48}))
     assert found.keys() == results.keys()
-    found = supmim.evaluate(str(workdir), ["classification", "knn"])
+    told = []
+    found = supmim.evaluate(
+        str(workdir), ["classification", "knn"], progress=lambda *given: told.append(given)
+    )
+    assert [given[:2] for given in told] == [(1, 2), (2, 2)]
+    assert found.items() >= told[0][2].items() and "knn/recall_at_1" in told[1][2]
     assert found["classification/top1"] == results["classification/top1"]
     assert "knn/recall_at_1" in found and "knn/recall_at_1" in capsys.readouterr().out
     assert supmim.evaluate(workdir, "classification").keys() == results.keys()

@@ -52,15 +52,27 @@ def run(config: Config, flags: FlagValues) -> None:
         alone(config, workdir, flags.step)
 
 
-def alone(config: Config, workdir: Path, checkpoint: str = "") -> dict[str, float]:
-    """Hold the lock of the workdir, evaluate a checkpoint (see `restore`), return the results."""
-    mesh = assemble.mesh_of(config)
-    with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh), doing("evaluating"):
-        return evaluate(config, workdir, checkpoint, mesh)
+def alone(
+    config: Config,
+    workdir: Path,
+    checkpoint: str = "",
+    progress: evaluators.Progress | None = None,
+) -> dict[str, float]:
+    """Hold the lock of the workdir, evaluate a checkpoint (see `restore`), return the results.
+
+    progress: see Suite.run; it replaces the line on the terminal.
+    """
+    mesh, line = assemble.mesh_of(config), doing("evaluating", shown=progress is None)
+    with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh), line:
+        return evaluate(config, workdir, checkpoint, mesh, progress)
 
 
 def evaluate(
-    config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh
+    config: Config,
+    workdir: Path,
+    checkpoint: str,
+    mesh: jax.sharding.Mesh,
+    progress: evaluators.Progress | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint and return the results; the caller holds the lock of the workdir."""
     run_config, about = read_config(workdir), model.notes(workdir)
@@ -93,7 +105,7 @@ def evaluate(
     )
     pictures = workdir / "pictures" / Path(file).stem.removeprefix("results").removeprefix("_")
     suite = evaluators.create(config, predictions)
-    results = suite.run(optimizer.evaluated_params(restored.state))
+    results = suite.run(optimizer.evaluated_params(restored.state), progress)
     suite.draw(pictures)
     notes = {"checkpoint": {"step": done, "digest": restored.digest}, **suite.notes(), **about}
     read = predictions.sources_read()

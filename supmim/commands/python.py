@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from supmim import config as config_lib
+from supmim import evaluators as evaluators_lib
 from supmim import train
 from supmim.commands import evaluate as evaluate_lib
 from supmim.config import Config, pyfile
@@ -42,14 +43,17 @@ def evaluate(
     workdir: str | os.PathLike,
     evaluators: str | Sequence[str] | None = None,
     overrides: dict[str, Any] | None = None,
+    progress: evaluators_lib.Progress | None = None,
 ) -> dict[str, float]:
     """Evaluate the newest checkpoint of a run and return the results, also written beside it.
 
     evaluators: their names; None: those of the run. overrides: of options of data, eval and mesh,
-    e.g. {"data.eval": "folder:photos"}.
+    e.g. {"data.eval": "folder:photos"}. progress: called after each evaluator with (evaluators
+    done, in all, its results), instead of a line on the terminal.
     """
     workdir = Path(workdir).expanduser()
     stored = read_config(workdir)
     names = evaluators if isinstance(evaluators, str) else ",".join(evaluators or ())
     flat = config_lib.flatten(stored) | config_lib.flatten(overrides or {})
-    return evaluate_lib.alone(config_lib.for_evaluation(stored, flat, names), workdir)
+    config = config_lib.for_evaluation(stored, flat, names)
+    return evaluate_lib.alone(config, workdir, progress=progress)

@@ -1,6 +1,7 @@
 """Evaluators: objects with `run(params) -> results`, `protocol()` and `draw(folder)`, by name."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,21 +30,28 @@ class Evaluator(Protocol):
         ...
 
 
+Progress = Callable[[int, int, dict[str, float]], None]  # (evaluators done, in all, results)
+
+
 class Suite:
     """The evaluators of a run, by name, which share predictions."""
 
     def __init__(self, evaluators: dict[str, Evaluator], predictions: Predictions) -> None:
         self.evaluators, self.predictions = evaluators, predictions
 
-    def run(self, params: Any) -> dict[str, float]:
+    def run(self, params: Any, progress: Progress | None = None) -> dict[str, float]:
         """Return all results of these parameters in one flat dict.
 
-        unreadable/SPLIT counts the images that could not be read, if there are any.
+        unreadable/SPLIT counts the images that could not be read, if there are any. progress:
+        called after each evaluator with its results.
         """
         results: dict[str, float] = {}
-        for name, evaluator in self.evaluators.items():
+        for done, (name, evaluator) in enumerate(self.evaluators.items(), 1):
             with doing(name):
-                results |= evaluator.run(params)
+                found = evaluator.run(params)
+            results |= found
+            if progress is not None:
+                progress(done, len(self.evaluators), found)
         return results | self.predictions.unreadable()
 
     def draw(self, folder: Path) -> None:

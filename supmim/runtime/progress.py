@@ -144,12 +144,16 @@ _open: list[Line] = []  # the last one shows what is being done
 
 
 @contextlib.contextmanager
-def doing(what: str, total: int = 0, done: int = 0) -> Iterator[Callable[[int], None]]:
+def doing(
+    what: str, total: int = 0, done: int = 0, *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Show what is being done inside, and yield a function that adds to how much of it is done.
 
     It is shown on the line that is open or, if there is none, on one on stderr, removed at the end.
+    shown: whether to open one that shows anything, also of what is done inside.
     """
-    own = contextlib.nullcontext(_open[-1]) if _open else Line(streams.Console(True, quiet=_mute()))
+    quiet = _mute() or not shown
+    own = contextlib.nullcontext(_open[-1]) if _open else Line(streams.Console(True, quiet=quiet))
     with own as line:
         phase = Phase(what, total, done)
         line.phases.append(phase)
