@@ -26,7 +26,7 @@ from supmim.runtime.progress import doing
 from supmim.runtime.streams import printable
 from supmim.target_ids import files as target_ids
 from supmim.target_ids import identity
-from supmim.tasks.base import Prepared, Task
+from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 from supmim.workdir.checkpoint import Checkpoints
@@ -250,32 +250,30 @@ def place(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits: str) ->
 
 
 class Programs(NamedTuple):
-    """The programs of a step: `tokenize`, `prepare`, and `train_step`, which donates its state.
+    """The programs of training: `tokenize`, and `train_steps`, which donates its state.
 
-    `train_step` is the same program wherever target_ids come from.
+    `train_steps` is the same program wherever images and target_ids come from.
     """
 
     tokenize: online.Tokenize
-    prepare: Any
-    train_step: Any
+    train_steps: Any
 
-    def compiled(self, state: step.State, prepared: Prepared, rng: jax.Array) -> "Programs":
-        """Return the same with a compiled train step."""
-        return self._replace(train_step=self.train_step.lower(state, prepared, rng).compile())
+    def compiled(self, *arguments: Any) -> "Programs":
+        """Return the same with `train_steps` compiled for its arguments."""
+        return self._replace(train_steps=self.train_steps.lower(*arguments).compile())
 
 
 def programs(
     config: Config, task: Task, tx: optax.GradientTransformationExtraArgs, mesh: Mesh, state: Any
 ) -> Programs:
-    """Return the programs of a step. state: arrays or shapes, with their shardings."""
+    """Return the programs of training. state: arrays or shapes, with their shardings."""
     tokenize = online.Tokenize(task.tokenize, mesh, config.tokenizer.microbatch)
-    prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
-    train_step = jax.jit(
-        functools.partial(step.train_step, task=task, tx=tx, parts=config.accumulation_steps),
+    train_steps = jax.jit(
+        functools.partial(step.train_steps, task=task, tx=tx, parts=config.accumulation_steps),
         donate_argnums=0,
         out_shardings=(sharding.of(state), sharding.replicated(mesh)),
     )
-    return Programs(tokenize, prepare, train_step)
+    return Programs(tokenize, train_steps)
 
 
 def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[str, Any]:

@@ -10,7 +10,8 @@ def counted(number: int, one: str, many: str = "") -> str:
     many: the plural, if it is not made with s or es; both may go on: "member is", "members are".
     """
     if not many:
-        many = one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
+        hisses = one.endswith(("s", "x", "ch", "sh")) and not one.endswith("epoch")
+        many = one + ("es" if hisses else "s")
     return f"{number:,} {one if number == 1 else many}"
 
 

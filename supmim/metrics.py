@@ -110,8 +110,14 @@ def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
     return {name: float(np.asarray(metric.compute())) for name, metric in merge(fetched).items()}
 
 
-def ready(step: Metrics, names: Sequence[str]) -> dict[str, float]:
-    """Return some metrics of one step, or nothing if the devices have not computed them yet."""
-    found = {name: step[name] for name in names if name in step}
+def each(stacked: Metrics, count: int) -> list[Metrics]:
+    """Fetch the metrics of a call, and return those of each of its `count` steps."""
+    fetched = jax.device_get(stacked)
+    return [jax.tree.map(lambda x, i=i: x[i], fetched) for i in range(count)]
+
+
+def ready(stacked: Metrics, count: int, names: Sequence[str]) -> dict[str, float]:
+    """Return some metrics of the last step of a call, or nothing if it is still computed."""
+    found = {name: stacked[name] for name in names if name in stacked}
     is_ready = all(leaf.is_ready() for leaf in jax.tree.leaves(found))
-    return summarize([found]) if found and is_ready else {}
+    return summarize(each(found, count)[-1:]) if found and is_ready else {}

@@ -96,9 +96,12 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that splits the leading axis over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+    """Return the sharding that splits the leading axis over `data` and `fsdp`.
+
+    stacked: split the second axis, of batches of several steps.
+    """
+    return NamedSharding(mesh, PartitionSpec(None, BATCH) if stacked else PartitionSpec(BATCH))
 
 
 class Group(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from supmim import metrics
+from supmim import metrics, sharding
 from supmim.data.raw import Raw
 from supmim.tasks.base import Drawn, Prepared, Task
 
@@ -35,6 +35,39 @@ def divided(params: Any, task: Task) -> tuple[Any, Any]:
     """Return the groups of parameters that are trained, and those that are fixed."""
     fixed = {name: params[name] for name in task.fixed}
     return {name: group for name, group in params.items() if name not in fixed}, fixed
+
+
+def train_steps(
+    state: State,
+    batches: Raw,
+    count: jax.Array,
+    rng: jax.Array,
+    *,
+    task: Task,
+    tx: optax.GradientTransformationExtraArgs,
+    parts: int = 1,
+) -> tuple[State, metrics.Metrics]:
+    """Return the state after a step on each of the first batches, and the metrics of each step.
+
+    The loop's length is no part of the program, so that results depend neither on how many steps
+    a call takes nor on how many batches it is given. batches: tokenized, each field [S, B, ...].
+    count: (), of steps, up to S. The metrics have a leading axis S, of which `count` are filled.
+    """
+
+    def at(number: jax.Array, state: State) -> tuple[State, metrics.Metrics]:
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, 0, False), batches)
+        prepared = jax.tree.map(sharding.constrain_batch, task.prepare(batch))
+        return train_step(state, prepared, rng, task=task, tx=tx, parts=parts)
+
+    def add(number: jax.Array, carry: tuple[State, metrics.Metrics]) -> Any:
+        state, each = carry
+        state, totals = at(number, state)
+        return state, jax.tree.map(lambda all, one: all.at[number].set(one), each, totals)
+
+    _, shapes = jax.eval_shape(at, count, state)
+    slots = len(batches["index"])
+    empty = jax.tree.map(lambda one: jnp.zeros((slots, *one.shape), one.dtype), shapes)
+    return jax.lax.fori_loop(0, count, add, (state, empty))
 
 
 def train_step(

@@ -2,20 +2,21 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim.assemble import DEFAULT_START, Start
 from supmim.config import Config
-from supmim.data import images, pipeline
+from supmim.data import calls, images, pipeline, resident
 from supmim.data.bad_records import BadRecords
-from supmim.data.raw import Raw
+from supmim.data.calls import Call, Groups
 from supmim.data.sources import folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import Interrupted, counted
@@ -65,7 +66,9 @@ class Run(NamedTuple):
     task: Task
     state: step.State
     programs: assemble.Programs
-    batches: Generator[Raw]
+    calls: Generator[Call]
+    groups: Groups
+    tracer: profile.Profile
     learning_rate: optax.Schedule
     total_steps: int
     suite: evaluators.Suite
@@ -105,22 +108,25 @@ def set_up(
     seeds = {"seed": config.seed, "data_seed": config.data.seed}
     watch = numerics.NumericsWatch(folder.path / "postmortem.json", seeds, start.bad_steps)
     readers = assemble.readers_of(config, source, bad_records, config.data.bad_share)
-    batches = pipeline.train_batches(
-        seen,
-        config.data.seed,
-        config.batch_size,
-        mesh,
+    tracer = profile.Profile(start.profile, folder.path / "profile", log)
+    groups = Groups(
         int(state.step),
         total_steps,
-        readers,
+        calls.slots_of(config, mesh),
+        (config.log_every, config.eval_every, config.save_every),
+        tracer.ends,
+        timed=not config.steps_per_call,
     )
+    on_devices = resident.of(config, seen, mesh)
     return Run(
         config=config,
         source=source,
         task=task,
         state=state,
         programs=programs,
-        batches=batches,
+        calls=calls.training(seen, config, mesh, groups, readers, on_devices),
+        groups=groups,
+        tracer=tracer,
         learning_rate=learning_rate,
         total_steps=total_steps,
         suite=suite,
@@ -145,7 +151,7 @@ def train(
     first, rng = int(state.step) + 1, jax.random.key(config.seed)
 
     with (
-        contextlib.closing(run.batches),
+        contextlib.closing(run.calls),
         open_writer(folder.path, first - 1, screen.log) as writer,
     ):
         screen.begin(config.facts.progress, total_steps, first - 1)
@@ -155,24 +161,21 @@ def train(
             )
         )
         folder.write_parameters(state.params)
-        tracer = profile.Profile(start.profile, folder.path / "profile", screen.log)
-        log = StepLog(config.log_every, clock, run.learning_rate, writer, screen)
+        log = StepLog(config.log_every, total_steps, clock, run.learning_rate, writer, screen)
         clock.begin()
-        for done in range(first, total_steps + 1):
-            if stop.after(done - 1):
-                break
-            with clock.spending("data_wait"):
-                batch = next(run.batches)
-            with tracer.step(done):
-                prepared = programs.prepare(programs.tokenize(run.task.frozen, batch))
-                if done == first:
+        for steps, batches in until_stopped(run.calls, stop, clock):
+            done, count = steps[-1], np.int32(len(steps))
+            with run.tracer.call(steps):
+                batches = programs.tokenize(run.task.frozen, batches, len(steps))
+                if steps[0] == first:
                     with clock.spending("compile"):
-                        programs = programs.compiled(state, prepared, rng)
+                        programs = programs.compiled(state, batches, count, rng)
                     screen.compiled(clock.spent["compile"])
-                state, totals = programs.train_step(state, prepared, rng)
-            tracer.done(done, totals)
-            run.watch.add(done, batch["index"], totals)
-            log.add(done, totals)
+                state, totals = programs.train_steps(state, batches, count, rng)
+            run.tracer.done(steps, totals)
+            run.groups.time(totals)
+            run.watch.add(steps, batches["index"], totals)
+            log.add(steps, totals)
             results: dict[str, float] = {}
             if due(done, config.eval_every, total_steps):
                 run.watch.check()
@@ -184,7 +187,7 @@ def train(
                     run.checkpoints.save(done, state, results, run.fingerprint)
                 run.checkpoints.poll()
 
-        tracer.close(state)
+        run.tracer.close(state)
         run.watch.check()
         with clock.spending("save"):
             run.checkpoints.save_now(int(state.step), state, run.fingerprint)
@@ -199,6 +202,16 @@ def train(
     return results
 
 
+def until_stopped(coming: Iterator[Call], stop: StopSignal, clock: Clock) -> Iterator[Call]:
+    """Yield the calls, counting the time that each is waited for, until a signal comes."""
+    while not stop.asked():
+        with clock.spending("data_wait"):
+            call = next(coming, None)
+        if call is None:
+            return
+        yield call
+
+
 def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> None:
     """Raise Interrupted if a signal came; after the last step, let a later one raise it at once.
 
@@ -207,7 +220,7 @@ def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> N
     if done < total_steps:
         raise Interrupted(f"stopped at step {done} of {total_steps} and saved in {saved}")
     message = f"stopped after the last step, {done}, before its evaluation, and saved in {saved}"
-    if stop.after(done):
+    if stop.asked():
         raise Interrupted(message)
     stop.all_is_saved(message)
 

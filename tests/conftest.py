@@ -15,6 +15,7 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones have no such fl
 os.environ["XLA_FLAGS"] = f"{USERS_XLA_FLAGS} {QUICK}"
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from supmim import config as config_lib
@@ -72,6 +73,11 @@ def plain_readers(note=lambda met: None, workers=0):
 def prepare(task, frozen, batch):
     """A raw batch as the step takes it, in one program."""
     return task.prepare(task.tokenize(frozen, batch))
+
+
+def one_step(totals):
+    """The metrics of one step as those of a call."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], totals)
 
 
 def tiny_config(**changes):

@@ -14,8 +14,8 @@ from sklearn.datasets import load_sample_images
 from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import options, presets
+from supmim.data import pipeline
 from supmim.data.augment import boxes, colour, mixing, operations, randaugment, views
-from supmim.planning import program
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digits, prepare, tiny_config, tiny_preset
@@ -435,8 +435,9 @@ def test_devices_make_their_own_views_without_exchanging_anything():
     config = tiny_config(batch_size=16, **RGB | COLOURS | moved)
     mesh = sharding.make_mesh(8, 1, 1)
     with jax.set_mesh(mesh):
-        real = program.build(config, mesh)
-        text = real.prepare.lower(real.raw).compile().as_text()
+        task, raw = task_of(config), pipeline.abstract_batch(config, mesh)
+        where = sharding.batch_sharding(mesh)
+        text = jax.jit(task.prepare, out_shardings=where).lower(raw).compile().as_text()
     assert "u8[2,16,16,3]" in text  # two images on each device
     assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", text)
 

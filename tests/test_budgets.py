@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from supmim import assemble, cli, optimizer, sharding, step
@@ -50,29 +51,29 @@ def gpus(count):
         pytest.skip(str(error))
 
 
-def compiled_step(preset, devices, *overrides):
-    """The jitted step that `train` runs, compiled for these devices at 256 images on each."""
+def compiled_step(preset, devices, *overrides, slots=1):
+    """The program that `train` runs, compiled for these devices at 256 images on each."""
     flags = [f"--config={CONFIGS}/imagenet_{preset.partition(':')[0]}.py", *UNROLLED, *overrides]
     flags[0] += f":{preset.partition(':')[2] or 'supmim'}"
     flags += [f"--config.batch_size={PER_GPU * len(devices)}", "--workdir=unused"]
     config = cli.config_of(cli.parse("train", flags))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-    where = sharding.batch_sharding(mesh)
+    where = sharding.batch_sharding(mesh, stacked=True)
     with jax.set_mesh(mesh):
         task = TASKS[config.task].abstract(config)
         tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
         state = assemble.place(
             lambda: step.create_state(jax.random.key(0), task, tx), mesh, config.mesh.fsdp_splits
         )
-        _, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
-        raw = pipeline.abstract_batch(config, mesh)
-        tokenized = jax.eval_shape(task.tokenize, task.frozen, raw)
-        batch = jax.tree.map(
+        programs = assemble.programs(config, task, tx, mesh, state)
+        raw = pipeline.abstract_batch(config, mesh, slots)
+        batches = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            jax.eval_shape(prepare, tokenized),
+            jax.eval_shape(programs.tokenize, task.frozen, raw),
         )
-        rng = jax.eval_shape(lambda: jax.random.key(0))
-        program = train_step.lower(state, batch, rng).compile(h200.COMPILER_OPTIONS)
+        rng, count = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(1)))
+        lowered = programs.train_steps.lower(state, batches, count, rng)
+        program = lowered.compile(h200.COMPILER_OPTIONS)
     return program, state.params
 
 

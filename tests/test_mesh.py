@@ -69,7 +69,8 @@ def first_gradients_and_losses(shape, **changes):
         head["kernel"] = jax.device_put(
             jax.random.normal(jax.random.key(3), head["kernel"].shape), head["kernel"].sharding
         )
-        tokenize, prepare, _ = assemble.programs(config, task, tx, mesh, state)
+        tokenize, _ = assemble.programs(config, task, tx, mesh, state)
+        prepare = jax.jit(task.prepare, out_shardings=sharding.batch_sharding(mesh))
 
         program = jax.jit(
             functools.partial(step.train_step, task=task, tx=tx, rng=rng),

@@ -19,6 +19,7 @@ from supmim.report.terminal import Terminal
 from supmim.runtime import progress, streams
 from supmim.runtime.clock import Clock
 from supmim.runtime.progress import doing
+from tests.conftest import one_step
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ class Training:
     def __init__(self, screen, spend, total=200):
         self.screen, self.spend, self.clock = screen, spend, Clock(100)
         writer = types.SimpleNamespace(write_scalars=lambda step, scalars: None)
-        self.log = StepLog(50, self.clock, lambda step: 0.1, writer, screen)
+        self.log = StepLog(50, total, self.clock, lambda step: 0.1, writer, screen)
         screen.begin(FACTS["supmim"].progress, total, 0)
         self.clock.begin()
         self.done = 0
@@ -100,7 +101,8 @@ class Training:
             logs = self.done % 50 == 0  # which waits for the step
             self.spend(0.9 if logs else 0)
             values = {"class_loss": self.done, "train_top1": 0.5, "mim_loss": 2 * self.done}
-            self.log.add(self.done, {n: metrics.scalar(jnp.float32(x)) for n, x in values.items()})
+            totals = {n: metrics.scalar(jnp.float32(x)) for n, x in values.items()}
+            self.log.add(range(self.done, self.done + 1), one_step(totals))
             self.spend(0 if logs else 0.9)
         self.screen.line.tick()
 
@@ -130,9 +132,10 @@ def test_the_line_of_a_training_moves_between_two_lines_of_its_log(terminal, spe
 def test_the_devices_are_not_waited_for(terminal, spend):
     """What they have not computed yet is not shown."""
     late = types.SimpleNamespace(is_ready=lambda: False)
-    step = {"class_loss": metrics.Last(late), "train_top1": metrics.Last(jnp.float32(0.5))}
-    assert metrics.ready(step, ["class_loss"]) == {}
-    assert metrics.ready(step, ["train_top1", "mim_loss"]) == {"train_top1": 0.5}
+    shares = jnp.asarray([0.25, 0.5, 0.0])  # of two steps, in a call with room for three
+    call = {"class_loss": metrics.Last(late), "train_top1": metrics.Last(shares)}
+    assert metrics.ready(call, 2, ["class_loss"]) == {}
+    assert metrics.ready(call, 2, ["train_top1", "mim_loss"]) == {"train_top1": 0.5}
 
 
 def test_the_time_left_is_known_after_a_minute_and_counts_down(spend):
@@ -231,7 +234,7 @@ def test_every_line_fits_its_terminal(monkeypatch, spend):
                         "token_accuracy": 0.27, "images_per_second": 21_830.4,
                         "data_wait": 0.15}  # fmt: skip
             for step in range(1, 3):
-                screen.advance(1_240_000 + step, {}, {})
+                screen.advance(range(1_240_000 + step, 1_240_001 + step), {}, 0, {})
                 spend(1)
             screen.show_step(1_240_002, training)
             screen.line.tick()

@@ -289,23 +289,26 @@ def test_a_damaged_document_of_a_run_is_told(tmp_path, text):
 
 
 def test_a_line_of_fewer_steps_says_how_many(tmp_path):
-    """As the first one after a restart at step 7 has."""
+    """As the first one after a restart at step 7 and the one of the last step have."""
     seen = {}
     writer = types.SimpleNamespace(write_scalars=seen.__setitem__)
     screen = types.SimpleNamespace(advance=lambda *_: None, show_step=lambda *_: None)
-    log = StepLog(5, Clock(8), lambda step: 0.1, writer, screen)
+    log = StepLog(5, 17, Clock(8), lambda step: 0.1, writer, screen)
     log.clock.begin()
-    for step in range(8, 16):
-        log.add(step, {"loss": metrics.scalar(np.float32(step))})
+    for steps in (range(8, 9), range(9, 11), range(11, 16), range(16, 18)):
+        losses = np.zeros(8, np.float32)
+        losses[: len(steps)] = steps
+        log.add(steps, {"loss": metrics.average(losses, np.ones(8, np.float32))})
     assert seen[10]["steps_averaged"] == 3 and seen[10]["loss"] == 9.0
     assert "steps_averaged" not in seen[15] and seen[15]["loss"] == 13.0
+    assert seen[17]["steps_averaged"] == 2 and seen[17]["loss"] == 16.5 and len(seen) == 3
 
 
 def test_plain_lines_have_no_control_codes_and_fit_80_columns(capsys):
     with terminal.Terminal() as screen:
         screen.begin(FACTS["supmim"].progress, 2400, 0)
         for step in (1, 1200):
-            screen.advance(step, {}, {})
+            screen.advance(range(step, step + 1), {}, 0, {})
         screen.show_step(1200, {"class_loss": 1.234, "mim_loss": 2.5, "train_top1": 0.5,
                                 "token_accuracy": 0.25, "images_per_second": 1234.0,
                                 "data_wait": 0.01})  # fmt: skip

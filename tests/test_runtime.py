@@ -103,7 +103,7 @@ with StopSignal() as stop:
     print("ready", flush=True)
     while True:
         time.sleep(0.01)
-        if stop.after(0):
+        if stop.asked():
             print("requested", flush=True)
             time.sleep(60)
 """
@@ -123,21 +123,25 @@ with StopSignal() as stop:
     assert "SIGTERM: finishing the step and saving" in err
 
 
-def totals_of(bad: int, loss: float) -> dict:
+def totals_of(*bad: int, loss: float) -> dict:
+    """Metrics of a call whose steps have so many bad ones in a row, with room for one more step."""
+    ones = jnp.ones(len(bad) + 1)
     return {
-        "skipped_in_a_row": metrics.Last(jnp.asarray(bad)),
-        "mim_loss": metrics.scalar(jnp.asarray(loss)),
-        "class_loss": metrics.scalar(jnp.asarray(1.0)),
+        "skipped_in_a_row": metrics.Last(jnp.asarray([*bad, 0])),
+        "mim_loss": metrics.average(loss * ones, ones),
+        "class_loss": metrics.average(ones, ones),
     }
 
 
 def test_five_bad_steps_in_a_row_end_the_run_with_a_post_mortem(tmp_path):
     watch = numerics.NumericsWatch(tmp_path / "postmortem.json", {"seed": 3})
     for step in range(1, 10):  # never five in a row
-        watch.add(step, jnp.asarray([step]), totals_of(step % 5, 1.0))
+        watch.add(range(step, step + 1), jnp.asarray([[step]]), totals_of(step % 5, loss=1.0))
     with pytest.raises(NumericsError, match="the last is step 14; not finite: mim_loss") as caught:
-        for step in range(10, 20):
-            watch.add(step, jnp.asarray([step, 7]), totals_of(step - 9, float("nan")))
+        for steps in (range(10, 11), range(11, 13), range(13, 17), range(17, 19)):
+            bad = [step - 9 if step < 16 else 0 for step in steps]
+            index = jnp.asarray([[step, 7] for step in steps])
+            watch.add(steps, index, totals_of(*bad, loss=float("nan")))
     assert caught.value.exit_code == 5
     document = json.loads((tmp_path / "postmortem.json").read_text())
     assert document["seed"] == 3 and [s["step"] for s in document["steps"]] == [10, 11, 12, 13, 14]
@@ -149,7 +153,7 @@ def test_a_post_mortem_that_cannot_be_written_does_not_hide_what_happened(tmp_pa
     watch = numerics.NumericsWatch(tmp_path / "gone" / "postmortem.json", {}, bad_steps=1)
     with pytest.raises(NumericsError, match="could not be written to .*: No such file"):
         for step in (1, 2):
-            watch.add(step, jnp.asarray([step]), totals_of(step, float("nan")))
+            watch.add(range(step, step + 1), jnp.asarray([[step]]), totals_of(step, loss=jnp.nan))
 
 
 def test_clock_tells_speed_without_pauses_and_where_the_time_went(monkeypatch):
@@ -223,13 +227,13 @@ def test_a_profile_covers_its_steps_and_ends_with_the_run(tmp_path):
     told = []
     tracer = profile.Profile("2:3", tmp_path / "whole", told.append)
     for number in range(1, 6):
-        with tracer.step(number):
+        with tracer.call(range(number, number + 1)):
             value = jnp.ones(4).sum()
-        tracer.done(number, value)
+        tracer.done(range(number, number + 1), value)
         assert len(told) == (number >= 3)
     assert list((tmp_path / "whole").rglob("*.xplane.pb"))
     short = profile.Profile("1:99", tmp_path / "short", told.append)
-    with short.step(1):
+    with short.call(range(1, 2)):
         value = jnp.ones(4).sum()
     short.close(value)
     assert list((tmp_path / "short").rglob("*.xplane.pb")) and len(told) == 2
@@ -255,16 +259,16 @@ def test_a_wrong_number_of_pretend_devices_is_refused(monkeypatch, given):
 def test_a_profile_that_traces_nothing_says_so_and_a_late_start_traces_the_rest(tmp_path):
     told = []
     missed = profile.Profile("50:60", tmp_path / "missed", told.append)
-    with missed.step(1):
+    with missed.call(range(1, 2)):
         pass
-    missed.done(1, None)
+    missed.done(range(1, 2), None)
     missed.close(None)
     assert "no step from 50 to 60" in told[0] and not (tmp_path / "missed").exists()
     late = profile.Profile("2:4", tmp_path / "late", told.append)
     for number in (4, 5):  # a resumed run that begins with step 4
-        with late.step(number):
+        with late.call(range(number, number + 1)):
             value = jnp.ones(4).sum()
-        late.done(number, value)
+        late.done(range(number, number + 1), value)
     assert list((tmp_path / "late").rglob("*.xplane.pb")) and len(told) == 2
 
 

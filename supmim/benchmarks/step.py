@@ -6,10 +6,11 @@ All take turns in the same run, so that ratios hold on a machine that is shared.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -22,10 +23,9 @@ from supmim.data import pipeline
 from supmim.data.raw import Raw
 from supmim.errors import ConfigError, counted
 from supmim.planning import flops
-from supmim.tasks.base import Prepared, Task
+from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 
-Batch = TypeVar("Batch", Raw, Prepared)
 MakeTask = Callable[[Config], Task]
 Rung = tuple[str, tuple[str, ...]]  # name of a step, and its naive choices
 
@@ -123,11 +123,11 @@ def compiled(
         attention = "cudnn" if "attention" not in choices and has_cudnn(config, mesh) else "xla"
         with naive.patched(*choices):
             task = make_task(simplified(config, **{"encoder.attention": attention}))
-            _, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
-            raw = pipeline.abstract_batch(config, mesh)
-            shapes = jax.eval_shape(prepare, jax.eval_shape(task.tokenize, task.frozen, raw))
-            batch = noise_batch(shapes, sharding.batch_sharding(mesh))
-            yield contestant(f"{arm} {name}", train_step, state, batch, rng)
+            programs = assemble.programs(config, task, tx, mesh, state)
+            raw = pipeline.abstract_batch(config, mesh, slots=1)
+            shapes = jax.eval_shape(programs.tokenize, task.frozen, raw)
+            batches = noise_batch(shapes, sharding.batch_sharding(mesh, stacked=True))
+            yield contestant(f"{arm} {name}", programs.train_steps, state, batches, rng)
 
 
 def initial_state(
@@ -163,24 +163,25 @@ def plain_task(config: Config) -> Task:
 
 
 def contestant(
-    name: str, train_step: Any, state: step.State, batch: Prepared, rng: jax.Array
+    name: str, train_steps: Any, state: step.State, batches: Raw, rng: jax.Array
 ) -> Contestant:
-    """Return a compiled step with its own copy of the state."""
-    count = flops.count(train_step, state, batch, rng)
-    program = train_step.lower(state, batch, rng).compile()
+    """Return one step of a compiled program, with its own copy of the state."""
+    one = np.int32(1)
+    count = flops.count(train_steps, state, batches, one, rng)
+    program = train_steps.lower(state, batches, one, rng).compile()
     temp_bytes = program.memory_analysis().temp_size_in_bytes
     state = jax.tree.map(jnp.copy, state)  # the step donates it
 
     def advance():
         nonlocal state
-        state, totals = program(state, batch, rng)
+        state, totals = program(state, batches, one, rng)
         return totals
 
     return Contestant(name, advance, count, temp_bytes)
 
 
-def noise_batch(shapes: Batch, where: jax.sharding.Sharding) -> Batch:
-    """Return a raw or prepared batch of noise: all images valid, each label and id 0 or 1."""
+def noise_batch(shapes: Raw, where: jax.sharding.Sharding) -> Raw:
+    """Return a batch of noise, or a stack: all images valid, each label and id 0 or 1."""
 
     def fill(path, shape):
         if sharding.path_name(path) == "valid":

@@ -120,9 +120,10 @@ def task_with_tokenizer(config: Config, mesh: Mesh) -> Task:
     return task
 
 
-def raw_noise(config: Config, mesh: Mesh) -> Raw:
-    """Return a raw batch of noise, placed on the devices as readers do."""
-    return noise_batch(pipeline.abstract_batch(config, mesh), sharding.batch_sharding(mesh))
+def raw_noise(config: Config, mesh: Mesh, slots: int = 0) -> Raw:
+    """Return a raw batch of noise, or a stack of so many, placed on the devices as readers do."""
+    where = sharding.batch_sharding(mesh, stacked=slots > 0)
+    return noise_batch(pipeline.abstract_batch(config, mesh, slots), where)
 
 
 def training_steps(config: Config, mesh: Mesh) -> Iterator[Contestant]:
@@ -141,18 +142,18 @@ def training_step(name: str, config: Config, mesh: Mesh, cached: bool = False) -
     """Return all that runs on the devices in a step, from a raw batch on; cached: with its ids."""
     task, rng = task_with_tokenizer(config, mesh), jax.random.key(config.seed)
     state, tx = initial_state(config, task, mesh)
-    tokenize, prepare, train_step = assemble.programs(config, task, tx, mesh, state)
-    raw = raw_noise(config, mesh)
+    tokenize, train_steps = assemble.programs(config, task, tx, mesh, state)
+    raw, one = raw_noise(config, mesh, slots=1), np.int32(1)
     tokenized = tokenize(task.frozen, raw)
+    count = flops.count(train_steps, state, tokenized, one, rng)
+    if not cached:
+        count += flops.count(task.tokenize, task.frozen, pipeline.abstract_batch(config, mesh))
     raw = tokenized if cached else raw
-    prepared = prepare(tokenized)
-    count = flops.count(task.tokenize, task.frozen, raw)
-    count += flops.count(train_step, state, prepared, rng)
-    program = train_step.lower(state, prepared, rng).compile()
+    program = train_steps.lower(state, tokenized, one, rng).compile()
 
     def advance():
         nonlocal state
-        state, totals = program(state, prepare(tokenize(task.frozen, raw)), rng)
+        state, totals = program(state, tokenize(task.frozen, raw), one, rng)
         return totals
 
     return Contestant(name, advance, count)

@@ -96,6 +96,13 @@ class Data:
         high=512,
         may_change="always",
     )
+    resident: str = option(
+        "auto",
+        "keep the training images on the devices: auto, if they are in memory, not cropped and fit",
+        choices=("auto", "on", "off"),
+        may_change="always",
+        default_is_before=True,
+    )
     max_pixels: int = option(
         178_956_970,
         "largest image; a larger one counts as unreadable",
@@ -640,6 +647,14 @@ class Config:
     )
     accumulation_steps: int = option(
         1, "parts that a batch is split into, computed one after the other", low=1, debug=1
+    )
+    steps_per_call: int = option(
+        0,
+        "steps between two looks at signals and losses; 0: as many as take half a second",
+        low=0,
+        high=1000,
+        may_change="always",
+        default_is_before=True,
     )
     total_epochs: int = option(
         90, "length of the training, in passes over the training set", low=1, debug=5, common=True

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grain
 import jax
@@ -34,6 +34,7 @@ READ_AHEAD = 4  # host batches of a reader thread; a process reads one while it 
 DEVICE_AHEAD = 2  # batches on their way to the devices
 RELEASE_SECONDS = 0.2  # for Grain's thread to free shared memory: the exit doesn't wait for it
 TRANSFORM_VERSION = 2  # of decoding, cropping and augmentation: raise it when pixels change
+T = TypeVar("T")
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
@@ -71,7 +72,7 @@ def train_batches(
     DataError for damaged storage or wrong labels; DeviceError if a reader process dies twice.
     """
     stream = Training(images, seed, batch_size, local_rows(batch_size, mesh))
-    return _to_devices(read_steps(stream, start, stop, readers), batch_size, mesh)
+    return to_devices(read_steps(stream, start, stop, readers), batch_size, mesh)
 
 
 def eval_batches(
@@ -83,7 +84,7 @@ def eval_batches(
     """
     stream = Evaluation(images, batch_size, local_rows(batch_size, mesh))
     num_batches = -(-len(images) // batch_size)
-    return _to_devices(read_steps(stream, start, num_batches, readers), batch_size, mesh)
+    return to_devices(read_steps(stream, start, num_batches, readers), batch_size, mesh)
 
 
 def read_steps(
@@ -145,12 +146,16 @@ def _death_message(error: RuntimeError, workers: int) -> str:
     )
 
 
-def abstract_batch(config: Config, mesh: Mesh) -> Raw:
-    """Return the shapes of the global batch of a training step, with their shardings."""
-    second, placement = second_of(config), sharding.batch_sharding(mesh)
+def abstract_batch(config: Config, mesh: Mesh, slots: int = 0) -> Raw:
+    """Return the shapes of the global batch of a training step, with their shardings.
+
+    slots: length of a stack of batches; 0: one batch.
+    """
+    second, placement = second_of(config), sharding.batch_sharding(mesh, stacked=slots > 0)
+    lead = (slots, config.batch_size) if slots else (config.batch_size,)
     fields = raw.field_shapes(config, second.size if second.made else 0)
     shapes = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=placement)
+        name: jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=placement)
         for name, (shape, dtype) in fields.items()
     }
     return cast(Raw, shapes)
@@ -170,25 +175,36 @@ def _init_reader(*_: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _to_devices(batches: Iterator[Raw], batch_size: int, mesh: Mesh) -> Generator[Raw]:
-    placement = sharding.batch_sharding(mesh)
+def to_devices(batches: Iterator[Raw], batch_size: int, mesh: Mesh) -> Generator[Raw]:
+    """Yield the batches on the mesh, some of them ahead."""
     # On a CPU, JAX would use a reader's shared memory without a copy, and outlive the reader.
     copied = np.array if mesh.devices.flat[0].platform == "cpu" else np.asarray
+    return ahead(
+        placed(cast(Raw, {name: copied(x) for name, x in batch.items()}), batch_size, mesh)
+        for batch in batches
+    )
 
-    def place(batch: Any) -> Raw:
-        placed = {
-            name: jax.make_array_from_process_local_data(
-                placement, copied(value), (batch_size, *value.shape[1:])
-            )
-            for name, value in batch.items()
-        }
-        return cast(Raw, placed)
 
-    placed = map(place, batches)
-    ahead = collections.deque(itertools.islice(placed, DEVICE_AHEAD))
-    while ahead:
-        yield ahead.popleft()
-        ahead.extend(itertools.islice(placed, 1))
+def placed(batch: Raw, batch_size: int, mesh: Mesh) -> Raw:
+    """Return this host's rows [B, ...] of a batch, or of a stack [S, B, ...], on the mesh."""
+    stacked = np.ndim(batch["index"]) == 2
+    where = sharding.batch_sharding(mesh, stacked)
+
+    def place(rows: np.ndarray) -> jax.Array:
+        lead = (len(rows), batch_size) if stacked else (batch_size,)
+        shape = (*lead, *rows.shape[len(lead) :])
+        return jax.make_array_from_process_local_data(where, rows, shape)
+
+    return cast(Raw, {name: place(cast(np.ndarray, rows)) for name, rows in batch.items()})
+
+
+def ahead(placed: Iterable[T]) -> Generator[T]:
+    """Yield what is put on the devices, always DEVICE_AHEAD of them before they are asked for."""
+    coming = iter(placed)
+    waiting = collections.deque(itertools.islice(coming, DEVICE_AHEAD))
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(itertools.islice(coming, 1))
 
 
 def data_fingerprint(source: Source, eval_source: Source, config: Config) -> dict[str, Any]:

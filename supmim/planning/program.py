@@ -7,34 +7,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from supmim import assemble, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.config import Config
-from supmim.data import pipeline
+from supmim.data import calls, pipeline
 from supmim.data.raw import Raw
 from supmim.errors import DeviceError
 from supmim.planning import flops, topology
 from supmim.runtime.progress import doing
-from supmim.tasks.base import Prepared
 from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 
 
 class PlannedStep(NamedTuple):
-    """The jitted programs of a step, with the abstract arguments that they take."""
+    """The jitted programs of training, with the abstract arguments that they take.
+
+    raw, tokenized: stacks of batches.
+    """
 
     config: Config
     mesh: jax.sharding.Mesh
     state: step.State
     raw: Raw
-    prepared: Prepared
+    tokenized: Raw
     frozen: Any
     key: Any
     tokenize: Any
     online: online.Tokenize
-    prepare: Any
-    train_step: Any
+    train_steps: Any
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `train_steps` takes, abstract; its FLOPs are those of one step."""
+        return self.state, self.tokenized, jax.ShapeDtypeStruct((), jnp.int32), self.key
 
 
 def build(config: Config, mesh: jax.sharding.Mesh) -> PlannedStep:
@@ -48,13 +55,13 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> PlannedStep:
         config.mesh.fsdp_splits,
     )
     programs = assemble.programs(config, task, tx, mesh, state)
-    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh, stacked=True)
     frozen = placed(task.frozen, jax.tree.map(lambda _: replicated, task.frozen))
-    raw = pipeline.abstract_batch(config, mesh)
-    shapes = jax.eval_shape(programs.prepare, jax.eval_shape(task.tokenize, frozen, raw))
-    prepared = placed(shapes, jax.tree.map(lambda _: split, shapes))
+    raw = pipeline.abstract_batch(config, mesh, calls.slots_of(config, mesh))
+    shapes = jax.eval_shape(programs.tokenize, frozen, raw)
+    tokenized = placed(shapes, jax.tree.map(lambda _: split, shapes))
     key = jax.eval_shape(lambda: jax.random.key(config.seed))
-    return PlannedStep(config, mesh, state, raw, prepared, frozen, key, task.tokenize, *programs)
+    return PlannedStep(config, mesh, state, raw, tokenized, frozen, key, task.tokenize, *programs)
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
@@ -78,12 +85,13 @@ def count_flops(planned: PlannedStep) -> dict[str, float]:
     train: without remat. analytic: the same by formula, 0 for tasks that have none. executed: with
     what remat recomputes. tokenize: of the tokenizer's program.
     """
-    executed = flops.count(planned.train_step, planned.state, planned.prepared, planned.key)
+    executed = flops.count(planned.train_steps, *planned.arguments)
     once, config = executed, planned.config
     if config.encoder.remat != "none":
         other = build(config_lib.replaced(config, {"encoder.remat": "none"}), planned.mesh)
-        once = flops.count(other.train_step, other.state, other.prepared, other.key)
-    tokenize = flops.count(planned.tokenize, planned.frozen, planned.raw)
+        once = flops.count(other.train_steps, *other.arguments)
+    raw = pipeline.abstract_batch(config, planned.mesh)
+    tokenize = flops.count(planned.tokenize, planned.frozen, raw)
     return {
         "train": once / config.batch_size,
         "analytic": flops.analytic(config).train if config.task == "supmim" else 0.0,
@@ -113,7 +121,7 @@ class Compiled(NamedTuple):
 def compile_step(planned: PlannedStep, where: topology.Topology) -> Compiled:
     """Compile the train step. DeviceError if that fails for another reason than memory."""
     with doing(f"compiling the train step for {where.name}"):
-        lowered = planned.train_step.lower(planned.state, planned.prepared, planned.key)
+        lowered = planned.train_steps.lower(*planned.arguments)
         return _compile(lowered, where)
 
 
@@ -139,7 +147,7 @@ def _compile(lowered: jax.stages.Lowered, where: topology.Topology) -> Compiled:
                 ) from error
             return Compiled(None, "", needed)
         # jaxlib cannot read every program of libtpu back, so take the text that libtpu dumps.
-        dumped = list(Path(folder).glob("*train_step*after_codegen.txt"))
+        dumped = list(Path(folder).glob("*train_steps*after_codegen.txt"))
         text = dumped[0].read_text(encoding="utf-8") if dumped else compiled.as_text() or ""
     return Compiled(compiled.memory_analysis(), text, 0)
 
@@ -177,17 +185,17 @@ def memory_of(
     memory, while the temporaries of step and tokenizer take turns. `tokenizer` in the result is
     what stays of it, and the bytes by which its temporaries exceed those of the step.
     """
-    prepared, raw = chip_bytes(planned.prepared), chip_bytes(planned.raw)
+    batches = chip_bytes(planned.tokenized)
     parts = {
         "parameters": chip_bytes(planned.state.params),
         "optimizer": chip_bytes((planned.state.opt_state, planned.state.step)),
-        "batch": prepared + (1 + pipeline.DEVICE_AHEAD) * raw,
+        "batch": batches + (1 + pipeline.DEVICE_AHEAD) * chip_bytes(planned.raw),
         "temporaries": compiled.needed,
         "program": 0,
         "padding": 0,
     }
     if used := compiled.memory:
-        arguments = parts["parameters"] + parts["optimizer"] + prepared
+        arguments = parts["parameters"] + parts["optimizer"] + batches
         parts["temporaries"] = used.temp_size_in_bytes
         parts["program"] = used.generated_code_size_in_bytes
         parts["padding"] = max(0, used.argument_size_in_bytes - arguments) + max(

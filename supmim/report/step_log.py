@@ -9,39 +9,44 @@ from supmim.workdir.writer import NoWriter, Writer
 
 
 class StepLog:
-    """Log of the training metrics, with one line for every `every` steps.
+    """Log of the training metrics, with one line for every `every` steps and after the last step.
 
-    After a restart between two lines, the first has fewer: it says how many, as `steps_averaged`.
+    A line of fewer steps, the last or the first after a restart, says how many, as
+    `steps_averaged`.
     """
 
     def __init__(
         self,
         every: int,
+        total_steps: int,
         clock: Clock,
         learning_rate: Callable,
         writer: Writer | NoWriter,
         screen: Terminal,
     ) -> None:
-        self.every, self.clock, self.learning_rate = every, clock, learning_rate
+        self.every, self.total_steps = every, total_steps
+        self.clock, self.learning_rate = clock, learning_rate
         self.writer, self.screen = writer, screen
-        self._window: list[metrics.Metrics] = []
-        self._finished: metrics.Metrics = {}
+        self._window: list[tuple[metrics.Metrics, int]] = []  # of each call, and its steps
+        self._finished: tuple[metrics.Metrics, int] = ({}, 0)
 
-    def add(self, step: int, totals: metrics.Metrics) -> None:
-        """Take the metrics of a step; nothing is fetched from the devices before a line is due.
+    def add(self, steps: range, totals: metrics.Metrics) -> None:
+        """Take the metrics of a call, which crosses no line; none are fetched before one is due.
 
-        The previous step, which the caller has waited for, is the last one that is finished.
+        The previous call, which the caller has waited for, is the last one that is finished.
         """
-        self._window.append(totals)
-        speed = self.clock.speed(len(self._window) - 1)
-        self.screen.advance(step, self._finished, speed)
-        self._finished = totals
-        if step % self.every:
+        finished = sum(count for _, count in self._window)
+        self._window.append((totals, len(steps)))
+        self.screen.advance(steps, *self._finished, self.clock.speed(finished))
+        self._finished = totals, len(steps)
+        last = steps[-1]
+        if last % self.every and last != self.total_steps:
             return
-        scalars = metrics.summarize(self._window) | self.clock.summary(len(self._window))
-        if len(self._window) < self.every:
-            scalars["steps_averaged"] = len(self._window)
-        scalars["learning_rate"] = float(self.learning_rate(step - 1))
-        self.writer.write_scalars(step, scalars)
-        self.screen.show_step(step, scalars)
+        done = [one for stacked, count in self._window for one in metrics.each(stacked, count)]
+        scalars = metrics.summarize(done) | self.clock.summary(len(done))
+        if len(done) < self.every:
+            scalars["steps_averaged"] = len(done)
+        scalars["learning_rate"] = float(self.learning_rate(last - 1))
+        self.writer.write_scalars(last, scalars)
+        self.screen.show_step(last, scalars)
         self._window = []

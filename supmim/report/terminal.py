@@ -36,7 +36,7 @@ class Terminal:
         self.line = Line(console, self.steps, shown=progress is None)
         self.log = self.line.log
         self._scalars: dict[str, float] = {}
-        self._finished: metrics.Metrics = {}
+        self._finished: tuple[metrics.Metrics, int] = ({}, 0)
 
     def __enter__(self) -> "Terminal":
         self.line.__enter__()
@@ -54,23 +54,25 @@ class Terminal:
         """Log that the step is compiled."""
         self.log(f"compiled    the train step, in {seconds:.1f} s")
 
-    def advance(self, step: int, finished: metrics.Metrics, speed: dict[str, float]) -> None:
-        """Show that a step has begun. finished, speed: metrics of the last finished step or steps.
+    def advance(
+        self, steps: range, finished: metrics.Metrics, count: int, speed: dict[str, float]
+    ) -> None:
+        """Show that a call has begun. finished: metrics of the last finished one, of `count` steps.
 
-        It costs the step a few microseconds: another thread draws the line.
+        It costs a few microseconds: another thread draws the line.
         """
-        self.steps.advance(step - self.steps.done)
+        self.steps.advance(steps[-1] - self.steps.done)
         if self.steps.details is None:
             self.steps.what, self.steps.details = "training", self._details
-            self.steps.measure(started=1)
-        self._scalars, self._finished = self._scalars | speed, finished
+            self.steps.measure(started=len(steps))
+        self._scalars, self._finished = self._scalars | speed, (finished, count)
 
     def show_step(self, step: int, scalars: dict[str, float]) -> None:
         """Show the metrics of the last steps, as a line of its own if there is no terminal."""
         if self.callback is not None:
             self.callback(step, self.steps.total, scalars)
             return
-        self._scalars, self._finished = scalars, {}
+        self._scalars, self._finished = scalars, ({}, 0)
         if not self.line.moves:
             left = self.steps.left(time.monotonic())
             self.log(f"{step}/{self.steps.total} {self._details(0)} {left}".rstrip())
@@ -78,7 +80,7 @@ class Terminal:
     def _details(self, width: int) -> str:
         """Return the metrics, of which the last are left out until the rest fits a width."""
         losses = [name for name, _, _ in self.columns if name.endswith("_loss")]
-        scalars = self._scalars | metrics.ready(self._finished, losses)
+        scalars = self._scalars | metrics.ready(*self._finished, losses)
         shown, speed = (_formatted(columns, scalars) for columns in (self.columns, SPEED))
         while width and shown and len(" ".join(shown + speed)) > width:
             shown.pop()

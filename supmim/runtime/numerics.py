@@ -2,7 +2,7 @@
 
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,33 +16,46 @@ from supmim.workdir.files import write_json
 BAD_STEPS = 5  # in a row, after which a run stops
 
 
+class Recent(NamedTuple):
+    """A call, as it stays on the devices: the record numbers [slots, B], and its metrics."""
+
+    steps: range
+    index: jax.Array
+    totals: metrics.Metrics
+
+
 class NumericsWatch:
-    """A check for non-finite gradients that looks one step late, so that no step waits for it."""
+    """A check for non-finite gradients that looks one call late, so that no step waits for it."""
 
     def __init__(self, path: Path, seeds: dict[str, int], bad_steps: int = BAD_STEPS) -> None:
         self.path, self.seeds, self.bad_steps = path, seeds, bad_steps
-        self._recent: deque[tuple[int, jax.Array, metrics.Metrics]] = deque(maxlen=bad_steps)
+        self._recent: deque[Recent] = deque()
 
-    def add(self, step: int, index: jax.Array, totals: metrics.Metrics) -> None:
-        """Check the previous step, then note this one and the records in its batch."""
+    def add(self, steps: range, index: jax.Array, totals: metrics.Metrics) -> None:
+        """Check the previous call, then note this one and the records in its batches."""
         self.check()
-        self._recent.append((step, index, totals))
+        self._recent.append(Recent(steps, index, totals))
+        while steps[0] - self._recent[0].steps[-1] >= self.bad_steps:
+            self._recent.popleft()
 
     def check(self) -> None:
         """Write a post-mortem and raise NumericsError if too many steps in a row were bad."""
         if not self._recent:
             return
-        bad_in_a_row = float(self._recent[-1][2]["skipped_in_a_row"].compute())
-        if bad_in_a_row < self.bad_steps:
+        newest = self._recent[-1]
+        in_a_row = np.asarray(newest.totals["skipped_in_a_row"].compute())[: len(newest.steps)]
+        if in_a_row.max() < self.bad_steps:
             return
-        steps = [_described(*recent) for recent in self._recent]
+        last = newest.steps[int(np.argmax(in_a_row >= self.bad_steps))]
+        each = [one for recent in self._recent for one in _described(recent)]
+        steps = [one for one in each if last - self.bad_steps < one["step"] <= last]
         written = hosts.on_first(lambda: self._write(steps))
-        last = steps[-1]
-        terms = [name for name in last if name.endswith("_loss") and last[name] == "not finite"]
+        found = steps[-1]
+        terms = [name for name in found if name.endswith("_loss") and found[name] == "not finite"]
         steps_told = counted(self.bad_steps, "step", "steps in a row")
         raise NumericsError(
             f"the gradient was not finite in {steps_told}, the last is step "
-            f"{last['step']}; not finite: {', '.join(terms) or 'the gradient alone'}. None of them "
+            f"{last}; not finite: {', '.join(terms) or 'the gradient alone'}. None of them "
             f"changed a parameter. {written}; a lower "
             "config.optimizer.learning_rate or a longer warm-up may help"
         )
@@ -56,8 +69,13 @@ class NumericsWatch:
         return f"Batches and norms are in {self.path}"
 
 
-def _described(step: int, index: jax.Array, totals: metrics.Metrics) -> dict[str, Any]:
-    records = np.asarray(multihost_utils.process_allgather(index, tiled=True)).tolist()
-    values = metrics.summarize([totals])
-    printable = {name: v if np.isfinite(v) else "not finite" for name, v in values.items()}
-    return {"step": step, "index": records, **printable}
+def _described(recent: Recent) -> list[dict[str, Any]]:
+    records = np.asarray(multihost_utils.process_allgather(recent.index, tiled=True)).tolist()
+    found = []
+    for step, index, totals in zip(
+        recent.steps, records, metrics.each(recent.totals, len(recent.steps)), strict=False
+    ):
+        values = metrics.summarize([totals])
+        printable = {name: v if np.isfinite(v) else "not finite" for name, v in values.items()}
+        found.append({"step": step, "index": index, **printable})
+    return found

@@ -20,11 +20,11 @@ from supmim.errors import Interrupted
 
 
 class StopSignal:
-    """A request to stop: within `with StopSignal() as stop`, ask `stop.after(step)` every step."""
+    """A request to stop: within `with StopSignal() as stop`, see whether `stop.asked()`."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._saved = ""
+        self._saved, self._times = "", 0
         self._alone = jax.process_count() == 1
         self._previous: dict[int, Any] = {}
 
@@ -39,11 +39,15 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def after(self, step: int) -> bool:
-        """Return whether any process got a signal; the answer is the same on all processes."""
+    def asked(self) -> bool:
+        """Return whether any process got a signal; the answer is the same on all processes.
+
+        They ask equally often.
+        """
         if self._alone:
             return self.requested
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._times += 1
+        return multihost_utils.reached_preemption_sync_point(self._times)
 
     def all_is_saved(self, message: str) -> None:
         """Let the next signal raise Interrupted(message), since nothing is left to save.

@@ -23,18 +23,23 @@ class Profile:
             self.start, self.stop = 0, 0  # only the first process writes
         self._tracing, self._over = False, not self.start
 
-    def step(self, number: int) -> contextlib.AbstractContextManager:
-        """Mark one step, numbered from 1; a run that begins after START traces the rest."""
-        if self.start <= number <= self.stop and not self._tracing and not self._over:
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The steps with which a call must end, so that others are not traced."""
+        return max(self.start - 1, 0), self.stop
+
+    def call(self, steps: range) -> contextlib.AbstractContextManager:
+        """Mark a call, of steps numbered from 1; a run that begins after START traces the rest."""
+        if self.start <= steps[0] <= self.stop and not self._tracing and not self._over:
             jax.profiler.start_trace(str(self.folder))
             self._tracing = True
         if not self._tracing:
             return contextlib.nullcontext()
-        return jax.profiler.StepTraceAnnotation("train", step_num=number)
+        return jax.profiler.StepTraceAnnotation("train", step_num=steps[0])
 
-    def done(self, number: int, result: Any) -> None:
+    def done(self, steps: range, result: Any) -> None:
         """End the trace after STOP, once the devices have computed the result."""
-        if self._tracing and number >= self.stop:
+        if self._tracing and steps[-1] >= self.stop:
             self._finish(result)
 
     def close(self, result: Any) -> None:
