@@ -63,6 +63,21 @@ def test_every_microbatch_has_the_same_shape_and_no_image_leaves_its_device():
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_stack_has_the_ids_of_its_batches(shape):
+    """Of the first two; the third is not looked at. A microbatch has rows of two batches."""
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+    made, rows = task(), raw_batch(60)
+    stacked = {name: x.reshape(3, 20, *x.shape[1:]) for name, x in rows.items()}
+    placed = jax.device_put(stacked, sharding.batch_sharding(mesh, stacked=True))
+    frozen = jax.device_put(made.frozen, sharding.replicated(mesh))
+    ids = online.Tokenize(made.tokenize, mesh, 8)(frozen, placed, 2)["target_ids"]
+    assert ids.shape == (3, 20, 16)
+    np.testing.assert_array_equal(ids[:2].reshape(40, 16), ids_of(60)[:40])
+    where = sharding.batch_sharding(mesh, stacked=True)
+    assert ids.sharding.is_equivalent_to(where, ids.ndim)
+
+
 def test_ids_that_were_read_with_the_images_are_left_alone():
     program = online.Tokenize(task().tokenize, sharding.make_mesh(8, 1, 1), 4)
     batch = raw_batch(8)

@@ -98,7 +98,7 @@ def test_the_step_knows_no_model_and_the_ground_no_jax():
     script = "import sys, supmim.step; print(*[m for m in sys.modules if m.startswith('supmim.')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     loaded = {name.split(".")[1] for name in done.stdout.split()}
-    assert loaded == {"config", "data", "errors", "metrics", "step", "tasks"}
+    assert loaded == {"config", "data", "errors", "metrics", "sharding", "step", "tasks"}
     assert not {"supmim.tasks.supmim", "supmim.models"} & set(done.stdout.split())
     jaxless = [m for m in MODULES if m.startswith("supmim.config")]
     for module in ("supmim.cli", "supmim.commands.verbs", "supmim.grid", "supmim.errors", *jaxless):
@@ -131,17 +131,17 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2080,
+    "": 2140,
     "benchmarks": 1110,
     "commands": 2720,
-    "config": 1955,
-    "data": 4420,
+    "config": 1975,
+    "data": 4670,
     "evaluators": 2040,
     "interop": 1760,
     "models": 650,
-    "planning": 1040,
-    "report": 1430,
-    "runtime": 1310,
+    "planning": 1050,
+    "report": 1450,
+    "runtime": 1330,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,

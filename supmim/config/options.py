@@ -98,7 +98,7 @@ class Data:
     )
     resident: str = option(
         "auto",
-        "keep the training images on the devices: auto, if they are in memory, not cropped and fit",
+        "keep the training images on the devices; auto: where they fit",
         choices=("auto", "on", "off"),
         may_change="always",
         default_is_before=True,
@@ -650,7 +650,7 @@ class Config:
     )
     steps_per_call: int = option(
         0,
-        "steps between two looks at signals and losses; 0: as many as take half a second",
+        "steps in one call of the program; 0: as many as take 0.5 s",
         low=0,
         high=1000,
         may_change="always",

@@ -4,7 +4,6 @@ For images that are decoded in memory and not cropped at random, since those are
 epoch. The batches are those of reading, so that a run may change from one to the other.
 """
 
-import copy
 from typing import Any, cast
 
 import jax
@@ -49,7 +48,7 @@ class Numbers(Images):
     """Images of which only the target ids are read, if there is a cache of them."""
 
     def __init__(self, seen: Images) -> None:
-        vars(self).update(vars(copy.copy(seen)))
+        vars(self).update(vars(seen))
 
     def take(self, index: Any, epoch: Any) -> tuple[dict[str, np.ndarray], dict[int, Bad]]:
         """See Images; no record is bad, since all are arrays."""
@@ -80,7 +79,7 @@ def why_not(config: Config, seen: Images, mesh: Mesh, share: float) -> str:
     share: of the free memory that they may take.
     """
     if jax.process_count() > 1:
-        return f"the run has {jax.process_count()} processes"
+        return "the run has several processes"
     if not isinstance(innermost(seen.source), InMemory):
         return f"{seen.name} is not in memory"
     if config.data.crop != "none":
