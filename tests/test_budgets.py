@@ -55,7 +55,7 @@ def compiled_step(preset, devices, *overrides):
     flags = [f"--config={CONFIGS}/imagenet_{preset.partition(':')[0]}.py", *UNROLLED, *overrides]
     flags[0] += f":{preset.partition(':')[2] or 'supmim'}"
     flags += [f"--config.batch_size={PER_GPU * len(devices)}", "--workdir=unused"]
-    config = cli.config_of(cli.parse("train", flags))
+    config = cli.config_of(cli.VERBS["train"], cli.parse("train", flags))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     where = sharding.batch_sharding(mesh)
     with jax.set_mesh(mesh):
