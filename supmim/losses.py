@@ -35,9 +35,11 @@ def token_cross_entropy(
 
     logits: [B, M, K]. target_ids: [B, M]. mask: [B, M], 1 = hidden.
     """
-    targets = one_hot(target_ids, logits.shape[-1], label_smoothing)
-    token_loss = optax.softmax_cross_entropy(logits, targets)
-    return masked_mean(token_loss, mask)
+    is_target = jax.nn.one_hot(target_ids, logits.shape[-1], dtype=bool)
+    expected_logit = logits.sum(axis=-1, where=is_target)
+    if label_smoothing:
+        expected_logit += label_smoothing * (logits.mean(axis=-1) - expected_logit)
+    return masked_mean(jax.nn.logsumexp(logits, axis=-1) - expected_logit, mask)
 
 
 def patch_squared_error(predicted: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:

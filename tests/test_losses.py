@@ -1,7 +1,10 @@
 """Losses against scikit-learn and by hand; means that padding cannot touch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 from sklearn.metrics import log_loss
 
 from supmim import losses, metrics
@@ -31,6 +34,23 @@ def test_token_loss_is_the_mean_over_hidden_tokens_alone():
     np.testing.assert_allclose(
         losses.token_cross_entropy(logits, ids, mask), [by_hand, 0.0], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_the_token_loss_and_its_gradient_are_those_of_optax_with_one_hot_targets(label_smoothing):
+    logits = jnp.asarray(3 * rng.normal(size=(2, 3, 50)), jnp.float32)
+    ids, mask = jnp.asarray([[0, 1, 49], [3, 4, 0]]), jnp.ones((2, 3))
+
+    def by_one_hot(logits):
+        targets = losses.one_hot(ids, 50, label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean()
+
+    def ours(logits):
+        return losses.token_cross_entropy(logits, ids, mask, label_smoothing).mean()
+
+    expected, found = jax.value_and_grad(by_one_hot)(logits), jax.value_and_grad(ours)(logits)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-8)
 
 
 def test_label_smoothing_spreads_its_share():

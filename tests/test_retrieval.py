@@ -107,7 +107,10 @@ def test_neighbours_are_exact_on_any_devices_in_blocks_of_any_size(monkeypatch, 
 def test_the_largest_by_groups_are_those_of_a_full_sort_equals_in_order(k):
     similarity = rng.integers(0, 3000, (40, 64 * 64)).astype(np.float32)  # some of them are equal
     similarity[0], similarity[1:5, 9:] = 1, -np.inf
-    found, place = jax.jit(ranking._largest, static_argnums=1)(similarity, k)
+    own = similarity.argmax(axis=1)
+    similarity[:, 4000:] = 5000  # left out with the rest of their group, and all groups behind it
+    found, place = jax.jit(ranking._largest, static_argnums=3)(similarity, own, 4000, k)
+    similarity[np.arange(40), own] = similarity[:, 4000:] = -np.inf
     expected = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(place, expected)
     np.testing.assert_array_equal(found, np.take_along_axis(similarity, expected, 1))

@@ -160,13 +160,12 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
     def step(best, number):
         start = number * block
         part = jax.lax.dynamic_slice_in_dim(rows, start, block)
-        ids = first + start + jnp.arange(block)
         similarity = jnp.matmul(queries, part.T, precision="highest")
-        left_out = (ids[None] == own[:, None]) | (ids >= length)[None]
-        similarity, place = _largest(jnp.where(left_out, -jnp.inf, similarity), min(k, block))
+        start += first
+        similarity, place = _largest(similarity, own - start, length - start, min(k, block))
         joined = [
             jnp.concatenate(both, axis=1)
-            for both in zip(best, (similarity, ids[place]), strict=True)
+            for both in zip(best, (similarity, start + place), strict=True)
         ]
         return _best(*joined, k), None
 
@@ -175,23 +174,32 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
     return tuple(part[None] for part in best)
 
 
-def _largest(similarity: Any, k: int) -> tuple[Any, Any]:
-    """Return lax.top_k of [Q, n], by way of groups where that is less work.
+def _largest(similarity: Any, own: Any, length: Any, k: int) -> tuple[Any, Any]:
+    """Return lax.top_k of [Q, n] without places own [Q] and those from `length` on.
 
-    The k largest lie in the k groups with the largest maxima. Equals keep their order because
-    groups and candidates do.
+    By way of groups where that is less work, and then what is left out is masked in the candidates
+    alone, as all similarities would cost as much as choosing among them. The k largest lie in the
+    k groups with the largest maxima; two more make up for those whose maximum is left out: one
+    that holds `own`, one that `length` cuts. Equals keep their order because groups and candidates
+    do.
     """
-    queries, length = similarity.shape
-    if length % GROUP or k * GROUP * GROUPED_PART > length:
-        return jax.lax.top_k(similarity, k)
-    groups = similarity.reshape(queries, length // GROUP, GROUP)
-    kept = jnp.sort(jax.lax.top_k(groups.max(axis=2), k)[1], axis=1)
-    candidates = jnp.take_along_axis(groups, kept[:, :, None], axis=1)
-    similarity, place = jax.lax.top_k(candidates.reshape(queries, k * GROUP), k)
-    return similarity, GROUP * jnp.take_along_axis(kept, place // GROUP, axis=1) + place % GROUP
+
+    def masked(place, values):
+        return jnp.where((place == own[:, None]) | (place >= length), -jnp.inf, values)
+
+    queries, n = similarity.shape
+    if n % GROUP or k * GROUP * GROUPED_PART > n:
+        return jax.lax.top_k(masked(jnp.arange(n)[None], similarity), k)
+    groups = similarity.reshape(queries, n // GROUP, GROUP)
+    starts = GROUP * jnp.arange(n // GROUP)[None]
+    maxima = jnp.where(starts < length, groups.max(axis=2), -jnp.inf)
+    kept = jnp.sort(jax.lax.top_k(maxima, k + 2)[1], axis=1)[:, :, None]
+    candidates = jnp.take_along_axis(groups, kept, axis=1).reshape(queries, -1)
+    place = (GROUP * kept + jnp.arange(GROUP)[None, None]).reshape(queries, -1)
+    return _best(masked(place, candidates), place, k)
 
 
 def _best(similarity: Any, ids: Any, k: int) -> tuple[Any, Any]:
-    """Return the k largest [Q, k] of [Q, n]; among equals the first, so n must run by bank id."""
+    """Return the k largest [Q, k] of [Q, n]; among equals the first, so n must run by id."""
     similarity, place = jax.lax.top_k(similarity, k)
     return similarity, jnp.take_along_axis(ids, place, axis=1)
