@@ -54,7 +54,11 @@ def train_step(
     drawn = task.draw(batch, rng)
     free, fixed = divided(state.params, task)
     grads, totals = gradients(
-        lambda params, *rest: task.loss_fn(params | fixed, *rest), free, drawn, rng, parts
+        lambda params, rows, rng: task.loss_fn(params | fixed, rows, rng, state.step),
+        free,
+        drawn,
+        rng,
+        parts,
     )
     updates, new_opt_state = tx.update(grads, state.opt_state, free, step=state.step)
     opt_state = cast(optax.ApplyIfFiniteState, new_opt_state)

@@ -1,5 +1,6 @@
 """Losses against scikit-learn and by hand; means that padding cannot touch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import log_loss
@@ -45,6 +46,16 @@ def test_means_over_batches_equal_the_mean_over_all():
         {"x": metrics.mean(values[:1], valid[:1])}, {"x": metrics.mean(values[1:], valid[1:])}
     ]  # fmt: skip
     assert metrics.summarize(steps) == {"x": 2.0}
+
+
+def test_what_a_step_did_not_measure_is_left_out_of_the_mean():
+    ids, valid = jnp.asarray([[0, 1]]), jnp.ones(1)
+    measured = {"x": metrics.scalar(jnp.float32(3.0)), **metrics.code_metrics(ids, 4, valid)}
+    missing = jax.tree.map(jnp.zeros_like, measured)
+    both = metrics.summarize([missing, measured, missing])
+    assert both == metrics.summarize([measured]) and both["x"] == 3.0
+    always = {"loss": metrics.scalar(jnp.float32(0.0)), "skipped": metrics.Last(jnp.int32(0))}
+    assert metrics.summarize([missing | always]) == {"loss": 0.0, "skipped": 0.0}
 
 
 def test_code_usage_and_perplexity_count_valid_tokens():

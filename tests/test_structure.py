@@ -131,20 +131,20 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2080,
+    "": 2120,
     "benchmarks": 1110,
     "commands": 2705,
-    "config": 1955,
+    "config": 2095,
     "data": 4420,
     "evaluators": 2040,
     "interop": 1760,
-    "models": 650,
-    "planning": 1040,
+    "models": 656,
+    "planning": 1045,
     "report": 1430,
     "runtime": 1305,
     "sweeps": 560,
     "target_ids": 360,
-    "tasks": 1040,
+    "tasks": 1115,
     "tokenizers": 1430,
     "workdir": 1000,
 }

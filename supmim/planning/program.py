@@ -73,16 +73,20 @@ def chip_bytes(tree: Any) -> int:
 
 
 def count_flops(planned: PlannedStep) -> dict[str, float]:
-    """Return FLOPs per image.
+    """Return FLOPs per image, as a mean over the steps of the training.
 
     train: without remat. analytic: the same by formula, 0 for tasks that have none. executed: with
     what remat recomputes. tokenize: of the tokenizer's program.
     """
-    executed = flops.count(planned.train_step, planned.state, planned.prepared, planned.key)
-    once, config = executed, planned.config
+    config = planned.config
+
+    def count(one: PlannedStep) -> float:
+        args, taken = (one.state, one.prepared, one.key), config.mim.step_share
+        return flops.count(one.train_step, *args, taken=taken)
+
+    once = executed = count(planned)
     if config.encoder.remat != "none":
-        other = build(config_lib.replaced(config, {"encoder.remat": "none"}), planned.mesh)
-        once = flops.count(other.train_step, other.state, other.prepared, other.key)
+        once = count(build(config_lib.replaced(config, {"encoder.remat": "none"}), planned.mesh))
     tokenize = flops.count(planned.tokenize, planned.frozen, planned.raw)
     return {
         "train": once / config.batch_size,

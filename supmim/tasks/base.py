@@ -37,12 +37,13 @@ class Prepared:
 class Drawn:
     """A prepared batch with what is drawn over all of it, such as masks and mixing.
 
-    class_view: [B, S, S, C], mixed. class_target: [B, C], smoothed and mixed. token_mask: a
-    masking.TokenMask. candidate: [B, N], latents that may replace unused codes. The others are
-    those of Prepared.
+    class_view: [B, S, S, C], mixed. class_target: [B, C], smoothed and mixed. class_mask,
+    token_mask: masking.TokenMasks of the two passes; class_mask is None if all patches are kept.
+    candidate: [B, N], latents that may replace unused codes. The others are those of Prepared.
     """
 
     candidate: Any = None
+    class_mask: Any = None
     class_view: Any = None
     class_target: Any = None
     mim_view: Any = None
@@ -95,8 +96,13 @@ class Task:
         """Add what is drawn over the whole batch."""
         return Drawn(**vars(batch))
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Return the scalar loss and the metrics of a drawn batch, or of some of its rows."""
+    def loss_fn(
+        self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
+        """Return the scalar loss and the metrics of a drawn batch, or of some of its rows.
+
+        step: number of the training step, from 0.
+        """
         raise NotImplementedError
 
     def after_update(self, params: Any, totals: Metrics) -> tuple[Any, Metrics]:

@@ -54,7 +54,9 @@ class Segmentation(Task):
             valid=batch["valid"],
         )
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(
+        self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
         label_map, valid = batch.label_map, batch.valid
         dropout_rng, depth_rng = jax.random.split(rng)
         rngs = {"dropout": dropout_rng, "stochastic_depth": depth_rng}

@@ -87,7 +87,9 @@ class TokenizerTraining(Task):
             candidate = codebook.candidates(rng, len(batch.mim_view), self.num_tokens)
         return Drawn(**vars(batch), candidate=candidate)
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(
+        self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
         image, valid = batch.mim_view, batch.valid
         latents = self.apply(params, image, "latents").astype(jnp.float32)
         ids = self.apply(params, jax.lax.stop_gradient(latents), "quantize")
