@@ -594,7 +594,7 @@ def test_the_learning_rate_is_that_of_the_step_though_updates_were_skipped():
         fixed=(),
         init=lambda rng: {"w": {"kernel": jnp.zeros(2)}},
         draw=lambda batch, rng: batch,
-        loss_fn=lambda params, batch, *_: ((batch * params["w"]["kernel"]).sum(), {}),
+        loss_fn=lambda params, batch, rng, step: ((batch * params["w"]["kernel"]).sum(), {}),
         after_update=lambda params, totals: (params, totals),
     )
     run = jax.jit(functools.partial(step.train_step, rng=jax.random.key(0), task=task, tx=tx))

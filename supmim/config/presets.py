@@ -158,7 +158,7 @@ def debug(config: Config) -> Config:
     if path:  # a tokenizer that exists keeps its size
         small["tokenizer.codebook_size"] = config.tokenizer.codebook_size
     if config.row_group > 1:
-        small["mim.row_share"] = 0.5
+        small |= {"mim.row_share": 0.5, "batch_size": 32}  # two rows for each of 16 devices
     if config.task == "segmentation":
         small |= {"data.eval_resize": 0, "segmentation.window": 0, "segmentation.stride": 0}
     if config.tokenizer.image_size:

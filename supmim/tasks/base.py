@@ -14,6 +14,9 @@ from supmim.config import Config
 from supmim.data.raw import Raw
 from supmim.metrics import Metrics
 
+Step = jax.Array | int  # the number of a training step, from 0
+Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
+
 
 @struct.dataclass
 class Prepared:
@@ -96,13 +99,8 @@ class Task:
         """Add what is drawn over the whole batch."""
         return Drawn(**vars(batch))
 
-    def loss_fn(
-        self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int = 0
-    ) -> tuple[jax.Array, Metrics]:
-        """Return the scalar loss and the metrics of a drawn batch, or of some of its rows.
-
-        step: number of the training step, from 0.
-        """
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
+        """Return the scalar loss and the metrics of a drawn batch, or of some of its rows."""
         raise NotImplementedError
 
     def after_update(self, params: Any, totals: Metrics) -> tuple[Any, Metrics]:

@@ -4,7 +4,6 @@ Shapes: B batch, S image side, N tokens, M predicted tokens, C classes.
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,19 @@ import numpy as np
 from supmim import config as config_lib
 from supmim import losses, masking, metrics, tokenizers
 from supmim.config import Config, options
-from supmim.config.option import MAX_INT
 from supmim.data.augment import mixing, views
 from supmim.data.images import Images
 from supmim.data.raw import Raw
-from supmim.errors import ConfigError, counted
 from supmim.metrics import Metrics
 from supmim.models import supmim as networks
 from supmim.target_ids import identity
-from supmim.tasks import filling, probe, targets
-from supmim.tasks.base import Drawn, Prepared, Task
+from supmim.tasks import filling, probe, targets, window
+from supmim.tasks.base import Drawn, Prepared, Step, Task, Terms
 from supmim.tokenizers import inputs
 from supmim.workdir.files import holds_run
 
 # The order is part of a run: append only.
 STREAMS = ("mixing", "mask", "class pass", "MIM pass", "class mask")
-
-Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
 
 
 class SupMIM(Task):
@@ -56,7 +51,7 @@ class SupMIM(Task):
             self.arm = self.labels_only
         else:
             self.arm = {"one": self.one_pass, "two": self.two_passes}[config.mim.passes]
-            self.masked_steps = masked_steps(config.mim, total_steps)
+            self.masked_steps = window.masked_steps(config.mim, total_steps)
 
     @classmethod
     def abstract(cls, config: Config) -> "SupMIM":
@@ -147,29 +142,22 @@ class SupMIM(Task):
 
     # The loss, one function for each arm.
 
-    def loss_fn(
-        self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int = 0
-    ) -> Terms:
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
         loss, totals = self.arm(params, batch, rng, step)
         return loss, totals | {"loss": metrics.scalar(loss)}
 
-    def labels_only(
-        self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int
-    ) -> Terms:
+    def labels_only(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """The baseline: the class loss on the unmasked image."""
         return self.class_terms(self.class_pass(params, batch, rng), batch)
 
-    def two_passes(self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int) -> Terms:
+    def two_passes(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """The class loss on the unmasked image, the token loss on a masked one, in its steps."""
         logits = self.class_pass(params, batch, rng)
         masked = functools.partial(self.masked_pass, params, batch, logits, rng)
-        if self.masked_steps is None:
-            mim_terms = masked()
-        else:
-            mim_terms = if_wanted(is_in(step, self.masked_steps), masked)
+        mim_terms = window.within(self.masked_steps, step, masked)
         return added(self.class_terms(logits, batch), mim_terms)
 
-    def one_pass(self, params: Any, batch: Drawn, rng: jax.Array, step: jax.Array | int) -> Terms:
+    def one_pass(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """Both losses on one masked image: cheaper, and without mixing."""
         image, rng = batch.class_view, stream(rng, "class pass")
         logits, predicted = self.apply(
@@ -290,36 +278,6 @@ class SupMIM(Task):
 def stream(rng: jax.Array, purpose: str) -> jax.Array:
     """Return the key of one purpose within a step."""
     return jax.random.fold_in(rng, STREAMS.index(purpose))
-
-
-def masked_steps(mim: options.Mim, total_steps: int | None) -> range | None:
-    """Return the steps that have a masked pass; None if all have one, whatever their number.
-
-    ConfigError if a training of total_steps has none. If total_steps is None, as in a plan, the
-    range has no end.
-    """
-    if mim.step_share == 1:
-        return None
-    if total_steps is None:
-        return range(MAX_INT)
-    found = range(round(mim.start_share * total_steps), round(mim.end_share * total_steps))
-    if not found:
-        raise ConfigError(
-            f"config.mim.start_share={mim.start_share:g} and config.mim.end_share="
-            f"{mim.end_share:g} leave none of {counted(total_steps, 'step')} with a masked pass"
-        )
-    return found
-
-
-def is_in(step: jax.Array | int, steps: range) -> jax.Array:
-    """Return whether a step is one of a range."""
-    return (jnp.asarray(step) >= steps.start) & (step < steps.stop)
-
-
-def if_wanted(wanted: jax.Array, make: Callable[[], Terms]) -> Terms:
-    """Return the terms if they are wanted; else compute none: a loss of 0, metrics of count 0."""
-    shapes = jax.eval_shape(make)
-    return jax.lax.cond(wanted, make, lambda: jax.tree.map(jnp.zeros_like, shapes))
 
 
 def added(first: Terms, second: Terms) -> Terms:
