@@ -13,7 +13,7 @@ from supmim import config as base
 
 
 def get_config(arm="supmim"):
-    """Return the preset. arm: supmim or baseline."""
+    """Return the preset. arm: supmim, baseline or efficient."""
     config = base.get_config()
     config.batch_size = 50
     config.total_epochs = 175

@@ -14,7 +14,7 @@ from supmim import config as base
 
 
 def get_config(arguments=""):
-    """Return the preset. arguments: an encoder such as S/16, or cpu; supmim or baseline."""
+    """Return the preset. arguments: an encoder such as S/16, or cpu; and an arm."""
     size, arm = base.size_and_arm(arguments, "S/16", others=("cpu",))
     config = base.get_config()
     config.total_epochs = 100

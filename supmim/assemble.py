@@ -181,7 +181,7 @@ def steps_of(config: Config, source: base.Source) -> int:
             f"{source.name} has {counted(num_images, 'image')}, fewer than a batch; set "
             f"--config.batch_size={num_images} or less"
         )
-    total_steps = config.total_epochs * num_images // config.batch_size
+    total_steps = config.num_steps(num_images)
     if total_steps <= config.optimizer.warmup_steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves nothing of "

@@ -3,6 +3,9 @@
 Shapes: B batch, G grid side, N = G * G tokens, V tokens that enter the encoder, D width.
 """
 
+from fractions import Fraction
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -20,7 +23,7 @@ class TokenMask:
     ids_shuffle: [B, N] patch ids, from visible to hidden.
     mask: [B, N] in grid order, 1 = hidden.
     num_keep: V, how many of ids_shuffle enter the encoder (the rest is dropped).
-    num_visible: how many of ids_shuffle are visible whatever ratio is drawn.
+    num_visible: how many of ids_shuffle are visible whatever ratio is drawn, and not predicted.
     """
 
     ids_shuffle: jax.Array
@@ -42,6 +45,22 @@ class TokenMask:
 def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
     """Return x[b, ids[b]] [B, V, ...] of x [B, N, ...] and ids [B, V]."""
     return jnp.take_along_axis(x, ids.reshape(ids.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def take_rows(tree: Any, share: Fraction) -> Any:
+    """Return the first p of every q rows of the arrays [B, ...] of a tree, for a share of p / q.
+
+    Which rows these are depends on no mesh. Where q divides the part of each device, none moves to
+    another. q must divide B.
+    """
+    if share == 1:
+        return tree
+    taken, group = share.as_integer_ratio()
+
+    def take(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, group, *x.shape[1:])[:, :taken].reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(take, tree)
 
 
 def num_hidden(num_tokens: int, mask_ratio: float, unit: int = 1) -> int:
@@ -85,6 +104,11 @@ def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, large
     return urgency + random_order(noise_rng, batch_size, grid)
 
 
+def keep_some(rng: jax.Array, batch_size: int, grid: int, share: float) -> TokenMask:
+    """Draw which share of the patches of each image is kept (PatchDropout, arXiv 2208.07220)."""
+    return draw(rng, batch_size, grid, options.Mim(mask_ratio=1 - share))
+
+
 def draw(rng: jax.Array, batch_size: int, grid: int, mim: options.Mim) -> TokenMask:
     """Draw one mask per image, with a fixed number of dropped patches, so that shapes are static.
 
@@ -100,7 +124,7 @@ def draw(rng: jax.Array, batch_size: int, grid: int, mim: options.Mim) -> TokenM
         order = block_order(order_rng, batch_size, grid, mim.block_min, dropped)
     else:
         order = random_order(order_rng, batch_size, grid)
-    hide, num_visible = dropped, num_tokens - dropped
+    hide, num_visible = dropped, num_tokens - dropped if mim.loss_on == "hidden" else 0
     if mim.masking == "variable":
         low, high = (
             (mim.mask_ratio - mim.ratio_mean) / mim.ratio_std,

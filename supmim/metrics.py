@@ -105,9 +105,17 @@ def merge(parts: Sequence[Metrics]) -> Metrics:
 
 
 def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Fetch the metrics of several steps, and merge each over the steps."""
-    fetched = jax.device_get(list(steps))
-    return {name: float(np.asarray(metric.compute())) for name, metric in merge(fetched).items()}
+    """Fetch the metrics of several steps, and merge each over the steps that measured it."""
+    merged = merge(jax.device_get(list(steps)))
+    known = {name: metric for name, metric in merged.items() if has_counted(metric)}
+    return {name: float(np.asarray(metric.compute())) for name, metric in known.items()}
+
+
+def has_counted(metric: Metric) -> bool:
+    """Return whether anything was counted; what no step measured has no mean."""
+    if isinstance(metric, Average):
+        return bool(np.any(metric.count))
+    return not isinstance(metric, CodeUsage) or bool(np.any(metric.counts))
 
 
 def each(stacked: Metrics, count: int) -> list[Metrics]:

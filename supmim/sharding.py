@@ -77,9 +77,12 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, **split)
 
 
-def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raise ConfigError unless each part of a batch splits evenly over the batch axes."""
-    shards = batch_shards(mesh) * parts
+def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1, group: int = 1) -> None:
+    """Raise ConfigError unless each part of a batch splits evenly over the batch axes.
+
+    group: Config.row_group, which must divide what a device has of a part.
+    """
+    shards = batch_shards(mesh) * parts * group
     if batch_size % shards:
         below = batch_size // shards * shards
         nearest = " or ".join(str(n) for n in (below, below + shards) if n)
@@ -87,6 +90,7 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> Non
             f"config.{name}={batch_size} does not divide over "
             + counted(batch_shards(mesh), "device")
             + (f" in {parts} parts" if parts > 1 else "")
+            + (f" of whole groups of {group}, for mim.row_share" if group > 1 else "")
             + f"; nearest: {nearest}"
         )
 

@@ -1,5 +1,6 @@
 """The step: pure functions of state, batch and key, for any task."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -86,8 +87,9 @@ def train_step(
     rng = jax.random.fold_in(rng, state.step)
     drawn = task.draw(batch, rng)
     free, fixed = divided(state.params, task)
+    loss_fn = functools.partial(task.loss_fn, step=state.step)
     grads, totals = gradients(
-        lambda params, *rest: task.loss_fn(params | fixed, *rest), free, drawn, rng, parts
+        lambda params, *rest: loss_fn(params | fixed, *rest), free, drawn, rng, parts
     )
     updates, new_opt_state = tx.update(grads, state.opt_state, free, step=state.step)
     opt_state = cast(optax.ApplyIfFiniteState, new_opt_state)

@@ -51,7 +51,9 @@ def train_and_evaluate(
             terminal.print_results(finished, f"{workdir} holds a finished run:")
             return {name: value for name, value in finished.items() if name != "step"}
         mesh, screen = assemble.mesh_of(config), terminal.Terminal(progress)
-        sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
+        sharding.check_divides(
+            "batch_size", config.batch_size, mesh, config.accumulation_steps, config.row_group
+        )
         with jax.set_mesh(mesh), memory.explained(config, workdir), screen:
             results = train(config, folder, start, mesh, stop, screen)
         terminal.print_results(results, f"report      {workdir / 'report.html'}")

@@ -134,5 +134,7 @@ def test_why_images_cannot_lie_on_the_devices_is_said(monkeypatch):
     with pytest.raises(ConfigError, match="the images take 0.0 GiB, 0.0 GiB are free"):
         asked()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="the run has several processes; set --config.data.resident"):
+    with pytest.raises(
+        ConfigError, match="the run has several processes; set --config.data.resident"
+    ):
         asked()

@@ -63,7 +63,7 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
         (["train", "--workdir=x", f"--config={DIGITS}", "stray"], "'stray' is not a flag"),
         (["train", "--workdir=/nowhere/x"], "holds no run"),
         (["train", "--workdir=x", "--config=nope.py"], "the file nope.py does not exist"),
-        (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim or baseline"),
+        (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim, baseline or efficient"),
         (["evaluate", "--workdir=/nowhere/x"], "holds no run"),
         (["tokenizer"], "takes import or train\n\nsupmim tokenizer: make a tokenizer"),
         (["tokenizer", "trian"], "not 'trian'; did you mean train?\n\nsupmim tok"),

@@ -103,6 +103,7 @@ def test_every_number_must_be_finite_on_the_devices():
         ({"mim.mask_ratio": 0.45}, "not on 9: set"),
         ({"mim.mask_ratio": 0.45, "mim.hidden": "mask_token"}, ""),
         ({"mim.mask_ratio": 0.45, "mim_weight": 0.0}, ""),
+        ({"class_pass.keep": 0.7}, "not on 11: set"),
         ({"data.image_size": 10}, "not on 25: set"),
     ],
 )
@@ -189,6 +190,29 @@ def test_a_second_mistake_is_told_beside_the_first(changes, told):
         ({"mim.hidden": "mask_token", "mim.mask_ratio": 1.0}, "leaves none of 16 tokens visible"),
         ({"mim.masking": "block", "mim.block_min": 17}, "exceeds the 16 tokens"),
         ({"class_weight": 0.0, "mim_weight": 0.0}, "nothing would be trained"),
+        ({"class_pass.keep": 0.03}, "keeps none of 16 tokens; the smallest share here is 0.0625"),
+        (
+            {
+                "mim.passes": "one",
+                "class_pass.keep": 0.5,
+                "mim.row_share": 0.5,
+                "mim.end_share": 0.5,
+                "mim.soft_target_weight": 1.0,
+            },
+            "set config.class_pass.keep=1.0, config.mim.row_share=1.0, config.mim.end_share=1.0, "
+            "config.mim.soft_target_weight=0.0 or config.mim.passes=two",
+        ),
+        ({"mim.soft_target_weight": 1.0, "data.mixup": 0.2}, "set config.data.mixup=0.0 or"),
+        ({"mim.start_share": 0.5, "mim.end_share": 0.5}, "no step would have a masked pass"),
+        (
+            {"mim.row_share": 0.3},
+            "takes 3 rows of every 10, so that config.batch_size=96 must be divisible by 10; "
+            "nearest: 90 or 100",
+        ),
+        (
+            {"mim.row_share": 0.5, "mesh.data": 4, "mesh.fsdp": 4, "accumulation_steps": 2},
+            "divisible by 64 with this mesh and accumulation_steps; nearest: 64 or 128",
+        ),
     ],
 )
 def test_impossible_combinations_are_told(changes, told):
@@ -198,6 +222,7 @@ def test_impossible_combinations_are_told(changes, told):
 
 def test_the_baseline_takes_any_class_view_in_one_pass():
     tiny_config(mim_weight=0.0, **{"mim.passes": "one", "data.randaug_num": 2, "data.mixup": 0.2})
+    tiny_config(mim_weight=0.0, **{"mim.passes": "one", "class_pass.keep": 0.5})
 
 
 def test_ratio_zero_is_legal_and_baseline_ignores_mim_options():

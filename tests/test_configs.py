@@ -59,7 +59,7 @@ def test_the_expected_presets_are_there():
 @pytest.mark.parametrize(
     ("name", "arm"),
     [pytest.param(name, arm, marks=pytest.mark.slow if "imagenet" in name else [])
-     for name in ENCODERS for arm in ("supmim", "baseline")],
+     for name in ENCODERS for arm in presets.ARMS],
 )  # fmt: skip
 def test_every_preset_is_valid_and_traces(name, arm):
     config = config_lib.validate(load(name).get_config(arm))
@@ -67,7 +67,8 @@ def test_every_preset_is_valid_and_traces(name, arm):
     assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
         lambda a: (a.shape, a.dtype), after
     )
-    assert ("decoder" in state.params) == ("mim_loss" in totals) == (arm == "supmim")
+    assert ("decoder" in state.params) == ("mim_loss" in totals) == (arm != "baseline")
+    assert (config.class_pass.keep < 1) == (config.mim.row_share < 1) == (arm == "efficient")
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -110,7 +111,9 @@ def test_segmentation_fits_the_encoder_of_its_source_and_traces(name, source):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_preset_has_a_debug_size(name):
-    config = config_lib.debug(config_lib.validate(load(name).get_config()))
+    preset = load(name).get_config("efficient")
+    preset.batch_size, preset.mim.row_share = 7680, 0.3
+    config = config_lib.debug(config_lib.validate(preset))
     assert config.encoder.depth == 2 and config.data.limit == 64
     assert config.data.image_size // config.encoder.patch_size == 4
     state, *_ = traced(config)
@@ -164,5 +167,5 @@ def test_arguments_of_a_preset_come_in_any_order():
 
 
 def test_an_unknown_arm_is_told():
-    with pytest.raises(ConfigError, match="supmim or baseline"):
+    with pytest.raises(ConfigError, match="supmim, baseline or efficient"):
         load("digits").get_config("suprim")

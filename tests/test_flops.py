@@ -32,7 +32,8 @@ def step_flops(config):
     state = jax.eval_shape(functools.partial(step.create_state, task=task, tx=tx), key)
     prepared = jax.eval_shape(functools.partial(prepare, task), task.frozen, batch)
     run = functools.partial(step.train_step, task=task, tx=tx)
-    return flops.count(run, state, prepared, key) / config.batch_size
+    taken = config.mim.step_share
+    return flops.count(run, state, prepared, key, taken=taken) / config.batch_size
 
 
 def times(turns, body, x):
@@ -64,6 +65,22 @@ def times(turns, body, x):
 )
 def test_products_count_as_often_as_they_run(program, args, expected):
     assert flops.count(program, *args) == expected
+
+
+def test_branches_count_as_often_as_they_are_taken():
+    def program(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    assert flops.count(program, SQUARE, taken=0.25) == (0.25 * 2 + 0.75) * TURN
+
+
+def test_the_efficient_arm_costs_less_than_labels_alone():
+    counted = {}
+    for arm in ("efficient", "baseline"):
+        config = config_lib.validate(load("imagenet_b14").get_config(arm))
+        counted[arm] = step_flops(config)
+        assert counted[arm] == pytest.approx(flops.analytic(config).train, rel=0.03)
+    assert counted["efficient"] < 0.92 * counted["baseline"]
 
 
 def test_a_convolution_counts_its_window_and_the_channels_of_a_group():
@@ -106,6 +123,11 @@ def test_the_formula_is_within_3_percent_of_the_count(name, arm):
         {"mim.masking": "variable"},
         {"encoder.pool": "map", "classifier.rep_size": 48},
         {"encoder.pool": "cls"},
+        {"class_pass.keep": 0.5},
+        {"mim.row_share": 0.25},
+        {"mim.start_share": 0.6, "mim.end_share": 0.8},
+        {"mim.loss_on": "all", "mim.mask_ratio": 0.75, "tokenizer.codebook_size": 256},
+        {"mim.soft_target_weight": 1.0, "classifier.num_classes": 500},
     ],
 )
 def test_the_formula_follows_the_arms(changes):

@@ -67,6 +67,16 @@ def test_means_over_batches_equal_the_mean_over_all():
     assert metrics.summarize(steps) == {"x": 2.0}
 
 
+def test_what_a_step_did_not_measure_is_left_out_of_the_mean():
+    ids, valid = jnp.asarray([[0, 1]]), jnp.ones(1)
+    measured = {"x": metrics.scalar(jnp.float32(3.0)), **metrics.code_metrics(ids, 4, valid)}
+    missing = jax.tree.map(jnp.zeros_like, measured)
+    both = metrics.summarize([missing, measured, missing])
+    assert both == metrics.summarize([measured]) and both["x"] == 3.0
+    always = {"loss": metrics.scalar(jnp.float32(0.0)), "skipped": metrics.Last(jnp.int32(0))}
+    assert metrics.summarize([missing | always]) == {"loss": 0.0, "skipped": 0.0}
+
+
 def test_code_usage_and_perplexity_count_valid_tokens():
     ids = jnp.asarray([[0, 0], [1, 1], [2, 3]])
     totals = metrics.code_metrics(ids, 8, jnp.asarray([1.0, 1.0, 0.0]))

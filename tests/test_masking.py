@@ -1,5 +1,7 @@
 """Masks: exact counts, their shapes in the picture, independence between images."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +97,25 @@ def test_the_count_of_visible_units_is_rounded_to_the_nearest():
     assert [masking.num_hidden(n, r) for n, r in ((196, 75 / 196), (256, 0.75))] == [75, 192]
     assert [masking.num_hidden(10, ratio) for ratio in (0.61, 0.64, 0.69)] == [6, 6, 7]
     assert masking.num_hidden(40, 0.61, unit=2) == 24
+
+
+def test_a_share_of_the_patches_is_kept_at_random():
+    mask = masking.keep_some(jax.random.key(0), 512, 4, 0.75)
+    assert mask.ids_keep.shape == (512, 12)
+    seen = (np.asarray(mask.ids_keep)[:, :, None] == np.arange(16)).any(axis=1)
+    assert (seen.sum(axis=1) == 12).all() and len(np.unique(seen, axis=0)) > 200
+    assert seen.mean(axis=0).min() > 0.6 and seen.mean(axis=0).max() < 0.9
+    assert (masking.take_tokens(mask.mask, mask.ids_keep) == 0).all()
+
+
+def test_a_loss_on_all_patches_has_them_all_predicted_and_the_same_ones_hidden():
+    some, all_of_them = draw(mask_ratio=0.75), draw(mask_ratio=0.75, loss_on="all")
+    assert some.ids_predict.shape == (64, 48) and all_of_them.ids_predict.shape == (64, 64)
+    assert (some.mask == all_of_them.mask).all() and (some.ids_keep == all_of_them.ids_keep).all()
+
+
+def test_rows_are_the_first_ones_of_every_group():
+    tree = {"x": jnp.arange(24).reshape(12, 2), "none": None}
+    taken = masking.take_rows(tree, Fraction(2, 3))
+    np.testing.assert_array_equal(taken["x"][:, 0] // 2, [0, 1, 3, 4, 6, 7, 9, 10])
+    assert taken["none"] is None and masking.take_rows(tree, Fraction(1)) is tree

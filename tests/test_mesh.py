@@ -93,9 +93,9 @@ def on_one_device():
     return first_gradients_and_losses((1, 1, 1))
 
 
-def check(found):
+def check(found, wanted=None):
     grads, losses = found
-    wanted_grads, wanted_losses = on_one_device()
+    wanted_grads, wanted_losses = wanted or on_one_device()
 
     def compare(path, ours, expected):
         name = sharding.path_name(path)
@@ -113,6 +113,13 @@ def check(found):
 )
 def test_mesh_does_not_change_the_training(shape):
     check(first_gradients_and_losses(shape))
+
+
+def test_the_mesh_does_not_change_which_rows_patches_and_steps_are_masked():
+    changes = {"class_pass.keep": 0.75, "mim.row_share": 0.5, "mim.end_share": 0.5,
+               "mim.soft_target_weight": 1.0, "data.mixup": 0.0}  # fmt: skip
+    found = first_gradients_and_losses((2, 2, 2), **changes)
+    check(found, first_gradients_and_losses((1, 1, 1), **changes))
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[1]
 TINY = {"batch_size": 16, "mesh.fsdp": 2}
+EFFICIENT = {"class_pass.keep": 0.75, "mim.row_share": 0.5, "mim.start_share": 0.6}
 TPU_OOM = (
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
     "required for HLO temporaries (28.32G) exceeds available HBM (15.75G)."
@@ -80,6 +81,13 @@ def test_collectives_move_parameters_and_no_activations(where, result):
 
     assert twice["memory"]["temporaries"] > 1.3 * result["memory"]["temporaries"]
     assert payload(twice) == payload(result) < 16 * result["parameters"]
+    small, large = (
+        plan.make(tiny_config(**TINY | EFFICIENT | {"batch_size": rows}), where, 0)
+        for rows in (16, 32)
+    )
+    assert payload(small) == payload(large) < 24 * result["parameters"]
+    assert small["flops"]["train"] == pytest.approx(small["flops"]["analytic"], rel=0.1)
+    assert any("40% of the steps have a masked pass" in note for note in small["notes"])
 
 
 def test_remat_is_executed_but_is_no_work_of_the_training(where, result):
@@ -149,6 +157,8 @@ def test_the_verb_prints_a_table_or_json_and_ends_with_6_where_it_does_not_fit(
         (["--topology=h200:12"], "do not fill hosts of 8"),
         (["--topology=cpu:8", "--images=many"], "--images=many is not a number"),
         (["--topology=cpu:8", "--config.batch_size=12"], "does not divide over 8 devices"),
+        (["--topology=cpu:8", "--config.mim.row_share=0.25"],
+         "does not divide over 8 devices of whole groups of 4, for mim.row_share; nearest: 32"),
         (["--topology=cpu:8", "--config.encoder.attention=cudnn",
           "--config.encoder.dtype=bfloat16"], "needs a GPU, cpu:8 is none"),
     ],

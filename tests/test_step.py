@@ -11,6 +11,7 @@ import pytest
 
 from supmim import metrics, optimizer, step
 from supmim.data import stream
+from supmim.errors import ConfigError
 from supmim.tasks.base import Prepared, Task
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
@@ -168,7 +169,7 @@ class Noise(Task):
         self.keys.append(rng)
         return super().draw(batch, rng)
 
-    def loss_fn(self, params, batch, rng):
+    def loss_fn(self, params, batch, rng, step=0):
         noise = jax.random.normal(rng, (8,))
         totals = {"noise": metrics.Sum(noise), "squared": metrics.Sum(noise**2)}
         return (params["w"]["kernel"] * noise).sum(), totals
@@ -295,6 +296,148 @@ def test_sigmoid_loss_and_label_smoothing_act():
     weighted = {"classifier.head_bias": -2.0, "classifier.loss": "sigmoid"}
     smooth = loss(**weighted, **{"classifier.label_smoothing": 0.5})
     assert abs(smooth - loss(**weighted)) < 1e-4 and smooth != 10 * np.log(2)
+
+
+# Cheaper passes.
+
+
+def head_at_random(task):
+    """New parameters, with a classifier that does not start at 0."""
+    params = task.init(jax.random.key(0))
+    head = params["classifier"]["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    return params
+
+
+def test_dropped_patches_cannot_reach_the_class_loss_and_no_mask_is_another():
+    task, _ = task_of(**{"class_pass.keep": 0.75})
+    params, rng = head_at_random(task), jax.random.key(0)
+    drawn = task.draw(prepared(task), rng)
+    keep = np.asarray(drawn.class_mask.ids_keep)
+    assert keep.shape == (BATCH, 12)
+    seen = (keep[:, :, None] == np.arange(16)).any(axis=1)
+    scores = jax.grad(lambda image: task.class_pass(params, drawn.replace(class_view=image), rng)
+                      .sum())(drawn.class_view)  # fmt: skip
+    by_patch = jnp.abs(scores).reshape(BATCH, 4, 2, 4, 2, 1).max(axis=(2, 4, 5)).reshape(BATCH, 16)
+    np.testing.assert_array_equal(by_patch > 0, seen)
+    other = task.draw(prepared(task), jax.random.key(1)).class_mask
+    assert not (np.sort(keep) == np.sort(other.ids_keep)).all()
+    hidden = np.asarray(drawn.token_mask.mask > 0)
+    assert 0.3 < (hidden & seen).mean() < 0.45  # the two masks are drawn apart
+
+
+def test_rows_that_are_not_masked_reach_no_token_loss_and_all_reach_the_class_loss():
+    task, _ = task_of(**{"mim.row_share": 0.5})
+    params, rng = task.init(jax.random.key(0)), jax.random.key(0)
+    drawn = task.draw(prepared(task), rng)
+    skipped = jnp.arange(BATCH) % 2 == 1
+    poisoned = drawn.replace(mim_view=jnp.where(skipped[:, None, None, None], jnp.nan,
+                                                drawn.mim_view))  # fmt: skip
+    assert_equal(task.loss_fn(params, drawn, rng), task.loss_fn(params, poisoned, rng))
+    whole, _ = task_of()
+    even = jax.tree.map(lambda x: x[::2], drawn)
+    found, all_rows, of_even = (
+        metrics.summarize([one.loss_fn(params, batch, rng)[1]])
+        for one, batch in ((task, drawn), (whole, drawn), (whole, even))
+    )
+    np.testing.assert_allclose(found["mim_loss"], of_even["mim_loss"], rtol=1e-5)
+    np.testing.assert_allclose(found["code_usage"], of_even["code_usage"], rtol=1e-5)
+    assert found["mim_loss"] != all_rows["mim_loss"]
+    assert found["class_loss"] == all_rows["class_loss"]
+
+
+def test_a_training_has_masked_passes_in_its_share_of_the_steps_alone():
+    """Outside nothing reaches the decoder, and the metrics are those of the steps inside."""
+    changes = {"mim.start_share": 0.25, "mim.end_share": 0.6, "optimizer.weight_decay": 0.0}
+    inner, config = task_of(**changes)
+    task = SupMIM(config, inner.frozen, total_steps=8)  # steps 2, 3 and 4 of 0 to 7
+    create, train = programs(task, config)
+    rng = jax.random.key(0)
+    state, seen, moved = create(rng), [], []
+    for number in range(8):
+        after, totals = train(state, prepared(task, number), rng)
+        pairs = zip(*map(jax.tree.leaves, (state.params, after.params)), strict=True)
+        assert all(np.isfinite(a).all() for _, a in pairs)
+        head = ["decoder", "head", "bias"]
+        before_and_after = (
+            functools.reduce(lambda tree, key: tree[key], head, one.params)
+            for one in (state, after)
+        )
+        moved.append(not np.array_equal(*before_and_after))
+        seen.append(totals)
+        state = after
+    values = [metrics.summarize([totals]) for totals in seen]
+    inside = [number for number, one in enumerate(values) if "mim_loss" in one]
+    assert inside == [number for number, one in enumerate(values) if "token_accuracy" in one]
+    assert inside == [2, 3, 4] and moved.index(True) == 2
+    for number in (0, 7):
+        assert values[number]["loss"] == values[number]["class_loss"]
+    of_all = metrics.summarize(seen)
+    expected = np.mean([values[number]["mim_loss"] for number in inside])
+    np.testing.assert_allclose(of_all["mim_loss"], expected, rtol=1e-5)
+
+
+def test_a_step_with_its_masked_pass_is_that_of_a_training_that_always_has_one():
+    windowed, _ = task_of(**{"mim.start_share": 0.5})
+    always, _ = task_of()
+    params, rng = head_at_random(always), jax.random.key(0)
+    drawn = always.draw(prepared(always), rng)
+    expected, found = (
+        jax.jit(jax.grad(task.loss_fn, has_aux=True))(params, drawn, rng, 7)
+        for task in (always, windowed)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected, found
+    )
+
+
+def test_a_training_too_short_for_a_masked_pass_is_told():
+    config = tiny_config(**{"mim.start_share": 0.96})
+    with pytest.raises(ConfigError, match="leave none of 10 steps with a masked pass"):
+        SupMIM(config, None, total_steps=10)
+    assert SupMIM(config, None, total_steps=100).masked_steps == range(96, 100)
+    tiny = tiny_config(mim_weight=0.0, **{"mim.start_share": 0.96})
+    assert SupMIM(tiny, None, total_steps=10).model.decoder is None
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_the_masked_pass_learns_what_the_full_pass_answers(kind):
+    weights = {"mim.soft_target_weight": 0.5, "mim_weight": 2.0, "classifier.loss": kind}
+    task, _ = task_of(**weights)
+    full, masked = jax.random.normal(jax.random.key(2), (2, BATCH, 10))
+    batch = prepared(task)
+
+    def loss(full, masked):
+        return task.soft_target_terms(masked, full, batch)[0]
+
+    to_full, to_masked = jax.grad(loss, argnums=(0, 1))(full, masked)
+    assert not to_full.any()
+    answers = (jax.nn.softmax if kind == "softmax" else jax.nn.sigmoid)(full)
+    own = (jax.nn.softmax if kind == "softmax" else jax.nn.sigmoid)(masked)
+    np.testing.assert_allclose(to_masked, 0.5 * (own - answers) / BATCH, atol=1e-6)
+    params = head_at_random(task)
+    found, totals = jax.jit(loss_of(task))(params, batch, jax.random.key(0))
+    terms = metrics.summarize([totals])
+    expected = terms["class_loss"] + 2.0 * terms["mim_loss"] + 0.5 * terms["soft_target_loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_loss_on_all_patches_is_the_mean_over_hidden_and_visible_ones():
+    def found(loss_on):
+        task, _ = task_of(**{"mim.loss_on": loss_on, "mim.mask_ratio": 0.75})
+        drawn = task.draw(prepared(task), jax.random.key(0))
+        seen = (drawn.mim_view, drawn.token_mask)
+        predicted = task.apply("predict_tokens", params, *seen, rng=jax.random.key(0))
+        return predicted, drawn, metrics.summarize([task.mim_terms(predicted, drawn)[1]])
+
+    params = task_of()[0].init(jax.random.key(0))
+    _, _, on_hidden = found("hidden")
+    predicted, drawn, on_all = found("all")
+    ids = jnp.take_along_axis(drawn.target_ids, drawn.token_mask.ids_shuffle, axis=1)
+    each = optax.softmax_cross_entropy_with_integer_labels(predicted, ids)
+    np.testing.assert_allclose(on_all["mim_loss"], each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(on_hidden["mim_loss"], each[:, 4:].mean(), rtol=1e-5)
+    assert on_all["token_accuracy"] == on_hidden["token_accuracy"]
 
 
 # The optimizer.
@@ -451,7 +594,7 @@ def test_the_learning_rate_is_that_of_the_step_though_updates_were_skipped():
         fixed=(),
         init=lambda rng: {"w": {"kernel": jnp.zeros(2)}},
         draw=lambda batch, rng: batch,
-        loss_fn=lambda params, batch, rng: ((batch * params["w"]["kernel"]).sum(), {}),
+        loss_fn=lambda params, batch, rng, step: ((batch * params["w"]["kernel"]).sum(), {}),
         after_update=lambda params, totals: (params, totals),
     )
     run = jax.jit(functools.partial(step.train_step, rng=jax.random.key(0), task=task, tx=tx))

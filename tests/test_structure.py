@@ -131,21 +131,21 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2140,
+    "": 2170,
     "benchmarks": 1110,
     "commands": 2720,
-    "config": 1975,
+    "config": 2115,
     "data": 4670,
     "evaluators": 2040,
     "interop": 1760,
-    "models": 650,
-    "planning": 1050,
+    "models": 656,
+    "planning": 1055,
     "report": 1450,
-    "runtime": 1330,
+    "runtime": 1335,
     "sweeps": 560,
     "target_ids": 360,
-    "tasks": 1040,
-    "tokenizers": 1430,
+    "tasks": 1115,
+    "tokenizers": 1445,
     "workdir": 1000,
 }
 

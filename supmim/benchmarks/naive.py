@@ -43,7 +43,9 @@ class PlainViT(nn.Module):
     grid: int
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False, taps: tuple = ()) -> Encoded:
+    def __call__(
+        self, image: jax.Array, token_mask: None = None, *, train: bool = False, taps: tuple = ()
+    ) -> Encoded:
         """[B, S, S, C] -> what an Encoder returns, without taps."""
         width, dtype = self.options.width, jnp.dtype(self.options.dtype)
         patch = (self.options.patch_size,) * 2

@@ -105,7 +105,8 @@ def simplified(config: Config, **changes: Any) -> Config:
 
 def contestants(config: Config, mesh: Mesh) -> Iterator[Contestant]:
     """Yield the plain step, then each rung of the supervised step and of SupMIM's."""
-    supervised, make_task = simplified(config, mim_weight=0.0), TASKS[config.task].abstract
+    whole = {"mim_weight": 0.0, "class_pass.keep": 1.0}
+    supervised, make_task = simplified(config, **whole), TASKS[config.task].abstract
     yield from compiled("plain", [("Flax ViT", ())], supervised, mesh, plain_task)
     yield from compiled("supervised", rungs(supervised, mesh), supervised, mesh, make_task)
     if config.mim_weight:

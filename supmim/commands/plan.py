@@ -78,7 +78,8 @@ def check_config(config: Config, where: topology.Topology, mesh: jax.sharding.Me
         raise ConfigError(
             f"config.encoder.attention=cudnn needs a GPU, {where.name} is none; set it to xla"
         )
-    sharding.check_divides("batch_size", config.batch_size, mesh, config.accumulation_steps)
+    parts, group = config.accumulation_steps, config.row_group
+    sharding.check_divides("batch_size", config.batch_size, mesh, parts, group)
     shards = sharding.batch_shards(mesh)
     if config.eval.batch_size % shards:
         size = math.ceil(config.eval.batch_size / shards) * shards
@@ -97,6 +98,9 @@ def make(config: Config, where: topology.Topology, num_images: int) -> dict[str,
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=where.devices
     )
     notes += check_config(config, where, mesh)
+    if config.has_decoder and config.mim.step_share < 1:
+        share = f"{config.mim.step_share:.0%}"
+        notes.append(f"FLOPs are means: {share} of the steps have a masked pass, as this one has")
     with jax.set_mesh(mesh):
         real = program.build(config, mesh)
         work = program.count_flops(real)

@@ -250,8 +250,16 @@ def _supmim_problems(config: Config) -> Iterator[str]:
         )
     if not config.class_weight and not config.mim_weight:
         yield "config.class_weight and config.mim_weight are both 0: nothing would be trained"
+    whole, keep = _in_whole_patches(config), config.class_pass.keep
+    num_tokens = config.grid**2
+    if whole and _kept(num_tokens, keep) < 1:
+        yield (
+            f"config.class_pass.keep={keep:g} keeps none of {counted(num_tokens, 'token')}; the "
+            f"smallest share here is {1 / num_tokens:.4g}"
+        )
     if config.mim_weight:
         yield from _mim_problems(config)
+        yield from _pass_problems(config)
 
 
 TASK_PROBLEMS = {
@@ -313,6 +321,11 @@ def _data_problems(data: options.Data) -> Iterator[str]:
         yield "config.data.channels=2: an image has 1 channel, grey, or 3; nearest: 1 or 3"
 
 
+def _kept(num_tokens: int, share: float) -> int:
+    """Return how many tokens a share keeps, as masking.keep_some does."""
+    return round(num_tokens * (1 - (1 - share)))
+
+
 def _odd_lengths(config: Config) -> str:
     """Return the odd ones among the numbers of tokens that encoder and decoder see."""
     mim, num_tokens = config.mim, config.grid**2
@@ -320,7 +333,8 @@ def _odd_lengths(config: Config) -> str:
     drops = config.has_decoder and mim.hidden == "drop"
     kept = round(num_tokens // unit * (1 - mim.mask_ratio)) * unit if drops else num_tokens
     cls = config.encoder.pool == "cls"
-    lengths = {num_tokens + cls, kept + cls, num_tokens if config.has_decoder else 0}
+    seen = _kept(num_tokens, config.class_pass.keep) if config.task == "supmim" else num_tokens
+    lengths = {num_tokens + cls, kept + cls, seen + cls, num_tokens if config.has_decoder else 0}
     return " or ".join(str(length) for length in sorted(lengths) if length % 2)
 
 
@@ -389,6 +403,39 @@ def _mim_problems(config: Config) -> Iterator[str]:
     if mim.masking == "block" and mim.block_min > num_tokens:
         tokens = counted(num_tokens, "token")
         yield f"config.mim.block_min={mim.block_min} exceeds the {tokens} of an image"
+
+
+def _pass_problems(config: Config) -> Iterator[str]:
+    """Savings and losses that need two passes, or images, rows and steps that do not fit them."""
+    values, mim = flatten(config), config.mim
+    asked = [path for path, o in OPTIONS.items() if o.two_passes and values[path] != o.default]
+    if asked and mim.passes == "one":
+        off = ", ".join(f"config.{path}={OPTIONS[path].default}" for path in asked)
+        yield (
+            "config.mim.passes=one has a single pass, which all images and steps need: set "
+            f"{off} or config.mim.passes=two"
+        )
+        return
+    mixed = [f"config.data.{name}=0.0" for name in ("mixup", "cutmix") if values[f"data.{name}"]]
+    if mim.soft_target_weight and mixed:
+        yield (
+            "config.mim.soft_target_weight has the full pass teach the masked one, which sees "
+            f"images unmixed: set {', '.join(mixed)} or config.mim.soft_target_weight=0.0"
+        )
+    if mim.start_share >= mim.end_share:
+        yield (
+            f"config.mim.start_share={mim.start_share:g} is not below config.mim.end_share="
+            f"{mim.end_share:g}: no step would have a masked pass"
+        )
+    devices = max(1, config.mesh.data) * max(1, config.mesh.fsdp)  # -1: those are not known here
+    unit = config.row_group * config.accumulation_steps * devices
+    if config.row_group > 1 and config.batch_size % unit:
+        why = " with this mesh and accumulation_steps" if unit > config.row_group else ""
+        yield (
+            f"config.mim.row_share={mim.row_share:g} takes {counted(mim.rows.numerator, 'row')} of "
+            f"every {config.row_group}, so that config.batch_size={config.batch_size} must be "
+            f"divisible by {unit}{why}; nearest: " + _nearest(config.batch_size, multiple_of=unit)
+        )
 
 
 def _target_problems(config: Config) -> Iterator[str]:

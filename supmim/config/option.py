@@ -29,6 +29,7 @@ class Option:
         may use one ("in evaluation"), or both ("always").
     augmentation: whether a named kind of augmentation (`config.augmentation`) sets it.
     unused_by: tasks that do not read it; setting it there is an error.
+    two_passes: whether another value than the default needs mim.passes=two.
     debug: the value under `--debug`, if it has one.
     common: whether the short help shows it.
     default_is_before: whether the default means what was done before the option existed. Then a
@@ -46,6 +47,7 @@ class Option:
     may_change: Literal["never", "on resume", "in evaluation", "always"] = "never"
     augmentation: bool = False
     unused_by: tuple[str, ...] = ()
+    two_passes: bool = False
     debug: Value | None = None
     common: bool = False
     default_is_before: bool = False

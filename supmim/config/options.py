@@ -7,6 +7,7 @@ It imports neither jax nor flax, and ml_collections stays outside: reader proces
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 from supmim.config import tasks
@@ -333,6 +334,21 @@ class Classifier:
 
 
 @dataclass(frozen=True)
+class ClassPass:
+    """The pass of the encoder over unmasked images, from which the class is predicted."""
+
+    keep: float = option(
+        1.0,
+        "share of patches kept, at random, in training (PatchDropout)",
+        low=0.0,
+        high=1.0,
+        unused_by=("tokenizer", "segmentation"),
+        two_passes=True,
+        default_is_before=True,
+    )
+
+
+@dataclass(frozen=True)
 class Decoder:
     """Predicts the tokens of hidden patches; it is gone at inference."""
 
@@ -407,6 +423,58 @@ class Mim:
     label_smoothing: float = option(
         0.0, "share of the target id that is spread over the codebook", low=0.0, high=1.0
     )
+    loss_on: str = option(
+        "hidden",
+        "patches that the loss counts: hidden ones, or visible ones too",
+        choices=("hidden", "all"),
+        unused_by=("tokenizer", "segmentation"),
+        default_is_before=True,
+    )
+    row_share: float = option(
+        1.0,
+        "share of a batch's images that are masked, e.g. 0.5: every other one",
+        low=1e-6,
+        high=1.0,
+        unused_by=("tokenizer", "segmentation"),
+        two_passes=True,
+        default_is_before=True,
+    )
+    start_share: float = option(
+        0.0,
+        "share of the training's steps before the first with a masked pass",
+        low=0.0,
+        high=1.0,
+        unused_by=("tokenizer", "segmentation"),
+        two_passes=True,
+        default_is_before=True,
+    )
+    end_share: float = option(
+        1.0,
+        "share of the training's steps after which there is no masked pass",
+        low=0.0,
+        high=1.0,
+        unused_by=("tokenizer", "segmentation"),
+        two_passes=True,
+        default_is_before=True,
+    )
+    soft_target_weight: float = option(
+        0.0,
+        "weight of predicting the full pass's classes in the masked one (MaskSub)",
+        low=0.0,
+        unused_by=("tokenizer", "segmentation"),
+        two_passes=True,
+        default_is_before=True,
+    )
+
+    @property
+    def rows(self) -> Fraction:
+        """row_share as a fraction, p / q in lowest terms: the first p of every q rows."""
+        return Fraction(self.row_share).limit_denominator(MAX_IMAGES)
+
+    @property
+    def step_share(self) -> float:
+        """Share of the training's steps that have a masked pass."""
+        return self.end_share - self.start_share
 
 
 @dataclass(frozen=True)
@@ -683,6 +751,7 @@ class Config:
     data: Data = Data()
     encoder: Encoder = Encoder()
     classifier: Classifier = Classifier()
+    class_pass: ClassPass = ClassPass()
     decoder: Decoder = Decoder()
     segmentation: Segmentation = Segmentation()
     mim: Mim = Mim()
@@ -707,6 +776,15 @@ class Config:
     def has_tokenizer(self) -> bool:
         """Whether the decoder predicts ids of a tokenizer."""
         return self.has_decoder and self.mim.target == "tokens"
+
+    @property
+    def row_group(self) -> int:
+        """Number of rows of which mim.row_share takes some; it divides each device's part."""
+        return self.mim.rows.denominator if self.has_decoder else 1
+
+    def num_steps(self, num_images: int) -> int:
+        """Return the length of the training, in steps, on so many images."""
+        return self.total_epochs * num_images // self.batch_size
 
     @property
     def grid(self) -> int:

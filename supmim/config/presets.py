@@ -20,7 +20,15 @@ VARIANTS = {
     "H": (1280, 32, 5120, 16),
     "g": (1408, 40, 6144, 16),
 }
-ARMS = ("supmim", "baseline")
+# A preset's arms, and what each changes of it.
+ARMS = {
+    "supmim": {},
+    "baseline": {"mim_weight": 0.0},
+    "efficient": {
+        "class_pass": {"keep": 0.75},
+        "mim": {"mask_ratio": 0.75, "row_share": 0.5},
+    },
+}
 BATCHES_AND_RATES = {
     "mu": (64, 3e-3),
     "Ti": (256, 2e-3),
@@ -89,7 +97,7 @@ def size_and_arm(arguments: str, size: str, others: tuple[str, ...] = ()) -> tup
 
     size: the one that is meant without any; others: names of sizes without a patch size.
     """
-    arm, example = ARMS[0], size
+    arm, example = "supmim", size
     for word in filter(None, arguments.split(",")):
         if word in ARMS:
             arm = word
@@ -124,11 +132,14 @@ def sized(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def arm(config: ConfigDict, name: str) -> ConfigDict:
-    """Return the preset as it is (`supmim`), or without masked image modelling (`baseline`)."""
+    """Return the preset as it is (`supmim`), or as another arm.
+
+    `baseline` has no masked image modelling. In `efficient` the class pass keeps 75 % of the
+    patches, and every other image is masked, of which 25 % are kept.
+    """
     if name not in ARMS:
-        raise ConfigError(f"a preset's arm is supmim or baseline, not {name!r}")
-    if name == "baseline":
-        config.mim_weight = 0.0
+        raise ConfigError(f"a preset's arm is supmim, baseline or efficient, not {name!r}")
+    config.update(ARMS[name])
     return config
 
 
@@ -146,6 +157,8 @@ def debug(config: Config) -> Config:
     small |= {"data.targets": "", "eval.real_labels": "", "init.model": ""}
     if path:  # a tokenizer that exists keeps its size
         small["tokenizer.codebook_size"] = config.tokenizer.codebook_size
+    if config.row_group > 1:
+        small |= {"mim.row_share": 0.5, "batch_size": 32}  # two rows for each of 16 devices
     if config.task == "segmentation":
         small |= {"data.eval_resize": 0, "segmentation.window": 0, "segmentation.stride": 0}
     if config.tokenizer.image_size:

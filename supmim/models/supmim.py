@@ -25,10 +25,18 @@ class Network(nn.Module):
         return logits
 
     def classify(
-        self, image: jax.Array, *, train: bool = False, taps: tuple[int, ...] = ()
+        self,
+        image: jax.Array,
+        token_mask: TokenMask | None = None,
+        *,
+        train: bool = False,
+        taps: tuple[int, ...] = (),
     ) -> tuple[jax.Array, Encoded]:
-        """Return class logits [B, C] of images [B, S, S, C], and the outputs of the encoder."""
-        encoded = self.encoder(image, train=train, taps=taps)
+        """Return class logits [B, C] of images [B, S, S, C], and the outputs of the encoder.
+
+        With a token_mask, only the patches that it keeps are seen.
+        """
+        encoded = self.encoder(image, token_mask, train=train, taps=taps)
         return self.classifier(encoded.embedding), encoded
 
     def predict_tokens(

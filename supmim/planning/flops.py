@@ -16,26 +16,27 @@ from supmim.config import Config, options
 from supmim.tasks import targets
 
 
-def count(fn: Callable, *args: Any) -> float:
+def count(fn: Callable, *args: Any, taken: float = 1.0) -> float:
     """Return the FLOPs of fn(*args) without compiling or running it; args: arrays or their shapes.
 
-    A scan counts as often as it iterates, a cond as its most expensive branch, a while loop, whose
-    length is not in the program, as one iteration. What `jax.checkpoint` recomputes counts again.
+    A scan counts as often as it iterates, a while loop, whose length is not in the program, as one
+    iteration. What `jax.checkpoint` recomputes counts again. taken: share of the calls in which a
+    cond takes its most expensive branch, in the others its cheapest.
     """
-    return _in_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+    return _in_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr, taken)
 
 
-def _in_jaxpr(jaxpr: core.Jaxpr) -> float:
-    return float(sum(map(_in_equation, jaxpr.eqns)))
+def _in_jaxpr(jaxpr: core.Jaxpr, taken: float) -> float:
+    return float(sum(_in_equation(eqn, taken) for eqn in jaxpr.eqns))
 
 
-def _in_equation(eqn: core.JaxprEqn) -> float:
+def _in_equation(eqn: core.JaxprEqn, taken: float) -> float:
     name = eqn.primitive.name.removesuffix("_wrapper")
     if name in PRODUCTS:
         return PRODUCTS[name](eqn.params, *(var.aval for var in (eqn.outvars[0], *eqn.invars)))
-    inside = [_in_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(eqn.params)]
+    inside = [_in_jaxpr(jaxpr, taken) for jaxpr in core.jaxprs_in_params(eqn.params)]
     if name == "cond":
-        return max(inside)
+        return taken * max(inside) + (1 - taken) * min(inside)
     return sum(inside) * (eqn.params["length"] if name == "scan" else 1)
 
 
@@ -65,7 +66,7 @@ PRODUCTS: dict[str, Callable[..., float]] = {
 
 
 class PerImage(NamedTuple):
-    """Forward FLOPs of one image through each part of a training step."""
+    """Forward FLOPs of one image through each part of a step, as a mean over images and steps."""
 
     class_pass: float
     masked_pass: float
@@ -82,19 +83,24 @@ def analytic(config: Config) -> PerImage:
     """Return the FLOPs of a config by formula, without recomputation and without the tokenizer.
 
     A block costs 8 D^2 + 4 D M per token and 4 D per pair of tokens, for width D and MLP size M.
+    Images and steps without a masked pass count as 0 in the means over all of them.
     """
     encoder, head, mim = config.encoder, config.classifier, config.mim
     num_tokens = config.grid**2
     unit = mim.unit if mim.masking == "units" else 1
     hidden = masking.num_hidden(num_tokens, mim.mask_ratio, unit)
     entering = num_tokens if mim.hidden == "mask_token" else num_tokens - hidden
-    has_decoder, two = config.mim_weight > 0, mim.passes == "two"
+    kept = num_tokens - masking.num_hidden(num_tokens, 1 - config.class_pass.keep)
+    masked = float(mim.rows) * mim.step_share if config.mim_weight else 0.0
+    two = mim.passes == "two" or not masked
+    classified = 1 + masked * (mim.soft_target_weight > 0)
     rep = head.rep_size or encoder.width
+    classifier = 2 * rep * (head.num_classes + (encoder.width if head.rep_size else 0))
     return PerImage(
-        class_pass=_encoder(config, num_tokens) if two or not has_decoder else 0.0,
-        masked_pass=_encoder(config, entering) if has_decoder else 0.0,
-        classifier=2 * rep * (head.num_classes + (encoder.width if head.rep_size else 0)),
-        decoder=_decoder(config, entering, num_tokens, hidden) if has_decoder else 0.0,
+        class_pass=_encoder(config, kept) if two else 0.0,
+        masked_pass=masked * _encoder(config, entering),
+        classifier=classified * classifier,
+        decoder=masked and masked * _decoder(config, entering, num_tokens, hidden),
     )
 
 
@@ -116,7 +122,8 @@ def _encoder(config: Config, num_tokens: int) -> float:
 
 def _decoder(config: Config, entering: int, num_tokens: int, hidden: int) -> float:
     decoder = config.decoder
-    predicted = num_tokens if config.mim.masking == "variable" else hidden
+    all_of_them = config.mim.masking == "variable" or config.mim.loss_on == "all"
+    predicted = num_tokens if all_of_them else hidden
     return (
         2 * entering * config.encoder.width * decoder.width
         + _blocks(decoder, num_tokens)

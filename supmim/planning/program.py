@@ -80,16 +80,19 @@ def chip_bytes(tree: Any) -> int:
 
 
 def count_flops(planned: PlannedStep) -> dict[str, float]:
-    """Return FLOPs per image.
+    """Return FLOPs per image, as a mean over the steps of the training.
 
     train: without remat. analytic: the same by formula, 0 for tasks that have none. executed: with
     what remat recomputes. tokenize: of the tokenizer's program.
     """
-    executed = flops.count(planned.train_steps, *planned.arguments)
-    once, config = executed, planned.config
+    config = planned.config
+
+    def count(one: PlannedStep) -> float:
+        return flops.count(one.train_steps, *one.arguments, taken=config.mim.step_share)
+
+    once = executed = count(planned)
     if config.encoder.remat != "none":
-        other = build(config_lib.replaced(config, {"encoder.remat": "none"}), planned.mesh)
-        once = flops.count(other.train_steps, *other.arguments)
+        once = count(build(config_lib.replaced(config, {"encoder.remat": "none"}), planned.mesh))
     raw = pipeline.abstract_batch(config, planned.mesh)
     tokenize = flops.count(planned.tokenize, planned.frozen, raw)
     return {

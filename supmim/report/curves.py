@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 10, 3.1  # inches: of the figure, and of a row of panels
 NO_RESULTS = ("floor", "goodput", "tokenizer", "unreadable")  # prefixes without panels of their own
 
 PANELS = {
-    "losses": {"class_loss": BLUE, "mim_loss": ORANGE},
+    "losses": {"class_loss": BLUE, "mim_loss": ORANGE, "soft_target_loss": GREEN},
     "loss of pixels": {"pixel_loss": BLUE},
     "training accuracy, %": {"train_top1": BLUE, "token_accuracy": ORANGE, "pixel_accuracy": GREEN},
     "evaluation, %": {

@@ -50,7 +50,8 @@ def cost(config: Config) -> Cost:
     )
     train_step = functools.partial(step.train_step, task=task, tx=tx)
     flops_per_step = flops.count(task.tokenize, task.frozen, batch)
-    flops_per_step += flops.count(train_step, state, prepared, rng)
+    taken = config.mim.step_share
+    flops_per_step += flops.count(train_step, state, prepared, rng, taken=taken)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     images = total_steps * config.batch_size
     return Cost(parameters, total_steps, images, total_steps * flops_per_step)

@@ -14,6 +14,9 @@ from supmim.config import Config
 from supmim.data.raw import Raw
 from supmim.metrics import Metrics
 
+Step = jax.Array | int  # the number of a training step, from 0
+Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
+
 
 @struct.dataclass
 class Prepared:
@@ -37,12 +40,13 @@ class Prepared:
 class Drawn:
     """A prepared batch with what is drawn over all of it, such as masks and mixing.
 
-    class_view: [B, S, S, C], mixed. class_target: [B, C], smoothed and mixed. token_mask: a
-    masking.TokenMask. candidate: [B, N], latents that may replace unused codes. The others are
-    those of Prepared.
+    class_view: [B, S, S, C], mixed. class_target: [B, C], smoothed and mixed. class_mask,
+    token_mask: masking.TokenMasks of the two passes; class_mask is None if all patches are kept.
+    candidate: [B, N], latents that may replace unused codes. The others are those of Prepared.
     """
 
     candidate: Any = None
+    class_mask: Any = None
     class_view: Any = None
     class_target: Any = None
     mim_view: Any = None
@@ -95,7 +99,7 @@ class Task:
         """Add what is drawn over the whole batch."""
         return Drawn(**vars(batch))
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
         """Return the scalar loss and the metrics of a drawn batch, or of some of its rows."""
         raise NotImplementedError
 

@@ -16,9 +16,8 @@ from supmim.data import masks
 from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.data.raw import Raw
-from supmim.metrics import Metrics
 from supmim.models import segmentation as networks
-from supmim.tasks.base import Drawn, Prepared, Task
+from supmim.tasks.base import Drawn, Prepared, Step, Task, Terms
 
 
 class Segmentation(Task):
@@ -54,7 +53,7 @@ class Segmentation(Task):
             valid=batch["valid"],
         )
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
         label_map, valid = batch.label_map, batch.valid
         dropout_rng, depth_rng = jax.random.split(rng)
         rngs = {"dropout": dropout_rng, "stochastic_depth": depth_rng}

@@ -3,6 +3,7 @@
 Shapes: B batch, S image side, N tokens, M predicted tokens, C classes.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,27 @@ from supmim.data.raw import Raw
 from supmim.metrics import Metrics
 from supmim.models import supmim as networks
 from supmim.target_ids import identity
-from supmim.tasks import filling, probe, targets
-from supmim.tasks.base import Drawn, Prepared, Task
+from supmim.tasks import filling, probe, targets, window
+from supmim.tasks.base import Drawn, Prepared, Step, Task, Terms
 from supmim.tokenizers import inputs
 from supmim.workdir.files import holds_run
 
-STREAMS = ("mixing", "mask", "class pass", "MIM pass")  # the order is part of a run: append only
-
-Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
+# The order is part of a run: append only.
+STREAMS = ("mixing", "mask", "class pass", "MIM pass", "class mask")
 
 
 class SupMIM(Task):
-    """total = class_weight * class_loss + mim_weight * mim_loss. digest: of the tokenizer."""
+    """total = class_weight * class_loss + mim_weight * mim_loss.
+
+    digest: of the tokenizer. total_steps: of the training; if None, each step has a masked pass.
+    """
 
     def __init__(
-        self, config: Config, tokenizer: tokenizers.Tokenizer | None, digest: str = ""
+        self,
+        config: Config,
+        tokenizer: tokenizers.Tokenizer | None,
+        digest: str = "",
+        total_steps: int | None = None,
     ) -> None:
         self.config, self.frozen, self.digest = config, tokenizer, digest
         self.fixed = ("encoder",) if config.optimizer.frozen == "encoder" else ()
@@ -44,6 +51,7 @@ class SupMIM(Task):
             self.arm = self.labels_only
         else:
             self.arm = {"one": self.one_pass, "two": self.two_passes}[config.mim.passes]
+            self.masked_steps = window.masked_steps(config.mim, total_steps)
 
     @classmethod
     def abstract(cls, config: Config) -> "SupMIM":
@@ -56,8 +64,9 @@ class SupMIM(Task):
         Otherwise it is in the workdir, or it is fitted and put there: on MIM views of the first
         epoch, which is what it will be asked to encode.
         """
+        total_steps = config.num_steps(len(images.source))
         if not config.has_tokenizer:
-            return cls(config, None)
+            return cls(config, None, total_steps=total_steps)
         data = config_lib.flatten(config.data, "data.")
         shown = options.identity(data, "crop", "geometry") | {"data.seed": config.data.seed}
         made_from = {
@@ -72,7 +81,7 @@ class SupMIM(Task):
             lambda: inputs.first_views(config, images),
             needed=holds_run(workdir),
         )
-        return cls(config, tokenizer, tokenizer.fingerprint())
+        return cls(config, tokenizer, tokenizer.fingerprint(), total_steps)
 
     def init(self, rng: jax.Array) -> Any:
         """See Task: encoder, classifier and, unless mim_weight is 0, decoder."""
@@ -110,18 +119,22 @@ class SupMIM(Task):
         return Prepared(other, mim_view, label, target_ids=target_ids, valid=valid)
 
     def draw(self, batch: Prepared, rng: jax.Array) -> Drawn:
-        """See Task: mixed class views with their targets, and a mask per image."""
+        """See Task: mixed class views with their targets, and the masks of each image."""
         head, data = self.config.classifier, self.config.data
         target = losses.one_hot(batch.label, head.num_classes, head.label_smoothing)
         image = batch.mim_view if batch.class_view is None else batch.class_view
         if data.mixup or data.cutmix:
             mix_rng = stream(rng, "mixing")
             image, target = mixing.mix(mix_rng, image, target, batch.valid, data.mixup, data.cutmix)
-        token_mask = None
+        token_mask = class_mask = None
         if self.model.decoder is not None:
             token_mask = self.draw_mask(stream(rng, "mask"), len(image))
+        keep, grid = self.config.class_pass.keep, self.config.grid
+        if keep < 1:
+            class_mask = masking.keep_some(stream(rng, "class mask"), len(image), grid, keep)
         prepared = vars(batch) | {"class_view": image}
-        return Drawn(**prepared, class_target=target, token_mask=token_mask)
+        masks = {"class_mask": class_mask, "token_mask": token_mask}
+        return Drawn(**prepared, **masks, class_target=target)
 
     def draw_mask(self, rng: jax.Array, batch_size: int) -> masking.TokenMask:
         """Draw one mask per image, as config.mim says."""
@@ -129,35 +142,43 @@ class SupMIM(Task):
 
     # The loss, one function for each arm.
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> Terms:
-        loss, totals = self.arm(params, batch, stream(rng, "class pass"), stream(rng, "MIM pass"))
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
+        loss, totals = self.arm(params, batch, rng, step)
         return loss, totals | {"loss": metrics.scalar(loss)}
 
-    def labels_only(
-        self, params: Any, batch: Drawn, class_rng: jax.Array, mim_rng: jax.Array
-    ) -> Terms:
-        """The baseline: the class loss on the whole image."""
-        logits, _ = self.apply("classify", params, batch.class_view, rng=class_rng)
-        return self.class_terms(logits, batch)
+    def labels_only(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
+        """The baseline: the class loss on the unmasked image."""
+        return self.class_terms(self.class_pass(params, batch, rng), batch)
 
-    def two_passes(
-        self, params: Any, batch: Drawn, class_rng: jax.Array, mim_rng: jax.Array
-    ) -> Terms:
-        """The class loss on the whole image, the token loss on a masked one."""
-        logits, _ = self.apply("classify", params, batch.class_view, rng=class_rng)
-        predicted = self.apply(
-            "predict_tokens", params, batch.mim_view, batch.token_mask, rng=mim_rng
-        )
-        return added(self.class_terms(logits, batch), self.mim_terms(predicted, batch))
+    def two_passes(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
+        """The class loss on the unmasked image, the token loss on a masked one, in its steps."""
+        logits = self.class_pass(params, batch, rng)
+        masked = functools.partial(self.masked_pass, params, batch, logits, rng)
+        mim_terms = window.within(self.masked_steps, step, masked)
+        return added(self.class_terms(logits, batch), mim_terms)
 
-    def one_pass(
-        self, params: Any, batch: Drawn, class_rng: jax.Array, mim_rng: jax.Array
-    ) -> Terms:
+    def one_pass(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """Both losses on one masked image: cheaper, and without mixing."""
+        image, rng = batch.class_view, stream(rng, "class pass")
         logits, predicted = self.apply(
-            "classify_and_predict", params, batch.class_view, batch.token_mask, rng=class_rng
+            "classify_and_predict", params, image, batch.token_mask, rng=rng
         )
         return added(self.class_terms(logits, batch), self.mim_terms(predicted, batch))
+
+    def class_pass(self, params: Any, batch: Drawn, rng: jax.Array) -> jax.Array:
+        """Return class logits [B, C] of unmasked images, of which some patches may be left out."""
+        seen, rng = (batch.class_view, batch.class_mask), stream(rng, "class pass")
+        return self.apply("classify", params, *seen, rng=rng)[0]
+
+    def masked_pass(self, params: Any, batch: Drawn, logits: jax.Array, rng: jax.Array) -> Terms:
+        """The token loss on some rows, and the loss of the soft targets, logits [B, C]."""
+        batch, logits = masking.take_rows((batch, logits), self.config.mim.rows)
+        seen, rng = (batch.mim_view, batch.token_mask), stream(rng, "MIM pass")
+        if not self.config.mim.soft_target_weight:
+            return self.mim_terms(self.apply("predict_tokens", params, *seen, rng=rng), batch)
+        masked, predicted = self.apply("classify_and_predict", params, *seen, rng=rng)
+        soft_terms = self.soft_target_terms(masked, logits, batch)
+        return added(self.mim_terms(predicted, batch), soft_terms)
 
     def apply(self, method: str, params: Any, image: jax.Array, *args: Any, rng: jax.Array) -> Any:
         """Run one training pass over images in [0, 1]; a fixed encoder works as in inference."""
@@ -180,13 +201,25 @@ class SupMIM(Task):
         totals: Metrics = {"class_loss": loss, "train_top1": metrics.mean(correct, batch.valid)}
         return self.class_weight * loss.compute(), totals
 
+    def soft_target_terms(self, masked: jax.Array, logits: jax.Array, batch: Drawn) -> Terms:
+        """Return the weighted loss of a masked pass's logits [B, C], and its metric.
+
+        Its target is what the full pass answers, without gradient (MaskSub, arXiv 2306.11339).
+        logits: [B, C], those of the full pass.
+        """
+        kind = self.config.classifier.loss
+        target = jax.lax.stop_gradient(losses.PROBABILITIES[kind](logits))
+        loss = metrics.mean(losses.CLASS_LOSSES[kind](masked, target), batch.valid)
+        return self.config.mim.soft_target_weight * loss.compute(), {"soft_target_loss": loss}
+
     def mim_terms(self, predicted: jax.Array, batch: Drawn) -> Terms:
         """Return the weighted loss of predictions [B, M, values of a patch], and its metrics."""
         ids = batch.token_mask.ids_predict
         target = self.target.of(batch.mim_view, batch.target_ids)
         target = masking.take_tokens(target, ids)
         mask = masking.take_tokens(batch.token_mask.mask, ids)
-        loss = metrics.mean(self.target.loss(predicted, target, mask), batch.valid)
+        weight = mask if self.config.mim.loss_on == "hidden" else jnp.ones_like(mask)
+        loss = metrics.mean(self.target.loss(predicted, target, weight), batch.valid)
         totals = {"mim_loss": loss, **self.target.totals(predicted, target, mask, batch)}
         return self.mim_weight * loss.compute(), totals
 

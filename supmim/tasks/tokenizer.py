@@ -17,7 +17,7 @@ from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.data.raw import Raw
 from supmim.metrics import Metrics
-from supmim.tasks.base import Drawn, Prepared, Task
+from supmim.tasks.base import Drawn, Prepared, Step, Task, Terms
 from supmim.tokenizers import codebook, losses, perceptual, quality, vqgan
 from supmim.tokenizers.discriminators import DISCRIMINATORS
 
@@ -87,7 +87,7 @@ class TokenizerTraining(Task):
             candidate = codebook.candidates(rng, len(batch.mim_view), self.num_tokens)
         return Drawn(**vars(batch), candidate=candidate)
 
-    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
         image, valid = batch.mim_view, batch.valid
         latents = self.apply(params, image, "latents").astype(jnp.float32)
         ids = self.apply(params, jax.lax.stop_gradient(latents), "quantize")
