@@ -12,10 +12,9 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from supmim import config as config_lib
 from supmim import sharding, step
 from supmim.config import Config
-from supmim.data import images, landmarks, pipeline, sources
+from supmim.data import images, landmarks, pipeline
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError, counted
@@ -23,7 +22,6 @@ from supmim.evaluators.lib.predictions import Predictions
 from supmim.interop import pretrained
 from supmim.runtime import devices, hosts, numerics
 from supmim.runtime.progress import doing
-from supmim.runtime.streams import printable
 from supmim.target_ids import files as target_ids
 from supmim.target_ids import identity
 from supmim.tasks.base import Task
@@ -62,66 +60,6 @@ def mesh_of(config: Config) -> Mesh:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
     return mesh
-
-
-def load_sources(config: Config) -> tuple[Config, base.Source, base.Source]:
-    """Return the config with its number of classes, the training and the evaluation source."""
-    source, eval_source = sources.load(config.data, config.facts.has_labels)
-    told, every = shared_images(source, eval_source)
-    if every:
-        raise DataError(
-            f"{told}, so that results would be those of training images; set --config.data.eval to "
-            "other images, or leave it empty for what the training source holds out"
-        )
-    if told and hosts.is_first():
-        print(f"warning     {told}")
-    return with_num_classes(config, source), source, eval_source
-
-
-def shared_images(source: base.Source, eval_source: base.Source) -> tuple[str, bool]:
-    """Return a sentence on the evaluation images that are training images, "" if there are none.
-
-    Also return whether all of them are.
-    """
-    shared, count = sources.num_shared(source, eval_source), len(eval_source)
-    of_all = f"{shared:,} of {counted(count, 'image')} of {eval_source.name}"
-    told = f"{of_all} {'is' if shared == 1 else 'are'} in {source.name} too"
-    return told if shared else "", shared == count
-
-
-def with_num_classes(config: Config, source: base.Source) -> Config:
-    """Return the config with the number of classes of its source.
-
-    ConfigError if the config asks for another number; DataError if there are fewer than two.
-    """
-    if not config.facts.has_labels:
-        return config
-    found = len(source.class_names)
-    if not found:
-        raise DataError(
-            f"nothing says how many classes the masks of {source.name} have: write their names "
-            "into classes.txt in its folder, one per line, or set --config.data.mask_classes=N"
-        )
-    if found < 2:
-        raise DataError(
-            f"{source.name} has images of one class, {printable(source.class_names[0])}; at least "
-            "two are needed"
-        )
-    if config.classifier.num_classes not in (0, found):
-        raise ConfigError(
-            f"{source.name} has {counted(found, 'class')}, config.classifier.num_classes is "
-            f"{config.classifier.num_classes}; set --config.classifier.num_classes={found}, or 0 "
-            "for those of the source"
-        )
-    if config.classifier.num_classes == found:
-        return config
-    return config_lib.replaced(config, {"classifier.num_classes": found})
-
-
-def settled(config: Config) -> Config:
-    """Return the config with its number of classes, opening its sources only if it is unknown."""
-    known = config.classifier.num_classes or not config.facts.has_labels
-    return config if known else load_sources(config)[0]
 
 
 def readers_of(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim.assemble import DEFAULT_START, Start
 from supmim.config import Config
-from supmim.data import calls, images, pipeline, resident
+from supmim.data import calls, images, pipeline, resident, run_sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.calls import Call, Groups
 from supmim.data.sources import folders
@@ -86,7 +86,7 @@ def set_up(
     checkpoints = Checkpoints(folder.path / "checkpoints", log, config.checkpoint)
     bad_records = BadRecords(folder.path / hosts.own_file("bad_records.jsonl"), log)
     origin = assemble.origin_of(config, checkpoints, start)
-    config, source, eval_source = assemble.load_sources(config)
+    config, source, eval_source = run_sources.load(config)
     log(f"evaluation  {counted(len(eval_source), 'image')} of {printable(eval_source.name)}")
     missing = folders.without_images(eval_source) if config.facts.has_labels else []
     if missing:

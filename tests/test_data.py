@@ -8,7 +8,7 @@ import pytest
 
 from supmim import assemble, sharding
 from supmim.config import options
-from supmim.data import images, pipeline, sources, stream
+from supmim.data import images, pipeline, run_sources, sources, stream
 from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
 from tests.conftest import digits, plain_readers, tiny_config
@@ -52,11 +52,11 @@ def test_unknown_sources_and_wrong_sizes_are_told():
     with pytest.raises(DataError, match="it takes train, test"):
         sources.load(tiny_config(**{"data.train": "digits:val"}).data)
     with pytest.raises(ConfigError, match="--config.classifier.num_classes=10"):
-        assemble.load_sources(tiny_config(**{"classifier.num_classes": 7}))
+        run_sources.load(tiny_config(**{"classifier.num_classes": 7}))
 
 
 def test_the_number_of_classes_is_the_sources_unless_it_is_given():
-    config, source, _ = assemble.load_sources(tiny_config(**{"classifier.num_classes": 0}))
+    config, source, _ = run_sources.load(tiny_config(**{"classifier.num_classes": 0}))
     assert config.classifier.num_classes == len(source.class_names) == 10
 
 
@@ -229,7 +229,7 @@ def test_the_training_source_as_evaluation_source_is_evaluated_as_asked_and_not_
     train, evaluation = sources.load(config.data)
     assert evaluation.name == "digits:train" and sources.num_shared(train, evaluation) == 1500
     with pytest.raises(DataError, match="1,500 of 1,500 images of digits:train are in digits"):
-        assemble.load_sources(config)
+        run_sources.load(config)
 
 
 def test_images_that_two_sources_share_are_counted_and_told(capsys):
@@ -240,9 +240,9 @@ def test_images_that_two_sources_share_are_counted_and_told(capsys):
     assert sources.num_shared(some, some) == sources.num_shared(train, some) == 100
     renumbered = base.Renumbered(some, [*train.class_names, "ten"])
     assert sources.num_shared(renumbered, train) == 100
-    assert assemble.shared_images(train, test) == ("", False)
-    told, every = assemble.shared_images(validation, train)
+    assert run_sources.shared_images(train, test) == ("", False)
+    told, every = run_sources.shared_images(validation, train)
     assert "300 of 1,500 images of digits:train are in digits:val" in told and not every
     changes = {"data.train": "digits:validation", "data.eval": "digits:train"}
-    assemble.load_sources(tiny_config(**changes))
+    run_sources.load(tiny_config(**changes))
     assert f"warning     {told}\n" == capsys.readouterr().out

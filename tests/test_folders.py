@@ -7,9 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from supmim import assemble
 from supmim import config as config_lib
-from supmim.data import images, sources
+from supmim.data import images, run_sources, sources
 from supmim.data.sources import base, folders
 from supmim.errors import DataError
 from tests.conftest import tiny_config
@@ -113,13 +112,13 @@ def test_what_makes_no_classes_is_told_with_the_layout_it_takes(tmp_path):
 def test_a_tokenizer_takes_images_without_classes_and_nothing_else_does(tmp_path):
     fill(tmp_path, *(f"{n}.png" for n in range(40)), ".hidden.png", "notes.txt")
     changes = {"data.train": f"folder:{tmp_path}", "data.image_size": 8, "data.channels": 3}
-    _, kept, held_out = assemble.load_sources(small_config(**changes))
+    _, kept, held_out = run_sources.load(small_config(**changes))
     assert sorted(names_of(kept) + names_of(held_out)) == sorted(f"{n}.png" for n in range(40))
     assert kept[0].label == 0 and images.training(kept, DATA).read([0])["label"] == [0]
     with pytest.raises(DataError, match="40 images without one.*CLASS/IMAGE.jpg"):
-        assemble.load_sources(tiny_config(**changes))
+        run_sources.load(tiny_config(**changes))
     many(tmp_path)
-    assert assemble.load_sources(small_config(**changes))[1].class_names == ("a", "b")
+    assert run_sources.load(small_config(**changes))[1].class_names == ("a", "b")
 
 
 def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):
@@ -127,9 +126,9 @@ def test_one_class_is_enough_for_a_tokenizer_and_no_classifier(tmp_path):
     source = load(tmp_path)
     config = tiny_config(**{"classifier.num_classes": 0})
     with pytest.raises(DataError, match="images of one class, only"):
-        assemble.with_num_classes(config, source)
+        run_sources.with_num_classes(config, source)
     config = config_lib.replaced(config, {"task": "tokenizer"})
-    assert assemble.with_num_classes(config, source) is config
+    assert run_sources.with_num_classes(config, source) is config
 
 
 def test_train_and_a_validation_folder_are_found(tmp_path):

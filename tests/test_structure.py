@@ -131,12 +131,12 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2170,
+    "": 2110,
     "benchmarks": 1110,
-    "commands": 2720,
+    "commands": 2725,
     "config": 2115,
-    "data": 4670,
-    "evaluators": 2040,
+    "data": 4745,
+    "evaluators": 2042,
     "interop": 1760,
     "models": 656,
     "planning": 1055,

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from supmim import assemble, cli, sharding, train
 from supmim.commands import data_tokens
-from supmim.data import images, pipeline, stream
+from supmim.data import images, pipeline, run_sources, stream
 from supmim.errors import ConfigError, DataError, Interrupted, SupmimError
 from supmim.planning import program
 from supmim.runtime.preemption import StopSignal
@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 def opened(folder, **changes):
     """The cache as a run opens it; its source, task and config."""
     config = config_of(**{"data.targets": str(folder)} | changes)
-    _, source, _ = assemble.load_sources(config)
+    _, source, _ = run_sources.load(config)
     task = TASKS[config.task].create(config, images.training(source, config.data), folder)
     return identity.open_for(config, source, task.fingerprint()), source, task, config
 

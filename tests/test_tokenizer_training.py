@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from supmim import assemble, cli, metrics, optimizer, sharding, step, tokenizers
+from supmim import cli, metrics, optimizer, sharding, step, tokenizers
 from supmim import config as config_lib
 from supmim.config import checks, options
-from supmim.data import images, sources, stream
+from supmim.data import images, run_sources, sources, stream
 from supmim.data.augment import views
 from supmim.data.sources import base
 from supmim.errors import ConfigError
@@ -260,7 +260,7 @@ def test_options_of_the_other_task_are_not_checked():
     small_config(**{"encoder.width": 15, "encoder.patch_size": 3, "decoder.num_heads": 7,
                     "mim.mask_ratio": 1.0, "class_weight": 0.0, "mim_weight": 0.0})  # fmt: skip
     source = base.InMemory("one", np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, int), ("all",))
-    one_class = assemble.with_num_classes(small_config(), source)
+    one_class = run_sources.with_num_classes(small_config(), source)
     assert one_class.classifier.num_classes == 10
 
 

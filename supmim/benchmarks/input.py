@@ -22,7 +22,7 @@ from PIL import Image
 from supmim import assemble
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config, options
-from supmim.data import crop, decode, images, jpeg, pipeline
+from supmim.data import crop, decode, images, jpeg, pipeline, run_sources
 from supmim.data.sources import base
 from supmim.errors import ConfigError, counted
 
@@ -71,7 +71,7 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
 
 def source_of_files(config: Config) -> tuple[Config, base.Source]:
     """Return the config with its classes, and config.data.train; ConfigError if it is decoded."""
-    config, source, _ = assemble.load_sources(config)
+    config, source, _ = run_sources.load(config)
     if not isinstance(source[0].image, bytes):
         raise ConfigError(
             f"{source.name} holds decoded images: there is no decoding to time. Name a folder, "

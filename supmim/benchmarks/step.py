@@ -19,7 +19,7 @@ from supmim import config as config_lib
 from supmim.benchmarks import naive
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config
-from supmim.data import pipeline
+from supmim.data import pipeline, run_sources
 from supmim.data.raw import Raw
 from supmim.errors import ConfigError, counted
 from supmim.planning import flops
@@ -52,7 +52,7 @@ temporaries. Each rung keeps those before it."""
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
     """Return what `table` prints: a row for each step, and the ceiling of the same run."""
-    config = assemble.settled(config)
+    config = run_sources.settled(config)
     check_plain(config)
     mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)

@@ -17,7 +17,7 @@ from supmim import config as config_lib
 from supmim.benchmarks.step import initial_state, matmul, noise_batch, simplified
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config, options
-from supmim.data import images, pipeline, sources
+from supmim.data import images, pipeline, run_sources, sources
 from supmim.data.raw import Raw
 from supmim.data.sources import base
 from supmim.errors import ConfigError, counted
@@ -46,7 +46,7 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
             "supmim benchmark tokenizer times target ids: it takes a config of task=supmim with "
             "config.mim_weight above 0 and config.mim.target=tokens"
         )
-    config = config_lib.replaced(assemble.settled(config), {"data.targets": ""})
+    config = config_lib.replaced(run_sources.settled(config), {"data.targets": ""})
     mesh = assemble.mesh_of(config)
     sharding.check_divides("batch_size", config.batch_size, mesh)
     dtypes = DTYPES[:1] if config.tokenizer.name == "patch_vq" else DTYPES

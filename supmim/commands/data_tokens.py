@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from absl.flags import FlagValues
 
-from supmim import assemble, sharding
 from supmim import config as config_lib
+from supmim import sharding
 from supmim.config import Config
-from supmim.data import images, pipeline
+from supmim.data import images, pipeline, run_sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.images import Bad, Images
 from supmim.data.raw import Raw
@@ -52,7 +52,7 @@ def write(config: Config, out: Path, stop: StopSignal) -> None:
     another tokenizer, or if the disk is too small. Interrupted after a signal: complete files stay,
     and the same command continues.
     """
-    config, source, _ = assemble.load_sources(with_cache(config, out))
+    config, source, _ = run_sources.load(with_cache(config, out))
     second = images.second_of(config)._replace(made=True)
     seen = images.training(source, config.data, second)
     task = TASKS[config.task].create(config, seen, out)

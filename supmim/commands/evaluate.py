@@ -17,7 +17,7 @@ from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.commands import evaluation_results
 from supmim.config import Config, tasks
-from supmim.data import images, pipeline, sources
+from supmim.data import images, pipeline, run_sources, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError, counted
@@ -157,7 +157,7 @@ def load_sources(config: Config) -> tuple[Config, Source, Source]:
     labelled = config.facts.has_labels
     source, eval_source = sources.load(config.data, labelled, joined=config.facts.may_join_classes)
     unknown = config_lib.replaced(config, {"classifier.num_classes": 0})
-    return assemble.with_num_classes(unknown, source), source, eval_source
+    return run_sources.with_num_classes(unknown, source), source, eval_source
 
 
 def model_config(config: Config, run_config: Config) -> Config:
@@ -240,7 +240,7 @@ def meaningless(
     if not sources.share_classes(source, eval_source):
         why = "the training source has no class of the images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
-    told, every = assemble.shared_images(source, eval_source)
+    told, every = run_sources.shared_images(source, eval_source)
     if every:
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
     if told and hosts.is_first():

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from absl.flags import FlagValues
 
-from supmim import assemble, sharding
 from supmim import config as config_lib
+from supmim import sharding
 from supmim.config import Config
-from supmim.data import sources
+from supmim.data import run_sources, sources
 from supmim.errors import ConfigError, DataError, DeviceError, counted
 from supmim.planning import hlo, program, roofline, table, topology
 from supmim.planning.advice import advice
@@ -33,7 +33,7 @@ def run(config: Config, flags: FlagValues) -> None:
         if not value:
             raise ConfigError(f"--{name} is missing, e.g. {EXAMPLE}")
     where = topology.load(flags.topology)
-    config = assemble.settled(config)
+    config = run_sources.settled(config)
     images = training_images(config, flags.images)
     result = make(config, where, images)
     if flags.largest_batch:

@@ -8,7 +8,7 @@ import jax
 from supmim import assemble, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.config import Config
-from supmim.data import pipeline
+from supmim.data import pipeline, run_sources
 from supmim.errors import SupmimError
 from supmim.planning import flops
 from supmim.sweeps.members import Cost, Member, without_seeds
@@ -36,7 +36,7 @@ def costs(members: Sequence[Member]) -> list[Cost]:
 @functools.cache
 def cost(config: Config) -> Cost:
     """Return the cost of a config; raise what `train` would raise before its first step."""
-    config, source, _ = assemble.load_sources(config)
+    config, source, _ = run_sources.load(config)
     total_steps = assemble.steps_of(config, source)
     # This attention has the same FLOPs and can be traced on every device.
     portable = config_lib.replaced(config, {"encoder.attention": "xla"})
