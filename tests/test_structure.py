@@ -132,8 +132,8 @@ def test_the_core_stays_below_2000_lines():
 # that needs it.
 BUDGETS = {
     "": 2080,
-    "benchmarks": 1110,
-    "commands": 2705,
+    "benchmarks": 1230,
+    "commands": 2715,
     "config": 1955,
     "data": 4420,
     "evaluators": 2040,
@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 650,
     "planning": 1040,
     "report": 1430,
-    "runtime": 1305,
+    "runtime": 1325,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,
