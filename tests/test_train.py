@@ -22,6 +22,7 @@ from PIL import Image
 from supmim import assemble, cli, masking, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.assemble import DEFAULT_START
+from supmim.commands import train as train_command
 from supmim.config import checks, options
 from supmim.data import sources
 from supmim.data.augment import views
@@ -605,6 +606,21 @@ def test_debug_is_short_leaves_a_profile_and_stops_at_the_first_nan(tmp_path, mo
     assert cli.run(["train", *small, *bad, f"--workdir={tmp_path / 'bad'}"]) == 5
     told = capsys.readouterr().err
     assert "not finite in 1 step, the last" in told and "Traceback" not in told
+
+
+def test_only_debug_compiles_without_most_optimisations(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    found = []
+
+    def look(*_):
+        found.append(jax.config.read("jax_disable_most_optimizations"))
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(train_command, "train_and_evaluate", look)
+    for extra in (["--debug"], []):
+        cli.run(["train", f"--config={DIGITS}", f"--workdir={tmp_path / 'x'}", *extra])
+        assert jax.config.read("jax_disable_most_optimizations") is False
+    assert found == [True, False]
 
 
 def test_pictures_are_drawn_once_and_at_the_end(tmp_path, monkeypatch):
