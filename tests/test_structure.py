@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 650,
     "planning": 1040,
     "report": 1430,
-    "runtime": 1325,
+    "runtime": 1340,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1040,

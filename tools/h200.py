@@ -1,4 +1,4 @@
-"""Time what docs/performance.md leaves open, on one accelerator, in order of importance.
+"""Time what docs/whole_runs.md leaves open, on one accelerator, in order of importance.
 
     python tools/h200.py OUT.jsonl [--small]
 
