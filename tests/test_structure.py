@@ -135,7 +135,7 @@ BUDGETS = {
     "benchmarks": 1230,
     "commands": 2715,
     "config": 1955,
-    "data": 4420,
+    "data": 4445,
     "evaluators": 2040,
     "interop": 1760,
     "models": 650,
