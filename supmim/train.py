@@ -197,8 +197,9 @@ def train(
         end_if_asked(stop, int(state.step), total_steps, f"{folder.path}; continue with:\n{again}")
         with clock.spending("evaluate"):
             results = evaluate(run.suite, state, writer, total_steps)
+        with clock.spending("draw"):
             draw(run.suite, folder.path, writer, total_steps)
-        writer.write_scalars(total_steps, clock.shares())
+        writer.write_scalars(total_steps, clock.shares() | clock.seconds())
         run.checkpoints.rank(total_steps, results)
     conclude(run, folder, results)
     return results

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from supmim import cli, sharding
-from supmim.benchmarks import embed, input, knn, naive, step, tokenizer, turns
+from supmim.benchmarks import embed, input, job, knn, naive, step, tokenizer, turns
 from supmim.config import options
 from supmim.data import crop, pipeline
-from supmim.errors import ConfigError
+from supmim.errors import ConfigError, SupmimError
 from supmim.models import layers
 from supmim.models.encoder import Encoder
 from tests.conftest import tiny_config
@@ -266,3 +266,39 @@ def test_embed_is_timed_beside_its_parts(capsys, tmp_path, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
     assert "embed reaches 85% of what is to expect" in text  # of 45 / 50 and 60 / 75
     assert cli.run(["benchmark", "embed", "--config=digits"]) == 2
+
+
+def test_a_whole_training_is_timed_without_and_with_compiled_programs(
+    capsys, tmp_path, monkeypatch
+):
+    """The parts, which the run has written, add up to what the processes took."""
+    options = {"data.limit": 64, "batch_size": 16, "total_epochs": 1, "optimizer.warmup_steps": 0}
+    preset = tmp_path / "tiny.py"
+    preset.write_text(
+        "from tests.conftest import tiny_preset\n"
+        f"def get_config():\n    return tiny_preset(**{options!r})\n"
+    )
+    compiled, train = [], job.train
+
+    def counting(config, workdir, cache):
+        compiled.append(len(list(cache.glob("*"))))
+        return train(config, workdir, cache)
+
+    monkeypatch.setattr(job, "train", counting)
+    assert cli.run(["benchmark", "job", f"--config={preset}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rounds"] == 1 and compiled[0] == 0 < compiled[1]
+    rows = {row.pop("part"): row for row in result["parts"]}
+    assert list(rows) == [*job.PARTS, "total"]
+    for name, total in rows.pop("total").items():
+        assert sum(row[name] for row in rows.values()) == pytest.approx(total)
+    assert all(value > 0 for row in rows.values() for value in row.values())
+    lines = job.table({**result, "parts": [{"part": p, **row} for p, row in rows.items()]})
+    assert max(map(len, lines.splitlines())) <= 80
+
+
+def test_a_training_that_fails_is_not_timed(tmp_path):
+    broken = tiny_config(**{"data.train": "folder:nowhere"})
+    with pytest.raises(SupmimError, match="(?s)that was timed failed.*nowhere") as told:
+        job.train(broken, tmp_path / "run", tmp_path / "cache")
+    assert told.value.exit_code == 3

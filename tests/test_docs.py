@@ -160,6 +160,8 @@ NOT_RUN = {
         "supmim sweep run --folder=sweeps/mim_gain --jobs=2",
         "supmim benchmark embed --config=pictures --config.data.train=folder:photos",
         "supmim benchmark input --config=pictures --config.data.train=folder:photos",
+        "supmim benchmark input --config=imagenet_s16 --config.data.train=folder:SMALL",
+        "supmim benchmark job --config=digits --config.total_epochs=4",
         "supmim benchmark knn --config=digits",
         "supmim benchmark knn --config=digits --config.encoder.width=384 --rounds=3",
         "supmim benchmark step --config=digits",

@@ -1,5 +1,6 @@
 """Image folders as people have them."""
 
+import contextlib
 import os
 import shutil
 from collections import Counter
@@ -91,6 +92,38 @@ def test_links_to_a_parent_or_to_themselves_and_pipes_are_left_out(tmp_path):
     assert found.paths == ("cat/1.png", "cat/circle.png", "dog/2.png")
     _, bad = images.evaluation(load(tmp_path), DATA).take([0, 1, 2], [0, 0, 0])
     assert list(bad) == [1]
+
+
+def test_a_file_is_asked_for_its_size_once_and_others_for_nothing(tmp_path, monkeypatch):
+    """The type of a file is part of the listing of its folder."""
+    many(tmp_path, 3)
+    fill(tmp_path, "a/notes.txt", "a/.hidden.png")
+    asked, scandir = Counter(), os.scandir
+
+    class Entry:
+        def __init__(self, entry):
+            self.name, self.path, self.entry = entry.name, entry.path, entry
+            self.is_file = entry.is_file
+
+        def stat(self):
+            asked[self.name] += self.is_file()
+            return self.entry.stat()
+
+    @contextlib.contextmanager
+    def watched(folder):
+        with scandir(folder) as entries:
+            yield map(Entry, entries)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    assert len(folders.files(tmp_path)) == 6
+    assert asked == {f"{n}.png": 2 for n in range(3)} | {"a": 0, "b": 0}
+
+
+def test_a_file_that_may_not_be_examined_has_no_size(tmp_path, monkeypatch):
+    many(tmp_path, 2)
+    monkeypatch.setattr(folders, "_kind", lambda entry: "folder" if entry.is_dir() else "file")
+    (tmp_path / "a" / "gone.png").symlink_to("nowhere")
+    assert ("a/gone.png", -1) in folders.files(tmp_path)
 
 
 def test_empty_classes_are_listed_and_left_out(tmp_path):

@@ -159,6 +159,7 @@ def test_a_post_mortem_that_cannot_be_written_does_not_hide_what_happened(tmp_pa
 def test_clock_tells_speed_without_pauses_and_where_the_time_went(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "process_time", lambda: 7 + 2 * now[0])  # two busy threads
 
     def spend(seconds):
         now[0] += seconds
@@ -180,8 +181,12 @@ def test_clock_tells_speed_without_pauses_and_where_the_time_went(monkeypatch):
     shares = {name: round(200 * share) for name, share in clock.shares().items()}
     assert shares == {
         "goodput/set_up": 44, "goodput/compile": 40, "goodput/data_wait": 4,
-        "goodput/evaluate": 50, "goodput/save": 50, "goodput/step": 12,
+        "goodput/evaluate": 50, "goodput/draw": 0, "goodput/save": 50, "goodput/step": 12,
     }  # fmt: skip
+    seconds = clock.seconds()
+    assert seconds.pop("cpu_seconds/start_up") == 7
+    assert {name: seconds[f"wall_seconds/{name[8:]}"] for name in shares} == shares
+    assert {name: seconds[f"cpu_seconds/{name[8:]}"] / 2 for name in shares} == shares
     spend(5)
     assert clock.summary(1)["images_per_second"] == 2.0
 

@@ -131,17 +131,17 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2110,
-    "benchmarks": 1110,
-    "commands": 2725,
+    "": 2115,
+    "benchmarks": 1235,
+    "commands": 2740,
     "config": 2115,
-    "data": 4745,
+    "data": 4775,
     "evaluators": 2042,
     "interop": 1760,
     "models": 656,
     "planning": 1055,
     "report": 1450,
-    "runtime": 1335,
+    "runtime": 1370,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1115,

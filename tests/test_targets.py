@@ -155,7 +155,7 @@ def test_the_step_is_one_program_wherever_ids_come_from(folder):
         mesh = assemble.mesh_of(made)
         with jax.set_mesh(mesh):
             real = program.build(made, mesh)
-            texts.append(real.train_step.lower(real.state, real.prepared, real.key).as_text())
+            texts.append(real.train_steps.lower(*real.arguments).as_text())
     assert texts[0] == texts[1]
 
 

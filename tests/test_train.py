@@ -22,6 +22,7 @@ from PIL import Image
 from supmim import assemble, cli, masking, sharding, tokenizers, train
 from supmim import config as config_lib
 from supmim.assemble import DEFAULT_START
+from supmim.commands import train as train_command
 from supmim.config import checks, options
 from supmim.data import sources
 from supmim.data.augment import views
@@ -204,8 +205,9 @@ def test_resumed_at_a_checkpoint_is_as_never_stopped(copied, finished):
     assert again == results
     assert_equal(state_in(workdir, 15), state_in(finished[1], 15))
     drop = ("images_per_second", "data_wait", "compile_seconds")
+    times = ("goodput/", "wall_seconds/", "cpu_seconds/")
     ours, theirs = (
-        [{k: v for k, v in row.items() if k not in drop and not k.startswith("goodput/")}
+        [{k: v for k, v in row.items() if k not in drop and not k.startswith(times)}
          for row in read_metrics(folder / "metrics.jsonl")]
         for folder in (workdir, finished[1])
     )  # fmt: skip
@@ -573,7 +575,7 @@ def test_parts_and_zero_1_of_the_config_reach_the_programs():
     mesh = assemble.mesh_of(config)
     with jax.set_mesh(mesh):
         real = program.build(config, mesh)
-        jaxpr = str(real.train_step.trace(real.state, real.prepared, real.key).jaxpr)
+        jaxpr = str(real.train_steps.trace(*real.arguments).jaxpr)
     assert "length=3" in jaxpr
     state = real.state
     kernel = state.params["encoder"]["blocks"]["block_0"]["mlp"]["up"]["kernel"]
@@ -604,6 +606,21 @@ def test_debug_is_short_leaves_a_profile_and_stops_at_the_first_nan(tmp_path, mo
     assert cli.run(["train", *small, *bad, f"--workdir={tmp_path / 'bad'}"]) == 5
     told = capsys.readouterr().err
     assert "not finite in 1 step, the last" in told and "Traceback" not in told
+
+
+def test_only_debug_compiles_without_most_optimisations(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    found = []
+
+    def look(*_):
+        found.append(jax.config.read("jax_disable_most_optimizations"))
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(train_command, "train_and_evaluate", look)
+    for extra in (["--debug"], []):
+        cli.run(["train", f"--config={DIGITS}", f"--workdir={tmp_path / 'x'}", *extra])
+        assert jax.config.read("jax_disable_most_optimizations") is False
+    assert found == [True, False]
 
 
 def test_pictures_are_drawn_once_and_at_the_end(tmp_path, monkeypatch):

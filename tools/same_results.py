@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 LINES = 50  # of metrics.jsonl
-TIMES = re.compile(r"goodput/|images_per_second$|data_wait$|compile_seconds$")
+TIMES = re.compile(r"goodput/|(wall|cpu)_seconds/|images_per_second$|data_wait$|compile_seconds$")
 DIGITS = ("--config.log_every=5", "--config.eval_every=60", "--config.total_epochs=4")
 RUNS = {
     "two_passes": ("train", "--config=configs/digits.py", *DIGITS),

@@ -25,4 +25,5 @@ def run(config: Config, flags: FlagValues, verb: str = "train") -> None:
     hosts.agree(config, asked | {"workdir": str(Path(flags.workdir).absolute())})
     bad_steps = 1 if flags.debug else numerics.BAD_STEPS
     start = Start(flags.resume, flags.profile, bad_steps, flags.allow_data_change, verb)
-    train_and_evaluate(config, Path(flags.workdir), start)
+    with devices.compiling_quickly(flags.debug):
+        train_and_evaluate(config, Path(flags.workdir), start)

@@ -228,10 +228,10 @@ VERBS = {
         takes_config=True,
     ),
     "benchmark": Verb(
-        "time step, input, tokenizer, knn or embed against references",
+        "time step, input, tokenizer, knn, embed or a whole job",
         "supmim benchmark step --config=digits",
         {
-            "rounds": ("10", "how often each step is timed; the median counts"),
+            "rounds": ("", "how often each is timed; the median counts; default: 10, job: 1"),
             "queries": ("", "knn: number of query images; default: what fits"),
             "bank": ("", "knn: number of images searched; default: what fits"),
             "neighbours": ("20", "knn: neighbours of each query"),
@@ -245,6 +245,7 @@ VERBS = {
             "tokenizer": "ids, and the step with and without them",
             "knn": "exact search, compared with scikit-learn and NumPy",
             "embed": "embeddings of data.train, compared with their parts",
+            "job": "a whole training, cold and warm, and where its time went",
         },
     ),
     "plan": Verb(

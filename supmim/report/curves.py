@@ -16,7 +16,8 @@ COLOURS = [to_hex(colour) for colour in figures.palette("tab10")]
 LINES = ("-", "--", "-.", ":")  # and MARKERS: curves differ without their colours too
 MARKERS = "os^DvPX<>*"
 WIDTH, HEIGHT = 10, 3.1  # inches: of the figure, and of a row of panels
-NO_RESULTS = ("floor", "goodput", "tokenizer", "unreadable")  # prefixes without panels of their own
+# Prefixes without panels of their own.
+NO_RESULTS = ("floor", "goodput", "wall_seconds", "cpu_seconds", "tokenizer", "unreadable")
 
 PANELS = {
     "losses": {"class_loss": BLUE, "mim_loss": ORANGE, "soft_target_loss": GREEN},

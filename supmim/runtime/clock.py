@@ -1,4 +1,4 @@
-"""How a run spends its time: goodput shares, and images per second over a window of steps."""
+"""How a run spends its time: seconds and goodput shares, and images per second over a window."""
 
 import contextlib
 import time
@@ -11,10 +11,11 @@ KINDS = {  # what the line of progress says; the rest is the steps themselves
     "compile": "compiling the train step",
     "data_wait": "waiting for images",
     "evaluate": "evaluating",
+    "draw": "drawing",
     "save": "saving",
 }
 SETTLED = 2.0  # seconds after which a window tells a speed
-PAUSES = ("compile", "evaluate", "save")  # not counted in images per second
+PAUSES = ("compile", "evaluate", "draw", "save")  # not counted in images per second
 
 
 class Clock:
@@ -23,26 +24,43 @@ class Clock:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)  # seconds
-        self._start = time.monotonic()
+        self.cpu: dict[str, float] = dict.fromkeys(KINDS, 0.0)  # seconds, of all threads
+        self._start, self._cpu_start = time.monotonic(), time.process_time()
 
     def begin(self) -> None:
         """Count all the time until now as set-up."""
         self.spent["set_up"] = time.monotonic() - self._start
+        self.cpu["set_up"] = time.process_time() - self._cpu_start
         self._open_window()
 
     @contextlib.contextmanager
     def spending(self, kind: str) -> Iterator[None]:
         """Count the time inside as time of this kind, and show that it is spent."""
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         with progress.doing(KINDS[kind]):
             yield
         self.spent[kind] += time.monotonic() - began
+        self.cpu[kind] += time.process_time() - cpu_began
 
     def shares(self) -> dict[str, float]:
         """Return the share of the time since the start of each kind, as `goodput/KIND`."""
         total = max(time.monotonic() - self._start, 1e-9)
         shares = {f"goodput/{kind}": seconds / total for kind, seconds in self.spent.items()}
         return {"goodput/step": max(1 - sum(shares.values()), 0.0), **shares}
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each kind, as `wall_seconds/KIND` and `cpu_seconds/KIND`.
+
+        `cpu_seconds/start_up` is what the process used before the run.
+        """
+        wall, cpu = time.monotonic() - self._start, time.process_time() - self._cpu_start
+        return {
+            "wall_seconds/step": wall - sum(self.spent.values()),
+            **{f"wall_seconds/{kind}": seconds for kind, seconds in self.spent.items()},
+            "cpu_seconds/start_up": self._cpu_start,
+            "cpu_seconds/step": cpu - sum(self.cpu.values()),
+            **{f"cpu_seconds/{kind}": seconds for kind, seconds in self.cpu.items()},
+        }
 
     def speed(self, steps: int, settled: float = SETTLED) -> dict[str, float]:
         """Return images per second and the share of waiting in the current window, of `steps`.

@@ -1,7 +1,9 @@
 """The devices that JAX uses, and those that it should use."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,16 @@ def prepare(fake_devices: str, deterministic: bool) -> None:
     if deterministic:
         known = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{known} --xla_gpu_deterministic_ops=true".strip()
+
+
+@contextlib.contextmanager
+def compiling_quickly(enabled: bool) -> Iterator[None]:
+    """Leave out most of the compiler's optimisations inside, if enabled: for a few small steps."""
+    jax.config.update("jax_disable_most_optimizations", enabled)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def check(root: Path = Path("/")) -> list[Any]:

@@ -6,7 +6,6 @@ one, a share of each class is held out.
 """
 
 import hashlib
-import heapq
 import itertools
 import os
 import stat
@@ -22,10 +21,10 @@ from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError, counted
 
-ENDINGS = (
+ENDINGS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
     ".pgm",
-)  # fmt: skip
+))  # fmt: skip
 TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 NO_CLASS = ""  # class of images that are in no folder of a class
 
@@ -70,9 +69,10 @@ class Files(Source):
 
     def __init__(self, root: str, name: str, paths: Sequence[str], sizes: Sequence[int]) -> None:
         self.root, self.name = root, name
-        encoded = [os.fsencode(path) for path in paths]
-        self.block = b"".join(encoded)
-        self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        ended = os.fsencode("\0".join([*paths, ""]))
+        self.block = ended.replace(b"\0", b"")
+        ends = np.flatnonzero(np.frombuffer(ended, np.uint8) == 0)
+        self.ends = ends - np.arange(len(ends))
         self.sizes = np.array(sizes, np.int64)
 
     def __len__(self) -> int:
@@ -94,7 +94,9 @@ class Files(Source):
         return {"name": "folder", "length": len(self), "sha256": digest.hexdigest()}
 
     def identities(self) -> np.ndarray:
-        both = ((self.path(i), size) for i, size in enumerate(self.sizes.tolist()))
+        ends = [0, *self.ends.tolist()]
+        paths = (self.block[start:end] for start, end in itertools.pairwise(ends))
+        both = zip(paths, self.sizes.tolist(), strict=True)
         return np.fromiter(map(hash, both), np.int64, len(self))
 
 
@@ -188,7 +190,7 @@ def class_parts(root: Path) -> Parts:
         for entry in _shown(root)
         if entry.name.lower() not in TRAINED + HELD_OUT
         and _kind(entry) == "folder"
-        and any(True for _ in _files(entry.path, "", frozenset(), Skipped([], Counter())))
+        and any(_images(entry.path, "", frozenset(), Skipped([], Counter())))
     ]
     if others and found.held_out:
         train, held_out = found.trained.name, found.held_out.name
@@ -221,18 +223,16 @@ def shares(root: Path, holdout: float, labelled: bool) -> tuple[Folder, Folder]:
     found = listing(root, labelled)
     classes = itertools.groupby(found.paths, _class_of)
     chosen = held_out((list(paths) for _, paths in classes), holdout)
-    files: dict[bool, list[tuple[str, int]]] = {False: [], True: []}
-    for path, size in zip(found.paths, found.sizes, strict=True):
-        files[path in chosen].append((path, size))
+    is_held_out = np.fromiter((path in chosen for path in found.paths), bool, len(found.paths))
     parts = []
-    for part, own in zip((base.KEPT, base.HELD_OUT), files.values(), strict=True):
-        if not own:
+    for part, own in ((base.KEPT, ~is_held_out), (base.HELD_OUT, is_held_out)):
+        if not own.any():
             raise base.NothingHeldOut(
                 f"{root} has {counted(len(found.paths), 'image')}, of which "
                 f"config.data.holdout={holdout:g} leaves none {part}; set "
                 "--config.data.eval=folder:PATH or another share"
             )
-        paths, sizes = zip(*own, strict=True)
+        paths, sizes = (tuple(itertools.compress(of, own)) for of in (found.paths, found.sizes))
         own_listing = found._replace(paths=paths, sizes=sizes)
         parts.append(Folder(root, f"folder:{root} ({part})", own_listing))
         found = found._replace(empty=(), skipped=Skipped([], Counter()))
@@ -247,16 +247,15 @@ def held_out(classes: Iterable[Sequence[str]], holdout: float) -> set[str]:
     chosen: set[str] = set()
     for names in classes:
         count = min(int(holdout * len(names) + 0.5), len(names) - 1)
-        chosen.update(heapq.nsmallest(count, names, key=_hash))
+        encoded = os.fsencode("\0".join(names)).split(b"\0")
+        hashes = [hashlib.sha256(name).digest() for name in encoded]
+        name_of = dict(zip(hashes, names, strict=True))
+        chosen.update(name_of[smallest] for smallest in sorted(hashes)[:count])
     return chosen
 
 
 def _class_of(path: str) -> str:
     return path.split("/", 1)[0] if "/" in path else NO_CLASS
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(os.fsencode(name)).digest()
 
 
 def listing(root: Path, labelled: bool = True) -> Listing:
@@ -266,12 +265,14 @@ def listing(root: Path, labelled: bool = True) -> Listing:
     base.check_class_names(str(root), classes)
     skipped = Skipped([], Counter())
     above = frozenset({os.path.realpath(root)})
-    of_class = {name: sorted(_files(str(root / name), name, above, skipped)) for name in classes}
+    of_class = {
+        name: _sorted(_images(str(root / name), f"{name}/", above, skipped)) for name in classes
+    }
     full = [name for name in classes if of_class[name]]
     if not full and not labelled and (alone := files(root, skipped)):
         paths, sizes = zip(*alone, strict=True)
         return Listing((NO_CLASS,), (), paths, sizes, skipped)
-    loose = sum(entry.name.lower().endswith(ENDINGS) for entry in shown)
+    loose = sum(os.path.splitext(entry.name)[1].lower() in ENDINGS for entry in shown)
     if not full:
         found = "nothing that ends like an image"
         if loose:
@@ -283,48 +284,73 @@ def listing(root: Path, labelled: bool = True) -> Listing:
         )
     if loose:
         skipped.endings["beside the classes"] = loose
-    paths, sizes = zip(*(item for name in full for item in of_class[name]), strict=True)
+    paths = tuple(path for name in full for path in of_class[name])
+    sizes = tuple(size for name in full for size in of_class[name].values())
     empty = tuple(name for name in classes if not of_class[name])
     return Listing(tuple(full), empty, paths, sizes, skipped)
 
 
 def files(root: Path, skipped: Skipped | None = None) -> list[tuple[str, int]]:
     """Return (relative path, size) of the images below a folder, sorted."""
-    found = sorted(_files(str(root), "", frozenset(), skipped or Skipped([], Counter())))
-    return [(path.removeprefix("/"), size) for path, size in found]
+    found = _images(str(root), "", frozenset(), skipped or Skipped([], Counter()))
+    return list(_sorted(found).items())
+
+
+def _sorted(found: Iterable[dict[str, int]]) -> dict[str, int]:
+    size_of: dict[str, int] = {}
+    for of_folder in found:
+        size_of |= of_folder
+    return {path: size_of[path] for path in sorted(size_of)}
 
 
 def _shown(root: Path) -> list[os.DirEntry]:
     return [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
 
 
-def _files(
+def _images(
     folder: str, relative: str, above: frozenset[str], skipped: Skipped
-) -> Iterator[tuple[str, int]]:
-    """Yield (relative path, size) of the images in a folder and below, except hidden ones."""
+) -> Iterator[dict[str, int]]:
+    """Yield path -> size of the images of a folder, then of those below it, except hidden ones.
+
+    relative: what their paths begin with. The size of a file that cannot be examined is -1.
+    """
     here = os.path.realpath(folder)
     if here in above:
-        skipped.loops.append(relative)
+        skipped.loops.append(relative.removesuffix("/"))
         return
+    sizes: dict[str, int] = {}
+    below: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
-            path, kind = f"{relative}/{entry.name}", _kind(entry)
+            kind, ending = _kind(entry), name[name.rfind(".") :].lower()
             if kind == "folder":
-                yield from _files(entry.path, path, above | {here}, skipped)
-            elif kind in ("file", "broken") and entry.name.lower().endswith(ENDINGS):
-                yield path, entry.stat().st_size if kind == "file" else -1
+                below.append(name)
+            elif kind in ("file", "broken") and ending in ENDINGS:
+                sizes[relative + name] = _size(entry)
             elif kind == "file":
-                skipped.endings[os.path.splitext(entry.name)[1].lower() or "without ending"] += 1
+                skipped.endings[os.path.splitext(name)[1].lower() or "without ending"] += 1
+    if sizes:
+        yield sizes
+    for name in below:
+        inside = os.path.join(folder, name)
+        yield from _images(inside, f"{relative}{name}/", above | {here}, skipped)
 
 
 def _kind(entry: os.DirEntry) -> str:
     """Return folder, file, broken (a dangling or circular link) or other (a pipe, a device)."""
     try:
-        mode = entry.stat().st_mode
+        if entry.is_file():  # most are, and the system need not be asked again
+            return "file"
+        return "folder" if stat.S_ISDIR(entry.stat().st_mode) else "other"
     except OSError:
         return "broken"
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "file" if stat.S_ISREG(mode) else "other"
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return -1
