@@ -226,7 +226,8 @@ def origin_of(config: Config, checkpoints: Checkpoints, start: Start) -> dict[st
 
 def first_state(
     config: Config,
-    make_state: Callable[..., step.State],
+    task: Task,
+    tx: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     checkpoints: Checkpoints,
     fingerprint: dict[str, Any],
@@ -237,6 +238,8 @@ def first_state(
 
     origin: where the encoder of a new run comes from. DataError if the data is not what it was.
     """
+    key = jax.random.key(config.seed)
+    make_state = functools.partial(step.create_state, key, task, tx)
     abstract_state = place(make_state, mesh, config.mesh.fsdp_splits)
     with doing("reading the checkpoint"):
         if start.resume:
@@ -247,7 +250,9 @@ def first_state(
         with doing("creating the parameters"):
             loaded = pretrained.load(origin, abstract_state.params, mesh) if origin else {}
             placement = sharding.of(abstract_state)
-            return jax.jit(make_state, out_shardings=placement)(loaded=loaded)
+            params = task.initial(key, placement.params)
+            begin = functools.partial(step.begin, task=task, tx=tx)
+            return jax.jit(begin, out_shardings=placement)(params, loaded=loaded)
     check_data(found.fingerprint, fingerprint, start.allow_data_change)
     if start.resume:
         checkpoints.set_aside_newer(int(found.state.step))

@@ -26,8 +26,12 @@ class State:
 def create_state(
     rng: jax.Array, task: Task, tx: optax.GradientTransformation, loaded: Any = None
 ) -> State:
+    """Return the state before the first step, of new parameters. See begin."""
+    return begin(task.init(rng), task, tx, loaded)
+
+
+def begin(params: Any, task: Task, tx: optax.GradientTransformation, loaded: Any = None) -> State:
     """Return the state before the first step; loaded: values of some parameters, by group."""
-    params = task.init(rng)
     params |= {name: params[name] | group for name, group in (loaded or {}).items()}
     return State(jnp.zeros((), jnp.int32), params, tx.init(divided(params, task)[0]))
 

@@ -1,7 +1,6 @@
 """The recipe, from an empty workdir to a report; assemble.py builds the parts."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,9 +98,8 @@ def set_up(
 
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
-    make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
     fingerprint = pipeline.data_fingerprint(source, eval_source, config) | task.fingerprint()
-    state = assemble.first_state(config, make_state, mesh, checkpoints, fingerprint, origin, start)
+    state = assemble.first_state(config, task, tx, mesh, checkpoints, fingerprint, origin, start)
     folder.begin_run(config, origin, model.of(config, source.class_names))
     programs = assemble.programs(config, task, tx, mesh, state)
 

@@ -17,12 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from supmim import assemble, sharding
+from supmim import assemble
 from supmim import config as config_lib
 from supmim.benchmarks import step, tokenizer
 from supmim.benchmarks.turns import Contestant, take_turns
 from supmim.config import Config
+from supmim.data import calls, images, pipeline, resident
+from supmim.data.sources import base
 from supmim.errors import SupmimError
+from supmim.planning import flops
 
 SECONDS, ROUNDS = 140, 5  # of a part; of its programs' turns
 CIFAR_IMAGES = 50_000
@@ -67,20 +70,47 @@ def training(preset: str, batch_size: int, attention: str, small: bool) -> Itera
 
 
 def cifar(small: bool) -> Iterator[Row]:
-    """Yield epochs a second from batches that lie on the device, and from the host's memory."""
+    """Yield epochs a second of training on images that lie on the device, and on those sent."""
     config = sized("cifar10", 1024, small)
-    mesh = assemble.mesh_of(config)
+    mesh, count = assemble.mesh_of(config), 2_000 if small else CIFAR_IMAGES
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    source = base.InMemory("noise", pixels, np.arange(count) % 10, tuple("0123456789"))
+    seen = images.training(source, config.data, images.second_of(config))
     with jax.set_mesh(mesh):
-        resident = tokenizer.training_step("resident", config, mesh, cached=True)
-        where = sharding.batch_sharding(mesh)
-        host = jax.tree.map(np.asarray, tokenizer.raw_noise(config, mesh))
+        both = [
+            whole_loop("resident", config, mesh, seen, resident.Resident(seen, mesh)),
+            whole_loop("streamed", config, mesh, seen, None),
+        ]
+        steps = calls.slots_of(config, mesh)
+        for row in rows_of(both, config.encoder.dtype, config.batch_size * steps):
+            yield row | {"epochs_per_second": row["images_per_second"] / count}
 
-        def streamed():
-            return jax.device_put(host, where), resident.advance()
 
-        both = [resident, Contestant("streamed", streamed, resident.flops)]
-        for row in rows_of(both, config.encoder.dtype, config.batch_size):
-            yield row | {"epochs_per_second": row["images_per_second"] / CIFAR_IMAGES}
+def whole_loop(
+    name: str,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    seen: images.Images,
+    on_device: resident.Resident | None,
+) -> Contestant:
+    """Return a call of the training program, with all that fills its batches."""
+    task, rng = tokenizer.task_with_tokenizer(config, mesh), jax.random.key(config.seed)
+    state, tx = step.initial_state(config, task, mesh)
+    programs, slots = assemble.programs(config, task, tx, mesh, state), calls.slots_of(config, mesh)
+    readers = pipeline.Readers(0, lambda met: None)
+    groups = calls.Groups(0, 10**6, slots)
+    coming = calls.training(seen, config, mesh, groups, readers, on_device)
+    number = np.int32(slots)
+    first = programs.tokenize(task.frozen, next(coming).batches, slots)
+    count = slots * flops.count(programs.train_steps, state, first, number, rng)
+
+    def advance():
+        nonlocal state
+        batches = programs.tokenize(task.frozen, next(coming).batches, slots)
+        state, totals = programs.train_steps(state, batches, number, rng)
+        return totals
+
+    return Contestant(name, advance, count)
 
 
 def encoder(small: bool) -> Iterator[Row]:

@@ -59,9 +59,9 @@ def pixel_floors(
 def random_floor(predictions: Predictions, seed: int, mib: float) -> dict[str, float]:
     """Return the recall at 1 of the same encoder before any training."""
     key = jax.random.fold_in(jax.random.key(seed), RANDOM_ENCODER)
-    init = predictions.task.init
-    where = sharding.state_sharding(jax.eval_shape(init, key), predictions.mesh)
-    params = jax.jit(init, out_shardings=where)(key)
+    task = predictions.task
+    where = sharding.state_sharding(jax.eval_shape(task.init, key), predictions.mesh)
+    params = task.initial(key, where)
     train, out = (predictions.fresh(params, split) for split in ("train", "eval"))
     rows, queries = (ranking.unit(split["embedding"], "a random encoder") for split in (train, out))
     _, ids = ranking.Bank(rows, predictions.mesh, mib).nearest(queries, 1)
