@@ -250,7 +250,7 @@ def first_state(
         with doing("creating the parameters"):
             loaded = pretrained.load(origin, abstract_state.params, mesh) if origin else {}
             placement = sharding.of(abstract_state)
-            params = task.initial(key, placement.params)
+            params = devices.initialised(task.init, key, placement.params)
             begin = functools.partial(step.begin, task=task, tx=tx)
             return jax.jit(begin, out_shardings=placement)(params, loaded=loaded)
     check_data(found.fingerprint, fingerprint, start.allow_data_change)

@@ -122,7 +122,7 @@ def test_the_fingerprint_of_files_changes_with_their_names_and_sizes(tmp_path):
         ("nowhere", "nowhere: there is no such file or folder"),
         ("./no:where", "there is no such file or folder"),
         ("{photos}/*.tif", "no file matches"),
-        ("{photos}/empty", "has no files that end like an image: .jpg"),
+        ("{photos}/empty", "has no files that end like an image: .bmp"),
         ("digits:tset", "did you mean test?"),
     ],
 )

@@ -78,7 +78,7 @@ def test_mistakes_are_told_as_the_verbs_tell_them(run, tmp_path, capsys):
     preset = tmp_path / "preset.py"
     preset.write_text(PRESET)
     wrong = [
-        ((f"{preset}:arms", {}), "a preset's arm is supmim or baseline, not 'arms'"),
+        ((f"{preset}:arms", {}), "a preset's arm is supmim, baseline or efficient, not 'arms'"),
         ((f"{preset}:broken", {}), "preset.py, line 7: AttributeError"),
         ((f"{preset}:nothing", {}), "returned NoneType; it must return the config that"),
         ((tmp_path / "none.py", {}), "none.py does not exist. These come with supmim: "),

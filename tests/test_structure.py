@@ -131,7 +131,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2115,
+    "": 2120,
     "benchmarks": 1235,
     "commands": 2740,
     "config": 2115,
@@ -141,7 +141,7 @@ BUDGETS = {
     "models": 656,
     "planning": 1055,
     "report": 1450,
-    "runtime": 1370,
+    "runtime": 1375,
     "sweeps": 560,
     "target_ids": 360,
     "tasks": 1115,

@@ -129,7 +129,8 @@ def trained(config, workdir, monkeypatch, stop_after=None):
     """The state at the end; with stop_after it is stopped there once, and goes on."""
     if stop_after:
         with monkeypatch.context() as patch:
-            patch.setattr(StopSignal, "after", lambda self, step: step == stop_after)
+            steps = itertools.count()
+            patch.setattr(StopSignal, "asked", lambda self: next(steps) == stop_after)
             with pytest.raises(Interrupted):
                 train.train_and_evaluate(config, workdir)
     train.train_and_evaluate(config, workdir)
@@ -141,9 +142,9 @@ def test_a_run_that_reads_its_ids_ends_bit_for_bit_like_one_that_computes_them(
 ):
     """Also when it is stopped in mid-epoch and goes on."""
     online_end = trained(config_of(), tmp_path / "online", monkeypatch)
-    config = config_of(**{"data.targets": str(folder)})
+    config = config_of(**{"data.targets": str(folder), "steps_per_call": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(online.Tokenize, "__call__", lambda self, frozen, batch: batch)
+        patch.setattr(online.Tokenize, "__call__", lambda self, frozen, batch, count: batch)
         cached_end = trained(config, tmp_path / "cached", monkeypatch, stop_after=2)
     jax.tree.map(np.testing.assert_array_equal, cached_end, online_end)
 

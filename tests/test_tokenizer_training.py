@@ -328,7 +328,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_did(finished, tmp_pa
 def test_what_was_interrupted_goes_on_with_the_command_that_began_it(
     verb, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(StopSignal, "after", lambda self, step: True)
+    monkeypatch.setattr(StopSignal, "asked", lambda self: True)
     assert cli.run([*verb.split(), *ON_DIGITS, f"--workdir={tmp_path}"]) == 75
     assert f"continue with:\n  supmim {verb} --workdir={tmp_path}\n" in capsys.readouterr().err
 

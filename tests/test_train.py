@@ -119,7 +119,8 @@ def test_a_run_says_what_takes_long(finished, phases):
     assert phases == {
         "setting up", "scanning digits:train", "fitting the tokenizer (k-means)",
         "reading the checkpoint", "creating the parameters",
-        "the first step", "waiting for images", "compiling the train step", "saving",
+        "putting the images on the devices", "the first step", "waiting for images",
+        "compiling the train step", "saving", "drawing",
         "evaluating", "classification", "knn", "reconstruction",
         "the training source", "the evaluation source",
         "drawing classification", "drawing knn", "drawing reconstruction", "drawing the curves",
@@ -551,6 +552,7 @@ def test_a_signal_after_the_last_step_leaves_the_evaluation_to_the_next_start(
 ):
     """In the last step (StepLog.add) it is saved first; in the last evaluation it is saved."""
     config, whole, results = finished
+    config = config_lib.replaced(config, {"steps_per_call": 1})
     owner = StepLog if where == "add" else train
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, signalled([], number, getattr(owner, where)))

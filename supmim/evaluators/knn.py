@@ -16,6 +16,7 @@ from supmim.data.sources.base import evenly
 from supmim.evaluators.lib import ranking
 from supmim.evaluators.lib.predictions import Predictions, read_valid
 from supmim.report import neighbours as neighbour_picture
+from supmim.runtime import devices
 
 VOTERS = (10, 20, 100, 200)  # neighbours that vote, as in DINO, which reports 20
 TEMPERATURE = 0.07  # DINO's
@@ -59,9 +60,9 @@ def pixel_floors(
 def random_floor(predictions: Predictions, seed: int, mib: float) -> dict[str, float]:
     """Return the recall at 1 of the same encoder before any training."""
     key = jax.random.fold_in(jax.random.key(seed), RANDOM_ENCODER)
-    task = predictions.task
-    where = sharding.state_sharding(jax.eval_shape(task.init, key), predictions.mesh)
-    params = task.initial(key, where)
+    init = predictions.task.init
+    where = sharding.state_sharding(jax.eval_shape(init, key), predictions.mesh)
+    params = devices.initialised(init, key, where)
     train, out = (predictions.fresh(params, split) for split in ("train", "eval"))
     rows, queries = (ranking.unit(split["embedding"], "a random encoder") for split in (train, out))
     _, ids = ranking.Bank(rows, predictions.mesh, mib).nearest(queries, 1)

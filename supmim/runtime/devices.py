@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,23 @@ def prepare(fake_devices: str, deterministic: bool) -> None:
 
 @contextlib.contextmanager
 def compiling_quickly(enabled: bool) -> Iterator[None]:
-    """Leave out most of the compiler's optimisations inside, if enabled: for what runs a few times.
-
-    On a CPU they are half of the time that the initialisation of a network takes to compile.
-    """
+    """Leave out most of the compiler's optimisations inside, if enabled: for what runs rarely."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", enabled or before)
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def initialised(init: Callable[[jax.Array], Any], rng: jax.Array, where: Any) -> Any:
+    """Return init(rng), on the devices that `where`, a tree of shardings, says.
+
+    On a CPU, the compiler's optimisations of it take longer than the rest.
+    """
+    on_cpu = jax.tree.leaves(where)[0].mesh.devices.flat[0].platform == "cpu"
+    with compiling_quickly(on_cpu):
+        return jax.jit(init, out_shardings=where)(rng)
 
 
 def check(root: Path = Path("/")) -> list[Any]:

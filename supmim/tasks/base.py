@@ -13,7 +13,6 @@ from flax import struct
 from supmim.config import Config
 from supmim.data.raw import Raw
 from supmim.metrics import Metrics
-from supmim.runtime import devices
 
 Step = jax.Array | int  # the number of a training step, from 0
 Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
@@ -83,12 +82,6 @@ class Task:
     def init(self, rng: jax.Array) -> Any:
         """Return new parameters: a dict of groups."""
         raise NotImplementedError
-
-    def initial(self, rng: jax.Array, where: Any) -> Any:
-        """Return new parameters on the devices. where: their shardings."""
-        on_cpu = jax.tree.leaves(where)[0].mesh.devices.flat[0].platform == "cpu"
-        with devices.compiling_quickly(on_cpu):
-            return jax.jit(self.init, out_shardings=where)(rng)
 
     def fingerprint(self) -> dict[str, str]:
         """Return what, besides config and data, must be equal for a run to continue."""

@@ -77,7 +77,7 @@ def find(spec: str, data: options.Data) -> Source:
         with doing(f"scanning {spec}"):
             found = folders.files(path)
         if not found:
-            endings = ", ".join(folders.ENDINGS)
+            endings = ", ".join(sorted(folders.ENDINGS))
             raise DataError(f"{spec} has no files that end like an image: {endings}")
         return folders.Files(str(path), spec, *zip(*found, strict=True))
     if path.is_file():
