@@ -139,7 +139,7 @@ def test_five_bad_steps_in_a_row_end_the_run_with_a_post_mortem(tmp_path):
         watch.add(range(step, step + 1), jnp.asarray([[step]]), totals_of(step % 5, loss=1.0))
     with pytest.raises(NumericsError, match="the last is step 14; not finite: mim_loss") as caught:
         for steps in (range(10, 11), range(11, 13), range(13, 17), range(17, 19)):
-            bad = [step - 9 if step < 16 else 0 for step in steps]
+            bad = [step - 9 if step < 15 else 0 for step in steps]
             index = jnp.asarray([[step, 7] for step in steps])
             watch.add(steps, index, totals_of(*bad, loss=float("nan")))
     assert caught.value.exit_code == 5
