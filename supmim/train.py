@@ -100,6 +100,7 @@ def set_up(
     tx = optimizer.create(config.optimizer, learning_rate)
     fingerprint = pipeline.data_fingerprint(source, eval_source, config) | task.fingerprint()
     state = assemble.first_state(config, task, tx, mesh, checkpoints, fingerprint, origin, start)
+    on_devices = resident.of(config, seen, mesh)
     folder.begin_run(config, origin, model.of(config, source.class_names))
     programs = assemble.programs(config, task, tx, mesh, state)
 
@@ -117,7 +118,6 @@ def set_up(
         tracer.ends,
         timed=not config.steps_per_call,
     )
-    on_devices = resident.of(config, seen, mesh)
     return Run(
         config=config,
         source=source,

@@ -118,6 +118,13 @@ def test_stacks_hold_the_batches_of_single_steps():
             assert field.sharding.is_equivalent_to(where, field.ndim)
 
 
+def test_a_run_whose_images_cannot_lie_on_the_devices_leaves_nothing(tmp_path):
+    options = {"data.resident": "on", "data.crop": "inception", "mim_weight": 0.0}
+    with pytest.raises(ConfigError, match="resident=on cannot be"):
+        run(tmp_path / "run", **options)
+    assert not (tmp_path / "run/config.json").exists()
+
+
 def test_why_images_cannot_lie_on_the_devices_is_said(monkeypatch):
     def asked(**options):
         config = tiny_config(**{"data.resident": "on"} | options)
