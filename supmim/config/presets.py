@@ -138,7 +138,8 @@ def arm(config: ConfigDict, name: str) -> ConfigDict:
     patches, and every other image is masked, of which 25 % are kept.
     """
     if name not in ARMS:
-        raise ConfigError(f"a preset's arm is supmim, baseline or efficient, not {name!r}")
+        *others, last = ARMS
+        raise ConfigError(f"a preset's arm is {', '.join(others)} or {last}, not {name!r}")
     config.update(ARMS[name])
     return config
 
