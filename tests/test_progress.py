@@ -375,6 +375,14 @@ def test_only_the_first_of_several_hosts_shows_its_line(monkeypatch, capsys, spe
         assert told == ("setting up 1:01\na message\n" if shown else "")
 
 
+def test_a_caller_that_is_told_of_progress_sees_no_line(capsys, spend):
+    for shown in (True, False):
+        with doing("evaluating", shown=shown), doing("knn", 10):
+            spend(61)
+            progress._open[-1].tick()
+        assert bool(capsys.readouterr().err) == shown
+
+
 def test_what_is_printed_into_a_file_is_not_drawn_on_the_terminal(monkeypatch, spend):
     terminal, file = Screen(monkeypatch), io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -261,6 +261,20 @@ def test_a_wrong_number_of_pretend_devices_is_refused(monkeypatch, given):
         devices.prepare(given, deterministic=False)
 
 
+def test_quick_compiling_ends_where_it_was_asked_for():
+    """A part of a run that asks for it, or does not, leaves --debug as it is."""
+
+    def found():
+        return jax.config.read("jax_disable_most_optimizations")
+
+    for inner in (True, False):
+        with devices.compiling_quickly(True):
+            with devices.compiling_quickly(inner):
+                assert found() is True
+            assert found() is True
+        assert found() is False
+
+
 def test_a_profile_that_traces_nothing_says_so_and_a_late_start_traces_the_rest(tmp_path):
     told = []
     missed = profile.Profile("50:60", tmp_path / "missed", told.append)
