@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from supmim import sharding, step
 from supmim.config import Config
-from supmim.data import images, landmarks, pipeline
+from supmim.data import data_identity, images, landmarks, pipeline
 from supmim.data.bad_records import BadRecords
-from supmim.data.sources import base
+from supmim.data.sources import base, joined
 from supmim.errors import ConfigError, DataError, counted
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.interop import pretrained
@@ -28,8 +28,6 @@ from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.tokenizers import online
 from supmim.workdir.checkpoint import Checkpoints
-
-FIXED_FOR_A_RUN = {"classes", "tokenizer"}  # parts of a fingerprint that parameters depend on
 
 
 class Start(NamedTuple):
@@ -80,7 +78,7 @@ def create_predictions(
     bad_records: BadRecords,
 ) -> Predictions:
     """Return the predictions on both sources that evaluators share; bad records are left out."""
-    names = config.evaluator_names
+    names, source = config.evaluator_names, joined.labelled(source)
     tokenized = "reconstruction" in names and config.has_tokenizer
     second = images.second_of(config)._replace(made=tokenized)
     seen = {
@@ -111,45 +109,24 @@ def check_alike(*data: base.Source | landmarks.Landmarks | None) -> None:
 def steps_of(config: Config, source: base.Source) -> int:
     """Return the length of the training in steps.
 
-    DataError if a batch is larger than the source, ConfigError if the warm-up does not fit.
+    DataError if a batch is larger than the whole training, ConfigError if the warm-up does not fit.
     """
-    num_images = len(source)
-    if num_images < config.batch_size:
+    num_images = len(joined.labelled(source))
+    total_steps, epochs = config.num_steps(num_images), config.num_epochs(num_images)
+    if not total_steps:
         raise DataError(
-            f"{source.name} has {counted(num_images, 'image')}, fewer than a batch; set "
-            f"--config.batch_size={num_images} or less"
+            f"{source.name} has {counted(num_images, 'image')}, fewer than a batch in "
+            f"{counted(epochs, 'epoch')}; set --config.batch_size={num_images} or less, or "
+            "--config.total_steps=N"
         )
-    total_steps = config.num_steps(num_images)
     if total_steps <= config.optimizer.warmup_steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves nothing of "
-            f"{counted(total_steps, 'step')} ({counted(config.total_epochs, 'epoch')} of "
+            f"{counted(total_steps, 'step')} ({counted(epochs, 'epoch')} of "
             f"{counted(num_images, 'image')}); set it to {total_steps // 10} or so, or set "
             "--config.optimizer.warmup_steps=0 --config.optimizer.warmup_share=0.05"
         )
     return total_steps
-
-
-def check_data(stored: dict[str, Any], found: dict[str, Any], allowed: bool = False) -> None:
-    """Raise DataError, naming the fields, if a checkpoint was trained on other data.
-
-    stored, found: fingerprints; only the fields of `stored` are compared. allowed: everything but
-    classes and tokenizer may differ.
-    """
-    changed = {
-        name: f"  {name}: was {was}, is {found.get(name)}"
-        for name, was in sorted(stored.items())
-        if was != found.get(name)
-    }
-    lines = "\n".join(changed.values())
-    if changed and (not allowed or changed.keys() & FIXED_FOR_A_RUN):
-        raise DataError(
-            f"the data is not what this run was trained on:\n{lines}\nRestore the data, start "
-            "again in a new --workdir, or continue with supmim train --allow-data-change, which "
-            "accepts other images, but no other classes or tokens"
-        )
-    if changed and hosts.is_first():
-        print(f"continuing with other data:\n{lines}")
 
 
 def create_task(config: Config, seen: images.Images, workdir: Path, mesh: Mesh) -> Task:
@@ -253,7 +230,7 @@ def first_state(
             params = devices.initialised(task.init, key, placement.params)
             begin = functools.partial(step.begin, task=task, tx=tx)
             return jax.jit(begin, out_shardings=placement)(params, loaded=loaded)
-    check_data(found.fingerprint, fingerprint, start.allow_data_change)
+    data_identity.check(found.fingerprint, fingerprint, start.allow_data_change)
     if start.resume:
         checkpoints.set_aside_newer(int(found.state.step))
     return found.state

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from supmim.config import Config
 from supmim.errors import ConfigError, counted
 
 AXES = ("data", "fsdp", "tensor")
@@ -93,6 +94,13 @@ def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1, group:
             + (f" of whole groups of {group}, for mim.row_share" if group > 1 else "")
             + f"; nearest: {nearest}"
         )
+
+
+def check_batches(config: Config, mesh: Mesh) -> None:
+    """Raise ConfigError unless the images of a step, of either kind, split evenly over the mesh."""
+    parts = config.accumulation_steps
+    check_divides("batch_size", config.batch_size, mesh, parts, config.row_group)
+    check_divides("data.unlabelled_batch", config.unlabelled_rows, mesh, parts)
 
 
 def batch_shards(mesh: Mesh) -> int:

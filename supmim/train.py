@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim.assemble import DEFAULT_START, Start
 from supmim.config import Config
-from supmim.data import calls, images, pipeline, resident, run_sources
+from supmim.data import calls, data_identity, images, resident, run_sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.calls import Call, Groups
 from supmim.data.sources import folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import Interrupted, counted
-from supmim.report import again, curves, figures, page, terminal
+from supmim.report import again, page, terminal
 from supmim.report.step_log import StepLog
 from supmim.runtime import hosts, memory, numerics, profile
 from supmim.runtime.clock import Clock
@@ -50,9 +50,7 @@ def train_and_evaluate(
             terminal.print_results(finished, f"{workdir} holds a finished run:")
             return {name: value for name, value in finished.items() if name != "step"}
         mesh, screen = assemble.mesh_of(config), terminal.Terminal(progress)
-        sharding.check_divides(
-            "batch_size", config.batch_size, mesh, config.accumulation_steps, config.row_group
-        )
+        sharding.check_batches(config, mesh)
         with jax.set_mesh(mesh), memory.explained(config, workdir), screen:
             results = train(config, folder, start, mesh, stop, screen)
         terminal.print_results(results, f"report      {workdir / 'report.html'}")
@@ -98,7 +96,7 @@ def set_up(
 
     learning_rate = optimizer.schedule(config.optimizer, total_steps)
     tx = optimizer.create(config.optimizer, learning_rate)
-    fingerprint = pipeline.data_fingerprint(source, eval_source, config) | task.fingerprint()
+    fingerprint = data_identity.of(source, eval_source, config) | task.fingerprint()
     state = assemble.first_state(config, task, tx, mesh, checkpoints, fingerprint, origin, start)
     on_devices = resident.of(config, seen, mesh)
     folder.begin_run(config, origin, model.of(config, source.class_names))
@@ -145,7 +143,7 @@ def train(
     screen: terminal.Terminal,
 ) -> dict[str, float]:
     """Set up, train and conclude one run; the caller holds the lock of its workdir."""
-    clock = Clock(config.batch_size)
+    clock = Clock(config.step_images)
     run = set_up(config, folder, start, mesh, screen.log)
     config, state, programs, total_steps = run.config, run.state, run.programs, run.total_steps
     first, rng = int(state.step) + 1, jax.random.key(config.seed)
@@ -243,6 +241,8 @@ def evaluate(
 
 def draw(suite: evaluators.Suite, workdir: Path, writer: Writer | NoWriter, done: int) -> None:
     """Draw the last results and the curves, also for TensorBoard."""
+    from supmim.report import curves, figures  # Matplotlib's import takes half a second
+
     pictures = workdir / "pictures"
     suite.draw(pictures)
     if hosts.is_first():

@@ -334,8 +334,8 @@ def test_a_changed_folder_is_refused_unless_it_is_meant(tmp_path, capsys):
 
 def test_fewer_images_than_a_batch_are_told(tmp_path, capsys):
     folder = folder_of(tmp_path / "pictures", count=12)
-    assert run(folder, tmp_path / "run") == 3
-    assert "fewer than a batch; set --config.batch_size=" in capsys.readouterr().err
+    assert run(folder, tmp_path / "run", "--config.batch_size=32") == 3
+    assert "fewer than a batch in 2 epochs; set --config.batch_size=" in capsys.readouterr().err
 
 
 def resident():

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from supmim import assemble, sharding
+from supmim import sharding
 from supmim.config import options
-from supmim.data import images, pipeline, run_sources, sources, stream
+from supmim.data import data_identity, images, order, pipeline, run_sources, sources, stream
 from supmim.data.sources import base
 from supmim.errors import ConfigError, DataError
 from tests.conftest import digits, plain_readers, tiny_config
@@ -89,13 +89,32 @@ def test_sample_n_is_fixed_by_the_seed_alone():
     assert not (np.concatenate([b["index"] for b in shuffled]) == flat).all()
 
 
-def test_no_epoch_of_a_seed_is_an_epoch_of_its_neighbour():
-    def epochs(seed):
-        read = stream.Training(images.training(small(), DATA), seed, 60, np.arange(60))
-        return {tuple(epoch) for epoch in read(0)[0]["index"].reshape(6, 10).tolist()}
+@pytest.mark.parametrize("length", [10, order.SHORT + 5])
+def test_no_epoch_of_a_seed_is_an_epoch_of_its_neighbour(length):
+    def starts(seed):
+        places = np.arange(6)[:, None] * length + np.arange(10)
+        records, epoch = order.Order(length, seed)(places.ravel())
+        np.testing.assert_array_equal(epoch, np.arange(60) // 10)
+        return set(map(tuple, records.reshape(6, 10).tolist()))
 
-    found = [epochs(seed) for seed in range(6)]
+    found = [starts(seed) for seed in range(6)]
     assert len(set.union(*found)) == sum(map(len, found)) == 36
+
+
+@pytest.mark.parametrize("length", [7, order.SHORT + 5])
+def test_an_epoch_is_a_permutation_and_a_place_needs_no_other(length):
+    records, _ = order.Order(length, 1)(np.arange(length, 2 * length))
+    assert (np.sort(records) == np.arange(length)).all()
+    some = np.array([5, 2 * length - 1, length, 0, length + 3])
+    alone = np.concatenate([order.Order(length, 1)(place[None])[0] for place in some])
+    np.testing.assert_array_equal(order.Order(length, 1)(some)[0], alone)
+    np.testing.assert_array_equal(records[[length - 1, 0, 3]], alone[[1, 2, 4]])
+
+
+def test_the_order_of_a_short_source_never_changes():
+    """Runs are resumed with other versions of NumPy; raise STREAM_VERSION with these numbers."""
+    records, _ = order.Order(10, 3)(np.arange(20))
+    assert records.tolist() == [1, 5, 9, 0, 4, 7, 2, 8, 3, 6, 3, 0, 4, 8, 2, 7, 9, 6, 1, 5]
 
 
 def test_images_and_labels_are_those_of_their_index():
@@ -162,7 +181,7 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
     config = tiny_config()
 
     def fingerprint(source=None, eval_source=None, config=config):
-        return pipeline.data_fingerprint(source or small(), eval_source or small(), config)
+        return data_identity.of(source or small(), eval_source or small(), config)
 
     renamed, reordered, relabelled = small(), small(), small()
     renamed.class_names, reordered.class_names = ("a", "b", "z"), ("b", "a", "c")
@@ -189,7 +208,7 @@ def test_fingerprint_sees_pixels_labels_seed_and_batch():
     base, other = fingerprint(config=of_tokenizer), fingerprint(renamed, config=of_tokenizer)
     assert base == other and "classes" not in base  # other names are no other tokenizer
     with pytest.raises(DataError, match="classes: was"):
-        assemble.check_data(fingerprint(), fingerprint(renamed))
+        data_identity.check(fingerprint(), fingerprint(renamed))
 
 
 def test_a_newer_option_is_in_no_identity_while_it_means_what_was_done_before():

@@ -13,7 +13,7 @@ from PIL import Image
 from supmim import assemble, cli, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.commands import evaluate, evaluation_results
-from supmim.data import pipeline, sources
+from supmim.data import data_identity, sources
 from supmim.data.sources import base
 from supmim.evaluators import knn
 from supmim.runtime import devices
@@ -52,7 +52,7 @@ def stored_run(workdir, noise=0.0, **changes):
         state = jax.tree_util.tree_map_with_path(noisy, state)
         state = state.replace(step=state.step + STEP)
         checkpoints = Checkpoints(workdir / "checkpoints", print)
-        checkpoints.save_now(STEP, state, pipeline.data_fingerprint(source, eval_source, config))
+        checkpoints.save_now(STEP, state, data_identity.of(source, eval_source, config))
     notes = {"checkpoint": {"step": STEP, "digest": checkpoints.digest(STEP)}, "protocols": {}}
     numbers = {"step": STEP, "classification/top1": 0.5, "retrieval/old": 0.1, "unreadable/x": 2.0}
     write_results(workdir, numbers, notes)

@@ -33,7 +33,7 @@ def step_flops(config):
     prepared = jax.eval_shape(functools.partial(prepare, task), task.frozen, batch)
     run = functools.partial(step.train_step, task=task, tx=tx)
     taken = config.mim.step_share
-    return flops.count(run, state, prepared, key, taken=taken) / config.batch_size
+    return flops.count(run, state, prepared, key, taken=taken) / config.step_images
 
 
 def times(turns, body, x):
@@ -125,6 +125,7 @@ def test_the_formula_is_within_3_percent_of_the_count(name, arm):
         {"encoder.pool": "cls"},
         {"class_pass.keep": 0.5},
         {"mim.row_share": 0.25},
+        {"data.unlabelled": "folder:other", "data.unlabelled_batch": 32},
         {"mim.start_share": 0.6, "mim.end_share": 0.8},
         {"mim.loss_on": "all", "mim.mask_ratio": 0.75, "tokenizer.codebook_size": 256},
         {"mim.soft_target_weight": 1.0, "classifier.num_classes": 500},

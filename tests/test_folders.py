@@ -228,7 +228,7 @@ def test_names_that_print_alike_are_told_apart(tmp_path):
     assert r"only in training: 'caf\xe9'" in str(told.value)
     assert r"only in evaluation: 'cafe\u0301'" in str(told.value)
     with pytest.raises(DataError, match=r"'caf\\xe9' and 'cafe\\u0301' are one name"):
-        sources.load(data, joined=True)
+        sources.load(data, all_classes=True)
     fill(tmp_path, f"train/{other}/2.png")
     with pytest.raises(DataError, match=r"'cafe\\u0301' and 'caf\\xe9' are one name"):
         load(tmp_path)

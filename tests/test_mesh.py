@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from supmim import assemble, metrics, optimizer, sharding, step
-from supmim.data import pipeline
+from supmim.data import images, pipeline, sources, stream
 from supmim.errors import ConfigError
 from supmim.models import layers
 from supmim.planning import program
@@ -19,7 +19,7 @@ from supmim.tasks.registry import TASKS
 from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests import processes
-from tests.conftest import digit_views, plain_readers, tiny_config
+from tests.conftest import digit_views, digits, tiny_config
 
 ALL_SHAPES = [
     (data, fsdp, tensor)
@@ -77,9 +77,11 @@ def first_gradients_and_losses(shape, **changes):
             out_shardings=(placement, sharding.replicated(mesh)),
         )
         first, losses = None, []
-        for batch in pipeline.train_batches(
-            digit_views("train", config), 0, BATCH, mesh, 0, 4, plain_readers()
-        ):
+        seen = images.training(sources.with_unlabelled(digits("train"), config.data), config.data)
+        rows = pipeline.local_rows(config.step_images, mesh)
+        read = stream.Training(seen, 0, BATCH, rows, config.unlabelled_rows)
+        for number in range(4):
+            batch = pipeline.placed(read(number)[0], config.step_images, mesh)
             batch = prepare(tokenize(task.frozen, batch))
             state, totals = program(state, batch)
             first = state.opt_state.gradient if first is None else first
@@ -115,9 +117,17 @@ def test_mesh_does_not_change_the_training(shape):
     check(first_gradients_and_losses(shape))
 
 
-def test_the_mesh_does_not_change_which_rows_patches_and_steps_are_masked():
-    changes = {"class_pass.keep": 0.75, "mim.row_share": 0.5, "mim.end_share": 0.5,
-               "mim.soft_target_weight": 1.0, "data.mixup": 0.0}  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_pass.keep": 0.75, "mim.row_share": 0.5, "mim.end_share": 0.5,
+         "mim.soft_target_weight": 1.0, "data.mixup": 0.0},
+        {"data.labels": 100.0, "data.unlabelled": "rest", "data.unlabelled_batch": 24,
+         "class_pass.keep": 0.75},
+    ],
+    ids=["cheaper passes", "images without labels"],
+)  # fmt: skip
+def test_the_mesh_does_not_change_which_rows_patches_and_steps_are_masked(changes):
     found = first_gradients_and_losses((2, 2, 2), **changes)
     check(found, first_gradients_and_losses((1, 1, 1), **changes))
 

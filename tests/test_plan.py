@@ -218,7 +218,7 @@ def test_the_largest_batch_is_on_the_line_through_two_plans_and_is_checked(
         tried.append(images)
         total = 1000 + 10 * images + (5000 if images > 90 else 0)
         return {
-            "batch_size": config.batch_size, "images_per_chip": images,
+            "batch_size": config.batch_size, "images_per_chip": images, "chips": 8,
             "fits": total <= 2000 * topology.MEMORY_SHARE, "memory": {"total": total},
         }  # fmt: skip
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from supmim import config as config_lib
 from supmim import sharding, train
-from supmim.data import crop, decode, images, pipeline
+from supmim.data import crop, data_identity, decode, images, pipeline
 from supmim.data.augment import views
 from supmim.data.sources import base
 from supmim.errors import ConfigError
@@ -146,7 +146,7 @@ def test_debug_keeps_the_tokenizers_grid():
 def test_a_size_of_its_own_is_part_of_the_fingerprint_and_the_same_size_is_not():
     source = digits("test")
     plain, same, other = (
-        pipeline.data_fingerprint(source, source, tiny_config(**changes))
+        data_identity.of(source, source, tiny_config(**changes))
         for changes in ({}, {"tokenizer.image_size": 8}, OWN_SIZE)
     )
     assert plain == same and other == plain | {"tokenizer.image_size": 16}

@@ -184,7 +184,7 @@ def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute
     codes = jax.random.uniform(jax.random.key(9), (16, 12))
     task, source = SupMIM(config, PatchVQ(codes, 2, 3)), Files(at3=DAMAGED["truncated"])
     cache = files.Cache(tmp_path, files.layout(20, 16, 16), 0, "")
-    parts = cache.missing(range(2))
+    parts = cache.missing(2)
     seen = images.training(source, config.data)
     strict = config_of(**view, **{"data.bad_share": 0.0})
     with pytest.raises(DataError, match=r"1 of 20 images of .* --config.data.bad_share=0 al"):
@@ -346,7 +346,7 @@ def test_a_damaged_file_is_told_at_the_read_that_meets_it(folder, tmp_path, harm
     assert error.value.exit_code == 3 and f"rm {file}\n  supmim data tokens" in told
     assert ("row 4 (image 29)" in told) == (harm not in ("truncate", "delete"))
     if harm in ("truncate", "delete"):
-        assert [part.name for part in copy.missing(range(2))] == [file.name]
+        assert [part.name for part in copy.missing(2)] == [file.name]
 
 
 def test_a_file_of_another_cache_of_the_same_layout_is_refused_by_row(folder, tmp_path):
@@ -355,7 +355,7 @@ def test_a_file_of_another_cache_of_the_same_layout_is_refused_by_row(folder, tm
     assert own.layout == whole.layout
     name = "epoch-00000-00001-of-00003.ids"
     (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert not own.missing(range(1))
+    assert not own.missing(1)
     with pytest.raises(DataError, match=rf"{name}.*row 4 \(image 29\).*of another cache"):
         own.read([0, 0], [3, 29])
 

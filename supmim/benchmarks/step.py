@@ -55,7 +55,7 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
     config = run_sources.settled(config)
     check_plain(config)
     mesh = assemble.mesh_of(config)
-    sharding.check_divides("batch_size", config.batch_size, mesh)
+    sharding.check_batches(config, mesh)
     with jax.set_mesh(mesh):
         ceiling = matmul(config.encoder.dtype, mesh)
         steps = list(contestants(config, mesh))
@@ -105,7 +105,7 @@ def simplified(config: Config, **changes: Any) -> Config:
 
 def contestants(config: Config, mesh: Mesh) -> Iterator[Contestant]:
     """Yield the plain step, then each rung of the supervised step and of SupMIM's."""
-    whole = {"mim_weight": 0.0, "class_pass.keep": 1.0}
+    whole = {"mim_weight": 0.0, "class_pass.keep": 1.0, "data.unlabelled": ""}
     supervised, make_task = simplified(config, **whole), TASKS[config.task].abstract
     yield from compiled("plain", [("Flax ViT", ())], supervised, mesh, plain_task)
     yield from compiled("supervised", rungs(supervised, mesh), supervised, mesh, make_task)

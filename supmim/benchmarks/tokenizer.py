@@ -46,9 +46,10 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
             "supmim benchmark tokenizer times target ids: it takes a config of task=supmim with "
             "config.mim_weight above 0 and config.mim.target=tokens"
         )
-    config = config_lib.replaced(run_sources.settled(config), {"data.targets": ""})
+    off = {"data.targets": "", "data.unlabelled": ""}
+    config = config_lib.replaced(run_sources.settled(config), off)
     mesh = assemble.mesh_of(config)
-    sharding.check_divides("batch_size", config.batch_size, mesh)
+    sharding.check_batches(config, mesh)
     dtypes = DTYPES[:1] if config.tokenizer.name == "patch_vq" else DTYPES
     with jax.set_mesh(mesh):
         encoders = [tokenizer_alone(config, dtype, mesh) for dtype in dtypes]

@@ -58,15 +58,15 @@ def write(config: Config, out: Path, stop: StopSignal) -> None:
     task = TASKS[config.task].create(config, seen, out)
     metadata = write_metadata(out, task, identity.identity(config, source, task.fingerprint()))
     cache = identity.cache_in(out, config, source, metadata)
-    epochs = range(config.total_epochs)
-    missing = [Part(*part) for part in hosts.on_first(lambda: cache.missing(epochs))]
+    epochs = identity.epochs_of(config, source)
+    missing = [Part(*part) for part in hosts.on_first(lambda: cache.missing(*epochs))]
     hosts.on_first(lambda: check_disk(out, sum(map(cache.part_bytes, missing))))
     own = share(missing, jax.process_index(), jax.process_count())
     unreadable = write_files(config, cache, seen, task, own, stop)
     others = len(missing) - len(own)
     elsewhere = f" here, {others} by other hosts" if others else ""
     log(
-        f"{out}  {counted(config.total_epochs, 'epoch')} of {counted(len(source), 'image')}, "
+        f"{out}  {counted(max(epochs), 'epoch')} of {counted(len(source), 'image')}, "
         f"{counted(cache.layout.row_bytes, 'byte')} each; {counted(len(own), 'file')} "
         f"written{elsewhere}"
     )

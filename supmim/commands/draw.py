@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.flags import FlagValues
 
-from supmim import assemble, tokenizers
 from supmim import config as config_lib
+from supmim import tokenizers
 from supmim.config import Config
-from supmim.data import images
+from supmim.data import data_identity, images
 from supmim.data.augment import views
 from supmim.data.sources import given
 from supmim.data.sources.base import Source, evenly
@@ -122,7 +122,7 @@ def tokenizer_of(
         return None
     folder, config = workdir / "tokenizer", identity.with_tokenizer(config)
     found = tokenizers.load_or_fit(config, folder, {}, lambda: np.zeros(0), needed=True)
-    assemble.check_data({"tokenizer": trained["tokenizer"]}, {"tokenizer": found.fingerprint()})
+    data_identity.check({"tokenizer": trained["tokenizer"]}, {"tokenizer": found.fingerprint()})
     return found
 
 

@@ -17,7 +17,7 @@ from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.commands import evaluation_results
 from supmim.config import Config, tasks
-from supmim.data import images, pipeline, run_sources, sources
+from supmim.data import data_identity, images, run_sources, sources
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError, counted
@@ -87,7 +87,7 @@ def evaluate(
         seen = images.training(source, trained.data, images.second_of(trained))
         task = assemble.create_task(trained, seen, workdir, mesh)
         stored = {n: x for n, x in restored.fingerprint.items() if n == "tokenizer"}
-        assemble.check_data(stored, task.fingerprint())
+        data_identity.check(stored, task.fingerprint())
     bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
 
@@ -155,7 +155,9 @@ def load_sources(config: Config) -> tuple[Config, Source, Source]:
     The classes are those of both sources, which need not be alike.
     """
     labelled = config.facts.has_labels
-    source, eval_source = sources.load(config.data, labelled, joined=config.facts.may_join_classes)
+    source, eval_source = sources.load(
+        config.data, labelled, all_classes=config.facts.may_join_classes
+    )
     unknown = config_lib.replaced(config, {"classifier.num_classes": 0})
     return run_sources.with_num_classes(unknown, source), source, eval_source
 
@@ -203,7 +205,7 @@ def renamed_classes(workdir: Path, source: Source, stored: dict[str, Any]) -> st
 
     stored: the fingerprint of the checkpoint, which an older run has without names of classes.
     """
-    classes = pipeline.classes_of(source)
+    classes = data_identity.classes_of(source)
     if stored.get("classes", classes) == classes:
         return ""
     trained = model.read(workdir)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from supmim.config import Config
-from supmim.data import pipeline
+from supmim.data import data_identity
 from supmim.data.sources.base import Source
 from supmim.report import again, page
 from supmim.workdir import files
@@ -17,7 +17,7 @@ OF_THE_MODEL = {"classes", "tokenizer", "tokenizer.image_size"}  # no facts of t
 
 def fingerprint(source: Source, eval_source: Source, config: Config) -> dict[str, Any]:
     """Return what identifies the images and how they are cropped and resized."""
-    found = pipeline.data_fingerprint(source, eval_source, config)
+    found = data_identity.of(source, eval_source, config)
     images = {name: value for name, value in found.items() if name not in OF_THE_MODEL}
     return images | window_fingerprint(config)
 

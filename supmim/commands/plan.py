@@ -78,8 +78,7 @@ def check_config(config: Config, where: topology.Topology, mesh: jax.sharding.Me
         raise ConfigError(
             f"config.encoder.attention=cudnn needs a GPU, {where.name} is none; set it to xla"
         )
-    parts, group = config.accumulation_steps, config.row_group
-    sharding.check_divides("batch_size", config.batch_size, mesh, parts, group)
+    sharding.check_batches(config, mesh)
     shards = sharding.batch_shards(mesh)
     if config.eval.batch_size % shards:
         size = math.ceil(config.eval.batch_size / shards) * shards
@@ -121,9 +120,11 @@ def make(config: Config, where: topology.Topology, num_images: int) -> dict[str,
         "chips": mesh.devices.size,
         "compiler": where.compiler,
         "train": config.data.train,
-        "epochs": config.total_epochs,
+        "epochs": config.num_epochs(num_images) if num_images else config.total_epochs,
+        "steps": config.num_steps(num_images),
         "batch_size": config.batch_size,
-        "images_per_chip": config.batch_size / mesh.devices.size,
+        "step_images": config.step_images,
+        "images_per_chip": config.step_images / mesh.devices.size,
         "accumulation_steps": config.accumulation_steps,
         "mesh": dict(mesh.shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(real.state.params)),
@@ -169,8 +170,8 @@ def speeds(result: dict, chip: topology.Chip, num_images: int) -> Iterator[dict[
     """Yield the speed at each share of the chip's peak that training FLOPs may use (MFU)."""
     for mfu in roofline.MFUS:
         rate = mfu * chip.flops * result["chips"] / result["flops"]["train"]
-        hours = result["epochs"] * num_images / rate / 3600 if num_images else None
-        seconds = result["batch_size"] / rate
+        seconds = result["step_images"] / rate
+        hours = result["steps"] * seconds / 3600 if result["steps"] else None
         yield {"mfu": mfu, "step_seconds": seconds, "images_per_second": rate, "hours": hours}
 
 
@@ -182,7 +183,7 @@ def largest_batch(
     first: a plan that is known. Images are counted per chip and part of the batch. `batch_size` is
     0 if not even one image fits.
     """
-    unit = round(first["batch_size"] / first["images_per_chip"]) * config.accumulation_steps
+    unit = first["chips"] * config.accumulation_steps
     plans = {first["batch_size"] // unit: first}
 
     def plan_for(images: int) -> dict[str, Any]:

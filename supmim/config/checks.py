@@ -8,7 +8,7 @@ from typing import Any
 from supmim.config import options, tasks
 from supmim.config.flat import build, flatten
 from supmim.config.option import Option, Value
-from supmim.config.options import NORM_GROUPS, OPTIONS, SSIM_WINDOW, STDDEV_GROUP, Config
+from supmim.config.options import NORM_GROUPS, OPTIONS, REST, SSIM_WINDOW, STDDEV_GROUP, Config
 from supmim.errors import counted
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
@@ -257,6 +257,7 @@ def _supmim_problems(config: Config) -> Iterator[str]:
             f"config.class_pass.keep={keep:g} keeps none of {counted(num_tokens, 'token')}; the "
             f"smallest share here is {1 / num_tokens:.4g}"
         )
+    yield from _unlabelled_problems(config)
     if config.mim_weight:
         yield from _mim_problems(config)
         yield from _pass_problems(config)
@@ -317,6 +318,11 @@ def _data_problems(data: options.Data) -> Iterator[str]:
     for name, low, high in limits:
         if low > high:
             yield f"config.data.{name}_min={low:g} exceeds config.data.{name}_max={high:g}"
+    if data.labels > 1 and data.labels % 1:
+        yield (
+            f"config.data.labels={data.labels:g} is neither a share below 1 nor a whole number; "
+            f"nearest: {data.labels // 1:g} or {data.labels // 1 + 1:g}"
+        )
     if data.channels == 2:
         yield "config.data.channels=2: an image has 1 channel, grey, or 3; nearest: 1 or 3"
 
@@ -435,6 +441,45 @@ def _pass_problems(config: Config) -> Iterator[str]:
             f"config.mim.row_share={mim.row_share:g} takes {counted(mim.rows.numerator, 'row')} of "
             f"every {config.row_group}, so that config.batch_size={config.batch_size} must be "
             f"divisible by {unit}{why}; nearest: " + _nearest(config.batch_size, multiple_of=unit)
+        )
+
+
+def _unlabelled_problems(config: Config) -> Iterator[str]:
+    """Images without labels that nothing would use, or that have no part in a pass."""
+    data, mim = config.data, config.mim
+    if not data.unlabelled:
+        if data.unlabelled_batch:
+            yield (
+                f"config.data.unlabelled_batch={data.unlabelled_batch} is a part of "
+                "config.data.unlabelled, which is empty: set it, or unlabelled_batch to 0"
+            )
+        return
+    asked = f"config.data.unlabelled={data.unlabelled}"
+    if data.unlabelled == REST and not (data.labels or data.labelled_classes):
+        yield (
+            f"{asked} means the images that lose their labels, and none do: set config.data.labels "
+            "or config.data.labelled_classes"
+        )
+    if not config.mim_weight:
+        yield f"{asked} is for the token loss: set config.mim_weight above 0 or leave it empty"
+        return
+    if mim.row_share < 1:
+        yield (
+            f"config.mim.row_share={mim.row_share:g} makes the masked pass leave images out, the "
+            f"only one that {asked} has: set config.mim.row_share=1.0 and a smaller "
+            "config.data.unlabelled_batch"
+        )
+    if mim.soft_target_weight:
+        yield (
+            f"config.mim.soft_target_weight={mim.soft_target_weight:g} needs the full pass of each "
+            f"masked image, which {asked} does not have: set config.mim.soft_target_weight=0.0"
+        )
+    parts = config.accumulation_steps
+    if config.unlabelled_rows % parts:
+        yield (
+            f"config.data.unlabelled_batch={config.unlabelled_rows} is not divisible by "
+            f"config.accumulation_steps={parts}; nearest: "
+            + _nearest(config.unlabelled_rows, multiple_of=parts)
         )
 
 

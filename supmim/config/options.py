@@ -20,6 +20,7 @@ MAX_WIDTH = 2**16  # of a token: a block's parameters are 50 billion
 MAX_IMAGES = 2**20  # of a batch
 SSIM_WINDOW = 11  # side of the windows that SSIM compares, in pixels
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
+REST = "rest"  # as data.unlabelled: the training images whose labels are not kept
 Group = TypeVar("Group")
 
 
@@ -39,6 +40,38 @@ class Data:
         "evaluation source; empty: what the training source holds out",
         may_change="always",
         common=True,
+    )
+    labels: float = option(
+        0.0,
+        "number, or share, of training images that keep their labels; 0: all",
+        low=0.0,
+        unused_by=("tokenizer", "segmentation"),
+        may_change="in evaluation",
+        default_is_before=True,
+    )
+    labelled_classes: str = option(
+        "",
+        "numbers of the classes whose labels are kept, e.g. 0,1,2; empty: all",
+        unused_by=("tokenizer", "segmentation"),
+        may_change="in evaluation",
+        default_is_before=True,
+    )
+    unlabelled: str = option(
+        "",
+        "images without labels, for the token loss: a source, or rest",
+        unused_by=("tokenizer", "segmentation"),
+        two_passes=True,
+        may_change="always",  # a fingerprint identifies the data
+        default_is_before=True,
+        common=True,
+    )
+    unlabelled_batch: int = option(
+        0,
+        "images without labels in a step, beside batch_size; 0: as many",
+        low=0,
+        high=MAX_IMAGES,
+        unused_by=("tokenizer", "segmentation"),
+        default_is_before=True,
     )
     holdout: float = option(
         0.1,
@@ -727,6 +760,13 @@ class Config:
     total_epochs: int = option(
         90, "length of the training, in passes over the training set", low=1, debug=5, common=True
     )
+    total_steps: int = option(
+        0,
+        "length of the training, in steps; 0: total_epochs",
+        low=0,
+        debug=0,
+        default_is_before=True,
+    )
     class_weight: float = option(1.0, "weight of the class loss", low=0)
     mim_weight: float = option(
         1.0, "weight of the token loss; 0 builds no decoder", low=0, common=True
@@ -782,9 +822,30 @@ class Config:
         """Number of rows of which mim.row_share takes some; it divides each device's part."""
         return self.mim.rows.denominator if self.has_decoder else 1
 
+    @property
+    def unlabelled_rows(self) -> int:
+        """Images without labels in a step."""
+        return (self.data.unlabelled_batch or self.batch_size) if self.data.unlabelled else 0
+
+    @property
+    def step_images(self) -> int:
+        """Images in a step, with and without labels."""
+        return self.batch_size + self.unlabelled_rows
+
+    @property
+    def labelled_share(self) -> Fraction:
+        """Share of a step's images that have labels, p / q: the first p of every q rows."""
+        return Fraction(self.batch_size, self.step_images)
+
     def num_steps(self, num_images: int) -> int:
-        """Return the length of the training, in steps, on so many images."""
-        return self.total_epochs * num_images // self.batch_size
+        """Return the length of the training, in steps, on so many images with labels."""
+        return self.total_steps or self.total_epochs * num_images // self.batch_size
+
+    def num_epochs(self, num_images: int) -> int:
+        """Return how many passes over so many images with labels the training begins."""
+        if not self.total_steps:
+            return self.total_epochs
+        return -(-self.total_steps * self.batch_size // num_images)
 
     @property
     def grid(self) -> int:

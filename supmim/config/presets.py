@@ -23,7 +23,7 @@ VARIANTS = {
 # A preset's arms, and what each changes of it.
 ARMS = {
     "supmim": {},
-    "baseline": {"mim_weight": 0.0},
+    "baseline": {"mim_weight": 0.0, "data": {"unlabelled": ""}},
     "efficient": {
         "class_pass": {"keep": 0.75},
         "mim": {"mask_ratio": 0.75, "row_share": 0.5},
@@ -134,8 +134,8 @@ def sized(config: ConfigDict, name: str) -> ConfigDict:
 def arm(config: ConfigDict, name: str) -> ConfigDict:
     """Return the preset as it is (`supmim`), or as another arm.
 
-    `baseline` has no masked image modelling. In `efficient` the class pass keeps 75 % of the
-    patches, and every other image is masked, of which 25 % are kept.
+    `baseline` has no masked image modelling, and no images without labels. In `efficient` the class
+    pass keeps 75 % of the patches, and every other image is masked, of which 25 % are kept.
     """
     if name not in ARMS:
         *others, last = ARMS
@@ -158,6 +158,8 @@ def debug(config: Config) -> Config:
     small |= {"data.targets": "", "eval.real_labels": "", "init.model": ""}
     if path:  # a tokenizer that exists keeps its size
         small["tokenizer.codebook_size"] = config.tokenizer.codebook_size
+    if config.data.labels:
+        small["data.labels"] = 0.5
     if config.row_group > 1:
         small |= {"mim.row_share": 0.5, "batch_size": 32}  # two rows for each of 16 devices
     if config.task == "segmentation":

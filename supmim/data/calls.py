@@ -100,13 +100,13 @@ def training(
     resident: the images, if they lie on the devices; the readers then read the rest.
     """
     read = seen if resident is None else resident.without_pixels()
-    rows = pipeline.local_rows(config.batch_size, mesh)
-    stream = Training(read, config.data.seed, config.batch_size, rows)
+    rows = pipeline.local_rows(config.step_images, mesh)
+    stream = Training(read, config.data.seed, config.batch_size, rows, config.unlabelled_rows)
     steps = pipeline.read_steps(stream, groups.start, groups.stop, readers)
 
     def place(group: range) -> Call:
         stacked = stack(itertools.islice(steps, len(group)), groups.slots)
-        batches = pipeline.placed(stacked, config.batch_size, mesh)
+        batches = pipeline.placed(stacked, config.step_images, mesh)
         return Call(group, batches if resident is None else resident.fill(batches))
 
     try:

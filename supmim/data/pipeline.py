@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import gc
-import hashlib
 import itertools
 import os
 import signal
@@ -12,19 +11,18 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
-import grain
 import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from supmim import config as config_lib
 from supmim import sharding
-from supmim.config import Config, options
+from supmim.config import Config
 from supmim.data import raw
 from supmim.data.images import Bad, Images, second_of
 from supmim.data.raw import Raw
-from supmim.data.sources.base import InMemory, Source, innermost
+from supmim.data.sources import joined
+from supmim.data.sources.base import InMemory, Source
 from supmim.data.sources.scenes import Scenes
 from supmim.data.stream import Evaluation, Rows, Training
 from supmim.errors import DeviceError, counted
@@ -33,7 +31,6 @@ from supmim.runtime import cgroup, host_memory
 READ_AHEAD = 4  # host batches of a reader thread; a process reads one while it sends another
 DEVICE_AHEAD = 2  # batches on their way to the devices
 RELEASE_SECONDS = 0.2  # for Grain's thread to free shared memory: the exit doesn't wait for it
-TRANSFORM_VERSION = 2  # of decoding, cropping and augmentation: raise it when pixels change
 T = TypeVar("T")
 
 
@@ -50,7 +47,7 @@ def num_workers(source: Source, requested: int) -> int:
     """
     if requested >= 0:
         return requested
-    if isinstance(innermost(source), InMemory | Scenes):
+    if all(isinstance(one, InMemory | Scenes) for one in joined.parts(source)):
         return 0
     return max(1, min(cgroup.usable_cores(), host_memory.affordable_readers()))
 
@@ -67,7 +64,7 @@ class Readers:
 def train_batches(
     images: Images, seed: int, batch_size: int, mesh: Mesh, start: int, stop: int, readers: Readers
 ) -> Generator[Raw]:
-    """Yield the global batches of steps start..stop-1, prefetched.
+    """Yield the global batches of steps start..stop-1, all of images with labels, prefetched.
 
     DataError for damaged storage or wrong labels; DeviceError if a reader process dies twice.
     """
@@ -119,7 +116,10 @@ def read_steps(
 
 def _start_readers(
     stream: Training | Evaluation | Rows, start: int, stop: int, workers: int
-) -> grain.DatasetIterator:
+) -> Any:
+    """Return Grain's iterator of the batches start..stop-1; Grain's import takes half a second."""
+    import grain
+
     steps = grain.MapDataset.range(start, stop).map(stream)
     batches = steps.to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=1 if workers else READ_AHEAD)
@@ -147,12 +147,12 @@ def _death_message(error: RuntimeError, workers: int) -> str:
 
 
 def abstract_batch(config: Config, mesh: Mesh, slots: int = 0) -> Raw:
-    """Return the shapes of the global batch of a training step, with their shardings.
+    """Return the shapes of all images of a training step, with their shardings.
 
     slots: length of a stack of batches; 0: one batch.
     """
     second, placement = second_of(config), sharding.batch_sharding(mesh, stacked=slots > 0)
-    lead = (slots, config.batch_size) if slots else (config.batch_size,)
+    lead = (slots, config.step_images) if slots else (config.step_images,)
     fields = raw.field_shapes(config, second.size if second.made else 0)
     shapes = {
         name: jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=placement)
@@ -205,27 +205,3 @@ def ahead(placed: Iterable[T]) -> Generator[T]:
     while waiting:
         yield waiting.popleft()
         waiting.extend(itertools.islice(coming, 1))
-
-
-def data_fingerprint(source: Source, eval_source: Source, config: Config) -> dict[str, Any]:
-    """Return all that determines the stream of samples and the evaluation images ("evaluated ...").
-
-    It is stored with checkpoints and compared when a run is resumed.
-    """
-    values, second = config_lib.flatten(config), second_of(config)
-    return {
-        **source.fingerprint(),
-        **{f"evaluated {name}": value for name, value in eval_source.fingerprint().items()},
-        **options.identity(values, "crop"),
-        **({"classes": classes_of(source)} if config.facts.has_labels else {}),
-        "data_seed": config.data.seed,
-        "batch_size": config.batch_size,
-        "transform_version": TRANSFORM_VERSION,
-        **({"tokenizer.image_size": second.size} if second.size else {}),
-        **({"data.ignore_label": config.data.ignore_label} if config.facts.has_masks else {}),
-    }
-
-
-def classes_of(source: Source) -> str:
-    """Return the SHA-256 of the names of the classes, in order."""
-    return hashlib.sha256("\0".join(source.class_names).encode()).hexdigest()

@@ -14,7 +14,8 @@ from supmim import sharding
 from supmim.config import Config
 from supmim.data.images import Bad, Images
 from supmim.data.raw import Raw
-from supmim.data.sources.base import InMemory, innermost
+from supmim.data.sources import joined
+from supmim.data.sources.base import InMemory
 from supmim.errors import ConfigError
 from supmim.runtime import host_memory
 from supmim.runtime.progress import doing
@@ -80,7 +81,7 @@ def why_not(config: Config, seen: Images, mesh: Mesh, share: float) -> str:
     """
     if jax.process_count() > 1:
         return "the run has several processes"
-    if not isinstance(innermost(seen.source), InMemory):
+    if not all(isinstance(one, InMemory) for one in joined.parts(seen.source)):
         return f"{seen.name} is not in memory"
     if config.data.crop != "none":
         return f"config.data.crop={config.data.crop} cuts other crops in every epoch"

@@ -1,9 +1,9 @@
 """The two sources of a run, for training and for evaluation: what they share, and their classes."""
 
 from supmim import config as config_lib
-from supmim.config import Config
+from supmim.config import Config, options
 from supmim.data import sources
-from supmim.data.sources import base
+from supmim.data.sources import base, joined
 from supmim.errors import ConfigError, DataError, counted
 from supmim.runtime import hosts
 from supmim.runtime.streams import printable
@@ -12,6 +12,16 @@ from supmim.runtime.streams import printable
 def load(config: Config) -> tuple[Config, base.Source, base.Source]:
     """Return the config with its number of classes, the training and the evaluation source."""
     source, eval_source = sources.load(config.data, config.facts.has_labels)
+    check_shared(joined.labelled(source), eval_source)
+    if isinstance(source, joined.Joined):
+        joined.check(source, config.unlabelled_rows)
+        if config.data.unlabelled != options.REST:
+            check_shared(source.unlabelled, eval_source)
+    return with_num_classes(config, source), source, eval_source
+
+
+def check_shared(source: base.Source, eval_source: base.Source) -> None:
+    """Raise DataError if all evaluation images are in a training source; print how many are."""
     told, every = shared_images(source, eval_source)
     if every:
         raise DataError(
@@ -20,7 +30,6 @@ def load(config: Config) -> tuple[Config, base.Source, base.Source]:
         )
     if told and hosts.is_first():
         print(f"warning     {told}")
-    return with_num_classes(config, source), source, eval_source
 
 
 def shared_images(source: base.Source, eval_source: base.Source) -> tuple[str, bool]:

@@ -1,39 +1,69 @@
 """Streams: which records a step takes, and their reading, in a host or in a reader process.
 
-Sample n = step * batch_size + row of one endless stream of reshuffled epochs. Its record depends on
-the seed and n alone, so the position of a run is its step, on any number of hosts. Imports no jax,
-so that reader processes start fast and stay small.
+Sample n = step * batch_size + row of an endless stream of reshuffled epochs (order.py). Its record
+depends on the seed and n alone, so the position of a run is its step, on any number of hosts.
+Imports no jax, so that reader processes start fast and stay small.
 """
 
+import math
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
-import grain
 import numpy as np
 
 from supmim.data.images import Bad, Images
+from supmim.data.order import Order
 from supmim.data.raw import Raw
+from supmim.data.sources import joined
 from supmim.errors import DataError, counted
 from supmim.target_ids.files import Part
+
+
+class Pool(NamedTuple):
+    """The images of one kind, with or without labels, and the rows of a host that take them.
+
+    first: their first record. size: how many of them a step takes. at: which of the host's rows.
+    number: which of the `size` each of these rows is.
+    """
+
+    order: Order
+    first: int
+    size: int
+    at: np.ndarray
+    number: np.ndarray
 
 
 class Training:
     """step -> this host's rows of the global batch and the bad records met on the way.
 
-    The row of a bad record is filled with the next record that can be read, so that a bad record
-    is always replaced by the same one.
+    batch_size, unlabelled: images with and without labels in a step, of a joined.Joined if there
+    are both; the first p of every q rows have labels, where p / q is their share in lowest terms.
+    The row of a bad record is filled with the next record of its kind that can be read, so that a
+    bad record is always replaced by the same one.
     """
 
-    def __init__(self, images: Images, seed: int, batch_size: int, rows: np.ndarray) -> None:
-        self.images, self.batch_size, self.rows = images, batch_size, rows
-        # Grain shuffles epoch e with seed + e: spread the seeds, or they would share epochs.
-        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self.order = grain.MapDataset.range(len(images)).shuffle(spread)
+    def __init__(
+        self, images: Images, seed: int, batch_size: int, rows: np.ndarray, unlabelled: int = 0
+    ) -> None:
+        self.images, self.rows = images, rows
+        count, divisor = len(joined.labelled(images.source)), math.gcd(batch_size, unlabelled)
+        group, place = np.divmod(rows, (batch_size + unlabelled) // divisor)
+
+        def pool(order: Order, first: int, size: int, before: int) -> Pool:
+            taken = size // divisor
+            at = np.flatnonzero((before <= place) & (place < before + taken))
+            return Pool(order, first, size, at, group[at] * taken + place[at] - before)
+
+        self.pools = [pool(Order(count, seed), 0, batch_size, 0)]
+        if unlabelled:
+            others = Order(len(images) - count, seed, spawn_key=(1,))
+            self.pools.append(pool(others, count, unlabelled, batch_size // divisor))
 
     def __call__(self, step: int) -> tuple[Raw, list[Bad]]:
-        position = step * self.batch_size + self.rows
-        index = np.array([self.order[int(n)] for n in position], np.int32)
-        epoch = (position // len(self.images)).astype(np.int32)
+        index, epoch = np.empty((2, len(self.rows)), np.int32)
+        for pool in self.pools:
+            record, epoch[pool.at] = pool.order(step * pool.size + pool.number)
+            index[pool.at] = pool.first + record
         batch, bad = self.images.take(index, epoch)
         met = list(bad.values())
         for row in bad:
@@ -45,9 +75,10 @@ class Training:
         self, batch: dict[str, np.ndarray], index: np.ndarray, row: int, epoch: int
     ) -> list[Bad]:
         """Fill a row with the next readable record; return the bad ones met on the way."""
-        length, met = len(self.images), []
+        (pool,) = (pool for pool in self.pools if row in pool.at)
+        length, first, met = pool.order.length, pool.first, []
         for ahead in range(1, length):
-            candidate = (int(index[row]) + ahead) % length
+            candidate = first + (int(index[row]) - first + ahead) % length
             found, bad = self.images.take([candidate], [epoch])
             if not bad:
                 for name, value in found.items():

@@ -26,8 +26,8 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
     more = len(model.class_names) - SHOWN_CLASSES
     classes = f"{len(model.class_names)}: {names}{f' and {more} more' if more > 0 else ''}"
     how = "labels and masked image modelling" if config.has_decoder else "labels"
-    epochs = counted(config.total_epochs, "epoch")
-    trained = f"Trained with {how} on {escaped(config.data.train)}, {epochs}"
+    length = (config.total_steps, "step") if config.total_steps else (config.total_epochs, "epoch")
+    trained = f"Trained with {how} on {escaped(config.data.train)}, {counted(*length)}"
     if config.init.model:
         trained += f", from the encoder of {escaped(Path(config.init.model).name)}"
     side, channels = config.data.image_size, counted(config.data.channels, "channel")

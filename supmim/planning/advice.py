@@ -52,7 +52,7 @@ def _change(option: str, value: str | int, what: str, before: int, after: int) -
 def _block_input_bytes(planned: PlannedStep) -> int:
     """Return the bytes on one chip of the inputs of all encoder blocks, over all passes."""
     config = planned.config
-    encoder, images = config.encoder, config.batch_size / sharding.batch_shards(planned.mesh)
+    encoder, images = config.encoder, config.step_images / sharding.batch_shards(planned.mesh)
     passes = 2 if config.mim_weight and config.mim.passes == "two" else 1
     itemsize = jnp.dtype(encoder.dtype).itemsize
     kept = passes * config.grid**2 * encoder.width * encoder.depth * itemsize

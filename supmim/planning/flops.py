@@ -83,7 +83,7 @@ def analytic(config: Config) -> PerImage:
     """Return the FLOPs of a config by formula, without recomputation and without the tokenizer.
 
     A block costs 8 D^2 + 4 D M per token and 4 D per pair of tokens, for width D and MLP size M.
-    Images and steps without a masked pass count as 0 in the means over all of them.
+    Images and steps without one of the passes count as 0 in the means over all of them.
     """
     encoder, head, mim = config.encoder, config.classifier, config.mim
     num_tokens = config.grid**2
@@ -93,11 +93,12 @@ def analytic(config: Config) -> PerImage:
     kept = num_tokens - masking.num_hidden(num_tokens, 1 - config.class_pass.keep)
     masked = float(mim.rows) * mim.step_share if config.mim_weight else 0.0
     two = mim.passes == "two" or not masked
-    classified = 1 + masked * (mim.soft_target_weight > 0)
+    labelled = float(config.labelled_share)
+    classified = labelled + masked * (mim.soft_target_weight > 0)
     rep = head.rep_size or encoder.width
     classifier = 2 * rep * (head.num_classes + (encoder.width if head.rep_size else 0))
     return PerImage(
-        class_pass=_encoder(config, kept) if two else 0.0,
+        class_pass=labelled * _encoder(config, kept) if two else 0.0,
         masked_pass=masked * _encoder(config, entering),
         classifier=classified * classifier,
         decoder=masked and masked * _decoder(config, entering, num_tokens, hidden),

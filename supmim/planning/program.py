@@ -96,10 +96,10 @@ def count_flops(planned: PlannedStep) -> dict[str, float]:
     raw = pipeline.abstract_batch(config, planned.mesh)
     tokenize = flops.count(planned.tokenize, planned.frozen, raw)
     return {
-        "train": once / config.batch_size,
+        "train": once / config.step_images,
         "analytic": flops.analytic(config).train if config.task == "supmim" else 0.0,
-        "executed": executed / config.batch_size,
-        "tokenize": tokenize / config.batch_size,
+        "executed": executed / config.step_images,
+        "tokenize": tokenize / config.step_images,
     }
 
 

@@ -49,7 +49,7 @@ def _head(plan: dict[str, Any]) -> Iterator[str]:
     compiler = f"{plan['compiler']}, {plan['plan_seconds']:.0f} s for this plan"
     yield from _labelled("compiler", compiler)
     yield from _labelled("parameters", f"{plan['parameters']:,}")
-    images = f"{counted(plan['batch_size'], 'image')}{parts}, {plan['images_per_chip']:g} per chip"
+    images = f"{counted(plan['step_images'], 'image')}{parts}, {plan['images_per_chip']:g} per chip"
     yield from _labelled("batch", images)
 
 
@@ -93,7 +93,7 @@ def _roofline(plan: dict[str, Any]) -> Iterator[str]:
     names = ("compute", "memory", "network")
     alone = ", ".join(f"{name} {bound[name] * 1e3:.3g}" for name in names)
     yield f"{'step time, ms':<{LABEL}}{alone}"
-    best, worst, images = bound["best"], bound["worst"], plan["batch_size"]
+    best, worst, images = bound["best"], bound["worst"], plan["step_images"]
     together = f"{best * 1e3:.1f} if they overlap completely ({images / best:,.0f} images/s), "
     yield from _labelled("", f"{together}{worst * 1e3:.1f} if not at all ({images / worst:,.0f})")
     yield from _labelled("assumed", ASSUMED)

@@ -14,7 +14,7 @@ from PIL import Image
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.errors import counted
-from supmim.report import again, embedding_map, units
+from supmim.report import again, units
 from supmim.report.style import STYLE
 from supmim.runtime.streams import printable
 from supmim.workdir.files import NOTES, RESULTS, write_text
@@ -86,8 +86,8 @@ CAPTIONS = {  # pictures in their order: title and explanation
     ),
     "embedding_map.png": (
         "Map of the embeddings",
-        "Evaluation images, each a point where its embedding lies; the "
-        f"{embedding_map.COLOURED} most frequent classes have colours.",
+        "Evaluation images, each a point where its embedding lies; the most frequent classes have "
+        "colours.",
     ),
     "patches.png": (
         "Patches",
@@ -170,7 +170,7 @@ def summary(config: Config, notes: dict[str, Any]) -> str:
         else f"A run of task {config.task}"
     )
     if "step" in found:
-        steps, images = counted(found["step"], "step"), counted(config.batch_size, "image")
+        steps, images = counted(found["step"], "step"), counted(config.step_images, "image")
         what += f" after {steps} of {images}"
     roles = {"train": "training images", "eval": "evaluation images"}
     images = [

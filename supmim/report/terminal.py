@@ -9,6 +9,7 @@ import jax
 
 from supmim import metrics
 from supmim.config import Config
+from supmim.data.sources import joined
 from supmim.data.sources.base import Source, printable
 from supmim.errors import counted
 from supmim.report import page, units
@@ -110,11 +111,18 @@ def plan(
     began = f"continues from step {start:,}" if start else "from the start"
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     slow = on_cpu and config.encoder.dtype == "bfloat16" and config.task != "tokenizer"
+    labelled = joined.labelled(source)
+    images = f"{len(labelled):,} of {printable(source.name)}, {config.batch_size:,} a step"
+    if isinstance(source, joined.Joined):
+        others = source.unlabelled
+        images += f"\nunlabelled  {len(others):,} of {printable(others.name)}, "
+        images += f"{config.unlabelled_rows:,} a step"
     return (
         f"devices     {mesh.devices.size} x {mesh.devices.flat[0].device_kind} ({axes})\n"
         f"parameters  {parts}\n"
-        f"images      {len(source):,} of {printable(source.name)}, {config.batch_size:,} a step\n"
-        f"steps       {total_steps:,} ({counted(config.total_epochs, 'epoch')}), {began}\n"
+        f"images      {images}\n"
+        f"steps       {total_steps:,} ({counted(config.num_epochs(len(labelled)), 'epoch')}), "
+        f"{began}\n"
         f"workdir     {workdir}"
     ) + (f"\nwarning     {BFLOAT16}" if slow else "")
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from supmim.runtime import cgroup, host_memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -88,6 +86,8 @@ def look() -> Machine:
 
 def misfits(plugin: str) -> Iterator[str]:
     """Yield a line for each CUDA library that is installed in a version that a plugin refuses."""
+    from packaging.requirements import Requirement
+
     for text in importlib.metadata.requires(plugin) or ():
         needed = Requirement(text)
         extras = ({"extra": "with-cuda"}, {"extra": "with_cuda"})

@@ -53,5 +53,5 @@ def cost(config: Config) -> Cost:
     taken = config.mim.step_share
     flops_per_step += flops.count(train_step, state, prepared, rng, taken=taken)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    images = total_steps * config.batch_size
+    images = total_steps * config.step_images
     return Cost(parameters, total_steps, images, total_steps * flops_per_step)

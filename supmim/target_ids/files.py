@@ -7,6 +7,7 @@ CRC starts from the cache's seed, so no row passes for one of another cache. Not
 jax, since reader processes use it. Shapes: n rows, N ids per image.
 """
 
+import itertools
 import json
 import os
 import struct
@@ -28,12 +29,17 @@ MOST_OPEN = 256  # files; an epoch reads only its own
 
 
 class Layout(NamedTuple):
-    """The shape of a cache. rows_per_file: images per file."""
+    """The shape of a cache. rows_per_file: images per file.
+
+    num_labelled: of the images, the first ones, which have files and a number of epochs of their
+    own; 0: all.
+    """
 
     num_images: int
     num_tokens: int
     codebook_size: int
     rows_per_file: int
+    num_labelled: int = 0
 
     @property
     def bits(self) -> int:
@@ -45,12 +51,29 @@ class Layout(NamedTuple):
         """Return the bytes of an image."""
         return -(-self.num_tokens * self.bits // 8) + CRC_BYTES
 
-    def parts(self, epoch: int) -> Iterator["Part"]:
-        """Yield the files of an epoch."""
-        starts = range(0, self.num_images, self.rows_per_file)
-        for number, start in enumerate(starts):
-            name = f"epoch-{epoch:05}-{number:05}-of-{len(starts):05}.ids"
-            yield Part(name, epoch, start, min(start + self.rows_per_file, self.num_images))
+    @property
+    def starts(self) -> list[int]:
+        """Return the first image of each file of an epoch."""
+        others = self.num_labelled or self.num_images
+        labelled = range(0, others, self.rows_per_file)
+        return [*labelled, *range(others, self.num_images, self.rows_per_file)]
+
+    def parts(self, epoch: int) -> list["Part"]:
+        """Return the files of an epoch."""
+        starts = self.starts
+        ranges = itertools.pairwise([*starts, self.num_images])
+        return [
+            Part(f"epoch-{epoch:05}-{number:05}-of-{len(starts):05}.ids", epoch, *both)
+            for number, both in enumerate(ranges)
+        ]
+
+    def needed(self, epochs: int, unlabelled_epochs: int) -> Iterator["Part"]:
+        """Yield the files of so many epochs of the images with labels, and of the others."""
+        others = self.num_labelled or self.num_images
+        for epoch in range(max(epochs, unlabelled_epochs)):
+            for part in self.parts(epoch):
+                if epoch < (epochs if part.start < others else unlabelled_epochs):
+                    yield part
 
 
 class Part(NamedTuple):
@@ -103,9 +126,9 @@ class Cache:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}
 
-    def missing(self, epochs: range) -> list[Part]:
-        """Return the files of these epochs that are missing or not of the right size."""
-        parts = (part for epoch in epochs for part in self.layout.parts(epoch))
+    def missing(self, epochs: int, unlabelled_epochs: int = 0) -> list[Part]:
+        """Return the files, of Layout.needed, that are missing or not of the right size."""
+        parts = self.layout.needed(epochs, unlabelled_epochs)
         return [part for part in parts if _size_of(self.path(part)) != self.part_bytes(part)]
 
     def path(self, part: Part) -> str:
@@ -138,7 +161,7 @@ class Cache:
         """Return int32 [n, N]; DataError for a row that is not as it was written."""
         epochs, indices = np.asarray(epoch), np.asarray(index)
         packed = np.zeros((len(indices), self.layout.row_bytes - CRC_BYTES), np.uint8)
-        numbers = indices // self.layout.rows_per_file
+        numbers = np.searchsorted(self.layout.starts, indices, side="right") - 1
         for e, number in sorted(set(zip(epochs.tolist(), numbers.tolist(), strict=True))):
             rows = np.flatnonzero((epochs == e) & (numbers == number))
             packed[rows] = self._checked(e, number, indices[rows])
@@ -146,7 +169,7 @@ class Cache:
 
     def _checked(self, epoch: int, number: int, index: np.ndarray) -> np.ndarray:
         """Return the packed ids of some rows of one file."""
-        part = list(self.layout.parts(epoch))[number]
+        part = self.layout.parts(epoch)[number]
         stored = self._file(part)[index - part.start]
         for row, i in zip(stored, index.tolist(), strict=True):
             packed, crc = row[:-CRC_BYTES].tobytes(), row[-CRC_BYTES:].tobytes()

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from supmim import config as config_lib
 from supmim.config import Config, options
-from supmim.data import pipeline
+from supmim.data import data_identity, pipeline
 from supmim.data.images import Images, second_of, training
+from supmim.data.sources import joined
 from supmim.data.sources.base import Source
 from supmim.errors import DataError, counted
 from supmim.runtime import hosts
@@ -35,7 +36,7 @@ def identity(config: Config, source: Source, tokenizer: dict[str, str]) -> dict[
         **options.identity(values, "crop", "geometry", "ids"),
         "tokens of an image": config.grid**2,
         **tokenizer,
-        "transform_version": pipeline.TRANSFORM_VERSION,
+        "transform_version": data_identity.PIXELS_VERSION,
         "format": FORMAT,
     }
 
@@ -47,10 +48,25 @@ def made_on() -> dict[str, str]:
 
 def cache_in(folder: Path, config: Config, source: Source, metadata: dict[str, Any]) -> Cache:
     """Return the cache in a folder. metadata: its metadata.json."""
-    sizes = len(source), config.grid**2, config.tokenizer.codebook_size
-    again = f"{COMMAND}{folder} --config.total_epochs={config.total_epochs}"
-    rows_per_file, seed = metadata["rows_per_file"], seed_of(metadata["same"])
-    return Cache(folder, Layout(*sizes, rows_per_file), seed, again)
+    epochs, steps = config.total_epochs, config.total_steps
+    length = f"total_steps={steps}" if steps else f"total_epochs={epochs}"
+    again = f"{COMMAND}{folder} --config.{length}"
+    layout = Layout(
+        num_images=len(source),
+        num_tokens=config.grid**2,
+        codebook_size=config.tokenizer.codebook_size,
+        rows_per_file=metadata["rows_per_file"],
+        num_labelled=len(joined.labelled(source)),
+    )
+    return Cache(folder, layout, seed_of(metadata["same"]), again)
+
+
+def epochs_of(config: Config, source: Source) -> tuple[int, int]:
+    """Return how many epochs a training begins of its images with labels, and of the others."""
+    count = len(joined.labelled(source))
+    if not (others := len(source) - count):
+        return config.num_epochs(count), 0
+    return config.num_epochs(count), -(-config.num_steps(count) * config.unlabelled_rows // others)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -128,8 +144,9 @@ def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache
     metadata = read_metadata(folder)
     check_same(folder, metadata["same"], identity(config, source, tokenizer))
     cache = cache_in(folder, config, source, metadata)
-    if missing := cache.missing(range(config.total_epochs)):
-        epochs = counted(config.total_epochs, "epoch")
+    needed = epochs_of(config, source)
+    if missing := cache.missing(*needed):
+        epochs = counted(max(needed), "epoch")
         files = counted(len(missing), "file is", "files are")
         raise DataError(
             f"{folder} does not have all target ids of {epochs}: "

@@ -22,13 +22,15 @@ Terms = tuple[jax.Array, Metrics]  # a weighted loss () and its metrics
 class Prepared:
     """A batch as a step takes it: augmented views in [0, 1], and targets that need no draw.
 
-    class_view: [B, S, S, C], what the class loss sees, before mixing; None if it is the MIM view
-    (an array under two names would be two in memory). mim_view: [B, S, S, C], what is masked and
-    tokenized; None without masked image modelling. label: [B]. label_map: [B, S, S].
+    class_view: [L, S, S, C], what the class loss sees of the L images with labels, before mixing;
+    None if it is the MIM view (an array under two names would be two in memory). label: [L].
+    class_valid: [L], their part of valid; None if all images have labels. mim_view: [B, S, S, C],
+    what is masked and tokenized; None without masked image modelling. label_map: [B, S, S].
     target_ids: [B, N]. valid: [B].
     """
 
     class_view: Any = None
+    class_valid: Any = None
     mim_view: Any = None
     label: Any = None
     label_map: Any = None
@@ -40,7 +42,7 @@ class Prepared:
 class Drawn:
     """A prepared batch with what is drawn over all of it, such as masks and mixing.
 
-    class_view: [B, S, S, C], mixed. class_target: [B, C], smoothed and mixed. class_mask,
+    class_view: [L, S, S, C], mixed. class_target: [L, C], smoothed and mixed. class_mask,
     token_mask: masking.TokenMasks of the two passes; class_mask is None if all patches are kept.
     candidate: [B, N], latents that may replace unused codes. The others are those of Prepared.
     """
@@ -49,6 +51,7 @@ class Drawn:
     class_mask: Any = None
     class_view: Any = None
     class_target: Any = None
+    class_valid: Any = None
     mim_view: Any = None
     label: Any = None
     label_map: Any = None

@@ -17,6 +17,7 @@ from supmim.config import Config, options
 from supmim.data.augment import mixing, views
 from supmim.data.images import Images
 from supmim.data.raw import Raw
+from supmim.data.sources import joined
 from supmim.metrics import Metrics
 from supmim.models import supmim as networks
 from supmim.target_ids import identity
@@ -27,6 +28,7 @@ from supmim.workdir.files import holds_run
 
 # The order is part of a run: append only.
 STREAMS = ("mixing", "mask", "class pass", "MIM pass", "class mask")
+MASKED = ("mim_view", "target_ids", "token_mask", "valid")  # what the masked pass takes of a batch
 
 
 class SupMIM(Task):
@@ -64,7 +66,7 @@ class SupMIM(Task):
         Otherwise it is in the workdir, or it is fitted and put there: on MIM views of the first
         epoch, which is what it will be asked to encode.
         """
-        total_steps = config.num_steps(len(images.source))
+        total_steps = config.num_steps(len(joined.labelled(images.source)))
         if not config.has_tokenizer:
             return cls(config, None, total_steps=total_steps)
         data = config_lib.flatten(config.data, "data.")
@@ -110,13 +112,19 @@ class SupMIM(Task):
         return views.example_keys(self.config.data.seed, batch["epoch"], batch["index"])
 
     def prepare(self, batch: Raw) -> Prepared:
-        mim_view = self.mim_view(batch, batch["image"])
-        class_view = views.class_view(self.keys(batch), mim_view, self.config.data)
-        label, valid = batch["label"], batch["valid"]
+        """See Task; images without labels have no class view."""
+        mim_view, valid = self.mim_view(batch, batch["image"]), batch["valid"]
+        keys, image, label, class_valid = masking.take_rows(
+            (self.keys(batch), mim_view, batch["label"], valid), self.config.labelled_share
+        )
+        class_view = views.class_view(keys, image, self.config.data)
+        class_valid = None if class_valid is valid else class_valid
+        labels = {"label": label, "class_valid": class_valid, "valid": valid}
         if self.model.decoder is None:
-            return Prepared(class_view, label=label, valid=valid)
-        other, target_ids = None if class_view is mim_view else class_view, batch.get("target_ids")
-        return Prepared(other, mim_view, label, target_ids=target_ids, valid=valid)
+            return Prepared(class_view, **labels)
+        other = None if class_view is mim_view else class_view
+        target_ids = batch.get("target_ids")
+        return Prepared(other, mim_view=mim_view, target_ids=target_ids, **labels)
 
     def draw(self, batch: Prepared, rng: jax.Array) -> Drawn:
         """See Task: mixed class views with their targets, and the masks of each image."""
@@ -125,10 +133,11 @@ class SupMIM(Task):
         image = batch.mim_view if batch.class_view is None else batch.class_view
         if data.mixup or data.cutmix:
             mix_rng = stream(rng, "mixing")
-            image, target = mixing.mix(mix_rng, image, target, batch.valid, data.mixup, data.cutmix)
+            rates = data.mixup, data.cutmix
+            image, target = mixing.mix(mix_rng, image, target, of_classes(batch), *rates)
         token_mask = class_mask = None
         if self.model.decoder is not None:
-            token_mask = self.draw_mask(stream(rng, "mask"), len(image))
+            token_mask = self.draw_mask(stream(rng, "mask"), len(batch.mim_view))
         keep, grid = self.config.class_pass.keep, self.config.grid
         if keep < 1:
             class_mask = masking.keep_some(stream(rng, "class mask"), len(image), grid, keep)
@@ -172,7 +181,9 @@ class SupMIM(Task):
 
     def masked_pass(self, params: Any, batch: Drawn, logits: jax.Array, rng: jax.Array) -> Terms:
         """The token loss on some rows, and the loss of the soft targets, logits [B, C]."""
-        batch, logits = masking.take_rows((batch, logits), self.config.mim.rows)
+        masked = {name: vars(batch)[name] for name in MASKED}
+        masked, logits = masking.take_rows((masked, logits), self.config.mim.rows)
+        batch = Drawn(**vars(batch) | masked)
         seen, rng = (batch.mim_view, batch.token_mask), stream(rng, "MIM pass")
         if not self.config.mim.soft_target_weight:
             return self.mim_terms(self.apply("predict_tokens", params, *seen, rng=rng), batch)
@@ -197,8 +208,9 @@ class SupMIM(Task):
         """Return the weighted class loss of logits [B, C], and its metrics."""
         loss = losses.CLASS_LOSSES[self.config.classifier.loss](logits, batch.class_target)
         correct = (logits.argmax(axis=-1) == batch.label).astype(jnp.float32)
-        loss = metrics.mean(loss, batch.valid)
-        totals: Metrics = {"class_loss": loss, "train_top1": metrics.mean(correct, batch.valid)}
+        valid = of_classes(batch)
+        loss = metrics.mean(loss, valid)
+        totals: Metrics = {"class_loss": loss, "train_top1": metrics.mean(correct, valid)}
         return self.class_weight * loss.compute(), totals
 
     def soft_target_terms(self, masked: jax.Array, logits: jax.Array, batch: Drawn) -> Terms:
@@ -278,6 +290,11 @@ class SupMIM(Task):
 def stream(rng: jax.Array, purpose: str) -> jax.Array:
     """Return the key of one purpose within a step."""
     return jax.random.fold_in(rng, STREAMS.index(purpose))
+
+
+def of_classes(batch: Prepared | Drawn) -> jax.Array:
+    """Return which images of the class pass are valid, [L]."""
+    return batch.valid if batch.class_valid is None else batch.class_valid
 
 
 def added(first: Terms, second: Terms) -> Terms:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from supmim.config import options
-from supmim.data.sources import base, folders
+from supmim.data.sources import base, folders, joined
 from supmim.data.sources.base import Renumbered, Sample, Source
 from supmim.errors import DataError
 from supmim.runtime.progress import doing
@@ -74,24 +74,45 @@ def scanning(spec: str) -> Iterator[None]:
         raise DataError(f"{base.printable(spec)} cannot be read: {error}") from error
 
 
-def load(data: options.Data, labelled: bool = True, joined: bool = False) -> tuple[Source, Source]:
+def load(
+    data: options.Data, labelled: bool = True, all_classes: bool = False
+) -> tuple[Source, Source]:
     """Return the training and the evaluation source of config.data.
 
-    labelled: both must have the same classes or, if joined, both get the classes of either one.
-    If data.eval is empty, evaluation uses what data.train holds out.
+    labelled: both must have the same classes or, with all_classes, both get those of either one. If
+    data.eval is empty, evaluation uses what data.train holds out. The training source is a
+    joined.Joined if there are images without labels.
     """
     if data.eval:
         train = find(data.train, base.WHOLE, data, labelled)
         evaluation = find(data.eval, base.EVALUATED, data, labelled)
     else:
         train, evaluation = find_both(data.train, data, labelled)
-    if labelled and joined:
+    if labelled and all_classes:
         train, evaluation = with_all_classes(train, evaluation)
     elif labelled:
         check_classes(train, evaluation)
     if data.limit:
-        return Sample(train, data.limit), Sample(evaluation, data.limit)
-    return train, evaluation
+        train, evaluation = Sample(train, data.limit), Sample(evaluation, data.limit)
+    return with_unlabelled(train, data) if labelled else train, evaluation
+
+
+def with_unlabelled(train: Source, data: options.Data) -> Source:
+    """Return the images that keep their labels and, if any are asked for, those without labels."""
+    kept, rest = train, None
+    if data.labels or data.labelled_classes:
+        kept, rest = joined.split(train, data)
+    if not data.unlabelled:
+        return kept
+    if data.unlabelled != options.REST:
+        rest = find(data.unlabelled, base.WHOLE, data, labelled=False)
+        rest = Sample(rest, data.limit) if data.limit else rest
+    elif rest is None or not len(rest):
+        raise DataError(
+            f"config.data.unlabelled={options.REST} is the images whose labels are not used, and "
+            "there are none: set --config.data.labels=N"
+        )
+    return joined.Joined(kept, rest)
 
 
 def with_all_classes(train: Source, evaluation: Source) -> tuple[Source, Source]:

@@ -64,6 +64,11 @@ class Source(Protocol):
         """Return the name of one record, reading it unless the source knows it otherwise."""
         return self[index].name
 
+    def labels(self) -> np.ndarray:
+        """Return the label of every record, int32 [n], by default by reading them all."""
+        count = len(self.class_names)
+        return np.array([check_label(self[i], count) for i in range(len(self))], np.int32)
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a run to continue, without the location of files."""
         ...
@@ -92,6 +97,9 @@ class InMemory(Source):
     def __getitem__(self, index: int) -> Record:
         return Record(self.image[index], self.label[index], f"{self.name}, record {index}")
 
+    def labels(self) -> np.ndarray:
+        return self.label
+
     def fingerprint(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.image.tobytes() + self.label.tobytes()).hexdigest()
         return {"name": self.name, "length": len(self), "sha256": digest}
@@ -100,12 +108,12 @@ class InMemory(Source):
         return np.array([hash(image.tobytes()) for image in self.image])
 
 
-class Sample(Source):
-    """At most `limit` images of another source, evenly spaced, as folders are sorted by class."""
+class Subset(Source):
+    """Some images of another source: those of an index [n], in its order."""
 
-    def __init__(self, source: Source, limit: int) -> None:
+    def __init__(self, source: Source, index: np.ndarray) -> None:
         self.source, self.name, self.class_names = source, source.name, source.class_names
-        self.index = evenly(len(source), limit)
+        self.index = index
 
     def __len__(self) -> int:
         return len(self.index)
@@ -119,11 +127,25 @@ class Sample(Source):
     def name_of(self, index: int) -> str:
         return self.source.name_of(int(self.index[index]))
 
+    def labels(self) -> np.ndarray:
+        return self.source.labels()[self.index]
+
     def fingerprint(self) -> dict[str, Any]:
-        return self.source.fingerprint() | {"sample": len(self)}
+        digest = hashlib.sha256(self.index.astype(np.int64).tobytes()).hexdigest()
+        return self.source.fingerprint() | {"images kept": digest}
 
     def identities(self) -> np.ndarray:
         return self.source.identities()[self.index]
+
+
+class Sample(Subset):
+    """At most `limit` images of another source, evenly spaced, as folders are sorted by class."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        super().__init__(source, evenly(len(source), limit))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.source.fingerprint() | {"sample": len(self)}
 
 
 class Renumbered(Source):
@@ -146,6 +168,9 @@ class Renumbered(Source):
     def _renumbered(self, record: Record) -> Record:
         return record._replace(label=self.number[check_label(record, len(self.number))])
 
+    def labels(self) -> np.ndarray:
+        return np.array(self.number, np.int32)[self.source.labels()]
+
     def fingerprint(self) -> dict[str, Any]:
         return self.source.fingerprint()
 
@@ -159,8 +184,8 @@ def numbered(what: Any, length: int) -> np.ndarray:
 
 
 def innermost(source: Source) -> Source:
-    """Return the source below Sample and Renumbered, or the source itself."""
-    while isinstance(source, Sample | Renumbered):
+    """Return the source below Subset and Renumbered, or the source itself."""
+    while isinstance(source, Subset | Renumbered):
         source = source.source
     return source
 

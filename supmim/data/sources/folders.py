@@ -112,6 +112,9 @@ class Folder(Files):
     def __getitem__(self, index: int) -> Record:
         return record(self.name_of(index), int(self.label[index]))
 
+    def labels(self) -> np.ndarray:
+        return self.label
+
 
 def without_images(source: Source) -> list[str]:
     """Return the printable names of the classes of which a folder's part has no image."""
