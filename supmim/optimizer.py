@@ -1,4 +1,4 @@
-"""Adam's family with decay on kernels only, warm-up and cosine, clipping, averaged parameters."""
+"""Adam's family and Muon, with decay on kernels only, warm-up and cosine, clipping, averaged parameters."""
 
 import re
 from typing import Any, NamedTuple
@@ -14,6 +14,13 @@ from supmim.config import options
 FIRST = re.compile(r"encoder/(embedding/|positions$|cls$|registers$|mask_token$)")
 BLOCK = re.compile(r"encoder/blocks/block_(\d+)/")
 STACK = "encoder/blocks/stack/"
+# The kernels that muon treats as matrices, and which of their axes are summed over and which not.
+MATRICES = {
+    re.compile(r"/blocks/.*/(query|key|value)/kernel$"): ((-3,), (-2, -1)),  # [D, heads, head]
+    re.compile(r"/blocks/.*/out/kernel$"): ((-3, -2), (-1,)),  # [heads, head, D]
+    re.compile(r"/blocks/.*/mlp/(up|down)/kernel$"): ((-2,), (-1,)),
+}
+ADAMS_RMS = 0.2  # of an update of muon, about that of AdamW, whose learning rates then fit
 
 
 def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
@@ -56,6 +63,35 @@ def trust_ratio() -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(scale, updates, params)
 
     return optax.stateless(rescale)
+
+
+def adam(config: options.Optimizer) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype)
+
+
+def muon(config: options.Optimizer) -> optax.GradientTransformation:
+    """Orthogonalize the updates of the blocks' kernels, as in arXiv 2502.16982; see optax's muon.
+
+    A kernel with heads is one matrix, and a stack of scanned blocks one for each block. All other
+    parameters have Adam's updates, with Nesterov's momentum too.
+    """
+
+    def matrices(params):
+        def axes(path, _):
+            name = sharding.path_name(path)
+            found = [axes for pattern, axes in MATRICES.items() if pattern.search(name)]
+            return optax.contrib.MuonDimensionNumbers(*found[0]) if found else None
+
+        return jax.tree_util.tree_map_with_path(axes, params)
+
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # keeps the sign of the gradient, as optax's scale_by_adam does
+        consistent_rms=ADAMS_RMS,
+        muon_weight_dimension_numbers=matrices,
+        mu_dtype=config.moment_dtype,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+    )
 
 
 def layer_decay(decay: float) -> optax.GradientTransformation:
@@ -146,7 +182,7 @@ def create(
 
     adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by
     weight_decay times the schedule alone, which peaks at 1 (big_vision), lamb as adamw and with
-    `trust_ratio`.
+    `trust_ratio`, and `muon` as adamw.
 
     A gradient that is not finite changes nothing inside, averages included, and is counted in
     `notfinite_count` (in a row) and `total_notfinite`; the loop reads them.
@@ -159,7 +195,7 @@ def create(
         decay = decay / config.learning_rate
     parts.append(
         optax.chain(
-            optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype),
+            muon(config) if config.name == "muon" else adam(config),
             optax.add_decayed_weights(decay, decay_mask),
             *([trust_ratio()] if config.name == "lamb" else []),
             *([layer_decay(config.layer_decay)] if config.layer_decay != 1 else []),

@@ -59,7 +59,7 @@ def test_scanned_blocks_have_the_factors_of_unrolled_ones():
         np.testing.assert_array_equal(row.reshape(-1), expected)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
 def test_every_update_is_the_usual_one_times_its_factor(name):
     """Decay of weights included, and after LAMB's trust ratio; scanned as unrolled."""
     params = params_of()

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from supmim import metrics, optimizer, step
+from supmim import metrics, optimizer, sharding, step
 from supmim.data import stream
 from supmim.errors import ConfigError
 from supmim.tasks.base import Prepared, Task
@@ -505,6 +505,34 @@ def test_lamb_moves_each_kernel_in_proportion_to_its_norm():
                 jnp.linalg.norm(update["kernel"]), 0.5 * jnp.linalg.norm(kernel), rtol=1e-5
             )
         np.testing.assert_allclose(jnp.abs(update["bias"]), 0.5, rtol=1e-3)  # plain Adam
+
+
+def test_muon_makes_matrices_of_the_blocks_orthogonal_and_leaves_the_rest_to_adam():
+    task, _ = task_of()
+    params = task.init(jax.random.key(0))
+    names = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    gradient = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size) ** 1.5).reshape(p.shape), params)
+
+    changes = {"optimizer.weight_decay": 0.0, "optimizer.clip_norm": 0.0}
+    config = tiny_config(**{"optimizer.name": "muon"} | changes).optimizer
+    nesterov = optax.nadam(0.5, config.b1, config.b2)
+    muon, adam = (
+        dict(zip(names, jax.tree.leaves(updates), strict=True))
+        for tx in (optimizer.create(config, lambda _: 0.5), optax.with_extra_args_support(nesterov))
+        for updates, _ in [tx.update(gradient, tx.init(params), params, step=0)]
+    )
+    matrices = {name for name in names if "/blocks/" in name and name.endswith("kernel")}
+    assert len(matrices) == 6 * 2  # of the encoder's block and the decoder's
+    given = dict(zip(names, jax.tree.leaves(gradient), strict=True))
+    for name, found in muon.items():
+        if name not in matrices:
+            np.testing.assert_allclose(found, adam[name], rtol=1e-6, err_msg=name)
+            continue
+        rows = 16 if not name.endswith("mlp/down/kernel") else 32
+        matrix, sent = (x.reshape(rows, -1) for x in (found, given[name]))
+        sizes = jnp.linalg.svd(matrix / (0.5 * 0.2 * max(matrix.shape) ** 0.5), compute_uv=False)
+        assert 0.6 < sizes.min() and sizes.max() < 1.3, name
+        assert (matrix * sent).sum() < 0, name
 
 
 def test_the_first_moment_is_kept_in_its_dtype():

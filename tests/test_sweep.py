@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from supmim import cli, grid
@@ -302,6 +303,25 @@ def test_the_table_has_means_and_spreads_over_seeds_best_first(measured):
     assert lines[3].split() == ["low", "1/2", "50.00"]
     assert lines[4].split() == ["none", "0/2", "missing"]
     assert "missing: low-s1 (waiting)" in lines
+
+
+def test_differences_are_paired_by_seed_with_their_t_interval():
+    """Seeds that only one of the two has finished do not count."""
+    tops = {"a": {0: 0.5, 1: 0.7, 2: 0.9, 7: 0.1}, "b": {2: 0.80, 0: 0.45, 1: 0.60, 9: 0.9}}
+    made = {
+        name: table.Row((name,), tuple({"knn/recall_at_1": x} for x in found.values()), 4,
+                        tuple((seed, seed) for seed in found))
+        for name, found in tops.items()
+    }  # fmt: skip
+    found = table.difference(made["a"], made["b"], "knn/recall_at_1")
+    assert found.pairs == 3 and found.mean == pytest.approx(0.25 / 3)
+    reach = 4.302653 * np.std([0.05, 0.1, 0.1], ddof=1) / 3**0.5  # t of 2 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((found.mean - reach, found.mean + reach))
+    lines = table.format_table(list(made.values()), "knn/recall_at_1", "b").splitlines()
+    assert lines[2] == "  +8.33, from +1.16 to +15.50, 3 seeds" and lines[3].startswith("b ")
+    assert table.difference(made["a"], made["a"], "classification/top1") is None
+    with pytest.raises(ConfigError, match="--versus=c is no arm: a, b"):
+        table.format_table(list(made.values()), "knn/recall_at_1", "c")
 
 
 def test_an_arm_may_be_named_like_a_seed_and_stand_behind_it(sweep):

@@ -59,7 +59,7 @@ def results(folder: Path, flags: FlagValues) -> None:
     """Print the table; write it as table.csv and table.png."""
     found = members_of(folder, flags)
     rows = table.rows(found, flags.metric)
-    print(table.format_table(rows, flags.metric))
+    print(table.format_table(rows, flags.metric, flags.versus))
     for member in found:
         if (state := member.state) != "finished":
             print(f"missing: {member.name} ({state})")

@@ -167,6 +167,7 @@ VERBS = {
             "jobs": ("1", "run, local: members at a time; they share this host's devices"),
             "slurm": ("", "run, slurm: submitit's parameters, e.g. nodes=2,slurm_partition=gpu"),
             "metric": ("knn/recall_at_1", "table: result to sort by, higher is better"),
+            "versus": ("", "table: arm whose differences to all others are shown"),
         },
         required=("folder",),
         actions={

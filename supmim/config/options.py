@@ -608,8 +608,8 @@ class Optimizer:
 
     name: str = option(
         "adamw",
-        "AdamW, Adam with big_vision's decay, or LAMB (DeiT-III)",
-        choices=("adamw", "adam_decoupled", "lamb"),
+        "AdamW, Adam with big_vision's decay, LAMB (DeiT-III) or Muon",
+        choices=("adamw", "adam_decoupled", "lamb", "muon"),
     )
     learning_rate: float = option(
         1e-3, "peak learning rate at this batch size", low=1e-12, common=True
