@@ -1,6 +1,5 @@
-"""Adam's family and Muon, with decay on kernels only, warm-up and cosine, clipping, averaged parameters."""
+"""Adam's family and Muon: decay on kernels only, warm-up, cosine, clipping, averages."""
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +9,7 @@ import optax
 
 from supmim import sharding
 from supmim.config import options
-
-FIRST = re.compile(r"encoder/(embedding/|positions$|cls$|registers$|mask_token$)")
-BLOCK = re.compile(r"encoder/blocks/block_(\d+)/")
-STACK = "encoder/blocks/stack/"
-# The kernels that muon treats as matrices, and which of their axes are summed over and which not.
-MATRICES = {
-    re.compile(r"/blocks/.*/(query|key|value)/kernel$"): ((-3,), (-2, -1)),  # [D, heads, head]
-    re.compile(r"/blocks/.*/out/kernel$"): ((-3, -2), (-1,)),  # [heads, head, D]
-    re.compile(r"/blocks/.*/mlp/(up|down)/kernel$"): ((-2,), (-1,)),
-}
-ADAMS_RMS = 0.2  # of an update of muon, about that of AdamW, whose learning rates then fit
+from supmim.updates import layer_decay, muon
 
 
 def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
@@ -67,71 +56,6 @@ def trust_ratio() -> optax.GradientTransformation:
 
 def adam(config: options.Optimizer) -> optax.GradientTransformation:
     return optax.scale_by_adam(config.b1, config.b2, mu_dtype=config.moment_dtype)
-
-
-def muon(config: options.Optimizer) -> optax.GradientTransformation:
-    """Orthogonalize the updates of the blocks' kernels, as in arXiv 2502.16982; see optax's muon.
-
-    A kernel with heads is one matrix, and a stack of scanned blocks one for each block. All other
-    parameters have Adam's updates, with Nesterov's momentum too.
-    """
-
-    def matrices(params):
-        def axes(path, _):
-            name = sharding.path_name(path)
-            found = [axes for pattern, axes in MATRICES.items() if pattern.search(name)]
-            return optax.contrib.MuonDimensionNumbers(*found[0]) if found else None
-
-        return jax.tree_util.tree_map_with_path(axes, params)
-
-    return optax.contrib.muon(
-        learning_rate=-1.0,  # keeps the sign of the gradient, as optax's scale_by_adam does
-        consistent_rms=ADAMS_RMS,
-        muon_weight_dimension_numbers=matrices,
-        mu_dtype=config.moment_dtype,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-    )
-
-
-def layer_decay(decay: float) -> optax.GradientTransformation:
-    """Multiply updates, weight decay included, by the factors of their layers.
-
-    Numbered as in BEiT (optim_factory.py) and MAE (util/lr_decay.py): with L blocks, embedding,
-    positions and learned tokens are layer 0, block l from 0 is layer l + 1, and all else, from the
-    last norm to head and decoder, is layer L + 1. A layer's factor is decay ** (L + 1 - layer).
-    """
-
-    def rescale(updates, params):
-        return jax.tree.map(
-            lambda update, factor: update * factor, updates, layer_factors(params, decay)
-        )
-
-    return optax.stateless(rescale)
-
-
-def layer_factors(params: Any, decay: float) -> Any:
-    """Return a tree of factors: numbers or, for a stack of L blocks, arrays [L, 1, ...]."""
-    depth = depth_of(params["encoder"])
-
-    def factor(path, param):
-        name = sharding.path_name(path)
-        if FIRST.match(name):
-            return decay ** (depth + 1)
-        if block := BLOCK.match(name):
-            return decay ** (depth - int(block[1]))
-        if name.startswith(STACK):
-            rows = [decay ** (depth - block) for block in range(depth)]
-            return np.asarray(rows, param.dtype).reshape(-1, *[1] * (param.ndim - 1))
-        return 1.0
-
-    return jax.tree_util.tree_map_with_path(factor, params)
-
-
-def depth_of(encoder_params: Any) -> int:
-    """Return the number of blocks, unrolled or scanned."""
-    blocks = encoder_params["blocks"]
-    return len(jax.tree.leaves(blocks)[0]) if "stack" in blocks else len(blocks)
 
 
 def follow(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
@@ -195,10 +119,10 @@ def create(
         decay = decay / config.learning_rate
     parts.append(
         optax.chain(
-            muon(config) if config.name == "muon" else adam(config),
+            muon.scale(config) if config.name == "muon" else adam(config),
             optax.add_decayed_weights(decay, decay_mask),
             *([trust_ratio()] if config.name == "lamb" else []),
-            *([layer_decay(config.layer_decay)] if config.layer_decay != 1 else []),
+            *([layer_decay.scale(config.layer_decay)] if config.layer_decay != 1 else []),
             follow(learning_rate),
         )
     )

@@ -12,6 +12,7 @@ from supmim import config as config_lib
 from supmim import optimizer, step
 from supmim.errors import ConfigError
 from supmim.models import layers
+from supmim.updates import layer_decay
 from tests.conftest import tiny_config
 from tests.test_step import prepared, programs, task_of, trained
 
@@ -34,7 +35,7 @@ def params_of():
 
 def test_factors_are_those_of_beit_and_mae():
     """By hand, of 3 blocks at decay 0.5: 1/16 before them, then 1/8, 1/4, 1/2, and 1 after."""
-    found = optimizer.layer_factors(shapes_of(), 0.5)
+    found = layer_decay.factors(shapes_of(), 0.5)
     encoder = found["encoder"]
     for name, factor in {
         "embedding": 1 / 16, "positions": 1 / 16, "mask_token": 1 / 16, "norm": 1, "map_pool": 1,
@@ -43,14 +44,14 @@ def test_factors_are_those_of_beit_and_mae():
     for block, factor in enumerate((1 / 8, 1 / 4, 1 / 2)):
         assert set(jax.tree.leaves(encoder["blocks"][f"block_{block}"])) == {factor}
     assert set(jax.tree.leaves((found["classifier"], found["decoder"]))) == {1}
-    cls = optimizer.layer_factors(shapes_of(**{"encoder.pool": "cls"}), 0.5)["encoder"]["cls"]
+    cls = layer_decay.factors(shapes_of(**{"encoder.pool": "cls"}), 0.5)["encoder"]["cls"]
     assert cls == 1 / 16
 
 
 def test_scanned_blocks_have_the_factors_of_unrolled_ones():
     params = params_of()
     params["encoder"]["blocks"] = layers.stack_blocks(params["encoder"]["blocks"])
-    rows = optimizer.layer_factors(params, 0.7)["encoder"]["blocks"]["stack"]
+    rows = layer_decay.factors(params, 0.7)["encoder"]["blocks"]["stack"]
     expected = np.asarray([0.7**3, 0.7**2, 0.7], np.float32)
     for row, param in zip(
         jax.tree.leaves(rows), jax.tree.leaves(params["encoder"]["blocks"]), strict=True
@@ -72,7 +73,7 @@ def test_every_update_is_the_usual_one_times_its_factor(name):
         tx = optimizer.create(config, lambda _: 0.1)
         return tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params, step=0)[0]
 
-    plain, factors = update(params, 1.0), optimizer.layer_factors(params, 0.5)
+    plain, factors = update(params, 1.0), layer_decay.factors(params, 0.5)
     found = update(params, 0.5)
     jax.tree.map(
         lambda a, b, factor: np.testing.assert_allclose(a, b * factor, rtol=1e-6),

@@ -45,6 +45,7 @@ FLOORS = [
         "tokenizers",
         "interop",
         "optimizer",
+        "updates",
         "workdir",
         "runtime",
     ),
@@ -131,7 +132,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2120,
+    "": 2080,
     "benchmarks": 1235,
     "commands": 2740,
     "config": 2215,
@@ -142,10 +143,11 @@ BUDGETS = {
     "planning": 1055,
     "report": 1450,
     "runtime": 1375,
-    "sweeps": 560,
+    "sweeps": 605,
     "target_ids": 395,
     "tasks": 1130,
     "tokenizers": 1445,
+    "updates": 105,
     "workdir": 1000,
 }
 
