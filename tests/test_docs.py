@@ -141,6 +141,7 @@ NOT_RUN = {
         "supmim train --config=digits --workdir=runs/wide --config.encoder.width=96",
         "supmim train --workdir=runs/wide",
         "supmim train --config=digits:baseline --workdir=runs/baseline",
+        "supmim train --config=digits:few_labels --workdir=runs/few_labels",
         "supmim train --config=digits --workdir=runs/pixels --config.mim.target=pixels",
         "supmim train --config=mine.py --workdir=runs/mine",
         "supmim train --config=finetune_digits --workdir=runs/finetuned "

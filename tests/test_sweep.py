@@ -132,6 +132,47 @@ def test_entries_that_resolve_to_one_config_are_one_member_with_both_names(sweep
     assert sorted(path.name for path in sweep.members.iterdir()) == ["a", "seed"]
 
 
+AFTER = (
+    "grid.product({'first': {'total_epochs': 2}, 'then': {'init.model': 'member:first'}}, "
+    "grid.seeds(0, 1))"
+)
+
+
+def test_a_member_begins_with_the_encoder_of_another_after_it_has_finished(sweep):
+    code, out, err = sweep("run", AFTER, "--jobs=4")
+    assert code == 0, err
+    configs = {path.name: json.loads((path / "config.json").read_text())["config"]
+               for path in sweep.members.iterdir()}  # fmt: skip
+    for seed in (0, 1):
+        assert configs[f"then-s{seed}"]["init"]["model"] == str(sweep.members / f"first-s{seed}")
+        start, end = out.index(f"start       then-s{seed}"), out.index(f"finished    first-s{seed}")
+        assert end < start
+    assert [line.split()[:2] for line in sweep("table")[1].splitlines()[1:3]] == [
+        ["first", "2/2"], ["then", "2/2"],
+    ]  # fmt: skip
+
+
+def test_a_member_is_left_out_if_the_one_that_it_begins_with_failed(sweep):
+    code = (
+        "{'bad': {}, 'then': {'init.model': 'member:bad', 'encoder.depth': 1}, "
+        "'last': {'init.model': 'member:then', 'encoder.depth': 3}, 'good': {'seed': 3}}"
+    )
+    exit_code, _, err = sweep("run", code)
+    assert exit_code == 5 and "left out  then: bad failed" in err
+    assert "left out  last: then failed" in err and (sweep.members / "good/results.json").is_file()
+    assert not (sweep.members / "then/log.txt").exists()
+    lines = sweep("run", "", "--engine=commands")[1].splitlines()
+    assert [line.startswith("# after") for line in lines] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["frist", "then", "later"])
+def test_a_member_begins_with_an_entry_before_it_alone(sweep, name):
+    code = AFTER.replace("member:first", f"member:{name}")
+    exit_code, _, err = sweep("plan", code)
+    assert exit_code == 2 and f"init.model=member:{name} names no entry before this one" in err
+    assert ("did you mean first" in err) == (name == "frist")
+
+
 @pytest.mark.parametrize(("name", "size"), [("mim_gain", 12), ("mim_ablation", 51)])
 def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name, size):
     found = members.expand(SHIPPED / f"{name}.py", tmp_path)

@@ -107,6 +107,7 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     failed = [m for m, code in runner.codes.items() if code and not members.was_interrupted(code)]
     if failed:
         lines = [f"  exit {runner.codes[m]}  {m.workdir / 'log.txt'}" for m in failed]
+        lines += [f"  left out  {m.name}: {one.name} failed" for m, one in runner.orphans.items()]
         error = SupmimError("\n".join([f"{len(failed)} of {len(left)} failed:", *lines, again]))
         error.exit_code = runner.codes[failed[0]]
         raise error
@@ -116,17 +117,24 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
 
 
 def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
-    idle = [member for member in left if member.state != "running"]
+    idle = [m for m in left if m.state != "running" and not members.begins_after(m, left)]
     jobs = slurm.submit(idle, folder, flags.slurm) if idle else []
     for member, job in zip(idle, jobs, strict=True):
         print(f"{member.name:<48} job {job}")
     print(f"{len(jobs)} submitted; see: supmim sweep status --folder={folder}")
+    if waiting := sum(members.begins_after(m, left) is not None for m in left):
+        print(f"{counted(waiting, 'member')} to submit, by the same command, once others finished")
 
 
 def print_commands(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
-    """Print one command per member, for xpk, SkyPilot, parallel and the like to run."""
-    lines = [shlex.join(["supmim", "train", f"--workdir={member.workdir}"]) for member in left]
-    print("\n".join(lines))
+    """Print one command per member, for xpk, SkyPilot, parallel and the like to run.
+
+    Members that begin with the encoder of one that is not finished are comments.
+    """
+    for member in left:
+        line = shlex.join(["supmim", "train", f"--workdir={member.workdir}"])
+        first = members.begins_after(member, left)
+        print(f"# after {first.name}: {line}" if first else line)
 
 
 ENGINES = {"local": train_here, "slurm": submit_to_slurm, "commands": print_commands}

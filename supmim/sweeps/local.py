@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from supmim.errors import counted
-from supmim.sweeps.members import Member, was_interrupted
+from supmim.sweeps.members import Member, begins_after, was_interrupted
 from supmim.workdir import files, lock
 
 POLL_SECONDS = 0.2  # between two looks at the processes
@@ -42,7 +42,9 @@ def write_exit_code(member: Path, code: int) -> None:
 class Local:
     """Trains members until none is left, or until all have saved after a signal.
 
-    codes: the exit code of each member that ended. log: takes a line when one starts or ends.
+    A member that begins with the encoder of another waits for it. codes: the exit code of each
+    member that ended. orphans: those that were not started since the other failed. log: takes a
+    line when one starts or ends.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Local:
         self.jobs, self.environment, self.log = jobs, environment, log
         self.running: dict[Member, tuple[subprocess.Popen, float]] = {}
         self.codes: dict[Member, int] = {}
+        self.orphans: dict[Member, Member] = {}
+        self.first = {member: begins_after(member, members) for member in members}
         self.signals = self.passed_on = 0
         self.trained_elsewhere: set[str] = set()  # names
 
@@ -107,7 +111,13 @@ class Local:
             if len(self.running) == self.jobs or self.signals:
                 return
             member = self.waiting.popleft()
-            if lock.held(member.workdir):
+            first = self.first[member]
+            if first and (first in self.orphans or self.codes.get(first)):
+                self.orphans[member] = first
+                self.log_member("left out", member, f"{first.name} failed")
+            elif first and first not in self.codes:
+                self.waiting.append(member)
+            elif lock.held(member.workdir):
                 self.waiting.append(member)
                 if member.name not in self.trained_elsewhere:
                     self.log_member("waits for", member, "another process trains it")

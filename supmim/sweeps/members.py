@@ -6,7 +6,7 @@ FOLDER/members/NAME/   a workdir: config.json, log.txt, exit.json, and the files
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from supmim import config as config_lib
 from supmim.config import Config, pyfile
-from supmim.errors import ConfigError, Interrupted
+from supmim.errors import ConfigError, Interrupted, suggestion
 from supmim.grid import arm_of
 from supmim.workdir import files, lock
 
 SCHEMA_VERSION = 1
+MEMBER = "member:"  # begins config.init.model in a sweep file
 MAX_NAME_LENGTH = 48  # a name stands in the rows of a table of 80 columns
 
 
@@ -106,10 +107,13 @@ def expand(path: Path, folder: Path) -> list[Member]:
     if not sound or not entries:
         raise ConfigError(f"{path}: get_sweep() must return a dict, name -> dict of overrides")
     merged: dict[Config, list[str]] = {}
+    workdirs: dict[str, str] = {}
     problems = []
     for name, overrides in entries.items():
         try:
-            merged.setdefault(resolve(name, preset, overrides), []).append(name)
+            config = resolve(name, preset, begun_from(name, overrides, workdirs))
+            merged.setdefault(config, []).append(name)
+            workdirs[name] = str(folder / "members" / merged[config][0])
         except ConfigError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -118,6 +122,29 @@ def expand(path: Path, folder: Path) -> list[Member]:
         Member(tuple(names), tuple(map(arm_of, names)), folder / "members" / names[0], config)
         for config, names in merged.items()
     ]
+
+
+def begun_from(name: str, overrides: dict[str, Any], workdirs: dict[str, str]) -> dict[str, Any]:
+    """Return the overrides of an entry with the workdir of the member that its encoder comes from.
+
+    init.model=member:NAME means the entry NAME or, where `seeds` made both, its member of the same
+    seed. workdirs: those of the entries before this one.
+    """
+    kind, _, wanted = str(overrides.get("init.model", "")).partition(MEMBER)
+    if kind or not wanted:
+        return overrides
+    for other in (wanted, wanted + name.removeprefix(arm_of(name))):
+        if other in workdirs:
+            return overrides | {"init.model": workdirs[other]}
+    raise ConfigError(
+        f"init.model={MEMBER}{wanted} names no entry before this one{suggestion(wanted, workdirs)}"
+    )
+
+
+def begins_after(member: Member, others: Iterable[Member]) -> Member | None:
+    """Return the member whose encoder another begins with, None if it begins with no member's."""
+    model = member.config.init.model
+    return next((other for other in others if model and Path(model) == other.workdir), None)
 
 
 def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:

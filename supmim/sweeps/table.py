@@ -13,7 +13,7 @@ from supmim import config as config_lib
 from supmim.config import Config
 from supmim.errors import ConfigError, counted, suggestion
 from supmim.report import units
-from supmim.sweeps.members import Member, without_seeds
+from supmim.sweeps.members import MEMBER, Member, begins_after, without_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,10 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
     groups: dict[Config, list[Member]] = {}
     for member in members:
         # Only members that were started know the number of classes of their source.
-        config = config_lib.replaced(without_seeds(member.config), {"classifier.num_classes": 0})
+        same = {"classifier.num_classes": 0}
+        if first := begins_after(member, members):  # of one seed: the arm is what seeds share
+            same["init.model"] = MEMBER + first.arms[0]
+        config = config_lib.replaced(without_seeds(member.config), same)
         groups.setdefault(config, []).append(member)
     found = [row_of(group) for group in groups.values()]
     known = {name for row in found for results in row.results for name in results}
