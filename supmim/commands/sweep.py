@@ -12,7 +12,7 @@ from absl.flags import FlagValues
 from supmim.config import Config, catalogue
 from supmim.errors import ConfigError, Interrupted, SupmimError, counted
 from supmim.report import sweep as picture
-from supmim.sweeps import local, members, slurm, table
+from supmim.sweeps import archive, local, members, slurm, table
 from supmim.sweeps.members import Cost, Member
 from supmim.workdir import files, lock
 from supmim.workdir.writer import read_metrics
@@ -39,7 +39,10 @@ def train(folder: Path, flags: FlagValues) -> None:
     with lock.hold(folder, "--folder"):
         if flags.sweep:
             write_costed(found, folder)
-        engine([member for member in found if not member.results], folder, flags)
+        try:
+            engine(archive.to_train(found), folder, flags)
+        finally:
+            archive.keep(found)
 
 
 def status(folder: Path, flags: FlagValues) -> None:
@@ -77,11 +80,12 @@ ACTIONS = {"plan": plan, "run": train, "status": status, "table": results}
 
 
 def members_of(folder: Path, flags: FlagValues) -> list[Member]:
-    if not flags.sweep:
-        return members.read(folder)
-    return members.expand(
-        Path(catalogue.resolved(flags.sweep, catalogue.FOLDER / "sweeps")), folder
-    )
+    if flags.sweep:
+        path = Path(catalogue.resolved(flags.sweep, catalogue.FOLDER / "sweeps"))
+        found = members.expand(path, folder)
+    else:
+        found = members.read(folder)
+    return archive.attached(found, Path(flags.results)) if flags.results else found
 
 
 def write_costed(found: Sequence[Member], folder: Path) -> list[Cost]:

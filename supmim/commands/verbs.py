@@ -163,6 +163,7 @@ VERBS = {
                 PATH,
                 "name of a sweep, or FILE.py with PRESET and get_sweep()",
             ),
+            "results": (PATH, "folder of small files with the results of finished members"),
             "engine": ("local", "run: local, slurm (submitit), or commands (only print them)"),
             "jobs": ("1", "run, local: members at a time; they share this host's devices"),
             "slurm": ("", "run, slurm: submitit's parameters, e.g. nodes=2,slurm_partition=gpu"),

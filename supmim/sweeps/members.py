@@ -27,13 +27,15 @@ MAX_NAME_LENGTH = 48  # a name stands in the rows of a table of 80 columns
 class Member:
     """One training of a sweep, with the names of all entries that resolve to its config.
 
-    arms: the names without their seeds, see grid.seeds.
+    arms: the names without their seeds, see grid.seeds. archive: a file that holds the results if
+    the member was finished elsewhere, see sweeps.archive.
     """
 
     names: tuple[str, ...]
     arms: tuple[str, ...]
     workdir: Path
     config: Config
+    archive: Path | None = None
 
     @property
     def name(self) -> str:
@@ -43,7 +45,10 @@ class Member:
     @property
     def results(self) -> dict[str, float]:
         """Its results; empty until it is finished."""
-        return files.read_results(self.workdir)
+        found = files.read_results(self.workdir)
+        if found or not self.archive or not self.archive.is_file():
+            return found
+        return files.read_object(self.archive, "delete it to train again")["results"]
 
     @property
     def state(self) -> str:

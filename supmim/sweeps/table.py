@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from supmim import config as config_lib
 from supmim.config import Config
+from supmim.config.option import Value
 from supmim.errors import ConfigError, counted, suggestion
 from supmim.report import units
 from supmim.sweeps.members import MEMBER, Member, begins_after, without_seeds
@@ -76,7 +77,7 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
     groups: dict[Config, list[Member]] = {}
     for member in members:
         # Only members that were started know the number of classes of their source.
-        same = {"classifier.num_classes": 0}
+        same: dict[str, Value] = {"classifier.num_classes": 0}
         if first := begins_after(member, members):  # of one seed: the arm is what seeds share
             same["init.model"] = MEMBER + first.arms[0]
         config = config_lib.replaced(without_seeds(member.config), same)

@@ -1,0 +1,59 @@
+"""Results of finished members, in one small file each, which other machines can take up.
+
+A file is FOLDER/DIGEST.json, where the digest is that of the member's config.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from supmim import config as config_lib
+from supmim.sweeps.members import MEMBER, Member, begins_after
+from supmim.workdir import files
+
+
+def digest(member: Member, members: Sequence[Member]) -> str:
+    """Return the SHA-256 of a member's config, whatever folder the sweep is in.
+
+    Members that begin with the encoder of another have its digest instead of its workdir.
+    """
+    # Only members that were started know the number of classes of their source.
+    values = config_lib.flatten(member.config) | {"classifier.num_classes": 0}
+    if first := begins_after(member, members):
+        values["init.model"] = MEMBER + digest(first, members)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def attached(members: Sequence[Member], folder: Path) -> list[Member]:
+    """Return the members with their files in a folder, which need not be there."""
+    return [
+        dataclasses.replace(member, archive=folder / f"{digest(member, members)}.json")
+        for member in members
+    ]
+
+
+def keep(members: Sequence[Member]) -> None:
+    """Write the files of the members that have finished in their workdirs."""
+    for member in members:
+        found = files.read_results(member.workdir)
+        if member.archive and found:
+            member.archive.parent.mkdir(parents=True, exist_ok=True)
+            about = {"names": list(member.names), "config": config_lib.flatten(member.config)}
+            files.write_json(member.archive, about | {"results": found})
+
+
+def to_train(members: Sequence[Member]) -> list[Member]:
+    """Return the members without results, and those whose encoders these begin with.
+
+    The latter are trained again if only their files are here.
+    """
+    left = {member for member in members if not member.results}
+    needed = {first for member in left if (first := begins_after(member, members))}
+    again = {one for one in needed if not files.read_results(one.workdir)}
+    return [
+        dataclasses.replace(member, archive=None) if member in again else member
+        for member in members
+        if member in left | again
+    ]
