@@ -134,7 +134,7 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 2080,
     "benchmarks": 1235,
-    "commands": 2740,
+    "commands": 2755,
     "config": 2215,
     "data": 5105,
     "evaluators": 2042,

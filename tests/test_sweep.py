@@ -167,28 +167,23 @@ def test_a_member_is_left_out_if_the_one_that_it_begins_with_failed(sweep):
 
 def test_results_are_taken_up_on_another_machine(sweep, tmp_path):
     """Wherever the folder is, and whatever was trained; an encoder that is needed comes again."""
-    flag = f"--results={tmp_path / 'results'}"
-    assert sweep("run", AFTER.replace("seeds(0, 1)", "seeds(0)"), flag)[0] == 0
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()]
-    assert sorted(one["names"] for one in kept) == [["first-s0"], ["then-s0"]]
-    assert all(one["results"]["knn/recall_at_1"] == 0.5 for one in kept)
-    sweep.members.parent.rename(tmp_path / "gone")
-    assert "2 finished, 2 waiting" in sweep("status", AFTER, flag)[1]
-    code, out, err = sweep("run", AFTER, flag)
-    assert code == 0, err
-    assert {
-        name
-        for name in ("first-s0", "then-s0", "first-s1", "then-s1")
-        if f"start       {name}" in out
-    } == {"first-s1", "then-s1"}
-    (sweep.members / "then-s1/results.json").unlink()
-    (sweep.members / "first-s1/results.json").unlink()
-    changed = AFTER.replace(
-        "'init.model': 'member:first'", "'init.model': 'member:first', 'mim_weight': 2.0"
-    )
-    out = sweep("run", changed, flag, f"--folder={tmp_path / 'third'}")[1]
-    assert out.count("start       first") == out.count("start       then") == 2
-    assert len(list((tmp_path / "results").iterdir())) == 6
+    kept, one_seed = tmp_path / "results", AFTER.replace("seeds(0, 1)", "seeds(0)")
+
+    def begun(folder, code):
+        exit_code, out, err = sweep("run", code, f"--folder={folder}", f"--results={kept}")
+        assert exit_code == 0, err
+        return [line.split()[1] for line in out.splitlines() if line.startswith("start ")]
+
+    assert begun(tmp_path / "one", one_seed) == ["first-s0", "then-s0"]
+    found = [json.loads(path.read_text()) for path in kept.iterdir()]
+    assert sorted(one["names"] for one in found) == [["first-s0"], ["then-s0"]]
+    assert all(one["results"]["knn/recall_at_1"] == 0.5 for one in found)
+    flags = f"--folder={tmp_path / 'two'}", f"--results={kept}"
+    assert "2 finished, 2 waiting" in sweep("status", AFTER, *flags)[1]
+    assert begun(tmp_path / "two", AFTER) == ["first-s1", "then-s1"]
+    changed = AFTER.replace("'member:first'", "'member:first', 'mim_weight': 2.0")
+    assert begun(tmp_path / "three", changed) == ["first-s0", "first-s1", "then-s0", "then-s1"]
+    assert len(list(kept.iterdir())) == 6
 
 
 @pytest.mark.parametrize("name", ["frist", "then", "later"])
