@@ -194,11 +194,15 @@ def test_a_member_begins_with_an_entry_before_it_alone(sweep, name):
     assert ("did you mean first" in err) == (name == "frist")
 
 
-@pytest.mark.parametrize(("name", "size"), [("mim_gain", 12), ("mim_ablation", 51)])
-def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name, size):
+@pytest.mark.parametrize(
+    ("name", "size", "seeds"),
+    [("mim_gain", 24, range(3)), ("mim_ablation", 51, range(3)), ("mim_dense", 55, range(5)),
+     ("tune_few_labels", 8, [100])],
+)  # fmt: skip
+def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name, size, seeds):
     found = members.expand(SHIPPED / f"{name}.py", tmp_path)
     assert len(found) == size
-    assert {(m.config.seed, m.config.data.seed) for m in found} == {(0, 0), (1, 1), (2, 2)}
+    assert {(m.config.seed, m.config.data.seed) for m in found} == {(n, n) for n in seeds}
     command = f"supmim sweep run --sweep={name} --folder=sweeps/{name}"
     assert command in (SHIPPED / f"{name}.py").read_text()
 

@@ -138,7 +138,7 @@ def begun_from(name: str, overrides: dict[str, Any], workdirs: dict[str, str]) -
     kind, _, wanted = str(overrides.get("init.model", "")).partition(MEMBER)
     if kind or not wanted:
         return overrides
-    for other in (wanted, wanted + name.removeprefix(arm_of(name))):
+    for other in (wanted, name.replace(arm_of(name), wanted, 1)):
         if other in workdirs:
             return overrides | {"init.model": workdirs[other]}
     raise ConfigError(
