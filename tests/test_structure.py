@@ -137,7 +137,7 @@ BUDGETS = {
     "commands": 2755,
     "config": 2215,
     "data": 5105,
-    "evaluators": 2042,
+    "evaluators": 2145,
     "interop": 1760,
     "models": 656,
     "planning": 1055,

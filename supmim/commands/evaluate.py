@@ -32,7 +32,7 @@ from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints, Restored
 from supmim.workdir.files import read_config
 
-USE_TRAINED_HEAD = ("classification", "segmentation")
+USE_TRAINED_HEAD = ("classification", "corruptions", "segmentation")
 USE_TRAINING_CLASSES = ("knn", "fewshot", "linear", "logistic")  # learn from the training source
 CONDITIONAL = ("landmarks", "reconstruction")  # need landmarks, or a run with a decoder
 

@@ -18,6 +18,7 @@ RESULTS = {
         *("map", "map_at_r", "mmp_at_5"),
     ),
     "fewshot": ("1_shot", "5_shot", "10_shot", "25_shot"),
+    "corruptions": ("noise", "blur", "contrast", "pixelation", "top1"),
     "linear": ("top1",),
     "logistic": ("top1",),
     "landmarks": (
@@ -46,6 +47,7 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("eval.similarity_mib",),
     ),
     "fewshot": ("ridge regression on 1, 5, 10, 25 training images of each class", ()),
+    "corruptions": ("top-1 under noise, blur, low contrast and large pixels", ()),
     "linear": ("DINOv2's grid of linear heads on frozen features", ()),
     "logistic": ("logistic regression on frozen features", ()),
     "landmarks": (
@@ -89,6 +91,7 @@ FACTS = {
     "supmim": Facts(
         evaluators=(
             "classification",
+            "corruptions",
             "knn",
             "retrieval",
             "fewshot",
