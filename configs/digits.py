@@ -6,8 +6,8 @@ supmim train --config=digits:few_labels --workdir=runs/few_labels  (100 labels, 
 
 On two shared CPU cores it takes 210 to 224 s with compilation, 263 to 291 CPU seconds and 1.5 GB.
 The first command reaches kNN R@1 100.00 % and top-1 99.33 % on 297 test digits; docs/results.md has
-the means of three seeds and the baselines. The preset was tuned on a 1,200/300 split of the 1,500 training
-digits.
+the means of three seeds and the baselines. The preset was tuned on a 1,200/300 split of the 1,500
+training digits.
 """
 
 from supmim import config as base
