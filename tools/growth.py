@@ -1,13 +1,14 @@
 """Time how the cost of a training grows with its sizes: the table of docs/performance.md.
 
-    python tools/growth.py [step] [chips] [images]
+    python tools/growth.py [batch_size | ... | "chips, fsdp" | images]
 
-step: time of a joint step with cached ids, against its FLOPs, on one device; the rows of a block
-take turns and are relative to the first. chips: what a chip holds, computes and sends in a step, on
-pretend devices, with the same number of images on each. images: the start of a run on a folder, and
-the place of a sample in an epoch.
+Sizes of the config, such as batch_size: time of a joint step with cached ids, against its FLOPs, on
+one device; the rows of a block take turns and are relative to the first. chips: what a chip holds,
+computes and sends in a step, on pretend devices, with as many images on each. images: the start of
+a run on a folder, and the place of a sample in an epoch.
 """
 
+import functools
 import resource
 import subprocess
 import sys
@@ -48,25 +49,20 @@ def sized(**changes: Any) -> Config:
     )
 
 
-def steps() -> None:
-    """Print a block for each size of the joint step."""
+def steps(path: str) -> None:
+    """Print a block of the joint step for one size."""
     mesh = assemble.mesh_of(sized())
     with jax.set_mesh(mesh):
-        for path, sizes in SIZES.items():
-            made = [
-                tokenizer.training_step(str(size), sized(**{path: size}), mesh, cached=True)
-                for size in sizes
-            ]
-            take_turns(made, ROUNDS)
-            print_block(
-                path,
-                ("time / first", "FLOPs / first", "time / FLOPs"),
-                [
-                    (one.name, one.ratio(made[0]), one.flops / made[0].flops,
-                     one.ratio(made[0]) * made[0].flops / one.flops)
-                    for one in made
-                ],
-            )  # fmt: skip
+        made = [
+            tokenizer.training_step(str(size), sized(**{path: size}), mesh, cached=True)
+            for size in SIZES[path]
+        ]
+        take_turns(made, ROUNDS)
+    rows = []
+    for one in made:
+        time_ratio, flop_ratio = one.ratio(made[0]), one.flops / made[0].flops
+        rows.append((one.name, time_ratio, flop_ratio, time_ratio / flop_ratio))
+    print_block(path, ("time / first", "FLOPs / first", "time / FLOPs"), rows)
 
 
 def chips(axis: str) -> None:
@@ -129,8 +125,9 @@ def print_block(what: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]
 
 
 PARTS: dict[str, Callable[[], None]] = {
-    "step": steps,
-    "chips": lambda: [chips(axis) for axis in ("data", "fsdp")][0],
+    **{path: functools.partial(steps, path) for path in SIZES},
+    "chips, data": functools.partial(chips, "data"),
+    "chips, fsdp": functools.partial(chips, "fsdp"),
     "images": folders,
 }
 if __name__ == "__main__":
