@@ -157,6 +157,9 @@ NOT_RUN = {
         "supmim evaluate --workdir=runs/digits --evaluators=linear,fewshot --step=4200",
         "supmim evaluate --workdir=runs/frozen",
         "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain",
+        "supmim sweep run --sweep=mim_dense --folder=sweeps/mim_dense --results=results",
+        "supmim sweep table --sweep=mim_dense --folder=sweeps/mim_dense --results=results "
+        "--metric=segmentation/miou",
         "supmim sweep run --folder=sweeps/mim_gain",
         "supmim sweep run --folder=sweeps/mim_gain --jobs=2",
         "supmim benchmark embed --config=pictures --config.data.train=folder:photos",

@@ -143,7 +143,7 @@ BUDGETS = {
     "planning": 1055,
     "report": 1450,
     "runtime": 1375,
-    "sweeps": 725,
+    "sweeps": 735,
     "target_ids": 395,
     "tasks": 1130,
     "tokenizers": 1445,

@@ -178,6 +178,7 @@ def test_results_are_taken_up_on_another_machine(sweep, tmp_path):
     found = [json.loads(path.read_text()) for path in kept.iterdir()]
     assert sorted(one["names"] for one in found) == [["first-s0"], ["then-s0"]]
     assert all(one["results"]["knn/recall_at_1"] == 0.5 for one in found)
+    assert not any(str(tmp_path) in path.read_text() for path in kept.iterdir())
     flags = f"--folder={tmp_path / 'two'}", f"--results={kept}"
     assert "2 finished, 2 waiting" in sweep("status", AFTER, *flags)[1]
     assert begun(tmp_path / "two", AFTER) == ["first-s1", "then-s1"]

@@ -1,6 +1,6 @@
 """Results of finished members, in one small file each, which other machines can take up.
 
-A file is FOLDER/DIGEST.json, where the digest is that of the member's config.
+A file is FOLDER/DIGEST.json, where the digest is that of what the results depend on.
 """
 
 import dataclasses
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supmim import config as config_lib
+from supmim.config.option import Value
 from supmim.sweeps.members import MEMBER, Member, begins_after
 from supmim.workdir import files
 
 
-def digest(member: Member, members: Sequence[Member]) -> str:
-    """Return the SHA-256 of a member's config, whatever folder the sweep is in.
+def identity(member: Member, members: Sequence[Member]) -> dict[str, Value]:
+    """Return all of a member's config that its results depend on, whatever folder the sweep is in.
 
     Members that begin with the encoder of another have its digest instead of its workdir.
     """
@@ -23,7 +24,13 @@ def digest(member: Member, members: Sequence[Member]) -> str:
     values = config_lib.flatten(member.config) | {"classifier.num_classes": 0}
     if first := begins_after(member, members):
         values["init.model"] = MEMBER + digest(first, members)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return values
+
+
+def digest(member: Member, members: Sequence[Member]) -> str:
+    """Return the SHA-256 of a member's identity."""
+    text = json.dumps(identity(member, members), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def attached(members: Sequence[Member], folder: Path) -> list[Member]:
@@ -40,7 +47,7 @@ def keep(members: Sequence[Member]) -> None:
         found = files.read_results(member.workdir)
         if member.archive and found:
             member.archive.parent.mkdir(parents=True, exist_ok=True)
-            about = {"names": list(member.names), "config": config_lib.flatten(member.config)}
+            about = {"names": list(member.names), "config": identity(member, members)}
             files.write_json(member.archive, about | {"results": found})
 
 
