@@ -78,11 +78,11 @@ def create_predictions(
     bad_records: BadRecords,
 ) -> Predictions:
     """Return the predictions on both sources that evaluators share; bad records are left out."""
-    names, source = config.evaluator_names, joined.labelled(source)
+    names = config.evaluator_names
     tokenized = "reconstruction" in names and config.has_tokenizer
     second = images.second_of(config)._replace(made=tokenized)
     seen = {
-        "train": images.evaluation(source, config.data),
+        "train": images.evaluation(joined.labelled(source), config.data),
         "eval": images.evaluation(eval_source, config.data, second),
     }
     found, asked = None, config.eval.landmarks

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from supmim import sharding, train
+from supmim import assemble, cli, sharding, train
 from supmim.commands import data_tokens
 from supmim.data import images, pipeline, run_sources, stream
+from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base, joined
 from supmim.errors import ConfigError, DataError, Interrupted
 from supmim.planning import hlo, program, topology
+from supmim.runtime import hosts
 from supmim.runtime.preemption import StopSignal
 from supmim.target_ids import files
 from supmim.tasks.registry import TASKS
@@ -91,6 +93,7 @@ def test_the_others_are_the_rest():
         ({"data.labels": 1501.0}, "more labels than digits:train has: 1,500 images"),
         ({"data.labels": 9.0}, "keeps 9 labels of 10 classes of digits:train; set it to 10"),
         ({"data.labelled_classes": "1,x,10"}, "names x, 10; digits:train has classes 0 to 9"),
+        ({"data.labelled_classes": "9" * 5000}, "digits:train has classes 0 to 9"),
         (FEW | {"data.unlabelled_batch": 1488}, "1,480 images of digits:train, fewer than the 148"),
         ({"data.unlabelled": "digits:test"}, "297 images of digits:test are in digits:test too"),
         ({"data.unlabelled": "digits:none"}, "none"),
@@ -273,7 +276,20 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_resumed_run_on_resident_images_is_the_same_bit_for_bit(plain, tmp_path, monkeypatch):
+def test_evaluation_knows_images_with_labels_alone_and_hosts_compare_all(tmp_path, monkeypatch):
+    config, source, evaluation = run_sources.load(tiny_config(**FEW | QUICK))
+    compared = {}
+    monkeypatch.setattr(hosts, "agree_on_data", compared.update)
+    bad_records = BadRecords(tmp_path / "bad_records.jsonl", print)
+    task, mesh = TASKS[config.task].abstract(config), assemble.mesh_of(config)
+    found = assemble.create_predictions(config, task, source, evaluation, mesh, bad_records)
+    assert len(found.sources["train"]) == 20
+    assert "training source, unlabelled images kept" in compared
+
+
+def test_a_resumed_run_on_resident_images_is_the_same_bit_for_bit(
+    plain, tmp_path, monkeypatch, capsys
+):
     asked = StopSignal.asked
     monkeypatch.setattr(StopSignal, "asked", lambda stop: next(answers, True))
     answers = iter([False, False])
@@ -281,6 +297,8 @@ def test_a_resumed_run_on_resident_images_is_the_same_bit_for_bit(plain, tmp_pat
         run(tmp_path / "run", **{"steps_per_call": 2, "data.resident": "off"})
     monkeypatch.setattr(StopSignal, "asked", asked)
     assert_equal(run(tmp_path / "run", **{"data.resident": "on"}), plain)
+    assert cli.run(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "training source digits:train: 20\n" in capsys.readouterr().out
 
 
 def test_other_images_without_labels_end_a_resumed_run(tmp_path):

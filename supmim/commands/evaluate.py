@@ -19,6 +19,7 @@ from supmim.commands import evaluation_results
 from supmim.config import Config, tasks
 from supmim.data import data_identity, images, run_sources, sources
 from supmim.data.bad_records import BadRecords
+from supmim.data.sources import joined
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError, counted
 from supmim.interop import load
@@ -145,7 +146,7 @@ def images_line(source: Source, eval_source: Source) -> str:
     """Return which images are evaluated, and among which neighbours are searched."""
     return printable(
         f"images      {eval_source.name}: {len(eval_source):,}; "
-        f"training source {source.name}: {len(source):,}"
+        f"training source {source.name}: {len(joined.labelled(source)):,}"
     )
 
 
@@ -242,7 +243,7 @@ def meaningless(
     if not sources.share_classes(source, eval_source):
         why = "the training source has no class of the images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
-    told, every = run_sources.shared_images(source, eval_source)
+    told, every = run_sources.shared_images(joined.labelled(source), eval_source)
     if every:
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, told)
     if told and hosts.is_first():

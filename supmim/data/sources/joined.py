@@ -1,5 +1,6 @@
 """Which training images have labels, and the others beside them, of which only pixels are used."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def labelled_classes(source: Source, numbers: str) -> np.ndarray:
     """Return the numbers of the classes whose labels are used; DataError for one that is none."""
     known = len(source.class_names)
     words = [word.strip() for word in numbers.split(",") if word.strip()]
-    wrong = [word for word in words if not word.isdecimal() or int(word) >= known]
+    wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word) or int(word) >= known]
     if wrong:
         raise DataError(
             f"config.data.labelled_classes names {', '.join(wrong)}; {source.name} has classes 0 "
