@@ -53,7 +53,6 @@ def test_noise_has_its_deviation_and_is_each_images_own():
 
 
 def test_results_are_means_of_top1_over_strengths_whatever_the_batches():
-    """The task answers with the images' mean brightness, quantized as files are."""
     config = tiny_config(**{"eval.evaluators": "corruptions", "checkpoint.keep_best": 0})
     seen = digit_views("test", config)
     task = TASKS[config.task].abstract(config)
@@ -78,7 +77,8 @@ def test_results_are_means_of_top1_over_strengths_whatever_the_batches():
     batch = seen.take(np.arange(297), np.zeros(297, int))[0]
     batch |= {"index": np.arange(297), "epoch": np.zeros(297, int)}
     images = np.asarray(corruptions.corrupted(batch))
-    assert images.shape == (12, 297, 8, 8, 1) and images.dtype == np.uint8
+    assert images.shape == (12, 297, 8, 8, 1) and images.dtype == np.float32
+    assert images.min() == 0 and images.max() == 255
     logits = [task.predict(params, {**batch, "image": image})["logits"] for image in images[6:9]]
     tops = [(np.argmax(x, axis=1) == batch["label"]).mean() for x in logits]
     assert found[0]["corruptions/contrast"] == pytest.approx(np.mean(tops), abs=0.004)

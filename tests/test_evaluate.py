@@ -242,7 +242,8 @@ def test_what_means_nothing_is_left_out_of_all_and_refused_by_name(run, capsys):
     left = evaluate.without_meaningless(config, run_config, reasons)
     assert left.eval.evaluators == "knn,retrieval,fewshot,linear,logistic,maps"
     out = capsys.readouterr().out
-    assert "left out    classification: " in out and "left out    reconstruction: " in out
+    for name in ("classification", "corruptions", "reconstruction"):
+        assert f"left out    {name}: " in out
 
 
 @pytest.mark.parametrize("name", ["model.json", "init.json"])

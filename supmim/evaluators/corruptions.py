@@ -61,14 +61,15 @@ KINDS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
 
 
 def corrupted(batch: Raw) -> jax.Array:
-    """Return a raw batch's images under every kind and strength, in order: uint8 [V, B, S, S, C].
+    """Return a raw batch's images under every kind and strength, in order: [V, B, S, S, C].
 
-    An image has the same noise at every call.
+    They are float32 from 0 to 255: rounded, they would turn differences in the last digit, between
+    batch sizes, into whole levels. An image has the same noise at every call.
     """
     keys = views.example_keys(0, batch["epoch"], batch["index"])
     image = views.to_float(batch["image"])
     each = [corrupt(keys, image, s) for corrupt, strengths in KINDS.values() for s in strengths]
-    return jnp.round(255 * jnp.stack(each).clip(0, 1)).astype(jnp.uint8)
+    return 255 * jnp.stack(each).clip(0, 1)
 
 
 class Evaluator:
