@@ -255,7 +255,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     """In flags of every verb, in options, and in the name of the preset."""
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table",
-             "model", "embeddings", "query", "picture", "compile_cache"}  # fmt: skip
+             "model", "embeddings", "query", "picture", "compile_cache", "results"}  # fmt: skip
     for name, verb in cli.VERBS.items():
         values = cli.own_flags(verb)
         texts = [flag for flag, (x, _) in verb.flags.items() if isinstance(x, str | Path)]
@@ -266,7 +266,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     (tmp_path / "preset.py").write_text(Path(DIGITS).read_text())
     texts = {path for path, option in config_lib.OPTIONS.items()
              if isinstance(option.default, str) and not option.choices}  # fmt: skip
-    texts -= {"data.train", "data.eval", "eval.evaluators", "checkpoint.keep_best_metric",
+    texts -= {"data.train", "data.eval", "data.unlabelled", "data.labelled_classes",
+              "eval.evaluators", "checkpoint.keep_best_metric",
               "tokenizer.channel_multipliers", "tokenizer.perceptual_sha256"}  # fmt: skip
     assert len(texts) == 7
     flags = (f"--config.{path}=~/x" for path in texts)

@@ -483,7 +483,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     """Law 9: the recorder is attached after validation and JSON."""
     seen: set[str] = set()
     arms = [
-        {"data.flip": True, "data.mixup": 0.1, "data.randaug_num": 1, "optimizer.ema_decay": 0.9},
+        {"data.flip": True, "data.mixup": 0.1, "data.randaug_num": 1, "optimizer.ema_decay": 0.9,
+         "data.labels": 0.5, "data.unlabelled": "rest", "data.unlabelled_batch": 8},
         {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "mim.passes": "one",
          "mim.masking": "variable", "encoder.scan": True, "encoder.depth": 2, "mesh.fsdp": 2,
          "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception",

@@ -8,6 +8,7 @@ SETTINGS = ("easy", "medium", "hard")  # of the revisited Oxford and Paris
 # what some of them are measured on.
 RESULTS = {
     "classification": ("top1", "top5", "real_top1"),
+    "corruptions": ("noise", "blur", "contrast", "pixelation", "top1"),
     "knn": (
         *("recall_at_1", "leave_one_out_recall_at_1"),
         *(f"dino_k{k}" for k in (10, 20, 100, 200)),
@@ -18,7 +19,6 @@ RESULTS = {
         *("map", "map_at_r", "mmp_at_5"),
     ),
     "fewshot": ("1_shot", "5_shot", "10_shot", "25_shot"),
-    "corruptions": ("noise", "blur", "contrast", "pixelation", "top1"),
     "linear": ("top1",),
     "logistic": ("top1",),
     "landmarks": (
@@ -38,6 +38,7 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         "top-1, top-5, loss and calibration error of the classifier",
         ("eval.real_labels",),
     ),
+    "corruptions": ("top-1 under noise, blur, low contrast and large pixels", ()),
     "knn": (
         "the class of the nearest training image; DINO's weighted vote",
         ("eval.similarity_mib", "eval.pictures"),
@@ -47,7 +48,6 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("eval.similarity_mib",),
     ),
     "fewshot": ("ridge regression on 1, 5, 10, 25 training images of each class", ()),
-    "corruptions": ("top-1 under noise, blur, low contrast and large pixels", ()),
     "linear": ("DINOv2's grid of linear heads on frozen features", ()),
     "logistic": ("logistic regression on frozen features", ()),
     "landmarks": (
