@@ -232,6 +232,19 @@ def test_the_largest_batch_is_on_the_line_through_two_plans_and_is_checked(
     assert 96 in tried and len(tried) == len(set(tried))
 
 
+@pytest.mark.parametrize(
+    ("steps", "images", "told"),
+    [(3000, 0, "hours for 3,000 steps"), (30, 960, "hours for 3 epochs of 960 images"),
+     (0, 0, "hours need the number of images of folder:x: give --images=N")],
+)  # fmt: skip
+def test_hours_are_of_a_length_in_steps_or_in_epochs(result, steps, images, told):
+    """A length in steps needs no number of images."""
+    bound = dict.fromkeys(("compute", "memory", "network", "best", "worst"), 0.1)
+    known = {"roofline": bound, "speeds": [], "train": "folder:x", "epochs": 3}
+    text = forecast.text(result | known | {"steps": steps, "num_images": images, "plan_seconds": 1})
+    assert f"\n  {told}\n" in text
+
+
 def test_sizes_are_binary_and_have_three_digits():
     sizes = (999, 1010, 1536, 1010 * 2**10, 2**20, 1536 * 2**20, 5000 * 2**30)
     told = ["999 B", "0.986 KiB", "1.5 KiB", "0.986 MiB", "1 MiB", "1.5 GiB", "5,000.0 GiB"]

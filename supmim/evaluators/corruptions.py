@@ -63,8 +63,7 @@ KINDS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
 def corrupted(batch: Raw) -> jax.Array:
     """Return a raw batch's images under every kind and strength, in order: [V, B, S, S, C].
 
-    They are float32 from 0 to 255: rounded, they would turn differences in the last digit, between
-    batch sizes, into whole levels. An image has the same noise at every call.
+    They run from 0 to 255 and are not rounded, or the last digit would make whole levels.
     """
     keys = views.example_keys(0, batch["epoch"], batch["index"])
     image = views.to_float(batch["image"])

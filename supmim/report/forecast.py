@@ -106,6 +106,8 @@ def _roofline(plan: dict[str, Any]) -> Iterator[str]:
     if plan["num_images"]:
         epochs, images = counted(plan["epochs"], "epoch"), counted(plan["num_images"], "image")
         yield f"  hours for {epochs} of {images}"
+    elif plan["steps"]:
+        yield f"  hours for {counted(plan['steps'], 'step')}"
     else:
         yield f"  hours need the number of images of {plan['train']}: give --images=N"
 

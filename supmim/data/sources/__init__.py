@@ -101,7 +101,8 @@ def with_unlabelled(train: Source, data: options.Data) -> Source:
     """Return the images that keep their labels and, if any are asked for, those without labels."""
     kept, rest = train, None
     if data.labels or data.labelled_classes:
-        kept, rest = joined.split(train, data)
+        with doing("reading the labels"):
+            kept, rest = joined.split(train, data)
     if not data.unlabelled:
         return kept
     if data.unlabelled != options.REST:
