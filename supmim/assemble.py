@@ -85,6 +85,9 @@ def create_predictions(
         "train": images.evaluation(joined.labelled(source), config.data),
         "eval": images.evaluation(eval_source, config.data, second),
     }
+    whole = joined.whole(source) if config.eval.all_labels and "knn" in names else None
+    if whole is not None:
+        seen["whole"] = images.evaluation(whole, config.data)
     found, asked = None, config.eval.landmarks
     if asked and "landmarks" in names:
         found = landmarks.load(asked, config.data.max_pixels)
@@ -117,7 +120,8 @@ def steps_of(config: Config, source: base.Source) -> int:
         raise DataError(
             f"{source.name} has {counted(num_images, 'image')}, fewer than a batch in "
             f"{counted(epochs, 'epoch')}; set --config.batch_size={num_images} or less, or "
-            "--config.total_steps=N"
+            "--config.total_steps=N",
+            fault="I7",
         )
     if total_steps <= config.optimizer.warmup_steps:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import multiprocessing
 import os
 import re
 import sys
@@ -16,9 +17,9 @@ from ml_collections import ConfigDict, config_flags
 from supmim import __version__
 from supmim import config as config_lib
 from supmim.commands import help
-from supmim.commands.verbs import FAMILIES, VERBS, Verb, subverbs
+from supmim.commands.verbs import FAMILIES, PLACE, VERBS, WORKDIR, Verb, subverbs
 from supmim.config import Config, catalogue, pyfile
-from supmim.config.option import NO_URL
+from supmim.config.option import NO_BUCKET, NO_URL
 from supmim.errors import (
     CheckpointError,
     ConfigError,
@@ -27,7 +28,9 @@ from supmim.errors import (
     nearest,
     suggestion,
 )
-from supmim.runtime import compile_cache, streams
+from supmim.runtime import compile_cache, start_up, streams
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
 from supmim.workdir import files
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, quota or limit raises
@@ -57,9 +60,9 @@ def parse(name: str, args: Sequence[str]) -> flags.FlagValues:
         hint = suggestion(error.flagname, [*verb.flags, "config"], "--").replace("_", "-")
         hint = hint or (option_hint(error.flagname, "--") if verb.takes_config else "")
         told = f"--{error.flagname.replace('_', '-')} is not a flag of supmim {name}{hint}"
-        raise ConfigError(f"{told}\n{next_command}") from error
+        raise ConfigError(f"{told}\n{next_command}", fault="C1") from error
     except Exception as error:
-        raise ConfigError(_message(error, preset, next_command)) from error
+        raise ConfigError(_message(error, preset, next_command), fault="C1") from error
     if rest:
         raise ConfigError(f"{rest[0]!r} is not a flag of supmim {name}\n{next_command}")
     if name == "evaluate":
@@ -102,11 +105,14 @@ def underscored(arg: str) -> str:
 
 
 class PathParser(flags.ArgumentParser):
-    """Parser of a flag that names a file or folder."""
+    """Parser of a flag that names a file or folder. in_bucket: whether that may be in a bucket."""
+
+    def __init__(self, in_bucket: bool) -> None:
+        self.in_bucket = in_bucket
 
     def parse(self, argument: str) -> str:
-        if "://" in argument:
-            raise ConfigError(NO_URL.format(argument))
+        if "://" in argument and not (self.in_bucket and on_bucket(argument)):
+            raise ConfigError((NO_BUCKET if self.in_bucket else NO_URL).format(argument))
         return os.path.expanduser(argument)
 
 
@@ -117,7 +123,7 @@ def own_flags(verb: Verb) -> flags.FlagValues:
         if isinstance(default, bool):
             flags.DEFINE_boolean(flag, default, meaning, flag_values=values)
         elif isinstance(default, Path):
-            flags.DEFINE(PathParser(), flag, "", meaning, flag_values=values)
+            flags.DEFINE(PathParser(default == PLACE), flag, "", meaning, flag_values=values)
         elif isinstance(default, int):
             flags.DEFINE_integer(flag, default, meaning, lower_bound=1, flag_values=values)
         elif isinstance(default, tuple):
@@ -133,7 +139,7 @@ def own_flags(verb: Verb) -> flags.FlagValues:
 
 def define_config(verb: Verb, values: flags.FlagValues, argv: list[str], preset: str) -> None:
     """Define --config with its overrides: as a preset, or as the config of the workdir in argv."""
-    if "workdir" in verb.flags and not (verb.takes_config and preset):
+    if WORKDIR in verb.flags.values() and not (verb.takes_config and preset):
         own = own_flags(verb)
         own([arg for arg in argv if not re.match(r"--?(no)?config(\.|=|$)", arg)])
         found = stored_config(own)
@@ -148,12 +154,12 @@ def define_config(verb: Verb, values: flags.FlagValues, argv: list[str], preset:
 def stored_config(values: flags.FlagValues) -> Config | None:
     """Return the config of the workdir or of the model that the flags name, if they name one."""
     if values.workdir:
-        return files.read_config(Path(values.workdir))
+        return files.read_config(paths.path(values.workdir))
     if "model" in values and values.model:
         set_environment(values)
         from supmim.interop.load import published  # brings JAX
 
-        return published(Path(values.model)).config
+        return published(paths.path(values.model)).config
     return None
 
 
@@ -229,7 +235,7 @@ def verb_of(args: Sequence[str]) -> tuple[str, Sequence[str]]:
         words = list(subverbs(name))
         problem = f", not {rest[0]!r}{suggestion(rest[0], words)}" if rest else ""
         raise ConfigError(
-            f"supmim {name} takes {' or '.join(words)}{problem}\n\n{help.family_help(name)}"
+            f"supmim {name} takes {', '.join(words)}{problem}\n\n{help.family_help(name)}"
         )
     if name not in VERBS:
         known = {*VERBS, *(verb.partition(" ")[0] for verb in VERBS)}
@@ -260,7 +266,10 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     given = "config" in values and (values.config is not None or values["config"].present)
     config = config_of(VERBS[name], values) if given else None
     set_environment(values)
-    return command(name).run(config, values) or 0
+    verb = command(name)
+    if "workdir" not in VERBS[name].required:  # a training takes signals in its own way
+        start_up.over()
+    return verb.run(config, values) or 0
 
 
 def set_environment(values: flags.FlagValues) -> None:
@@ -294,9 +303,24 @@ def main() -> None:
     except KeyboardInterrupt:
         print("supmim: interrupted", file=sys.stderr)
         code = Interrupted.exit_code
-    except Exception:
+    except Exception as error:
+        if life := sys.modules.get("supmim.runtime.life"):
+            life.LIFE.wait(error)
         traceback.print_exc()
         code = 1
     if code and (hosts := sys.modules.get("supmim.runtime.hosts")):
         hosts.leave(code)
     sys.exit(code)
+
+
+def leave_threads(code: int) -> None:
+    """End the process if threads of a failed save are left, which end only minutes later."""
+    checkpoint = sys.modules.get("supmim.workdir.checkpoint")
+    if checkpoint is None or not checkpoint.Checkpoints.any_failed:
+        return
+    sys.modules["supmim.runtime.hosts"].leave(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -27,9 +28,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class SupmimError(Exception):
-    """An error whose message says what happened, where, why, and what to do next."""
+    """An error whose message says what happened, where, why, and what to do next.
+
+    fault: the row of docs/faults.md that it belongs to, with which the message then begins.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, fault: str = "") -> None:
+        super().__init__(f"[{fault}] {message}" if fault else message)
+        self.message, self.fault = message, fault
+
+    def at(self, where: object) -> Self:
+        """Return the same error, whose message begins with where it is."""
+        return type(self)(f"{where}: {self.message}", fault=self.fault)
 
 
 class ConfigError(SupmimError):
@@ -50,6 +62,10 @@ class CheckpointError(SupmimError):
     exit_code = 4
 
 
+class BucketError(CheckpointError, OSError):
+    """A bucket refuses a request, or was away for too long."""
+
+
 class NumericsError(SupmimError):
     """Training produced NaN or infinity."""
 
@@ -60,6 +76,12 @@ class DeviceError(SupmimError):
     """An accelerator, its driver or its memory failed."""
 
     exit_code = 6
+
+
+class StallError(SupmimError):
+    """Nothing moved for too long; a watchdog ended the process."""
+
+    exit_code = 7
 
 
 class Interrupted(SupmimError):

@@ -9,7 +9,7 @@ import optax
 
 from supmim import sharding
 from supmim.config import options
-from supmim.updates import layer_decay, muon
+from supmim.updates import layer_decay, muon, spikes
 
 
 def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
@@ -102,14 +102,16 @@ def average_params(decay: float) -> optax.GradientTransformation:
 def create(
     config: options.Optimizer, learning_rate: optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the transformation of config.optimizer; its `update` takes `step`, counted from 0.
+    """Return the transformation of config.optimizer.
+
+    Its `update` takes `step`, counted from 0, and `loss`, see updates.spikes.
 
     adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by
     weight_decay times the schedule alone, which peaks at 1 (big_vision), lamb as adamw and with
     `trust_ratio`, and `muon` as adamw.
 
     A gradient that is not finite changes nothing inside, averages included, and is counted in
-    `notfinite_count` (in a row) and `total_notfinite`; the loop reads them.
+    `notfinite_count` (in a row) and `total_notfinite`; the loop reads them, and the spikes.
     """
     parts = []
     if config.clip_norm:
@@ -129,8 +131,9 @@ def create(
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
     never = np.iinfo(np.int32).max  # optax lets the update after this many bad ones through
+    watched = spikes.watched(optax.chain(*parts), config.spike_sigmas, config.skip_spikes)
     return optax.with_extra_args_support(
-        optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=never)
+        optax.apply_if_finite(watched, max_consecutive_errors=never)
     )
 
 

@@ -185,11 +185,11 @@ def of(tree: Any) -> Any:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keep x [B, ...] split over the batch axes; outside a mesh, return x itself.
+    """Keep x [B, ...] split over the batch axes; outside a mesh or in a shard_map, return x itself.
 
     Without it the partitioner replicates the activations of a scan over sharded parameters.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(BATCH) <= set(mesh.axis_names):
+    if mesh.empty or not set(BATCH) <= set(mesh.axis_names) - set(mesh.manual_axes):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))

@@ -95,15 +95,19 @@ def train_step(
     grads, totals = gradients(
         lambda params, *rest: loss_fn(params | fixed, *rest), free, drawn, rng, parts
     )
-    updates, new_opt_state = tx.update(grads, state.opt_state, free, step=state.step)
+    updates, new_opt_state = tx.update(
+        grads, state.opt_state, free, step=state.step, loss=totals["loss"].compute()
+    )
     opt_state = cast(optax.ApplyIfFiniteState, new_opt_state)
+    watched = cast(Any, opt_state.inner_state)  # updates.spikes
     params = optax.apply_updates(free, updates) | fixed
     changed, totals = task.after_update(params, totals)
-    finite = opt_state.notfinite_count == 0
-    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, params)
+    taken = (opt_state.notfinite_count == 0) & ~watched.left_out
+    params = jax.tree.map(lambda new, old: jnp.where(taken, new, old), changed, params)
     totals["grad_norm"] = metrics.scalar(optax.tree.norm(grads))
     totals["skipped_in_a_row"] = metrics.Last(opt_state.notfinite_count)
     totals["skipped_steps"] = metrics.Last(opt_state.total_notfinite)
+    totals["spikes"] = metrics.Last(watched.spikes)
     return State(state.step + 1, params, opt_state), totals
 
 

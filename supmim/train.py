@@ -1,6 +1,7 @@
 """The recipe, from an empty workdir to a report; assemble.py builds the parts."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +15,23 @@ from supmim import assemble, evaluators, optimizer, sharding, step
 from supmim.assemble import DEFAULT_START, Start
 from supmim.config import Config
 from supmim.data import calls, data_identity, images, resident, run_sources
-from supmim.data.bad_records import BadRecords
 from supmim.data.calls import Call, Groups
 from supmim.data.sources import folders
 from supmim.data.sources.base import Source, printable
 from supmim.errors import Interrupted, counted
 from supmim.report import again, page, terminal
 from supmim.report.step_log import StepLog
-from supmim.runtime import hosts, memory, numerics, profile
+from supmim.runtime import faults, hosts, memory, numerics, profile
 from supmim.runtime.clock import Clock
-from supmim.runtime.preemption import StopSignal
+from supmim.runtime.preemption import NOTHING, StopSignal
 from supmim.runtime.progress import doing
+from supmim.runtime.watchdog import Watchdog
 from supmim.tasks.base import Task
+from supmim.updates import spikes
 from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.folder import Workdir
-from supmim.workdir.writer import NoWriter, Writer, open_writer, read_metrics
+from supmim.workdir.writer import METRICS, NoWriter, Writer, open_writer, read_metrics
 
 
 def train_and_evaluate(
@@ -42,8 +44,9 @@ def train_and_evaluate(
 
     progress: see Terminal. Errors: those of supmim.errors; Interrupted after a signal and a save.
     """
-    with StopSignal() as stop, hosts.first_holds(lock.hold(workdir)):
-        folder = Workdir(workdir)
+    faults.asked()
+    held = hosts.first_holds(lock.hold(workdir))
+    with StopSignal(NOTHING) as stop, held, Workdir(workdir) as folder:
         folder.check_config(config)
         finished = folder.results()
         if finished and not start.resume:
@@ -75,13 +78,19 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     fingerprint: dict[str, Any]
 
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.calls.close()
+
 
 def set_up(
     config: Config, folder: Workdir, start: Start, mesh: Mesh, log: Callable[[str], None]
 ) -> Run:
     """Open the data, create or restore the state, and write down what the run is."""
-    checkpoints = Checkpoints(folder.path / "checkpoints", log, config.checkpoint)
-    bad_records = BadRecords(folder.path / hosts.own_file("bad_records.jsonl"), log)
+    growing = folder.growing
+    kept, every_save = config.checkpoint, growing.upload
+    checkpoints = Checkpoints(folder.path / "checkpoints", log, kept, every_save)
+    bad_records = folder.bad_records(log)
     origin = assemble.origin_of(config, checkpoints, start)
     config, source, eval_source = run_sources.load(config)
     log(f"evaluation  {counted(len(eval_source), 'image')} of {printable(eval_source.name)}")
@@ -104,10 +113,13 @@ def set_up(
 
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
     suite = evaluators.create(config, predictions)
-    seeds = {"seed": config.seed, "data_seed": config.data.seed}
-    watch = numerics.NumericsWatch(folder.path / "postmortem.json", seeds, start.bad_steps)
+    about = functools.partial(numerics.before_step, config, checkpoints)
+    watch = numerics.NumericsWatch(
+        folder.path, about, start.bad_steps, log, spikes.count(state.opt_state)
+    )
     readers = assemble.readers_of(config, source, bad_records, config.data.bad_share)
-    tracer = profile.Profile(start.profile, folder.path / "profile", log)
+    traces = growing.folder / "profile"
+    tracer = profile.Profile(start.profile, traces, log, folder.path / "profile")
     groups = Groups(
         int(state.step),
         total_steps,
@@ -144,14 +156,13 @@ def train(
 ) -> dict[str, float]:
     """Set up, train and conclude one run; the caller holds the lock of its workdir."""
     clock = Clock(config.step_images)
-    run = set_up(config, folder, start, mesh, screen.log)
-    config, state, programs, total_steps = run.config, run.state, run.programs, run.total_steps
-    first, rng = int(state.step) + 1, jax.random.key(config.seed)
-
     with (
-        contextlib.closing(run.calls),
-        open_writer(folder.path, first - 1, screen.log) as writer,
+        Watchdog(config.runtime.stall_minutes, lambda: clock.kind, screen.log) as watchdog,
+        contextlib.closing(set_up(config, folder, start, mesh, screen.log)) as run,
+        open_writer(folder.growing, int(run.state.step), screen.log) as writer,
     ):
+        config, state, programs, total_steps = run.config, run.state, run.programs, run.total_steps
+        first, rng = int(state.step) + 1, jax.random.key(config.seed)
         screen.begin(config.facts.progress, total_steps, first - 1)
         screen.log(
             terminal.plan(
@@ -161,18 +172,23 @@ def train(
         folder.write_parameters(state.params)
         log = StepLog(config.log_every, total_steps, clock, run.learning_rate, writer, screen)
         clock.begin()
+        watchdog.start(first - 1)
         for steps, batches in until_stopped(run.calls, stop, clock):
+            faults.reached("step", steps)
             done, count = steps[-1], np.int32(len(steps))
+            watchdog.step_begins(done)
             with run.tracer.call(steps):
                 batches = programs.tokenize(run.task.frozen, batches, len(steps))
                 if steps[0] == first:
                     with clock.spending("compile"):
                         programs = programs.compiled(state, batches, count, rng)
                     screen.compiled(clock.spent["compile"])
+                    stop.begin()
                 state, totals = programs.train_steps(state, batches, count, rng)
             run.tracer.done(steps, totals)
             run.groups.time(totals)
             run.watch.add(steps, batches["index"], totals)
+            watchdog.step_done(done)
             log.add(steps, totals)
             results: dict[str, float] = {}
             if due(done, config.eval_every, total_steps):
@@ -194,7 +210,7 @@ def train(
         with clock.spending("evaluate"):
             results = evaluate(run.suite, state, writer, total_steps)
         with clock.spending("draw"):
-            draw(run.suite, folder.path, writer, total_steps)
+            draw(run.suite, folder, writer, total_steps)
         writer.write_scalars(total_steps, clock.shares() | clock.seconds())
         run.checkpoints.rank(total_steps, results)
     conclude(run, folder, results)
@@ -216,12 +232,16 @@ def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> N
 
     done: the step that is saved; saved: where, and how to continue.
     """
+    stop.begin()  # a start without a step left has not
     if done < total_steps:
-        raise Interrupted(f"stopped at step {done} of {total_steps} and saved in {saved}")
-    message = f"stopped after the last step, {done}, before its evaluation, and saved in {saved}"
+        raise Interrupted(
+            f"stopped at step {done} of {total_steps} and saved in {saved}", fault="R1"
+        )
+    told = f"stopped after the last step, {done}, before its evaluation, and saved in {saved}"
+    interrupted = Interrupted(told, fault="R1")
     if stop.asked():
-        raise Interrupted(message)
-    stop.all_is_saved(message)
+        raise interrupted
+    stop.all_is_saved(str(interrupted))
 
 
 def due(done: int, every: int, total_steps: int) -> bool:
@@ -239,15 +259,15 @@ def evaluate(
     return results
 
 
-def draw(suite: evaluators.Suite, workdir: Path, writer: Writer | NoWriter, done: int) -> None:
+def draw(suite: evaluators.Suite, folder: Workdir, writer: Writer | NoWriter, done: int) -> None:
     """Draw the last results and the curves, also for TensorBoard."""
     from supmim.report import curves, figures  # Matplotlib's import takes half a second
 
-    pictures = workdir / "pictures"
+    pictures = folder.path / "pictures"
     suite.draw(pictures)
     if hosts.is_first():
         with doing("drawing the curves"):
-            curves.draw(pictures / "curves.png", read_metrics(workdir / "metrics.jsonl"))
+            curves.draw(pictures / "curves.png", read_metrics(folder.growing.file(METRICS)))
             drawn = {path.stem: figures.load(path) for path in pictures.glob("*.png")}
             writer.write_images(done, drawn)
     writer.flush()
@@ -256,6 +276,7 @@ def draw(suite: evaluators.Suite, workdir: Path, writer: Writer | NoWriter, done
 def conclude(run: Run, folder: Workdir, results: dict[str, float]) -> None:
     """Write the report, and results.json, which marks the run as finished."""
     notes = run.suite.notes()
+    folder.growing.upload()  # the report reads the metrics
 
     def write() -> None:
         digest = run.checkpoints.digest(run.total_steps)

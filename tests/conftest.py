@@ -28,7 +28,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-LONGEST = ("test_train.py", "test_quickstart.py", "test_tokenizer_training.py", "test_hosts.py")
+LONGEST = (
+    *("test_train.py", "test_quickstart.py", "test_tokenizer_training.py", "test_docs.py"),
+    *("test_step.py", "test_watchdog.py", "test_targets.py", "test_hosts.py"),
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -53,6 +56,28 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def scheme_and_server(request):
+    """A scheme, and the proxy of a server for it; see bucket_servers."""
+    from tests import bucket_servers
+
+    serving = bucket_servers.SERVERS[request.param]
+    with pytest.MonkeyPatch.context() as patch, serving(patch) as server:
+        yield request.param, server
+
+
+@pytest.fixture
+def server(scheme_and_server, monkeypatch):
+    """The proxy, as it was when it began; what fails is tried again at once."""
+    from supmim.storage import buckets
+
+    monkeypatch.setattr(buckets, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(buckets, "LONGEST_PAUSE", 0.05)
+    scheme_and_server[1].begin_anew()
+    yield scheme_and_server[1]
+    scheme_and_server[1].begin_anew()
 
 
 def digits(split):

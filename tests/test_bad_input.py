@@ -15,6 +15,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from supmim import cli, sharding
+from supmim import config as config_lib
 from supmim.data import images, pipeline, stream
 from supmim.data.bad_records import BadRecords, excess
 from supmim.data.sources import base, folders
@@ -258,6 +259,7 @@ def folder_of(root, count=60, bad=()):
 SMALL = ["--config.data.image_size=8", "--config.batch_size=16", "--config.eval.batch_size=16",
          "--config.total_epochs=2", "--config.optimizer.warmup_steps=2", "--config.log_every=2",
          "--config.data.workers=0", "--config.data.holdout=0.2", "--config.encoder.depth=1",
+         "--config.encoder.width=16", "--config.encoder.mlp_dim=16", "--config.decoder.width=16",
          "--config.tokenizer.fit_steps=2", "--config.save_every=0"]  # fmt: skip
 
 
@@ -271,7 +273,8 @@ def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, ca
     assert run(folder, tmp_path / "strict") == 3
     assert "more than the 1 that --config.data.bad_share=0.001 allows" in capsys.readouterr().err
     workdir = tmp_path / "run"
-    assert run(folder, workdir, "--config.data.bad_share=0.2") == 0
+    more = ["--config.data.bad_share=0.2", "--config.eval.evaluators=knn"]
+    assert run(folder, workdir, *more) == 0
     lines = [json.loads(x) for x in (workdir / "bad_records.jsonl").read_text().splitlines()]
     assert {line["why"] for line in lines} == {"empty file"}
     results = json.loads((workdir / "results.json").read_text())
@@ -282,7 +285,7 @@ def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, ca
     assert results.get("unreadable/eval", 0) == by_part["held out"]
     config = json.loads((workdir / "config.json").read_text())["config"]
     assert config["classifier"]["num_classes"] == 2
-    assert run(folder, workdir, "--config.data.bad_share=0.2") == 0  # num_classes=0 is the same
+    assert run(folder, workdir, *more) == 0  # num_classes=0 is the same
 
 
 def test_one_bad_image_in_a_small_folder_is_listed_and_a_run_goes_on_as_after_a_stop(tmp_path):
@@ -356,3 +359,41 @@ def test_memory_does_not_grow_over_2000_batches():
     for _ in batches:
         pass
     assert resident() < 1.01 * before
+
+
+TRAINING = """
+import ctypes, gc, os, pathlib, sys
+from supmim import config, train
+from supmim.report.step_log import StepLog
+
+libc, add, seen = ctypes.CDLL(None), StepLog.add, {}
+
+def noted(self, steps, totals):
+    add(self, steps, totals)
+    if steps[-1] in (800, 2800):
+        gc.collect()
+        libc.malloc_trim(0)  # what is free goes back to the system
+        with open("/proc/self/statm") as file:
+            seen[steps[-1]] = int(file.read().split()[1])
+
+StepLog.add = noted
+workdir = pathlib.Path(sys.argv[1])
+train.train_and_evaluate(config.from_json((workdir / "config.json").read_text(), ""), workdir)
+print("grew", seen[2800] / seen[800])
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_2000_steps_of_a_training(tmp_path):
+    """M2: below one per cent, with saves and evaluations in between."""
+    config = tiny_config(
+        batch_size=16, total_steps=2801, log_every=50, save_every=400, eval_every=400,
+        **{"encoder.depth": 1, "eval.evaluators": "classification", "checkpoint.keep_best": 0,
+           "data.resident": "off", "data.workers": 0},
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(config_lib.to_json(config))
+    command = [sys.executable, "-c", TRAINING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    grew = float(done.stdout.rpartition("grew ")[2])
+    assert grew < 1.01, grew

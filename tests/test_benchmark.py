@@ -163,7 +163,8 @@ def test_the_references_of_the_input_show_the_same_picture():
 
 
 def test_ids_that_are_read_cost_no_tokenizer_and_the_table_fits():
-    config = tiny_config(batch_size=8, **{"data.shift": 0.0, "data.rotate": 0.0})
+    still = {"data.shift": 0.0, "data.rotate": 0.0, "encoder.depth": 1}
+    config = tiny_config(batch_size=8, **still)
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         online = tokenizer.training_step("online", config, mesh)
@@ -268,6 +269,7 @@ def test_embed_is_timed_beside_its_parts(capsys, tmp_path, monkeypatch):
     assert cli.run(["benchmark", "embed", "--config=digits"]) == 2
 
 
+@pytest.mark.slow
 def test_a_whole_training_is_timed_without_and_with_compiled_programs(
     capsys, tmp_path, monkeypatch
 ):

@@ -42,7 +42,9 @@ def plain(tmp_path_factory):
     "options",
     [
         {"steps_per_call": 4, "data.resident": "off"},
-        {"steps_per_call": 15, "data.resident": "on", "log_every": 15},
+        pytest.param(
+            {"steps_per_call": 15, "data.resident": "on", "log_every": 15}, marks=pytest.mark.slow
+        ),
         {},  # as long as half a second, from the devices
     ],
     ids=["four, read", "all, resident", "timed, resident"],

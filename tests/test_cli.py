@@ -52,22 +52,35 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
             ["train", "--config=digits", "--workdir=x", "--config.epochs=5"],
             "no such option: epochs; did you mean config.total_epochs?",
         ),
-        (["train", "--config=digits", "--workdir=gs://b/x"], "gs://b/x: a folder or file of this"),
+        (
+            ["train", "--config=digits", "--workdir=az://b/x"],
+            "az://b/x: a folder or file of this machine is needed, or one in a bucket, gs:// or s3://",
+        ),
+        (
+            ["train", "--config=digits", "--workdir=x", "--config.init.model=az://b"],
+            "config.init.model is az://b: a folder or file of this machine is needed, or one in",
+        ),
+        (["doctor", "--workdir=az://b/x"], "az://b/x: a folder or file of this machine is needed,"),
         (
             ["train", "--config=digits", "--workdir=x", "--config.data.tfds_dir=gs://b"],
-            "config.data.tfds_dir is gs://b: a folder or file of this machine is needed; mount",
+            "config.data.tfds_dir=gs://b is in a bucket: read it through a mount (gcsfuse, mount",
+        ),
+        (
+            ["train", "--config=digits", "--workdir=x", "--config.data.local_copy=gs://b"],
+            "config.data.local_copy is gs://b: a folder or file of this machine is needed; mount",
         ),
         (["data", "check", "x", "--ignore-lable=3"], "; did you mean --ignore-label?\nSee: "),
         (["tokenizers", "train"], "; did you mean tokenizer?"),
         (["train", f"--config={DIGITS}"], "--workdir is missing"),
         (["train", "--workdir=x", f"--config={DIGITS}", "stray"], "'stray' is not a flag"),
         (["train", "--workdir=/nowhere/x"], "holds no run"),
+        (["evaluate", "--workdir=~nobody-here/x"], "~nobody-here/x holds no run"),
         (["train", "--workdir=x", "--config=nope.py"], "the file nope.py does not exist"),
         (["train", "--workdir=x", f"--config={DIGITS}:supmin"], "supmim, baseline or efficient"),
         (["evaluate", "--workdir=/nowhere/x"], "holds no run"),
-        (["tokenizer"], "takes import or train\n\nsupmim tokenizer: make a tokenizer"),
+        (["tokenizer"], "takes import, train, fit, score\n\nsupmim tokenizer: make a tokenizer"),
         (["tokenizer", "trian"], "not 'trian'; did you mean train?\n\nsupmim tok"),
-        (["tokenizer", "--from=x"], "takes import or train, not '--from=x'\n\n"),
+        (["tokenizer", "--from=x"], "takes import, train, fit, score, not '--from=x'\n\n"),
         (["data"], "takes check, prepare, convert, tokens; e.g. "),
         (["train", "--workdir=x", f"--config={DIGITS}", "--debug=x"], "--debug=x: it is a switch"),
     ],
@@ -255,7 +268,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     """In flags of every verb, in options, and in the name of the preset."""
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = {"workdir", "resume", "step", "folder", "sweep", "out", "from", "tfds_dir", "table",
-             "model", "embeddings", "query", "picture", "compile_cache", "results"}  # fmt: skip
+             "model", "embeddings", "query", "picture", "compile_cache", "results",
+             "postmortem", "local_copy"}  # fmt: skip
     for name, verb in cli.VERBS.items():
         values = cli.own_flags(verb)
         texts = [flag for flag, (x, _) in verb.flags.items() if isinstance(x, str | Path)]
@@ -267,9 +281,9 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     texts = {path for path, option in config_lib.OPTIONS.items()
              if isinstance(option.default, str) and not option.choices}  # fmt: skip
     texts -= {"data.train", "data.eval", "data.unlabelled", "data.labelled_classes",
-              "eval.evaluators", "checkpoint.keep_best_metric",
+              "data.eval_classes", "eval.evaluators", "checkpoint.keep_best_metric",
               "tokenizer.channel_multipliers", "tokenizer.perceptual_sha256"}  # fmt: skip
-    assert len(texts) == 7
+    assert len(texts) == 8
     flags = (f"--config.{path}=~/x" for path in texts)
     values = cli.parse("train", ["--config=~/preset.py", "--workdir=~/run", *flags])
     config = config_lib.flatten(cli.config_of(cli.VERBS["train"], values))

@@ -56,7 +56,7 @@ def test_results_are_means_of_top1_over_strengths_whatever_the_batches():
     config = tiny_config(**{"eval.evaluators": "corruptions", "checkpoint.keep_best": 0})
     seen = digit_views("test", config)
     task = TASKS[config.task].abstract(config)
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
     found = []

@@ -1,6 +1,7 @@
 """supmim doctor: what it finds out about a machine, and what it says is wrong with it."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -337,3 +338,41 @@ def test_the_doctor_takes_no_memory_of_a_gpu_that_is_in_use(monkeypatch, before)
     monkeypatch.setattr(devices, "check", lambda: seen.append(os.environ[name]) or jax.devices())
     assert doctor.jax_devices().found and seen == ["false"]
     assert os.environ.get(name) == before
+
+
+# The workdir.
+
+
+def test_a_workdir_is_tried_and_stays_as_it_was(capsys, tmp_path):
+    """Also one that holds a run whose config cannot be read: the doctor does not read it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("no config")
+    for place in (run, tmp_path / "new" / "deep"):
+        assert cli.run(["doctor", f"--workdir={place}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[:11].strip() for line in lines[-4:]] == ["write", "list", "read", "delete"]
+        assert all(line.endswith(" ms") and len(line) <= 80 for line in lines[-4:])
+    assert sorted(tmp_path.rglob("*")) == [run, run / "config.json"]
+
+
+def test_a_workdir_that_cannot_be_written_exits_2(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    assert cli.run(["doctor", f"--workdir={tmp_path / 'file' / 'run'}"]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be used: Not a directory; choose another --workdir" in told
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert cli.run(["doctor", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "cannot be used: No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == [tmp_path / "file"]
+
+
+def test_without_a_workdir_none_is_tried(capsys, monkeypatch):
+    monkeypatch.setattr(doctor.trial, "seconds", lambda _: pytest.fail("it was tried"))
+    assert cli.run(["doctor"]) == 0 and "workdir " not in capsys.readouterr().out
+    assert cli.run(["doctor", "--json"]) == 0
+    assert "workdir" not in json.loads(capsys.readouterr().out)

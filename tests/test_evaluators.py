@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from supmim import evaluators, sharding
 from supmim.config import options
 from supmim.config.tasks import EVALUATORS, FACTS, RESULTS
-from supmim.errors import NumericsError
+from supmim.errors import ConfigError, NumericsError
 from supmim.evaluators import (
     classification,
     fewshot,
@@ -45,7 +45,7 @@ def predictions_of(config, batch_size=104, shape=(1, 1, 1)):
     codes = jax.random.uniform(jax.random.key(9), (config.tokenizer.codebook_size, 4))
     task = SupMIM(config, PatchVQ(codes, 2, 1) if config.mim_weight else None)
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(3), head["kernel"].shape)
     readers = {name: plain_readers() for name in SPLITS}
@@ -58,6 +58,9 @@ def test_names_are_those_of_the_config():
     assert EVALUATORS.keys() == {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert tuple(TASKS) == options.OPTIONS["task"].choices
     assert tiny_config(mim_weight=0.0).evaluator_names == ("classification", "knn")
+    assert tiny_config(class_weight=0.0).evaluator_names == ("knn", "reconstruction")
+    with pytest.raises(ConfigError, match="leaves nothing to evaluate: class_weight=0 trains no"):
+        tiny_config(**{"class_weight": 0.0, "eval.evaluators": "classification"})
     every = tiny_config(**{"eval.evaluators": "all"}).evaluator_names
     assert list(every) == [n for n in FACTS["supmim"].evaluators if n != "landmarks"]  # no images
 
@@ -156,8 +159,8 @@ def test_pixel_floors_hold_no_matrix_of_all_pairs():
         def __len__(self):
             return len(self.image)
 
-        def take(self, index, epoch):
-            return {"image": self.image, "label": self.image[:, 0, 0, 0]}, {}
+        def read_valid(self, index):
+            return {"image": self.image, "label": self.image[:, 0, 0, 0]}
 
     mesh = sharding.make_mesh(8, 1, 1)
     knn.pixel_floors(Pixels(20_000), Pixels(1_000), mesh, mib=1)

@@ -91,7 +91,7 @@ def test_without_decay_there_is_no_such_thing_in_the_chain():
     config = tiny_config().optimizer
     params = {"encoder": {"w": {"kernel": jnp.ones(2)}}}  # no blocks: factors would fail
     state = optimizer.create(config, lambda _: 1.0).init(params)
-    assert len(state.inner_state[1]) == 3
+    assert len(state.inner_state.inner_state[1]) == 3
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_frozen_encoder_drops_nothing(kind, frozen):
     task, _ = task_of(**{
         "mim_weight": 0.0, "optimizer.frozen": frozen, "encoder.depth": 2, f"encoder.{kind}": 0.5,
     })  # fmt: skip
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     head = params["classifier"]["head"]
     head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
     batch = task.draw(prepared(task), jax.random.key(0))

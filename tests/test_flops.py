@@ -145,3 +145,10 @@ def test_the_formula_gives_the_figures_of_the_papers_models():
         preset.encoder.update(**config_lib.variant(name))
         config = config_lib.replaced(tiny_config(), config_lib.flatten(preset))
         assert flops.analytic(config).class_pass / 1e9 == pytest.approx(giga, rel=0.002)
+
+
+@pytest.mark.parametrize("masking", ["random", "variable"])
+def test_masked_modelling_alone_has_no_class_pass(masking):
+    masked = tiny_config(**{"class_weight": 0.0, "mim.masking": masking})
+    assert flops.analytic(masked).class_pass == 0
+    assert step_flops(masked) == pytest.approx(flops.analytic(masked).train, rel=0.03)

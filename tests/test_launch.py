@@ -21,7 +21,8 @@ SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".s
 JOBSET = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
 SKYPILOT = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
 INTERRUPTED = errors.Interrupted.exit_code
-FAULTS = {kind.exit_code for kind in errors.SupmimError.__subclasses__()} - {INTERRUPTED}
+AGAIN = {errors.DeviceError.exit_code, errors.StallError.exit_code, INTERRUPTED}
+FAULTS = {kind.exit_code for kind in errors.SupmimError.__subclasses__()} - AGAIN
 
 TOOLS = ("docker", "gcloud", "kubectl", "python3", "sbatch", "scontrol", "sky", "srun", "supmim",
          "xpk")  # fmt: skip
@@ -101,9 +102,27 @@ def test_shellcheck_finds_nothing_in_the_commands_of_skypilot():
     shellcheck(SKYPILOT["run"], "--shell=bash")
 
 
-def test_the_library_imports_no_cloud_sdk():
-    roots = {name.split(".")[0] for path in MODULES.values() for name in imports_of(path)}
-    assert not roots & {"google", "googleapiclient", "kubernetes", "sky", "xpk", "boto3", "azure"}
+def test_what_runs_on_tpus_writes_to_a_bucket_and_installs_what_that_needs():
+    for name in ("tpu_vm.sh", "xpk.sh", "jobset.yaml", "skypilot.yaml"):
+        text = (LAUNCH / name).read_text()
+        workdirs = re.findall(r"--workdir=(\S+)", text)
+        assert workdirs and all(workdir.startswith("gs://") for workdir in workdirs), name
+    for name in ("tpu_vm.sh", "skypilot.yaml", "README.md"):
+        installed = re.findall(r"install .*'\.\[(?:tpu|cuda)(.*)\]'", (LAUNCH / name).read_text())
+        assert set(installed) == {",gcs"}, name
+    extras = re.findall(r'"(\w+)": (?:GCS|\[)', (ROOT / "setup.py").read_text())
+    assert {"tpu", "cuda", "gcs"} <= set(extras)
+    assert "--workdir=/scratch/" in (LAUNCH / "slurm.sbatch").read_text()
+
+
+def test_only_the_module_of_buckets_imports_cloud_sdks_and_none_that_starts_machines():
+    clouds = {"gcsfs", "google", "s3fs", "botocore", "boto3", "azure"}
+    roots = {
+        module: {name.split(".")[0] for name in imports_of(path)}
+        for module, path in MODULES.items()
+    }
+    assert {m for m, found in roots.items() if found & clouds} == {"supmim.storage.buckets"}
+    assert not set().union(*roots.values()) & {"googleapiclient", "kubernetes", "sky", "xpk"}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,7 @@ def test_xpk_restarts_what_was_interrupted_and_the_container_gets_the_arguments(
         "--tpu-type=v5litepod-256",
         "--docker-image=image:1",
         "--zone=$(touch pwned)",
-        f"--restart-on-exit-codes={INTERRUPTED}",
+        f"--restart-on-exit-codes={','.join(map(str, sorted(AGAIN)))}",
     } < set(call)
     command = call[-1].removeprefix("--command=")
     assert "$(" not in command and "\n" not in command  # Kubernetes and YAML read it, too
@@ -193,12 +212,14 @@ def test_xpk_restarts_what_was_interrupted_and_the_container_gets_the_arguments(
 
 
 def test_slurm_passes_the_arguments_and_requeues_only_what_was_interrupted(bench):
-    for code in (0, INTERRUPTED, *FAULTS, 137):
-        done = bench.run(LAUNCH / "slurm.sbatch", *HOSTILE, EXIT_srun=str(code))
+    for code, restarts in ((0, 0), *((n, 0) for n in (*AGAIN, *FAULTS, 137)), (6, 50), (75, 50)):
+        restarted = {"SLURM_RESTART_COUNT": str(restarts)}
+        done = bench.run(LAUNCH / "slurm.sbatch", *HOSTILE, EXIT_srun=str(code), **restarted)
         assert done.returncode == code
         srun, *then = bench.calls()
         assert srun[0] == "srun" and srun[-len(HOSTILE) - 2 :] == ["supmim", "train", *HOSTILE]
-        assert then == ([["scontrol", "requeue", "123"]] if code == INTERRUPTED else [])
+        again = code == INTERRUPTED or code in AGAIN and restarts < 50
+        assert then == ([["scontrol", "requeue", "123"]] if again else [])
 
 
 def test_slurm_asks_for_a_signal_in_time_and_one_task_per_gpu():
@@ -263,7 +284,8 @@ def test_jobset_asks_for_as_many_chips_as_its_topology_has_and_passes_no_shell()
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
     workdir = next(arg for arg in container["args"] if arg.startswith("--workdir="))
-    assert workdir.startswith(f"--workdir={mounts['runs']}/")
+    assert workdir.startswith("--workdir=gs://")
+    assert f"--config.data.tfds_dir={mounts['data']}" in container["args"]
 
 
 def test_jobset_gives_up_on_the_faults_that_a_restart_would_repeat_and_on_no_other():
@@ -281,7 +303,7 @@ def test_jobset_gives_up_on_the_faults_that_a_restart_would_repeat_and_on_no_oth
 
 
 def test_skypilot_passes_one_flag_a_line_and_recovers_what_was_interrupted(bench):
-    assert SKYPILOT["resources"]["job_recovery"] == {"recover_on_exit_codes": [INTERRUPTED]}
+    assert SKYPILOT["resources"]["job_recovery"] == {"recover_on_exit_codes": sorted(AGAIN)}
     assert bench.run("bash", "-c", SKYPILOT["setup"]).returncode == 0
     bench.calls()
     flags = [flag for flag in HOSTILE if flag]

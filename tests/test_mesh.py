@@ -35,13 +35,15 @@ class Recorded(NamedTuple):
     gradient: Any
     notfinite_count: Any
     total_notfinite: Any
+    inner_state: Any
 
 
 def recording(tx):
     """The transformation, which also keeps the last gradient."""
 
     def state(inner, gradient):
-        return Recorded(inner, gradient, inner.notfinite_count, inner.total_notfinite)
+        counts = inner.notfinite_count, inner.total_notfinite
+        return Recorded(inner, gradient, *counts, inner.inner_state)
 
     def update(gradient, old, params, **extra):
         updates, inner = tx.update(gradient, old.inner, params, **extra)

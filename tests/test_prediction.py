@@ -92,7 +92,7 @@ def test_every_parameter_learns_from_pixels(name, passes):
     task = task_of(name, **{"mim.passes": passes, "class_weight": 0.0, "encoder.depth": 1})
     batch = jax.jit(lambda batch: prepare(task, None, batch))(raw_batch())
     assert batch.target_ids is None
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     assert params["decoder"]["head"]["kernel"].shape == (16, 4)
 
     def loss(params):

@@ -1,7 +1,5 @@
-"""Presets by name: in a clone, and in a wheel that is installed elsewhere."""
+"""Presets by name, and presets of one's own."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,48 +55,6 @@ def test_presets_and_sweeps_are_listed_with_a_line_each(capsys):
     listed = {line.split()[0] for line in told.splitlines() if line[2:3].strip()}
     for path in (*ROOT.glob("configs/*.py"), *ROOT.glob("configs/sweeps/*.py")):
         assert path.stem in listed
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The folder in which a wheel of the tree is installed."""
-    folder = tmp_path_factory.mktemp("wheel")
-    tree = folder / "tree"
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    ).stdout.decode()
-    for name in names.split("\n"):
-        if (ROOT / name).is_file() and name.startswith(("setup.py", "supmim", "configs", "READ")):
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            (tree / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", tree]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    target = folder / "installed"
-    install = [*pip, "install", "--no-deps", "--no-index", f"--target={target}", wheel]
-    subprocess.run(install, check=True, capture_output=True)
-    return target
-
-
-def test_an_installed_wheel_has_the_presets_and_trains_outside_a_clone(installed, tmp_path):
-    steps = ["--config.batch_size=750", "--config.total_epochs=1", "--config.eval.evaluators=knn"]
-    steps += ["--config.optimizer.warmup_steps=1", "--config.tokenizer.codebook_size=4"]
-    script = f"""
-import os, sys
-sys.path.insert(0, {str(installed)!r})
-import supmim, supmim.presets.digits
-from supmim import cli
-assert supmim.__file__.startswith({str(installed)!r})
-assert cli.run(["configs"]) == 0
-if __name__ == "__main__":
-    sys.exit(cli.run(["train", "--config=digits", "--workdir=run", *{steps!r}]))
-"""
-    (tmp_path / "main.py").write_text(script)
-    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"They are the files in {installed}/supmim/presets" in done.stdout
-    assert (tmp_path / "run/report.html").is_file()
 
 
 def test_a_preset_is_made_from_another(tmp_path):

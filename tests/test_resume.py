@@ -33,7 +33,7 @@ def new_workdir(folder):
             "encoder.depth": 1,
             "optimizer.ema_decay": 0.9,
             "data.mixup": 0.2,
-            "eval.evaluators": "classification,reconstruction",
+            "eval.evaluators": "classification",
             "checkpoint.keep_best": 0,
         },
     )

@@ -128,13 +128,14 @@ def totals_of(*bad: int, loss: float) -> dict:
     ones = jnp.ones(len(bad) + 1)
     return {
         "skipped_in_a_row": metrics.Last(jnp.asarray([*bad, 0])),
+        "spikes": metrics.Last(jnp.zeros(len(bad) + 1, jnp.int32)),
         "mim_loss": metrics.average(loss * ones, ones),
         "class_loss": metrics.average(ones, ones),
     }
 
 
 def test_five_bad_steps_in_a_row_end_the_run_with_a_post_mortem(tmp_path):
-    watch = numerics.NumericsWatch(tmp_path / "postmortem.json", {"seed": 3})
+    watch = numerics.NumericsWatch(tmp_path, lambda step: {"seed": 3, "before": step})
     for step in range(1, 10):  # never five in a row
         watch.add(range(step, step + 1), jnp.asarray([[step]]), totals_of(step % 5, loss=1.0))
     with pytest.raises(NumericsError, match="the last is step 14; not finite: mim_loss") as caught:
@@ -144,13 +145,14 @@ def test_five_bad_steps_in_a_row_end_the_run_with_a_post_mortem(tmp_path):
             watch.add(steps, index, totals_of(*bad, loss=float("nan")))
     assert caught.value.exit_code == 5
     document = json.loads((tmp_path / "postmortem.json").read_text())
-    assert document["seed"] == 3 and [s["step"] for s in document["steps"]] == [10, 11, 12, 13, 14]
+    assert document["seed"] == 3 and document["before"] == 10
+    assert [s["step"] for s in document["steps"]] == [10, 11, 12, 13, 14]
     assert document["steps"][-1]["index"] == [14, 7]
     assert document["steps"][-1]["mim_loss"] == "not finite"
 
 
 def test_a_post_mortem_that_cannot_be_written_does_not_hide_what_happened(tmp_path):
-    watch = numerics.NumericsWatch(tmp_path / "gone" / "postmortem.json", {}, bad_steps=1)
+    watch = numerics.NumericsWatch(tmp_path / "gone", lambda step: {}, bad_steps=1)
     with pytest.raises(NumericsError, match="could not be written to .*: No such file"):
         for step in (1, 2):
             watch.add(range(step, step + 1), jnp.asarray([[step]]), totals_of(step, loss=jnp.nan))
@@ -189,6 +191,17 @@ def test_clock_tells_speed_without_pauses_and_where_the_time_went(monkeypatch):
     assert {name: seconds[f"cpu_seconds/{name[8:]}"] / 2 for name in shares} == shares
     spend(5)
     assert clock.summary(1)["images_per_second"] == 2.0
+
+
+def test_a_clock_that_is_set_back_makes_no_speed_and_no_age_negative(tmp_path, monkeypatch):
+    clock = Clock(batch_size=10)
+    clock.begin()
+    with lock.hold(tmp_path / "run"):
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert clock.summary(4)["images_per_second"] > 0
+        assert min(clock.seconds().values()) >= 0
+        with pytest.raises(ConfigError, match="for 0 minutes"), lock.hold(tmp_path / "run"):
+            pass
 
 
 def test_out_of_memory_tells_needed_and_three_settings(tmp_path):

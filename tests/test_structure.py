@@ -48,9 +48,11 @@ FLOORS = [
         "updates",
         "workdir",
         "runtime",
+        "storage",
     ),
     tuple(LEAVES),
     ("config",),
+    ("storage.schemes",),
 ]
 CORE = ["train", "assemble", "step", "tasks/supmim", "losses", "optimizer", "sharding",
         "workdir/checkpoint", "masking"]  # fmt: skip
@@ -99,7 +101,7 @@ def test_the_step_knows_no_model_and_the_ground_no_jax():
     script = "import sys, supmim.step; print(*[m for m in sys.modules if m.startswith('supmim.')])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     loaded = {name.split(".")[1] for name in done.stdout.split()}
-    assert loaded == {"config", "data", "errors", "metrics", "sharding", "step", "tasks"}
+    assert loaded == {"config", "data", "errors", "metrics", "sharding", "step", "storage", "tasks"}
     assert not {"supmim.tasks.supmim", "supmim.models"} & set(done.stdout.split())
     jaxless = [m for m in MODULES if m.startswith("supmim.config")]
     for module in ("supmim.cli", "supmim.commands.verbs", "supmim.grid", "supmim.errors", *jaxless):
@@ -110,7 +112,8 @@ def test_one_module_knows_orbax_and_one_jaxs_inside():
     users = [m for m, path in MODULES.items() if any("orbax" in i for i in imports_of(path))]
     assert users == ["supmim.workdir.checkpoint"]
     inside = [m for m, path in MODULES.items() if "jax._src" in path.read_text()]
-    assert inside == ["supmim.planning.h200"]  # cuDNN for a GPU that is not there
+    # cuDNN for a GPU that is not there; the coordination service, which has no public name
+    assert sorted(inside) == ["supmim.planning.h200", "supmim.runtime.life"]
 
 
 def test_no_option_is_read_with_a_hidden_default():
@@ -132,23 +135,24 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2080,
+    "": 2155,
     "benchmarks": 1235,
-    "commands": 2755,
-    "config": 2220,
-    "data": 5105,
-    "evaluators": 2150,
-    "interop": 1760,
+    "commands": 3130,
+    "config": 2315,
+    "data": 5180,
+    "evaluators": 2210,
+    "interop": 1800,
     "models": 656,
     "planning": 1055,
-    "report": 1450,
-    "runtime": 1375,
-    "sweeps": 735,
-    "target_ids": 395,
-    "tasks": 1130,
-    "tokenizers": 1445,
-    "updates": 105,
-    "workdir": 1000,
+    "report": 1480,
+    "runtime": 1960,
+    "storage": 960,
+    "sweeps": 745,
+    "target_ids": 400,
+    "tasks": 1132,
+    "tokenizers": 1900,
+    "updates": 180,
+    "workdir": 1125,
 }
 
 

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from supmim import metrics
 from supmim.errors import CheckpointError
-from supmim.evaluators import tokenizer as tokenizer_evaluator
+from supmim.evaluators.lib import code_statistics
 from supmim.tokenizers import codebook, losses, perceptual, quality
 from supmim.tokenizers.discriminators import DISCRIMINATORS, blur_pool, minibatch_stddev
 
@@ -152,9 +152,9 @@ def test_ssim_equals_the_reference_and_is_1_for_equal_images():
 
 
 def test_use_and_perplexity_of_codes_are_those_of_all_ids():
-    found = tokenizer_evaluator.code_usage(np.array([[0, 0, 5], [1, 1, 5]]), 8)
+    found = code_statistics.code_usage(np.array([[0, 0, 5], [1, 1, 5]]), 8)
     assert found == {"code_usage": 3 / 8, "code_perplexity": pytest.approx(3.0)}
-    found = tokenizer_evaluator.code_usage(np.array([[2, 2, 2, 7]]), 8)
+    found = code_statistics.code_usage(np.array([[2, 2, 2, 7]]), 8)
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     assert found == {"code_usage": 0.25, "code_perplexity": pytest.approx(np.exp(entropy))}
 

@@ -55,8 +55,13 @@ def raw_batch(number=0):
     return read(number)[0]
 
 
+@functools.lru_cache(maxsize=8)
+def preparing(task):
+    return jax.jit(task.prepare)
+
+
 def prepared(task, number=0):
-    return jax.jit(task.prepare)(raw_batch(number))
+    return preparing(task)(raw_batch(number))
 
 
 def programs(task, config, parts=1):
@@ -152,7 +157,7 @@ def test_the_mesh_does_not_change_gradients_or_statistics():
 def test_padding_changes_no_loss_gradient_or_statistic():
     """Law 10."""
     task, _ = task_of(**{"tokenizer.revive_below": 0.2}, **ADVERSARY | R1)
-    params, rng = task.init(jax.random.key(0)), jax.random.key(1)
+    params, rng = jax.jit(task.init)(jax.random.key(0)), jax.random.key(1)
     half = prepared(task).replace(valid=(jnp.arange(BATCH) < BATCH // 2).astype(jnp.float32))
     scribbled = half.replace(mim_view=half.mim_view.at[BATCH // 2 :].set(7.0))
     grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
@@ -191,7 +196,7 @@ def test_each_side_is_a_constant_in_the_losses_of_the_other():
 
     def grads(**changes):
         task, _ = task_of(**patch, **ADVERSARY | changes)
-        params = task.init(jax.random.key(0))
+        params = jax.jit(task.init)(jax.random.key(0))
         grad = jax.jit(jax.grad(loss_of(task), has_aux=True))
         return grad(params, prepared(task), jax.random.key(0))[0]
 

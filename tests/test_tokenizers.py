@@ -16,7 +16,7 @@ from supmim import tokenizers
 from supmim.errors import CheckpointError, ConfigError
 from supmim.models import layers
 from supmim.tokenizers import folder as folder_lib
-from supmim.tokenizers import patch_vq, vqgan
+from supmim.tokenizers import kmeans, patch_vq, vqgan
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import digits, tiny_config
 
@@ -63,7 +63,7 @@ def test_no_code_stays_dead():
     rng = np.random.default_rng(0)
     blobs = rng.uniform(size=(8, 4)).repeat(50, axis=0) + 1e-3 * rng.normal(size=(400, 4))
     start = np.concatenate([np.zeros((7, 4)), blobs[:1]]) + 5 * np.eye(8)[:, :4]  # far from all
-    codes = patch_vq._lloyd(jnp.asarray(blobs), jnp.asarray(start), 20)
+    codes = kmeans._lloyd(jnp.asarray(blobs), jnp.asarray(start), 20, False)
     nearest = ((blobs[:, None] - np.asarray(codes)) ** 2).sum(-1).argmin(-1)
     assert len(np.unique(nearest)) == 8
 
@@ -77,17 +77,21 @@ def test_saved_tokenizer_comes_back_and_is_not_fitted_again(tmp_path, images, to
     config = tiny_config(**{"tokenizer.codebook_size": 32})
     made_from = {"images": 400}
     load_or_fit = functools.partial(tokenizers.load_or_fit, config, tmp_path / "t")
-    first = load_or_fit(made_from, lambda: images, needed=False)
+
+    def fit(image=images):
+        return patch_vq.fit(image, **FIT)
+
+    first = load_or_fit(made_from, fit, needed=False)
     back = load_or_fit(made_from, lambda: pytest.fail("fitted again"), needed=True)
     np.testing.assert_array_equal(back.codes, first.codes)
     assert (back.patch_size, back.channels) == (2, 1)
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        tokenizers.load_or_fit(config, tmp_path / "none", made_from, lambda: images, needed=True)
-    other = load_or_fit({"images": 200}, lambda: images[:200], needed=False)
+        tokenizers.load_or_fit(config, tmp_path / "none", made_from, fit, needed=True)
+    other = load_or_fit({"images": 200}, lambda: fit(images[:200]), needed=False)
     assert not (other.codes == first.codes).all()
     assert other.fingerprint() != first.fingerprint() == back.fingerprint()
     (tmp_path / "t/made_from.json").write_text("{")
-    load_or_fit(made_from, lambda: images, needed=False)
+    load_or_fit(made_from, fit, needed=False)
 
 
 def save_old(tokenizer, folder):

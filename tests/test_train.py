@@ -72,12 +72,18 @@ def phases():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, phases):
+def drawn():
+    """The steps after which the run of `finished` draws."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, phases, drawn):
     """A run of 15 steps, with averaged parameters, dropout and mixing, that came to its end."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     config = frozen(**{"optimizer.ema_decay": 0.9, "encoder.dropout": 0.1, "data.mixup": 0.2,
                        "checkpoint.keep": 9})  # fmt: skip
-    restart = progress.Phase.restart
+    restart, draw = progress.Phase.restart, train.draw
 
     def record(phase, what, *counts):
         phases.add(what)
@@ -85,6 +91,7 @@ def finished(tmp_path_factory, phases):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress.Phase, "restart", record)
+        patch.setattr(train, "draw", lambda *args: drawn.append(args[-1]) or draw(*args))
         results = train.train_and_evaluate(config, workdir)
     return config, workdir, results
 
@@ -416,7 +423,7 @@ def test_evaluate_gives_the_results_of_the_run(copied, capsys):
     assert "knn/recall_at_1" in out and "classification/top1" not in out
     assert read_results(workdir) == {"step": 15, **results}
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert cli.run([*args, "--step=5"]) == 0
+    assert cli.run([*args, "--step=5", "--evaluators=knn"]) == 0
     assert "step 5 of" in capsys.readouterr().out
     assert (workdir / "pictures/step_5/neighbours.png").is_file()
     assert kept == sorted(path.name for path in (workdir / "checkpoints").iterdir())
@@ -479,12 +486,24 @@ def recording(group, seen, prefix=""):
     return Recording(**values)
 
 
+def traced(programs, *arguments):
+    """Programs whose steps are traced, which reads the options, but neither compiled nor taken."""
+    _, totals = programs.train_steps.eval_shape(*arguments)
+
+    def step(state, batches, count, rng):
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), totals)
+        return state.replace(step=state.step + count), jax.tree.map(lambda x: x[:count], ones)
+
+    return programs._replace(train_steps=step)
+
+
 def test_every_option_is_read(tmp_path, monkeypatch):
     """Law 9: the recorder is attached after validation and JSON."""
     seen: set[str] = set()
     arms = [
         {"data.flip": True, "data.mixup": 0.1, "data.randaug_num": 1, "optimizer.ema_decay": 0.9,
-         "data.labels": 0.5, "data.unlabelled": "rest", "data.unlabelled_batch": 8},
+         "data.labels": 0.5, "data.unlabelled": "rest", "data.unlabelled_batch": 8,
+         "tokenizer.name": "feature_codes", "tokenizer.filters": 4, "tokenizer.network_steps": 2},
         {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "mim.passes": "one",
          "mim.masking": "variable", "encoder.scan": True, "encoder.depth": 2, "mesh.fsdp": 2,
          "data.train": f"folder:{pictures(tmp_path / 'pictures')}", "data.crop": "inception",
@@ -502,12 +521,14 @@ def test_every_option_is_read(tmp_path, monkeypatch):
          "encoder.patch_size": 8, "segmentation.head": "multiscale", "segmentation.width": 4,
          "classifier.num_classes": 11},
     ]  # fmt: skip
+    monkeypatch.setattr(assemble.Programs, "compiled", traced)
     monkeypatch.setattr(perceptual, "load", lambda path, digest: {})
     monkeypatch.setattr(perceptual, "distance", lambda weights, *two: losses.l2(*two))
     for number, changes in enumerate(arms):
         two_steps = {"batch_size": 360, "optimizer.warmup_steps": 0, "log_every": 1}
         config = frozen(**two_steps, **changes)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        few = jax.devices()[: config.mesh.fsdp]
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, few)
         (tmp_path / str(number)).mkdir()
         with jax.set_mesh(mesh):
             recorder = recording(config, seen)
@@ -559,7 +580,7 @@ def test_a_signal_after_the_last_step_leaves_the_evaluation_to_the_next_start(
         patch.setattr(owner, where, signalled([], number, getattr(owner, where)))
         with pytest.raises(Interrupted) as caught:
             train.train_and_evaluate(config, tmp_path / "run")
-    message = "stopped after the last step, 15, before its evaluation, and saved in "
+    message = "[R1] stopped after the last step, 15, before its evaluation, and saved in "
     assert str(caught.value).startswith(message) and str(tmp_path / "run") in str(caught.value)
     told_all = capfd.readouterr().err
     assert told in told_all and ("finishing" in told_all) == bool(told)
@@ -600,7 +621,9 @@ def test_a_run_out_of_memory_exits_6_with_what_to_change(tmp_path, monkeypatch):
 def test_debug_is_short_leaves_a_profile_and_stops_at_the_first_nan(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # put back after --debug's own
     small = [f"--config={DIGITS}", "--debug", "--config.eval.evaluators=classification",
-             "--config.checkpoint.keep_best=0", "--config.mim_weight=0"]  # fmt: skip
+             "--config.checkpoint.keep_best=0", "--config.mim_weight=0", "--config.data.mixup=0",
+             "--config.encoder.depth=1", "--config.encoder.width=16",
+             "--config.encoder.mlp_dim=16"]  # fmt: skip
     workdir = tmp_path / "good"
     assert cli.run(["train", *small, f"--workdir={workdir}", "--profile=2:3"]) == 0
     assert list((workdir / "profile").rglob("*.xplane.pb"))
@@ -626,12 +649,7 @@ def test_only_debug_compiles_without_most_optimisations(tmp_path, monkeypatch):
     assert found == [True, False]
 
 
-def test_pictures_are_drawn_once_and_at_the_end(tmp_path, monkeypatch):
-    drawn, draw = [], train.draw
-    monkeypatch.setattr(train, "draw", lambda *args: drawn.append(args[-1]) or draw(*args))
-    config = frozen(eval_every=5)
-    train.train_and_evaluate(config, tmp_path / "run")
-    evaluated = [
-        row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "knn/dino_k10" in row
-    ]
-    assert [row["step"] for row in evaluated] == [5, 10, 15] and drawn == [15]
+def test_pictures_are_drawn_once_and_at_the_end(finished, drawn):
+    rows = read_metrics(finished[1] / "metrics.jsonl")
+    evaluated = [row["step"] for row in rows if "knn/dino_k10" in row]
+    assert evaluated == [5, 10, 15] and drawn == [15]

@@ -13,6 +13,7 @@ from supmim.data import images, pipeline, run_sources, stream
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base, joined
 from supmim.errors import ConfigError, DataError, Interrupted
+from supmim.evaluators import knn
 from supmim.planning import hlo, program, topology
 from supmim.runtime import hosts
 from supmim.runtime.preemption import StopSignal
@@ -87,6 +88,18 @@ def test_the_others_are_the_rest():
     assert source.class_names == digits("train").class_names
 
 
+def test_classes_without_labels_are_evaluated_alone():
+    unseen = {"data.labelled_classes": "0,1,2", "data.eval_classes": "8, 9"}
+    _, source, evaluation = run_sources.load(tiny_config(**unseen))
+    assert set(source.labels()) == {0, 1, 2}
+    assert set(evaluation.labels()) == {8, 9}
+    assert len(evaluation) == np.isin(digits("test").label, (8, 9)).sum()
+    assert evaluation.class_names == source.class_names
+    assert evaluation.fingerprint() != run_sources.load(tiny_config())[2].fingerprint()
+    with pytest.raises(DataError, match="eval_classes=9: digits:test has no image of them"):
+        run_sources.load(tiny_config(**{"data.eval_classes": "9", "data.limit": 5}))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -94,6 +107,7 @@ def test_the_others_are_the_rest():
         ({"data.labels": 9.0}, "keeps 9 labels of 10 classes of digits:train; set it to 10"),
         ({"data.labelled_classes": "1,x,10"}, "names x, 10; digits:train has classes 0 to 9"),
         ({"data.labelled_classes": "9" * 5000}, "digits:train has classes 0 to 9"),
+        ({"data.eval_classes": "11"}, "eval_classes names 11; digits:test has classes 0 to 9"),
         (FEW | {"data.unlabelled_batch": 1488}, "1,480 images of digits:train, fewer than the 148"),
         ({"data.unlabelled": "digits:test"}, "297 images of digits:test are in digits:test too"),
         ({"data.unlabelled": "digits:none"}, "none"),
@@ -217,9 +231,14 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 
 def terms(config, batch, params=None, frozen=None):
     task = TASKS[config.task].abstract(config)
-    params = task.init(jax.random.key(0)) if params is None else params
-    drawn = task.draw(task.prepare(batch), jax.random.key(1))
-    return task.loss_fn(params, drawn, jax.random.key(2))[1]
+    params = jax.jit(task.init)(jax.random.key(0)) if params is None else params
+
+    @jax.jit
+    def program(params, batch):
+        drawn = task.draw(task.prepare(batch), jax.random.key(1))
+        return task.loss_fn(params, drawn, jax.random.key(2))[1]
+
+    return program(params, batch)
 
 
 def test_the_class_loss_is_of_images_with_labels_and_the_token_loss_of_all():
@@ -285,6 +304,30 @@ def test_evaluation_knows_images_with_labels_alone_and_hosts_compare_all(tmp_pat
     found = assemble.create_predictions(config, task, source, evaluation, mesh, bad_records)
     assert len(found.sources["train"]) == 20
     assert "training source, unlabelled images kept" in compared
+
+
+def test_knn_searches_the_images_whose_labels_were_set_aside(tmp_path):
+    found = {}
+    for rest in ("rest", ""):
+        few = FEW | QUICK | {"data.unlabelled": rest, "eval.all_labels": True}
+        config, *both = run_sources.load(tiny_config(**few | {"eval.evaluators": "knn"}))
+        task, mesh = TASKS[config.task].abstract(config), assemble.mesh_of(config)
+        bad_records = BadRecords(tmp_path / "bad_records.jsonl", print)
+        predictions = assemble.create_predictions(config, task, *both, mesh, bad_records)
+        params = jax.jit(task.init)(jax.random.key(0))
+        with jax.set_mesh(mesh):
+            results = knn.Evaluator(predictions, config).run(params)
+        found[rest] = results["knn/all_labels_recall_at_1"]
+        whole, out = (predictions.of(params, name) for name in ("whole", "eval"))
+        assert len(whole["label"]) == 1500
+        rows, queries = (x["embedding"] / np.linalg.norm(x["embedding"], axis=1, keepdims=True)
+                         for x in (whole, out))  # fmt: skip
+        nearest = whole["label"][(queries @ rows.T).argmax(axis=1)]
+        assert found[rest] == pytest.approx((nearest == out["label"]).mean())
+        assert found[rest] > results["knn/recall_at_1"]
+    assert found["rest"] == found[""]
+    plain = run_sources.load(tiny_config(**{"eval.all_labels": True}))[1]
+    assert joined.whole(plain) is None
 
 
 def test_a_resumed_run_on_resident_images_is_the_same_bit_for_bit(

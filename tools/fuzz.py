@@ -216,7 +216,7 @@ def odd_tree(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> bytes:
         case 1:
             tree[name] = msgpack.ExtType(int(rng.integers(0, 5)), described)
         case 2:
-            return b"\x81\xa1x" * pick(rng, (10, 400, 900, 100_000)) + serialization.to_bytes(array)
+            return nested(array, pick(rng, (10, 400, 900, 100_000)))
         case _:
             tree[name] = pick(rng, (bomb, None, "text", 10**18, [1, 2], {}, b"bytes", True, 1.5))
     plain = {
@@ -225,7 +225,15 @@ def odd_tree(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> bytes:
         else x
         for key, x in traverse_util.flatten_dict(tree, sep="/").items()
     }
-    return msgpack.packb(traverse_util.unflatten_dict(plain, sep="/"), strict_types=False)
+    try:
+        return msgpack.packb(traverse_util.unflatten_dict(plain, sep="/"), strict_types=False)
+    except ValueError:  # a name with so many slashes that msgpack itself refuses to write it
+        return nested(array, 100_000)
+
+
+def nested(array: np.ndarray, depth: int) -> bytes:
+    """Return a msgpack of an array so deep in dicts that no recursion comes to it."""
+    return b"\x81\xa1x" * depth + serialization.to_bytes(array)
 
 
 def weight_cases(rng: np.random.Generator, count: int) -> Iterator[Case]:

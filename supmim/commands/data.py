@@ -61,6 +61,7 @@ def flag_of(option: re.Match) -> str:
 def data_options(flags: FlagValues) -> options.Data:
     """Return config.data as the flags set it, with the crops of a usual training."""
     values = {"data.crop": "inception", "data.tfds_dir": flags.tfds_dir}
+    values["data.local_copy"] = flags.local_copy
     if flags.holdout:
         values["data.holdout"] = number("holdout", flags.holdout, float, 0, 0.9)
     for name in ("mask_classes", "ignore_label"):

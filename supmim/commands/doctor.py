@@ -7,6 +7,7 @@ import os
 import platform
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl.flags import FlagValues
@@ -23,6 +24,7 @@ from supmim.config import Config
 from supmim.errors import DeviceError, counted
 from supmim.runtime.host_memory import GIB, READER_GIB
 from supmim.runtime.machine import PACKAGES, Machine, look
+from supmim.storage import paths, trial
 
 WIDTH, LABEL = 80, 12  # columns
 WRAPPER = textwrap.TextWrapper(WIDTH - LABEL, break_long_words=False, break_on_hyphens=False)
@@ -37,14 +39,21 @@ class Devices(NamedTuple):
 
 
 def run(_: Config | None, flags: FlagValues) -> int:
-    """Print the report; return exit code 6 if no device can be used."""
+    """Print the report; return exit code 6 if no device can be used.
+
+    With --workdir, that folder is tried; ConfigError or BucketError if it cannot be used.
+    """
+    workdir = paths.path(flags.workdir) if flags.workdir else None
     machine = look()
     devices = jax_devices()
     problems = list(find_problems(machine, devices.hosts))
     if flags.json:
-        print(json.dumps(as_json(machine, devices, problems), indent=1))
+        tried = {"workdir": trial.seconds(workdir)} if workdir else {}
+        print(json.dumps(as_json(machine, devices, problems) | tried, indent=1))
     else:
         print("\n".join(report(machine, devices, problems)))
+        if workdir:
+            print("\n".join(workdir_lines(workdir)))
     return DeviceError.exit_code if devices.fault else 0
 
 
@@ -104,6 +113,14 @@ def report(machine: Machine, devices: Devices, problems: list[Problem]) -> Itera
     for one in problems:
         yield from labelled("problem", one.problem)
         yield from labelled("  fix", one.fix)
+
+
+def workdir_lines(workdir: Path) -> Iterator[str]:
+    """Try a workdir and yield how long each operation took."""
+    took = trial.seconds(workdir)
+    yield from labelled("workdir", str(workdir))
+    for operation, seconds in took.items():
+        yield from labelled(f"  {operation}", f"{1000 * seconds:8,.1f} ms")
 
 
 def labelled(label: str, *paragraphs: str) -> Iterator[str]:

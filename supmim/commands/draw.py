@@ -26,6 +26,7 @@ from supmim.model import Model
 from supmim.report import decoded, patches, reconstructions
 from supmim.runtime import devices
 from supmim.runtime.streams import printable
+from supmim.storage import paths
 from supmim.target_ids import identity
 from supmim.tasks.supmim import SupMIM
 from supmim.workdir import files
@@ -38,7 +39,7 @@ FILLED_IN, PATCHES = "filled_in.png", "patches.png"
 def run(_: Config | None, flags: FlagValues) -> None:
     """Draw images evenly taken from the source into --out, and print which they are."""
     devices.check()
-    workdir, out = Path(flags.model), Path(flags.out)
+    workdir, out = paths.path(flags.model), Path(flags.out)
     model = load.load(workdir)
     ratios = parsed(flags.ratios, model.config)
     if ratios and not model.config.has_decoder:
@@ -121,7 +122,7 @@ def tokenizer_of(
     if not config.has_tokenizer:
         return None
     folder, config = workdir / "tokenizer", identity.with_tokenizer(config)
-    found = tokenizers.load_or_fit(config, folder, {}, lambda: np.zeros(0), needed=True)
+    found = tokenizers.stored(config, folder)
     data_identity.check({"tokenizer": trained["tokenizer"]}, {"tokenizer": found.fingerprint()})
     return found
 

@@ -6,7 +6,6 @@ What is computed is on the disk every minute, so that the same command goes on w
 import contextlib
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 from absl.flags import FlagValues
@@ -23,6 +22,8 @@ from supmim.runtime import devices
 from supmim.runtime.preemption import StopSignal
 from supmim.runtime.progress import doing
 from supmim.runtime.streams import printable
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
 from supmim.workdir import lock
 
 FEATURES = {"embedding": "embedding", "patches": "patch_features"}
@@ -32,7 +33,7 @@ SHARD_SECONDS = 60.0  # after which a shard is written, or when it holds a block
 def run(_: Config | None, flags: FlagValues) -> None:
     """Write FILE.npz, print what it holds, and list the images that could not be read."""
     devices.check()
-    out = Path(flags.out)
+    out = paths.path(flags.out)
     if out.suffix != ".npz":
         raise ConfigError(f"--out={out} must end in .npz")
     if out.exists():
@@ -50,7 +51,7 @@ def run(_: Config | None, flags: FlagValues) -> None:
     left_out = f"; {len(bad):,} unreadable left out" if bad else ""
     images = counted(rows, "image")
     print(f"written     {out}: {flags.features} of {images}, {flags.dtype}{left_out}")
-    if flags.features == "embedding":
+    if flags.features == "embedding" and not on_bucket(out):
         print(f"search      supmim search --model={flags.model} --embeddings={out} --query=IMAGE")
 
 

@@ -18,20 +18,22 @@ from supmim import config as config_lib
 from supmim.commands import evaluation_results
 from supmim.config import Config, tasks
 from supmim.data import data_identity, images, run_sources, sources
-from supmim.data.bad_records import BadRecords
 from supmim.data.sources import joined
 from supmim.data.sources.base import Source
 from supmim.errors import CheckpointError, ConfigError, DataError, counted
 from supmim.interop import load
 from supmim.report import again, page, terminal
 from supmim.runtime import devices, hosts
-from supmim.runtime.progress import doing
+from supmim.runtime.progress import doing, tell
 from supmim.runtime.streams import printable
+from supmim.runtime.watchdog import Watchdog
+from supmim.storage import paths
 from supmim.tasks.base import Task
 from supmim.tasks.registry import TASKS
 from supmim.workdir import files, lock, model
 from supmim.workdir.checkpoint import Checkpoints, Restored
 from supmim.workdir.files import read_config
+from supmim.workdir.folder import Workdir
 
 USE_TRAINED_HEAD = ("classification", "corruptions", "segmentation")
 USE_TRAINING_CLASSES = ("knn", "fewshot", "linear", "logistic")  # learn from the training source
@@ -42,13 +44,14 @@ def run(config: Config, flags: FlagValues) -> None:
     """Print the results and write them into the file that `evaluation_results` names."""
     devices.prepare(flags.fake_devices, False)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
-    workdir = Path(flags.out if flags.model else flags.workdir)
+    workdir = paths.path(flags.out if flags.model else flags.workdir)
     asked = {name: flags[name].value for name in ("step", "evaluators", "model")}
-    hosts.agree(config, asked | {"workdir": str(workdir.absolute())})
+    hosts.agree(config, asked | {"workdir": str(paths.absolute(workdir))})
     if flags.model:
         mesh, held = assemble.mesh_of(config), hosts.first_holds(lock.hold(workdir, "--out"))
-        with held, jax.set_mesh(mesh), doing("evaluating"):
-            evaluate_model(config, Path(flags.model), workdir, mesh)
+        line = doing("evaluating")
+        with held, jax.set_mesh(mesh), line, watched(config), Workdir(workdir) as folder:
+            evaluate_model(config, paths.path(flags.model), folder, mesh)
     else:
         alone(config, workdir, flags.step)
 
@@ -64,18 +67,25 @@ def alone(
     progress: see Suite.run; it replaces the line on the terminal.
     """
     mesh, line = assemble.mesh_of(config), doing("evaluating", shown=progress is None)
-    with hosts.first_holds(lock.hold(workdir)), jax.set_mesh(mesh), line:
-        return evaluate(config, workdir, checkpoint, mesh, progress)
+    held = hosts.first_holds(lock.hold(workdir))
+    with held, jax.set_mesh(mesh), line, watched(config), Workdir(workdir) as folder:
+        return evaluate(config, folder, checkpoint, mesh, progress)
+
+
+def watched(config: Config) -> Watchdog:
+    """Return what ends an evaluation that does not move."""
+    return Watchdog(config.runtime.stall_minutes, lambda: "evaluate", tell)
 
 
 def evaluate(
     config: Config,
-    workdir: Path,
+    folder: Workdir,
     checkpoint: str,
     mesh: jax.sharding.Mesh,
     progress: evaluators.Progress | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint and return the results; the caller holds the lock of the workdir."""
+    workdir = folder.path
     run_config, about = read_config(workdir), model.notes(workdir)
     config, source, eval_source = load_sources(config)
     trained = model_config(config, run_config)
@@ -89,7 +99,7 @@ def evaluate(
         task = assemble.create_task(trained, seen, workdir, mesh)
         stored = {n: x for n, x in restored.fingerprint.items() if n == "tokenizer"}
         data_identity.check(stored, task.fingerprint())
-    bad_records = BadRecords(workdir / hosts.own_file("bad_records.jsonl"), print)
+    bad_records = folder.bad_records(print)
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
 
     found = evaluation_results.fingerprint(source, eval_source, config)
@@ -115,14 +125,15 @@ def evaluate(
     return results
 
 
-def evaluate_model(config: Config, path: Path, out: Path, mesh: jax.sharding.Mesh) -> None:
-    """Evaluate a model that no run here made, on any images; the caller holds the lock of `out`."""
+def evaluate_model(config: Config, path: Path, folder: Workdir, mesh: jax.sharding.Mesh) -> None:
+    """Evaluate a model that no run here made, on any images; the caller holds the folder's lock."""
+    out = folder.path
     found = load.published(path)
     config, source, eval_source = load_sources(config)
     renamed = differing_classes(found.class_names, source)
     reasons = meaningless(config, found.config, renamed, source, eval_source)
     config = without_meaningless(config, found.config, reasons)
-    bad_records = BadRecords(out / hosts.own_file("bad_records.jsonl"), print)
+    bad_records = folder.bad_records(print)
     task = abstract_task(model_config(config, found.config))
     predictions = assemble.create_predictions(config, task, source, eval_source, mesh, bad_records)
     if hosts.is_first():
@@ -170,15 +181,14 @@ def model_config(config: Config, run_config: Config) -> Config:
     """
     run_data = config_lib.flatten(run_config.data, "data.")
     run_classifier = config_lib.flatten(run_config.classifier, "classifier.")
-    own = {"data.targets": config.data.targets, "tokenizer.perceptual_weight": 0.0}
+    here = {"data.targets": config.data.targets, "data.local_copy": config.data.local_copy}
+    own = here | {"tokenizer.perceptual_weight": 0.0}
     return config_lib.replaced(config, run_data | run_classifier | own)
 
 
 def abstract_task(config: Config) -> Task:
     """Return the task of a run without the tokenizer that its training had."""
-    task = TASKS[config.task].abstract(config)
-    task.frozen = None
-    return task
+    return TASKS[config.task].abstract(config, frozen=False)
 
 
 def restore(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.Mesh) -> Restored:

@@ -16,6 +16,7 @@ from supmim import train
 from supmim.commands import evaluate as evaluate_lib
 from supmim.config import Config, pyfile
 from supmim.report.terminal import Progress
+from supmim.storage import paths
 from supmim.workdir.files import read_config
 
 
@@ -35,7 +36,7 @@ def train_and_evaluate(
     if isinstance(config, str | os.PathLike):
         config = pyfile.preset(Path(), os.path.expanduser(config))
     flat = config_lib.flatten(config) | config_lib.flatten(overrides or {})
-    workdir = Path(workdir).expanduser()
+    workdir = paths.path(workdir)
     return train.train_and_evaluate(config_lib.validate(flat), workdir, progress=progress)
 
 
@@ -51,7 +52,7 @@ def evaluate(
     e.g. {"data.eval": "folder:photos"}. progress: called after each evaluator with (evaluators
     done, in all, its results), instead of a line on the terminal.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = paths.path(workdir)
     stored = read_config(workdir)
     names = evaluators if isinstance(evaluators, str) else ",".join(evaluators or ())
     flat = config_lib.flatten(stored) | config_lib.flatten(overrides or {})

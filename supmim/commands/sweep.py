@@ -12,6 +12,8 @@ from absl.flags import FlagValues
 from supmim.config import Config, catalogue
 from supmim.errors import ConfigError, Interrupted, SupmimError, counted
 from supmim.report import sweep as picture
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
 from supmim.sweeps import archive, local, members, slurm, table
 from supmim.sweeps.members import Cost, Member
 from supmim.workdir import files, lock
@@ -19,7 +21,7 @@ from supmim.workdir.writer import read_metrics
 
 
 def run(config: Config | None, flags: FlagValues) -> None:
-    ACTIONS[flags.action](Path(flags.folder), flags)
+    ACTIONS[flags.action](paths.path(flags.folder), flags)
 
 
 def plan(folder: Path, flags: FlagValues) -> None:
@@ -101,10 +103,12 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     """Train on this host; SupmimError if members fail, Interrupted if any can be continued."""
     if not flags.jobs.isdecimal() or not int(flags.jobs):
         raise ConfigError(f"--jobs={flags.jobs} is not a number of members")
-    cache = folder.absolute() / "compiled"  # programs that one member compiles, the next one loads
-    cache.mkdir(exist_ok=True)
-    cache.chmod(0o700)  # its files are executed
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache)} | os.environ
+    environment = dict(os.environ)
+    if not on_bucket(folder):
+        cache = folder.absolute() / "compiled"  # programs that one compiles, the next one loads
+        cache.mkdir(exist_ok=True)
+        cache.chmod(0o700)  # its files are executed
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     runner = local.Local(left, int(flags.jobs), environment, functools.partial(print, flush=True))
     runner.run()
     again = f"continue them with: supmim sweep run --folder={folder}"
@@ -121,6 +125,8 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
 
 
 def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
+    if on_bucket(folder):
+        raise ConfigError(f"--engine=slurm keeps its own files in {folder}: name one on a disk")
     idle = [m for m in left if m.state != "running" and not members.begins_after(m, left)]
     jobs = slurm.submit(idle, folder, flags.slurm) if idle else []
     for member, job in zip(idle, jobs, strict=True):

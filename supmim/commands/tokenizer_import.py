@@ -11,7 +11,6 @@ from supmim.interop import maskgit
 from supmim.report import tokenizer as report
 from supmim.runtime.streams import printable
 from supmim.tokenizers import folder as folder_lib
-from supmim.tokenizers import vqgan
 
 MAX_LISTED = 4  # names of tensors that were left out
 
@@ -36,13 +35,13 @@ def run(_: Config | None, flags: FlagValues) -> None:
     report.print_folder(tokenizer, out, "written" if written else "unchanged")
 
 
-def write(tokenizer: vqgan.VQGAN, out: Path, origin: str) -> bool:
+def write(tokenizer: tokenizers.Tokenizer, out: Path, origin: str, dtype: str = "float32") -> bool:
     """Save the tokenizer and return True, or False if `out` holds the same tokenizer.
 
-    ConfigError if `out` holds anything else.
+    dtype: what it computes in. ConfigError if `out` holds anything else.
     """
     if out.is_dir() and (out / folder_lib.NOTE).is_file():
-        held = tokenizers.TOKENIZERS[tokenizers.kind_of(out)].load(out)
+        held = tokenizers.TOKENIZERS[tokenizers.kind_of(out)].load(out, dtype)
         if held.fingerprint() == tokenizer.fingerprint():
             return False
         raise ConfigError(f"--out={out} holds another tokenizer; choose another folder")

@@ -15,6 +15,7 @@ from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.report import tokenizer as report
 from supmim.runtime import hosts
+from supmim.storage import paths
 from supmim.tasks.tokenizer import NETWORK
 from supmim.tokenizers import vqgan
 
@@ -27,7 +28,7 @@ def run(config: Config, flags: FlagValues) -> None:
             "--config=tokenizer_cifar10; supmim train takes a config of any task"
         )
     train_command.run(config, flags, "tokenizer train")
-    workdir = Path(flags.workdir)
+    workdir = paths.path(flags.workdir)
     config = config_lib.debug(config) if flags.debug else config
     tokenizer, out = load_trained(config, workdir), workdir / "tokenizer"
     if hosts.is_first():

@@ -1,12 +1,11 @@
 """`supmim train`: train, evaluate and draw; continue a run from where it stopped."""
 
-from pathlib import Path
-
 from absl.flags import FlagValues
 
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.runtime import devices, hosts, numerics, profile
+from supmim.storage import paths
 from supmim.train import Start, train_and_evaluate
 
 
@@ -22,8 +21,8 @@ def run(config: Config, flags: FlagValues, verb: str = "train") -> None:
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
     shared = ("resume", "profile", "debug", "deterministic", "allow_data_change")
     asked = {name: flags[name].value for name in shared}
-    hosts.agree(config, asked | {"workdir": str(Path(flags.workdir).absolute())})
+    hosts.agree(config, asked | {"workdir": str(paths.absolute(paths.path(flags.workdir)))})
     bad_steps = 1 if flags.debug else numerics.BAD_STEPS
     start = Start(flags.resume, flags.profile, bad_steps, flags.allow_data_change, verb)
     with devices.compiling_quickly(flags.debug):
-        train_and_evaluate(config, Path(flags.workdir), start)
+        train_and_evaluate(config, paths.path(flags.workdir), start)

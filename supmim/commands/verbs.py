@@ -3,17 +3,19 @@
 import dataclasses
 from pathlib import Path
 
-PATH = Path()  # as default: the flag names a file or folder, in which `~` is the home folder
+# As defaults: the flag names a file or folder, in which `~` is the home folder.
+PATH = Path()
+PLACE = Path("gs:")  # or one in a bucket, gs:// or s3://
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """One verb of the command line.
 
-    flags: name -> (default, meaning); a default of False makes a switch, PATH a path, a number a
-    whole number from 1, several words a choice whose default is the first. actions: the words that
-    may follow the verb -> what they do. argument: name of the word that must follow the action, if
-    any; forms: what a SOURCE may look like.
+    flags: name -> (default, meaning); a default of False makes a switch, PATH or PLACE a path, a
+    number a whole number from 1, several words a choice whose default is the first. actions: the
+    words that may follow the verb -> what they do. argument: name of the word that must follow the
+    action, if any; forms: what a SOURCE may look like.
     """
 
     summary: str
@@ -28,9 +30,9 @@ class Verb:
     forms: str = ""
 
 
-WORKDIR = (PATH, "folder of the run: config, metrics, checkpoints, pictures, report")
+WORKDIR = (PLACE, "folder of the run: config, metrics, checkpoints, pictures, report")
 
-MODEL = (PATH, "workdir, exported folder, folder of timm, or big_vision's .npz")
+MODEL = (PLACE, "workdir, exported folder, folder of timm, or big_vision's .npz")
 IMAGES = ("", "SOURCE of images")
 SOURCE = """\
 DIR with images, at any depth and without classes; FILE; 'DIR/*.jpg', in
@@ -55,7 +57,7 @@ CACHE = {
 
 TRAIN = {
     "workdir": WORKDIR,
-    "resume": (PATH, "checkpoint to continue from: a STEP or a PATH"),
+    "resume": (PLACE, "checkpoint to continue from: a STEP or a PATH"),
     "profile": ("", "START:STOP, steps to trace for xprof into WORKDIR/profile"),
     "allow_data_change": (False, "continue although data, seed or batch have changed"),
     "print_config": (False, "print the config with all overrides, as JSON; train nothing"),
@@ -79,9 +81,9 @@ VERBS = {
         "supmim evaluate --workdir=runs/digits --evaluators=knn",
         {
             "workdir": WORKDIR,
-            "model": (PATH, "evaluate this instead: exported or timm folder, big_vision npz"),
-            "out": (PATH, "with --model: folder for results, pictures and report"),
-            "step": (PATH, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
+            "model": (PLACE, "evaluate this instead: exported or timm folder, big_vision npz"),
+            "out": (PLACE, "with --model: folder for results, pictures and report"),
+            "step": (PLACE, "checkpoint to evaluate: a STEP or a PATH; default: the newest"),
             "evaluators": ("", "names separated by commas, or all; default: those of the config"),
             "fake_devices": ("", "evaluate on this many pretend CPU devices"),
             **CACHE,
@@ -94,7 +96,7 @@ VERBS = {
         {
             "model": MODEL,
             "images": IMAGES,
-            "out": (PATH, "FILE.npz: arrays embedding, path, and model, the model's digest"),
+            "out": (PLACE, "FILE.npz: arrays embedding, path, and model, the model's digest"),
             "features": (("embedding", "patches"), "one vector per image, or a grid of them"),
             "dtype": (("float32", "float16"), "type of the numbers in the file"),
             **CACHE,
@@ -106,7 +108,7 @@ VERBS = {
         "find the nearest images of a file of embeddings",
         "supmim search --model=runs/x --embeddings=photos.npz --query=cat.jpg",
         {
-            "model": (PATH, "the model that made the embeddings, by the same path or another"),
+            "model": (PLACE, "the model that made the embeddings, by the same path or another"),
             "embeddings": (PATH, "FILE.npz of supmim embed"),
             "query": (PATH, "file of an image"),
             "top": (10, "how many images to show"),
@@ -132,7 +134,7 @@ VERBS = {
         "draw what the decoder fills in, and components of patches",
         "supmim draw --model=runs/digits --images=digits:test --out=pictures",
         {
-            "model": (PATH, "workdir; without a decoder, give --ratios= and any model"),
+            "model": (PLACE, "workdir; without a decoder, give --ratios= and any model"),
             "images": IMAGES,
             "out": (PATH, "folder for filled_in.png and patches.png"),
             "ratios": (
@@ -150,7 +152,7 @@ VERBS = {
         {
             "model": MODEL,
             "to": (("timm", "big_vision", "stablehlo"), "timm is for transformers too"),
-            "out": (PATH, "new folder for weights, config and model card"),
+            "out": (PLACE, "new folder for weights, config and model card"),
         },
         required=("model", "out"),
     ),
@@ -158,7 +160,7 @@ VERBS = {
         "train every member of a sweep file: plan, run, status, table",
         "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain",
         {
-            "folder": (PATH, "folder of the sweep: index, a workdir per member, table"),
+            "folder": (PLACE, "folder of the sweep: index, a workdir per member, table"),
             "sweep": (
                 PATH,
                 "name of a sweep, or FILE.py with PRESET and get_sweep()",
@@ -188,6 +190,7 @@ VERBS = {
             "raw": (False, "convert: store pixels instead of files"),
             "holdout": ("", "share of a folder held out for evaluation; default: config's"),
             "tfds_dir": (PATH, "folder of TFDS's datasets; default: TFDS's own"),
+            "local_copy": (PATH, "folder where a SOURCE that is in a bucket is copied once"),
             "json": (False, "check: print JSON"),
             "mask_classes": ("", "check pairs: as config.data.mask_classes; default: classes.txt"),
             "ignore_label": ("", "check pairs: as config.data.ignore_label; default: none"),
@@ -229,6 +232,24 @@ VERBS = {
         required=("workdir",),
         takes_config=True,
     ),
+    "tokenizer fit": Verb(
+        "fit codes of patches, or of a network's features",
+        "supmim tokenizer fit --config=digits --out=codes",
+        {
+            "model": (PLACE, "model whose features get codes; default: a small network"),
+            "out": (PATH, "folder to write the tokenizer to"),
+            **CACHE,
+        },
+        required=("config", "out"),
+        takes_config=True,
+    ),
+    "tokenizer score": Verb(
+        "print what a tokenizer's codes know of images",
+        "supmim tokenizer score --config=digits --config.tokenizer.path=codes",
+        {**CACHE},
+        required=("config",),
+        takes_config=True,
+    ),
     "benchmark": Verb(
         "time step, input, tokenizer, knn, embed or a whole job",
         "supmim benchmark step --config=digits",
@@ -263,10 +284,23 @@ VERBS = {
         takes_config=True,
     ),
     "configs": Verb("list the presets and sweeps that come with supmim", "supmim configs"),
+    "replay": Verb(
+        "take the steps that ended a run with exit code 5 again",
+        "supmim replay --postmortem=runs/digits/postmortem.json",
+        {
+            "postmortem": (PLACE, "postmortem.json in the folder of the run, which stays as it is"),
+            "deterministic": (False, "use GPU kernels with bit-identical results; slower"),
+            **CACHE,
+        },
+        required=("postmortem",),
+    ),
     "doctor": Verb(
         "print versions, devices, memory, disk and known problems",
         "supmim doctor",
-        {"json": (False, "print JSON instead of text")},
+        {
+            "workdir": (PLACE, "also write, list, read and delete a small file there, timed"),
+            "json": (False, "print JSON instead of text"),
+        },
     ),
 }
 

@@ -7,13 +7,15 @@ from typing import Any
 
 from supmim.config import options, tasks
 from supmim.config.flat import build, flatten
-from supmim.config.option import Option, Value
+from supmim.config.option import NO_COPY, Option, Value
 from supmim.config.options import NORM_GROUPS, OPTIONS, REST, SSIM_WINDOW, STDDEV_GROUP, Config
 from supmim.errors import counted
+from supmim.storage.schemes import on_bucket
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
 SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
 MASKED = ("scenes", "pairs")  # kinds of sources that have masks
+CONVOLUTIONAL = ("vqgan", "taming")  # tokenizers whose stride follows from their levels
 
 
 def problems(flat: dict[str, Any]) -> list[str]:
@@ -135,10 +137,10 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
     """Sizes that no tokenizer can be trained with."""
     tokenizer = config.tokenizer
     image_size, parts = config.data.image_size, config.accumulation_steps
-    if tokenizer.name == "patch_vq":
+    if tokenizer.name not in CONVOLUTIONAL:
         yield (
-            "config.task=tokenizer trains networks, and patch_vq is fitted where it is needed: set "
-            "config.tokenizer.name=vqgan"
+            "config.task=tokenizer trains VQGANs; patch_vq is fitted where it is needed, and "
+            "feature_codes by supmim tokenizer fit: set config.tokenizer.name=vqgan"
         )
         return
     yield from _tokenizer_problems(tokenizer)
@@ -313,7 +315,10 @@ def _width_problems(
 
 
 def _data_problems(data: options.Data) -> Iterator[str]:
-    """Limits in the wrong order, and sizes that no image has."""
+    """Limits in the wrong order, sizes that no image has, and folders that nothing can read."""
+    for name, folder in (("tfds_dir", data.tfds_dir), ("targets", data.targets)):
+        if on_bucket(folder) and not data.local_copy:
+            yield f"config.data.{name}={NO_COPY.format(folder)}"
     limits = (("area", data.area_min, data.area_max), ("aspect", data.aspect_min, data.aspect_max))
     for name, low, high in limits:
         if low > high:
@@ -346,9 +351,9 @@ def _odd_lengths(config: Config) -> str:
 
 def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
     """Sizes of a convolutional tokenizer that no network can have."""
-    if tokenizer.name == "patch_vq":
-        if tokenizer.dtype == "bfloat16":
-            yield "config.tokenizer.dtype: patch_vq works in float32 alone"
+    if tokenizer.name == "patch_vq" and tokenizer.dtype == "bfloat16":
+        yield "config.tokenizer.dtype: patch_vq works in float32 alone"
+    if tokenizer.name not in CONVOLUTIONAL:
         return
     levels = options.multipliers(tokenizer.channel_multipliers)
     if not levels:
@@ -376,7 +381,8 @@ def _stride_problem(tokenizer: options.Tokenizer) -> str:
     """Return why a convolutional tokenizer cannot have its patch size, "" if it can."""
     levels = options.multipliers(tokenizer.channel_multipliers)
     stride = 2 ** (len(levels) - 1) if levels else 0
-    if tokenizer.name == "patch_vq" or tokenizer.patch_size == stride or not levels:
+    fixed = tokenizer.name in CONVOLUTIONAL
+    if not fixed or tokenizer.patch_size == stride or not levels:
         return ""
     return (
         f"config.tokenizer.patch_size={tokenizer.patch_size} is not the stride of the "
@@ -511,7 +517,7 @@ def _grid_problems(config: Config) -> Iterator[str]:
             f"{grid} tokens asks for config.tokenizer.image_size={grid * patch}"
         )
     elif size != grid * patch:
-        free = config.tokenizer.name == "patch_vq" and size % grid == 0
+        free = config.tokenizer.name not in CONVOLUTIONAL and size % grid == 0
         fitting = f"config.tokenizer.patch_size={size // grid} or " if free else ""
         yield (
             f"the tokenizer's grid differs from the encoder's {grid} x {grid} tokens: "
@@ -551,6 +557,11 @@ def _list_problems(config: Config) -> Iterator[str]:
             "config.eval.evaluators asks for landmarks: name their JSON file, "
             "--config.eval.landmarks=FILE.json"
         )
+    if config.eval.evaluators == "classification" and not config.classifies:
+        yield (
+            "config.eval.evaluators=classification leaves nothing to evaluate: class_weight=0 "
+            "trains no classifier"
+        )
     # An unknown name may stand for any evaluator of the task.
     names = [*config.evaluator_names, *(config.facts.evaluators if unknown else ())]
     metric, known = config.checkpoint.keep_best_metric, rankings(config, names)
@@ -572,6 +583,7 @@ def rankings(config: Config, evaluators: Iterable[str]) -> list[str]:
     absent = {
         "reconstruction/pixels_explained" if tokens else "reconstruction/token_accuracy",
         "" if real else "classification/real_top1",
+        "" if config.eval.all_labels else "knn/all_labels_recall_at_1",
         "tokenizer/ssim" if config.data.image_size < SSIM_WINDOW else "",
     }
     names = [f"{name}/{of}" for name in evaluators for of in tasks.RESULTS.get(name, ())]

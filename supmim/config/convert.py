@@ -32,7 +32,7 @@ def validate(node: ConfigDict | dict[str, Any]) -> Config:
     flat = flatten(node)
     if problems := checks.problems(flat):
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise ConfigError(f"the config has {counted(len(problems), 'problem')}:{lines}")
+        raise ConfigError(f"the config has {counted(len(problems), 'problem')}:{lines}", fault="C2")
     return build(flat)
 
 
@@ -73,13 +73,14 @@ def from_json(text: str, where: str) -> Config:
                 if newer
                 else "Continue this run with the supmim that wrote it, or start it again in a new "
                 "--workdir"
-            )
+            ),
+            fault="C3",
         )
     filled = {path: option.default for path, option in OPTIONS.items() if option.default_is_before}
     try:
         return validate(filled | stored)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise error.at(where) from error
 
 
 def resume_differences(stored: Config, asked: Config) -> list[str]:

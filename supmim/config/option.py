@@ -4,9 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from supmim.storage.schemes import on_bucket
+
 Value = bool | int | float | str
 MAX_INT = 2**31 - 1
 NO_URL = "{}: a folder or file of this machine is needed; mount the bucket, e.g. with gcsfuse"
+NO_BUCKET = "{}: a folder or file of this machine is needed, or one in a bucket, gs:// or s3://"
+NO_COPY = (
+    "{} is in a bucket: read it through a mount (gcsfuse, mountpoint-s3), or set "
+    "--config.data.local_copy=DIR, where it is copied once"
+)
 MAX_FLOAT = 3.4028234e38  # of float32
 T = TypeVar("T", bool, int, float, str)
 Change = Literal["crop", "geometry", "colours", "class view", "parameters", "ids"]
@@ -21,6 +28,7 @@ class Option:
     choices, low, high: the values that are allowed; if not given, all that are finite in JAX's
         int32 and float32.
     is_path: whether it names a file or folder, in which `~` is the home folder.
+    in_bucket: whether that may be in a bucket, gs:// or s3://.
     changes: what a different value makes different. "crop": which part of a record is shown, and
         how; "geometry": flips and moves on the device; "colours" and "class view": what only the
         class view undergoes; "parameters": the names, shapes or meaning of the encoder's
@@ -43,6 +51,7 @@ class Option:
     low: float = -math.inf
     high: float = math.inf
     is_path: bool = False
+    in_bucket: bool = False
     changes: tuple[Change, ...] = ()
     may_change: Literal["never", "on resume", "in evaluation", "always"] = "never"
     augmentation: bool = False
@@ -71,7 +80,9 @@ class Option:
         if self.choices and value not in self.choices:
             return f"is {value!r}; it takes one of {', '.join(self.choices)}"
         if isinstance(value, str):
-            return f"is {NO_URL.format(value)}" if self.is_path and "://" in value else ""
+            local = self.is_path and not (self.in_bucket and on_bucket(value))
+            refusal = NO_BUCKET if self.in_bucket else NO_URL
+            return f"is {refusal.format(value)}" if local and "://" in value else ""
         largest = MAX_INT if expected is int else MAX_FLOAT
         low, high = max(self.low, -largest), min(self.high, largest)
         if not low <= value <= high:

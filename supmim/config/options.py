@@ -41,6 +41,13 @@ class Data:
         may_change="always",
         common=True,
     )
+    eval_classes: str = option(
+        "",
+        "numbers of the classes that are evaluated, e.g. 6,7,8,9; empty: all",
+        unused_by=("tokenizer", "segmentation"),
+        may_change="in evaluation",
+        default_is_before=True,
+    )
     labels: float = option(
         0.0,
         "number, or share, of training images that keep their labels; 0: all",
@@ -81,7 +88,18 @@ class Data:
         may_change="in evaluation",
     )
     tfds_dir: str = option(
-        "", "folder of TFDS's datasets; empty: TFDS's own", is_path=True, may_change="always"
+        "",
+        "folder of TFDS's datasets; empty: TFDS's own",
+        is_path=True,
+        in_bucket=True,
+        may_change="always",
+    )
+    local_copy: str = option(
+        "",
+        "folder where data that is in a bucket is copied once per host",
+        is_path=True,
+        may_change="always",
+        default_is_before=True,
     )
     image_size: int = option(
         224,
@@ -99,6 +117,7 @@ class Data:
         "",
         "folder of target ids from `supmim data tokens`; empty: none",
         is_path=True,
+        in_bucket=True,
         may_change="always",  # a cache identifies what it holds
         unused_by=("tokenizer", "segmentation"),
     )
@@ -519,13 +538,14 @@ class Tokenizer:
 
     name: str = option(
         "patch_vq",
-        "k-means codes of patches, or the VQGAN of MaskGIT or taming-transformers",
-        choices=("patch_vq", "vqgan", "taming"),
+        "codes of patches or of features, or a VQGAN: MaskGIT's or taming's",
+        choices=("patch_vq", "feature_codes", "vqgan", "taming"),
     )
     path: str = option(
         "",
-        "folder of a trained or imported one; patch_vq, empty: fitted",
+        "folder of a tokenizer; patch_vq and feature_codes, empty: fitted",
         is_path=True,
+        in_bucket=True,
         may_change="always",  # a checkpoint's fingerprint identifies the tokenizer
         unused_by=("tokenizer",),
         common=True,
@@ -540,7 +560,9 @@ class Tokenizer:
     )
     codebook_size: int = option(1024, "number of codes", low=2, changes=("ids",), debug=64)
     patch_size: int = option(16, "side of the square that one id stands for", unit="pixels", low=1)
-    filters: int = option(128, "vqgan: channels of the first level", low=1)
+    filters: int = option(
+        128, "vqgan, feature_codes: channels of the first level", low=1, high=MAX_WIDTH
+    )
     channel_multipliers: str = option(
         "1,1,2,2,4", "vqgan: channels of each level, in filters; all but one halve the side"
     )
@@ -560,6 +582,13 @@ class Tokenizer:
     )
     fit_images: int = option(8192, "training images that the codes are fitted on", low=1, debug=64)
     fit_steps: int = option(30, "k-means steps", low=1)
+    network_steps: int = option(
+        1000,
+        "feature_codes: steps of the small network, if there is no path",
+        low=1,
+        debug=20,
+        default_is_before=True,
+    )
     reconstruction: str = option("l2", "loss of pixels", choices=("l1", "l2"))
     commitment_weight: float = option(0.25, "moves latents to their codes", low=0)
     codebook: str = option(
@@ -642,6 +671,15 @@ class Optimizer:
     frozen: str = option(
         "none", "what is not trained", choices=("none", "encoder"), unused_by=("tokenizer",)
     )
+    spike_sigmas: float = option(
+        6.0,
+        "a loss or gradient norm so many deviations above the usual is a spike",
+        low=1.0,
+        default_is_before=True,
+    )
+    skip_spikes: bool = option(
+        False, "leave out the update of a spike, which is counted anyway", default_is_before=True
+    )
     ema_decay: float = option(
         0.0,
         "decay per step of the averaged parameters, which are evaluated; 0: off",
@@ -658,6 +696,7 @@ class Init:
         "",
         "where the encoder is taken from: a workdir, timm folder, big_vision npz",
         is_path=True,
+        in_bucket=True,
         unused_by=("tokenizer",),
         common=True,
     )
@@ -721,6 +760,12 @@ class Eval:
         is_path=True,
         may_change="always",
     )
+    all_labels: bool = option(
+        False,
+        "knn also searches the images whose labels data.labels sets aside",
+        may_change="in evaluation",
+        default_is_before=True,
+    )
     pictures: int = option(8, "fixed images in each picture", low=1, may_change="in evaluation")
 
 
@@ -734,6 +779,20 @@ class Checkpoint:
     )
     keep_best_metric: str = option(
         "knn/recall_at_1", "result that ranks them, higher is better", may_change="always"
+    )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a run does about the machine that it runs on."""
+
+    stall_minutes: float = option(
+        10.0,
+        "longest time without a step, at least 10 x the usual; 0: any",
+        unit="minutes",
+        low=0,
+        may_change="always",
+        default_is_before=True,
     )
 
 
@@ -767,7 +826,7 @@ class Config:
         debug=0,
         default_is_before=True,
     )
-    class_weight: float = option(1.0, "weight of the class loss", low=0)
+    class_weight: float = option(1.0, "weight of the class loss; 0 has no class pass", low=0)
     mim_weight: float = option(
         1.0, "weight of the token loss; 0 builds no decoder", low=0, common=True
     )
@@ -801,6 +860,7 @@ class Config:
     mesh: Mesh = Mesh()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
+    runtime: Runtime = Runtime()
 
     @property
     def facts(self) -> tasks.Facts:
@@ -811,6 +871,11 @@ class Config:
     def has_decoder(self) -> bool:
         """Whether a decoder is built."""
         return self.task == "supmim" and bool(self.mim_weight)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier is trained; without, two passes are the masked one alone."""
+        return bool(self.class_weight or self.mim.soft_target_weight)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -875,13 +940,15 @@ class Config:
     def evaluator_names(self) -> tuple[str, ...]:
         """The evaluators that are asked for, in order; `all` leaves out those without images.
 
-        Without a decoder there is nothing to reconstruct.
+        Without a decoder there is nothing to reconstruct, and a classifier that is not trained
+        has nothing to tell.
         """
         names = [name for name in self.eval.evaluators.split(",") if name]
         if names == [tasks.ALL]:
             missing = () if self.eval.landmarks else ("landmarks",)
             names = [name for name in self.facts.evaluators if name not in missing]
-        return tuple(name for name in names if name != "reconstruction" or self.mim_weight)
+        trained = {"reconstruction": self.mim_weight, "classification": self.classifies}
+        return tuple(name for name in names if trained.get(name, True))
 
 
 def leaves(group: type, prefix: str = "") -> Iterator[tuple[str, Option]]:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from supmim.config import convert, flat, pyfile
 from supmim.config.options import OPTIONS, Config
 from supmim.errors import ConfigError, suggestion
+from supmim.storage.schemes import on_bucket
 
 # width, depth, mlp_dim, num_heads: mu to L and g as in big_vision and "Scaling Vision
 # Transformers" (arXiv 2106.04560), So400m as in SigLIP (arXiv 2303.15343).
@@ -150,7 +151,7 @@ def debug(config: Config) -> Config:
     patched = config.tokenizer if config.task == "tokenizer" else config.encoder
     image_size = min(config.data.image_size, 4 * patched.patch_size)
     path = config.tokenizer.path
-    if config.data.targets and not path:
+    if config.data.targets and not path and not on_bucket(config.data.targets):
         path = str(Path(config.data.targets) / "tokenizer")
     small = flat.flatten(config) | sizes
     small |= {"data.image_size": image_size, "tokenizer.path": path}

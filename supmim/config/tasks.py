@@ -10,7 +10,7 @@ RESULTS = {
     "classification": ("top1", "top5", "real_top1"),
     "corruptions": ("noise", "blur", "contrast", "pixelation", "top1"),
     "knn": (
-        *("recall_at_1", "leave_one_out_recall_at_1"),
+        *("recall_at_1", "leave_one_out_recall_at_1", "all_labels_recall_at_1"),
         *(f"dino_k{k}" for k in (10, 20, 100, 200)),
     ),
     "retrieval": (
@@ -28,7 +28,7 @@ RESULTS = {
     ),
     "maps": (),
     "reconstruction": ("token_accuracy", "pixels_explained"),
-    "tokenizer": ("psnr", "ssim", "code_usage", "code_perplexity"),
+    "tokenizer": ("psnr", "ssim", "code_usage", "code_perplexity", "class_information"),
     "segmentation": ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME"),
 }
 
@@ -41,7 +41,7 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "corruptions": ("top-1 under noise, blur, low contrast and large pixels", ()),
     "knn": (
         "the class of the nearest training image; DINO's weighted vote",
-        ("eval.similarity_mib", "eval.pictures"),
+        ("eval.similarity_mib", "eval.pictures", "eval.all_labels"),
     ),
     "retrieval": (
         "R@k in the training images; R@k, mAP, mAP@R, mMP@5 among the others",
@@ -63,7 +63,7 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("eval.pictures",),
     ),
     "tokenizer": (
-        "of a tokenizer: PSNR, SSIM, use of its codes, with pictures",
+        "of a tokenizer: PSNR, SSIM, use of its codes, what they know of classes",
         ("eval.pictures",),
     ),
     "segmentation": ("of a segmentation: IoU of each class, with pictures", ("eval.pictures",)),

@@ -30,13 +30,14 @@ def excess(count: int, length: int, share: float, kind: str, name: str) -> str:
 class BadRecords:
     """The file bad_records.jsonl of a workdir: source, index, name and fault of each bad record.
 
+    told_as: where messages say that it is, if it is uploaded from `path`.
     Every host lists the records that it met itself, once each, and passes a line for each new one
     to `log`. Records from previous starts are neither listed again nor counted until they are met
     again: they may have been repaired.
     """
 
-    def __init__(self, path: Path, log: Callable[[str], None]) -> None:
-        self.path, self.log = path, log
+    def __init__(self, path: Path, log: Callable[[str], None], told_as: Path | None = None) -> None:
+        self.path, self.log, self.told_as = path, log, told_as or path
         found = read_json_lines(path)
         if path.is_file():  # else the next line would be joined to one that a kill cut short
             write_text(path, "".join(json.dumps(line) + "\n" for line in found))
@@ -62,6 +63,7 @@ class BadRecords:
         count = sum(name == source for name, _ in self.met)
         if why := excess(count, length, limit, "image", source):
             raise DataError(
-                f"{why}. They are listed in {self.path}; repair or remove them, or raise "
-                "--config.data.bad_share"
+                f"{why}. They are listed in {self.told_as}; repair or remove them, or raise "
+                "--config.data.bad_share",
+                fault="I1",
             )

@@ -56,7 +56,8 @@ def check(stored: dict[str, Any], found: dict[str, Any], allowed: bool = False) 
         raise DataError(
             f"the data is not what this run was trained on:\n{lines}\nRestore the data, start "
             "again in a new --workdir, or continue with supmim train --allow-data-change, which "
-            "accepts other images, but no other classes or tokens"
+            "accepts other images, but no other classes or tokens",
+            fault="R19",
         )
     if changed and hosts.is_first():
         print(f"continuing with other data:\n{lines}")

@@ -15,6 +15,7 @@ from supmim.config import Config, options
 from supmim.data import crop, decode, masks
 from supmim.data.crop import Box
 from supmim.data.sources.base import Masked, MaskedRecord, Record, Source, check_label, innermost
+from supmim.runtime import faults
 from supmim.target_ids.files import Cache
 
 BoxOf = Callable[[int, int, int, int], Box]  # (height, width, epoch, index) -> box
@@ -90,6 +91,12 @@ class Images:
         """
         return self.take(index, np.zeros(len(index), int))[0]
 
+    def read_valid(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the arrays of `read`, and `index` [n], without the rows of unreadable images."""
+        arrays, bad = self.take(index, np.zeros_like(index))
+        arrays["index"] = index
+        return {name: np.delete(values, list(bad), axis=0) for name, values in arrays.items()}
+
     def take(
         self, index: Sequence[int] | np.ndarray, epoch: Sequence[int] | np.ndarray
     ) -> tuple[dict[str, np.ndarray], dict[int, Bad]]:
@@ -106,6 +113,7 @@ class Images:
             batch["label_map"] = np.full(shape, masks.IGNORED, np.int16)
         label = np.zeros(len(index), np.int32)
         bad = {}
+        faults.reached("record", index)
         records = self.source.__getitems__([int(i) for i in index])
         for row, (record, i, e) in enumerate(zip(records, index, epoch, strict=True)):
             label[row] = check_label(record, len(self.class_names))

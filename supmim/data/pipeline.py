@@ -26,7 +26,7 @@ from supmim.data.sources.base import InMemory, Source
 from supmim.data.sources.scenes import Scenes
 from supmim.data.stream import Evaluation, Rows, Training
 from supmim.errors import DeviceError, counted
-from supmim.runtime import cgroup, host_memory
+from supmim.runtime import cgroup, faults, host_memory
 
 READ_AHEAD = 4  # host batches of a reader thread; a process reads one while it sends another
 DEVICE_AHEAD = 2  # batches on their way to the devices
@@ -102,8 +102,11 @@ def read_steps(
         except RuntimeError as error:
             message = _death_message(error, readers.workers)
             deaths += 1
+            faults.over()
             if deaths > 1:
-                raise DeviceError(f"{message} They were already restarted once") from error
+                raise DeviceError(
+                    f"{message} They were already restarted once", fault="I6"
+                ) from error
             readers.log(f"{message} Restarting them at step {done + 1}")
         finally:
             batch = None  # it may hold shared memory
@@ -163,7 +166,7 @@ def abstract_batch(config: Config, mesh: Mesh, slots: int = 0) -> Raw:
 
 def _init_reader(*_: int) -> None:
     """Keep a reader process alive until the run, which may have to save first, stops it or ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     run = os.getppid()
 

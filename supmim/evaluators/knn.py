@@ -14,7 +14,7 @@ from supmim.config import Config
 from supmim.data.images import Images
 from supmim.data.sources.base import evenly
 from supmim.evaluators.lib import ranking
-from supmim.evaluators.lib.predictions import Predictions, read_valid
+from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import neighbours as neighbour_picture
 from supmim.runtime import devices
 
@@ -38,7 +38,7 @@ def pixel_floors(
     train: Images, evaluation: Images, mesh: jax.sharding.Mesh, mib: float
 ) -> dict[str, float]:
     """Return the recall at 1 of raw pixels, which an embedding must beat. mib: see Bank."""
-    known, asked = (read_valid(images, np.arange(len(images))) for images in (train, evaluation))
+    known, asked = (images.read_valid(np.arange(len(images))) for images in (train, evaluation))
     rows, queries = (
         split["image"].reshape(len(split["image"]), -1).astype(np.float32)
         for split in (known, asked)
@@ -81,8 +81,9 @@ def leave_one_out(bank: ranking.Bank, rows: np.ndarray, label: np.ndarray) -> di
 class Evaluator:
     """knn/*: neighbours in the training source, and among the evaluation images, self excluded.
 
-    A query whose class is missing from the bank counts as wrong. Floors, of raw pixels and of a
-    random encoder, are measured once and for small sources only.
+    A query whose class is missing from the bank counts as wrong. config.eval.all_labels: also in
+    the training source as it was before config.data.labels set some labels aside. Floors, of raw
+    pixels and of a random encoder, are measured once and for small sources only.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
@@ -107,7 +108,20 @@ class Evaluator:
         for k in (k for k in VOTERS if k <= len(rows)):
             predicted = vote(similarity[:, :k], found[:, :k], self.num_classes)
             results[f"knn/dino_k{k}"] = float((predicted == out["label"]).mean())
-        return results | leave_one_out(among, queries, out["label"]) | self.floors
+        results |= leave_one_out(among, queries, out["label"]) | self.floors
+        return results | self.all_labels(params, queries, out["label"])
+
+    def all_labels(self, params: Any, queries: np.ndarray, label: np.ndarray) -> dict[str, float]:
+        """Return the recall at 1 in the source before labels were set aside; {} if they were not.
+
+        queries: unit embeddings [Q, D]; label: [Q].
+        """
+        if "whole" not in self.predictions.sources:
+            return {}
+        whole = self.predictions.of(params, "whole")
+        _, bank = self.predictions.bank(params, "whole", self.mib)
+        _, ids = bank.nearest(queries, 1)
+        return {"knn/all_labels_recall_at_1": float((whole["label"][ids[:, 0]] == label).mean())}
 
     def measure_floors(self) -> dict[str, float]:
         """Return the floors that are cheap enough for these sources."""

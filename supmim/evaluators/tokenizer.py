@@ -16,9 +16,10 @@ from supmim.data.augment import views
 from supmim.data.images import Images
 from supmim.data.sources.base import evenly
 from supmim.errors import ConfigError
-from supmim.evaluators.lib.predictions import Arrays, Predictions, read_valid
+from supmim.evaluators.lib import code_statistics
+from supmim.evaluators.lib.predictions import Arrays, Predictions
 from supmim.report import decoded
-from supmim.tokenizers import patch_vq, quality
+from supmim.tokenizers import kmeans, patch_vq, quality
 
 
 def summarize_quality(out: Arrays) -> dict[str, float]:
@@ -29,25 +30,15 @@ def summarize_quality(out: Arrays) -> dict[str, float]:
     return results
 
 
-def code_usage(ids: np.ndarray, codebook_size: int) -> dict[str, float]:
-    """Return the share of the codes used by ids [n, N], and exp(entropy) of their frequencies."""
-    count = np.bincount(ids.ravel(), minlength=codebook_size)
-    share = count[count > 0] / count.sum()
-    return {
-        "code_usage": float((count > 0).mean()),
-        "code_perplexity": float(np.exp(-(share * np.log(share)).sum())),
-    }
-
-
 def fit_patch_vq(images: Images, config: Config) -> patch_vq.PatchVQ | None:
     """Fit patch_vq of the same patch and codebook sizes to images that are evenly taken.
 
     None if there are fewer patches than codes.
     """
     sizes = config.tokenizer
-    enough = math.ceil(patch_vq.MOST_PATCHES / (config.data.image_size // sizes.patch_size) ** 2)
+    enough = math.ceil(kmeans.MOST_POINTS / (config.data.image_size // sizes.patch_size) ** 2)
     index = evenly(len(images), min(sizes.fit_images, enough, len(images)))
-    image = read_valid(images, index)["image"].astype(np.float32) / 255
+    image = images.read_valid(index)["image"].astype(np.float32) / 255
     with contextlib.suppress(ConfigError):
         return patch_vq.fit(
             image,
@@ -69,7 +60,8 @@ def patch_vq_quality(tokenizer: patch_vq.PatchVQ, batch: dict) -> dict[str, jax.
 class Evaluator:
     """tokenizer/psnr, ssim (if a side has 11 pixels), code_usage, code_perplexity.
 
-    floor/patch_vq_*: the same for k-means codes of equal number and patch size.
+    floor/patch_vq_*: the same for k-means codes of equal number and patch size. If images have
+    classes also class_information, and its floor.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
@@ -96,14 +88,16 @@ class Evaluator:
             ids = self.patch_vq.encode(image)
             self._last["k-means codes of patches"] = self.patch_vq.decode(ids)
         self._last["tokenizer"] = self._reconstruct(params, image)
-        results = summarize_quality(out) | code_usage(out["ids"], self.codebook_size)
-        return {f"tokenizer/{name}": value for name, value in results.items()} | self.floors
+        results = {f"tokenizer/{name}": x for name, x in summarize_quality(out).items()}
+        return (
+            results | code_statistics.of(out["ids"], out["label"], self.codebook_size) | self.floors
+        )
 
     def protocol(self) -> dict[str, Any]:
         return {
             "what": "images against what the tokenizer gives back",
             "feature": "pixels in [0, 1]",
-            "metric": "PSNR of the mean squared error, mean SSIM, use of codes",
+            "metric": "PSNR of the mean squared error, mean SSIM, use of codes, class information",
             "codes": self.codebook_size,
             "images": self._images,
         }

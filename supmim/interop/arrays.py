@@ -51,7 +51,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
             raise CheckpointError(
                 f"{path} is a pickle, or named like one. A pickle can run any code, so supmim "
                 "opens none. If you trust it, convert it where PyTorch is installed:\n"
-                + CONVERT_PICKLE.format(path=shlex.quote(str(path)))
+                + CONVERT_PICKLE.format(path=shlex.quote(str(path))),
+                fault="S1",
             )
         if is_zip:
             stored = read_npz(path)
@@ -70,7 +71,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         why = str(error)[:LONGEST_REASON].rstrip(".") or type(error).__name__
         raise CheckpointError(
             f"{path} is not a complete file of safetensors, npz or Flax's msgpack: {why}. "
-            "Download it again, and compare its size"
+            "Download it again, and compare its size",
+            fault="S2",
         ) from error
 
 
@@ -102,7 +104,8 @@ def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
             raise CheckpointError(
                 f"{path} has arrays of Python objects, which are pickles. A pickle can run any "
                 "code, so supmim opens none. If you trust it, convert it where it may run:\n"
-                + CONVERT_OBJECTS.format(path=shlex.quote(str(path)))
+                + CONVERT_OBJECTS.format(path=shlex.quote(str(path))),
+                fault="S1",
             ) from error
 
 

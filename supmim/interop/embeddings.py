@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import math
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ import numpy as np
 
 from supmim.errors import CheckpointError, ConfigError, SupmimError
 from supmim.interop import arrays
-from supmim.workdir.files import read_json, whole, write_json
+from supmim.storage import paths
+from supmim.storage.paths import whole
+from supmim.workdir.files import read_json, write_json
 
 IDENTITY = "identity.json"
 SHARDS = f"{'[0-9]' * 12}-{'[0-9]' * 12}.npz"  # names of parts: first image, first of the next
@@ -153,7 +154,7 @@ class Partial:
     def read(self, shard: Shard, name: str) -> np.ndarray:
         """Return the array embedding, path or bad of a shard; CheckpointError if damaged."""
         try:
-            with np.load(shard.file, allow_pickle=False) as stored:
+            with shard.file.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return stored[name]
         except Exception as error:  # what is raised depends on the damage
             raise CheckpointError(
@@ -179,7 +180,7 @@ class Partial:
                 _add(archive, "path", (rows,), kind, self._all(shards, "path"))
                 digest = np.array(model)
                 _add(archive, "model", (), digest.dtype, iter([digest]))
-        shutil.rmtree(self.folder)
+        paths.delete(self.folder)
         return rows, bad
 
     def _all(self, shards: Sequence[Shard], name: str) -> Iterator[np.ndarray]:

@@ -4,12 +4,14 @@ Each is a folder with the encoder and its head alone, the names of the classes, 
 and a card. It is read back and compared before it counts as written.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +26,8 @@ from supmim.errors import CheckpointError, ConfigError
 from supmim.interop import big_vision, card, load, timm
 from supmim.interop.vit import Params
 from supmim.model import Model
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
 from supmim.workdir import files
 from supmim.workdir import model as model_json
 
@@ -52,26 +56,38 @@ def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Writt
         raise ConfigError(f"--to={to} is not one of {', '.join(WRITERS)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={out} is not an empty folder; name a new one")
-    exact, out = model.in_float32(), out.absolute()
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    files.make_folder(part, "--out")
-    try:
+    exact, out = model.in_float32(), paths.absolute(out)
+    with _part_of(out) as part:
         weights = WRITERS[to](exact, part)
         difference = compared(exact, read_back(to, part))
         digest = hashlib.sha256((part / weights).read_bytes()).hexdigest()
-        usage = USAGE[to].format(out=out)
         in_card = USAGE[to].format(out=out.name)  # it may be moved, or given to others
+        usage = in_card if on_bucket(out) else USAGE[to].format(out=out)
         text = card.write(model, results, f"{weights}: SHA-256 {digest}", in_card)
         (part / "README.md").write_text(text, encoding="utf-8")
-        if out.exists():  # it may be a mount, or the folder you are in
+        if on_bucket(out):
+            paths.upload(part, out)
+        elif out.exists():  # it may be a mount, or the folder you are in
             for file in sorted(part.iterdir()):
                 shutil.move(file, out)
         else:
             os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Written(out, digest, difference, usage)
+
+
+@contextlib.contextmanager
+def _part_of(out: Path) -> Iterator[Path]:
+    """Give an empty folder of this machine for what becomes `out`; it is deleted at the end."""
+    if on_bucket(out):
+        part = Path(tempfile.mkdtemp(prefix="supmim-")) / out.name
+    else:
+        part = out.with_name(out.name + ".part")
+    paths.delete(part)
+    try:
+        files.make_folder(part, "--out")
+        yield part
+    finally:
+        paths.delete(part.parent if on_bucket(out) else part)
 
 
 def params_of(model: Model) -> Params:

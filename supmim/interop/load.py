@@ -20,6 +20,8 @@ from supmim.model import Model
 from supmim.models import layers
 from supmim.models.classifier import Classifier
 from supmim.models.encoder import Encoder
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
 from supmim.workdir import model as model_json
 from supmim.workdir.checkpoint import evaluated, newest_sound
 from supmim.workdir.files import read_config, read_json
@@ -35,9 +37,11 @@ def load(path: str | os.PathLike) -> Model:
 
     CheckpointError if there is none there, it is damaged, or a network that supmim does not have.
     """
-    place = Path(path).expanduser()
+    place = paths.path(path)
     if is_workdir(place):
         return from_workdir(place)
+    if on_bucket(place):
+        return from_bucket(place)
     if place.is_dir() and (place / timm.WEIGHTS).is_file():
         return from_timm(place)
     if place.is_dir() and (place / big_vision.WEIGHTS).is_file():
@@ -50,10 +54,21 @@ def load(path: str | os.PathLike) -> Model:
     raise CheckpointError(f"{place} {found}: {TAKES}")
 
 
+def from_bucket(place: Path) -> Model:
+    """Return the model of a file or folder in a bucket, which is copied first."""
+    with paths.local_copy(place) as copy:
+        try:
+            model = load(copy)
+        except CheckpointError as error:
+            raise error.at(place) from error
+    model.name = str(place)
+    return model
+
+
 @functools.lru_cache(maxsize=1)  # once for the config, once for the evaluation
 def published(path: str | os.PathLike) -> Model:
     """Return the model of a path that is no workdir; ConfigError if it is one."""
-    if is_workdir(Path(path).expanduser()):
+    if is_workdir(paths.path(path)):
         raise ConfigError(f"{path} is the workdir of a run; evaluate it with --workdir={path}")
     return load(path)
 
@@ -107,7 +122,7 @@ def from_timm(folder: Path) -> Model:
         tensors = timm.plain(tensors, config)
         names = timm.class_names_of(stored)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise error.at(folder) from error
     except Exception as error:  # what is raised depends on the damage
         raise CheckpointError(f"{path} is not the config.json of a timm model: {error}") from error
     loaded = vit.imported(tensors, timm.LAYOUT, shapes(config), folder)

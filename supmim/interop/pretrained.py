@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,9 @@ from supmim.interop.load import load as load_model
 from supmim.models import layers
 from supmim.runtime import hosts
 from supmim.runtime.streams import printable
-from supmim.workdir.checkpoint import DIGESTS, Checkpoints, evaluated, groups_of, newest_sound
+from supmim.storage import paths
+from supmim.workdir.checkpoint import Checkpoints, evaluated, groups_of, newest_sound
+from supmim.workdir.digests import DIGESTS
 from supmim.workdir.files import read_config
 
 MOST_NAMES = 5  # of a row
@@ -29,7 +30,7 @@ def find(config: Config) -> dict[str, Any]:
     Of a workdir this is the newest checkpoint; `averaged` in it says whether averaged parameters
     are used. CheckpointError if there is no usable model, ConfigError for another kind of encoder.
     """
-    workdir = Path(config.init.model)
+    workdir = paths.path(config.init.model)
     if not is_workdir(workdir):
         model = load_model(workdir)
         check_kind(model.config, config)
@@ -91,7 +92,7 @@ def read(origin: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], tuple[str,
     steps.
     """
     if "model" in origin:
-        model = load_model(Path(origin["model"]))
+        model = load_model(origin["model"])
         if model.sha256 != origin["sha256"]:
             raise CheckpointError(f"{origin['model']} has changed while the run started")
         params = jax.device_get(model.params["encoder"])
@@ -102,7 +103,7 @@ def read(origin: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], tuple[str,
     def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
         return NamedSharding(mesh, sharding.partition_spec(name, shape, mesh))
 
-    path = Path(origin["workdir"]).absolute() / "checkpoints" / str(origin["step"])
+    path = paths.absolute(paths.path(origin["workdir"])) / "checkpoints" / str(origin["step"])
     try:
         others = tuple(group for group in groups_of(path) if group != "encoder")
         return evaluated(path, ("encoder",), place)["encoder"], others

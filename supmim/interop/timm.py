@@ -181,7 +181,9 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
     first = tensors.get("patch_embed.proj.weight")
     up = tensors.get("blocks.0.mlp.fc1.weight")
     if not architecture.startswith(("vit_", "deit")) or first is None or up is None:
-        raise CheckpointError(f"its architecture, {architecture!r}, is no plain ViT of timm")
+        raise CheckpointError(
+            f"its architecture, {architecture!r}, is no plain ViT of timm", fault="S4"
+        )
     if any(word in architecture for word in OTHER_MODELS):
         raise CheckpointError(f"supmim does not have what timm's {architecture!r} adds to a ViT")
     for name, count in AXES.items():
@@ -238,7 +240,9 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
 def ours(kinds: dict[str, str], what: str, asked: Any) -> str:
     """Return our name of one of timm's kinds of something; CheckpointError for other kinds."""
     if str(asked) not in kinds:
-        raise CheckpointError(f"its {what}, {str(asked)!r}, is not one of {', '.join(kinds)}")
+        raise CheckpointError(
+            f"its {what}, {str(asked)!r}, is not one of {', '.join(kinds)}", fault="S4"
+        )
     return kinds[str(asked)]
 
 

@@ -53,7 +53,8 @@ def _block_input_bytes(planned: PlannedStep) -> int:
     """Return the bytes on one chip of the inputs of all encoder blocks, over all passes."""
     config = planned.config
     encoder, images = config.encoder, config.step_images / sharding.batch_shards(planned.mesh)
-    passes = 2 if config.mim_weight and config.mim.passes == "two" else 1
+    two = config.mim_weight and config.mim.passes == "two" and config.classifies
+    passes = 2 if two else 1
     itemsize = jnp.dtype(encoder.dtype).itemsize
     kept = passes * config.grid**2 * encoder.width * encoder.depth * itemsize
     return round(kept * images / config.accumulation_steps)

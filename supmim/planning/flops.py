@@ -93,7 +93,8 @@ def analytic(config: Config) -> PerImage:
     kept = num_tokens - masking.num_hidden(num_tokens, 1 - config.class_pass.keep)
     masked = float(mim.rows) * mim.step_share if config.mim_weight else 0.0
     two = mim.passes == "two" or not masked
-    labelled = float(config.labelled_share)
+    classifies = config.classifies or mim.passes == "one"
+    labelled = float(config.labelled_share) if classifies else 0.0
     classified = labelled + masked * (mim.soft_target_weight > 0)
     rep = head.rep_size or encoder.width
     classifier = 2 * rep * (head.num_classes + (encoder.width if head.rep_size else 0))

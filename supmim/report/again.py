@@ -6,6 +6,8 @@ from typing import Any
 
 from supmim import config as config_lib
 from supmim.config import OPTIONS, Config
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
 
 SET_ANYWAY = ("eval.evaluators", "checkpoint.keep_best")  # by every evaluation
 
@@ -15,13 +17,21 @@ def training(workdir: Path, config: Config, notes: dict[str, Any]) -> str:
 
     notes: those of its results.
     """
-    again = workdir.parent / f"{workdir.absolute().name}-again"
+    again = workdir.parent / f"{paths.absolute(workdir).name}-again"
     new, old = (shlex.quote(str(path)) for path in (again, workdir / "config.json"))
     verb = "tokenizer train" if config.task == "tokenizer" else "train"
-    lines = [f"mkdir {new}", f"cp {old} {new}", f"supmim {verb} --workdir={new}"]
+    lines = [*copy(workdir, old, new), f"supmim {verb} --workdir={new}"]
     if names := added(config, notes):
         lines.append(f"supmim evaluate --workdir={new} --evaluators={','.join(names)}")
     return " &&\n".join(lines)
+
+
+def copy(workdir: Path, file: str, to: str) -> list[str]:
+    """Return the commands that copy a file of a workdir, both quoted, into a new folder."""
+    if not on_bucket(workdir):
+        return [f"mkdir {to}", f"cp {file} {to}"]
+    program = "gcloud storage" if str(workdir).startswith("gs:") else "aws s3"
+    return [f"{program} cp {file} {to}/"]
 
 
 def added(config: Config, notes: dict[str, Any]) -> list[str]:

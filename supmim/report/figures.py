@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from supmim.runtime.streams import printable
-from supmim.workdir.files import whole
+from supmim.storage.paths import whole
 
 GREEN, RED, BLUE, ORANGE, GREY = "#2a9d4e", "#d62839", "#2364aa", "#f08a24", "#8a8f98"
 
@@ -101,7 +101,8 @@ def label(name: str, longest: int = 40) -> str:
 
 def load(path: Path) -> np.ndarray:
     """Return a PNG as [1, H, W, 3] in [0, 1]."""
-    return image.imread(path)[None, ..., :3]
+    with path.open("rb") as file:
+        return image.imread(file)[None, ..., :3]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -5,6 +5,7 @@ It needs no script and loads nothing. Its links lead to the files that lie besid
 
 import base64
 import html
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ HEADLINES = {  # result -> what it says, and the floors that it must beat
     "tokenizer/psnr": ("PSNR of the reconstructions", ("floor/patch_vq_psnr",)),
     "tokenizer/ssim": ("SSIM of the reconstructions", ("floor/patch_vq_ssim",)),
     "tokenizer/code_usage": ("codes in use", ()),
+    "tokenizer/class_information": (
+        "of the class known from one id",
+        ("floor/class_information",),
+    ),
     "knn/recall_at_1": (
         "nearest neighbour right",
         (
@@ -49,6 +54,7 @@ MOST_HEADLINES = 4
 FLOORS = {  # floor -> what reaches it without training
     "floor/top1": "the most frequent class",
     "floor/token_accuracy": "the most frequent token",
+    "floor/class_information": "labels in a random order",
     "floor/knn_pixels_cosine": "raw pixels",
     "floor/knn_pixels_euclidean": "raw pixels",
     "floor/random_encoder_recall_at_1": "an untrained encoder",
@@ -222,9 +228,10 @@ def _figure(path: Path, title: str, caption: str) -> str:
     """Return the HTML of a PNG with its caption; empty if there is none."""
     if not path.exists():
         return ""
-    with Image.open(path) as image:
+    png = path.read_bytes()
+    with Image.open(io.BytesIO(png)) as image:
         width, height = image.size
-    data, smallest = base64.b64encode(path.read_bytes()).decode(), int(SMALLEST * width)
+    data, smallest = base64.b64encode(png).decode(), int(SMALLEST * width)
     heading = f"<h3>{title}</h3>" if title else ""
     return (
         f"<figure style='flex: 1 1 {smallest}px; max-width: min(100%, {width}px)'>"

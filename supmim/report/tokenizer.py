@@ -5,29 +5,46 @@ from pathlib import Path
 import jax
 
 from supmim.errors import counted
-from supmim.tokenizers import vqgan
+from supmim.tokenizers import Tokenizer, vqgan
+from supmim.tokenizers.feature_codes import FeatureCodes
 
 
-def print_folder(tokenizer: vqgan.VQGAN, out: Path, done: str) -> None:
+def print_folder(tokenizer: Tokenizer, out: Path, done: str) -> None:
     """Print kind, sizes and parameters of a tokenizer, its folder and the flags that use it.
 
     done: what happened to the folder, such as "written".
     """
-    network, params = tokenizer.network, tokenizer.params
-    levels = " ".join(map(str, network.channel_multipliers))
-    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
-    print(
-        f"tokenizer   {network.kind}: {counted(network.channels, 'channel')} in, "
-        f"{counted(network.filters, 'filter')} x {levels}, "
-        f"{counted(network.num_res_blocks, 'block')} a level\n"
-        f"codes       {network.codebook_size} of {counted(network.embedding_dim, 'value')}, one "
-        f"for {network.stride} x {network.stride} pixels\n"
-        f"parameters  {sum(counts.values()) / 1e6:.2f} million"
-    )
-    for name, count in counts.items():
-        print(f"            {name} {count / 1e6:.2f}")
+    print("\n".join(lines(tokenizer)))
     print(f"{done:<11} {out}")
     print(f"fingerprint {tokenizer.fingerprint()}")
     print("\nTrain with it:")
     for name, value in (tokenizer.options() | {"tokenizer.path": out}).items():
         print(f"  --config.{name}={value}")
+
+
+def lines(tokenizer: Tokenizer) -> list[str]:
+    """Return what a tokenizer is, how many codes of which size it has, and its parameters."""
+    fixed = tokenizer.options()
+    kind, channels = fixed["tokenizer.name"], counted(fixed["data.channels"], "channel")
+    what, of, parts = f"{kind}: {channels} in", "pixels", {}
+    if isinstance(tokenizer, vqgan.VQGAN):
+        network, parts = tokenizer.network, dict(tokenizer.params)
+        levels = " ".join(map(str, network.channel_multipliers))
+        what += (
+            f", {counted(network.filters, 'filter')} x {levels}, "
+            f"{counted(network.num_res_blocks, 'block')} a level"
+        )
+        of = counted(network.embedding_dim, "value")
+    elif isinstance(tokenizer, FeatureCodes):
+        of = counted(len(tokenizer.params["mean"]), "feature")
+        parts = {"network": tokenizer.params["network"]}
+    side = fixed["tokenizer.patch_size"]
+    codes = f"{fixed['tokenizer.codebook_size']} of {of}, one for {side} x {side} pixels"
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()
+    }
+    listed = [f"tokenizer   {what}", f"codes       {codes}"]
+    if counts:
+        listed.append(f"parameters  {sum(counts.values()) / 1e6:.2f} million")
+        listed += [f"            {name} {count / 1e6:.2f}" for name, count in counts.items()]
+    return listed

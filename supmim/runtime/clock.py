@@ -25,10 +25,12 @@ class Clock:
         self.batch_size = batch_size
         self.spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)  # seconds
         self.cpu: dict[str, float] = dict.fromkeys(KINDS, 0.0)  # seconds, of all threads
+        self.kind = "set_up"  # of the time that is spent now; empty for steps
         self._start, self._cpu_start = time.monotonic(), time.process_time()
 
     def begin(self) -> None:
         """Count all the time until now as set-up."""
+        self.kind = ""
         self.spent["set_up"] = time.monotonic() - self._start
         self.cpu["set_up"] = time.process_time() - self._cpu_start
         self._open_window()
@@ -37,8 +39,10 @@ class Clock:
     def spending(self, kind: str) -> Iterator[None]:
         """Count the time inside as time of this kind, and show that it is spent."""
         began, cpu_began = time.monotonic(), time.process_time()
+        self.kind = kind
         with progress.doing(KINDS[kind]):
             yield
+        self.kind = ""
         self.spent[kind] += time.monotonic() - began
         self.cpu[kind] += time.process_time() - cpu_began
 

@@ -83,6 +83,7 @@ def check(root: Path = Path("/")) -> list[Any]:
         raise DeviceError(
             f"this machine has a {accelerator}, but JAX would train on the CPU. Install JAX's "
             f"support for it: {INSTALL[accelerator]}\n"
-            "or choose the CPU explicitly: JAX_PLATFORMS=cpu supmim ..."
+            "or choose the CPU explicitly: JAX_PLATFORMS=cpu supmim ...",
+            fault="M3",
         )
     return devices

@@ -25,11 +25,13 @@ from supmim import config as config_lib
 from supmim import errors
 from supmim.config import Config
 from supmim.errors import ConfigError, DataError, DeviceError, SupmimError, counted
-from supmim.runtime import devices
+from supmim.runtime import devices, start_up
+from supmim.runtime.life import LIFE
 from supmim.runtime.machine import PACKAGES
 
 START_TIMEOUT = 1800  # seconds to wait for all processes at the start
 SHUTDOWN_TIMEOUT = 60  # seconds to wait for all processes at the end, so that none hangs for longer
+HEARTBEAT_TIMEOUT = 600  # seconds; JAX aborts then, so our own signs of life come first
 EXIT_DELAY = 3  # seconds for which the first process lets the others exit before it does
 
 
@@ -51,20 +53,25 @@ def start(coordinator: str, num_processes: str, process_id: str, one_host: bool)
     elif num_processes == "1" or not (expected := detected()):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with waiting(f"{expected} at {coordinator or 'the coordinator'}"):
+    whom = f"{expected} at {coordinator or 'the coordinator'}"
+    start_up.deadly()
+    with waiting(whom):
         try:
             # JAX's own timeout aborts the process with SIGABRT, so ours must come first.
             jax.distributed.initialize(
                 **settings,
                 initialization_timeout=2 * START_TIMEOUT,
                 shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             )
         except (ValueError, RuntimeError) as error:
             raise DeviceError(
                 f"the processes could not be joined: {str(error).splitlines()[0]}. Give "
                 "--coordinator=HOST:PORT --num-processes=N --process-id=I, or --num-processes=1 to "
-                "run on this host alone"
+                "run on this host alone",
+                fault="R8",
             ) from error
+    LIFE.start()
     check_names(socket.gethostname(), one_host)
 
 
@@ -158,6 +165,7 @@ def leave(code: int) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
+    LIFE.end(code)
     if is_first():
         time.sleep(EXIT_DELAY)
     os._exit(code)
@@ -229,7 +237,8 @@ def agree(config: Config, flags: dict[str, Any]) -> None:
     if lines := _differences(own):
         raise ConfigError(
             f"the processes of this run differ:\n{lines}\n"
-            "Bring the same code, libraries and flags to every host, then start all of them again"
+            "Bring the same code, libraries and flags to every host, then start all of them again",
+            fault="R9",
         )
 
 

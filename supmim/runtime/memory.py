@@ -29,7 +29,8 @@ def explained(config: Config, workdir: Path) -> Iterator[None]:
             f"a device ran out of memory: {needed(str(error))}, {_in_use()}.\nA profile of its "
             f"memory is in {profile} (for pprof). Settings that take less memory (in a new "
             f"--workdir if the run has already saved):\n{changes}\n"
-            "To see what a change would need before you run it: supmim plan"
+            "To see what a change would need before you run it: supmim plan",
+            fault="M1",
         ) from error
 
 

@@ -14,10 +14,15 @@ MOST_STEPS = 1000  # that are traced
 
 
 class Profile:
-    """A tracer of steps START to STOP, both included, into `folder`; of none if span is empty."""
+    """A tracer of steps START to STOP, both included, into `folder`; of none if span is empty.
 
-    def __init__(self, span: str, folder: Path, log: Callable[[str], None]) -> None:
-        self.folder, self.log = folder, log
+    told_as: where messages say that the trace is, if it is uploaded from `folder`.
+    """
+
+    def __init__(
+        self, span: str, folder: Path, log: Callable[[str], None], told_as: Path | None = None
+    ) -> None:
+        self.folder, self.log, self.told_as = folder, log, told_as or folder
         self.start, self.stop = parse(span)
         if jax.process_index():
             self.start, self.stop = 0, 0  # only the first process writes
@@ -54,8 +59,8 @@ class Profile:
         jax.profiler.stop_trace()
         self._tracing, self._over = False, True
         self.log(
-            f"profile     {self.folder}; look at it with:\n"
-            f"            pip install -e '.[profile]' && xprof --logdir={self.folder}"
+            f"profile     {self.told_as}; look at it with:\n"
+            f"            pip install -e '.[profile]' && xprof --logdir={self.told_as}"
         )
 
 

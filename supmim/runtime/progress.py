@@ -163,6 +163,16 @@ def doing(
             line.phases.remove(phase)
 
 
+def position() -> object:
+    """Return something that is another as soon as the work has moved."""
+    return [(phase.what, phase.done) for line in tuple(_open) for phase in tuple(line.phases)]
+
+
+def tell(message: str) -> None:
+    """Print a message that stays, above the line if one is open."""
+    (_open[-1].log if _open else print)(message)
+
+
 def _mute() -> bool:
     """Whether another process of this run shows its line; JAX is asked only if it is in use."""
     jax = sys.modules.get("jax")

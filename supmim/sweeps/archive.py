@@ -18,10 +18,14 @@ from supmim.workdir import files
 def identity(member: Member, members: Sequence[Member]) -> dict[str, Value]:
     """Return all of a member's config that its results depend on, whatever folder the sweep is in.
 
-    Members that begin with the encoder of another have its digest instead of its workdir.
+    Members that begin with the encoder of another have its digest instead of its workdir. Options
+    that came later are left out while they change nothing, so that older results stay valid.
     """
     # Only members that were started know the number of classes of their source.
     values = config_lib.flatten(member.config) | {"classifier.num_classes": 0}
+    for path, option in config_lib.OPTIONS.items():
+        if option.default_is_before and values[path] == option.default:
+            del values[path]
     if first := begins_after(member, members):
         values["init.model"] = MEMBER + digest(first, members)
     return values

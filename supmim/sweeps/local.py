@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from supmim.errors import counted
+from supmim.storage.growing import Growing
 from supmim.sweeps.members import Member, begins_after, was_interrupted
 from supmim.workdir import files, lock
 
+LOG = "log.txt"
 POLL_SECONDS = 0.2  # between two looks at the processes
 
 
@@ -21,10 +23,10 @@ def command(member: Path) -> list[str]:
     return [sys.executable, "-m", "supmim", "train", f"--workdir={member}"]
 
 
-def start(member: Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a member, whose output is appended to log.txt; Ctrl-C does not reach it directly."""
+def start(member: Path, log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Start a member, whose output is appended to log_file; Ctrl-C does not reach it directly."""
     (member / "exit.json").unlink(missing_ok=True)
-    with (member / "log.txt").open("ab") as log:
+    with log_file.open("ab") as log:
         return subprocess.Popen(
             command(member),
             stdin=subprocess.DEVNULL,
@@ -56,7 +58,7 @@ class Local:
     ) -> None:
         self.waiting = collections.deque(members)
         self.jobs, self.environment, self.log = jobs, environment, log
-        self.running: dict[Member, tuple[subprocess.Popen, float]] = {}
+        self.running: dict[Member, tuple[subprocess.Popen, float, Growing]] = {}
         self.codes: dict[Member, int] = {}
         self.orphans: dict[Member, Member] = {}
         self.first = {member: begins_after(member, members) for member in members}
@@ -91,15 +93,16 @@ class Local:
             self.passed_on = self.signals
             members = counted(len(self.running), "member saves", "members save")
             self.log(f"stopping    {members}; again to end them at once")
-            for child, _ in self.running.values():
+            for child, _, _ in self.running.values():
                 child.terminate()
 
     def reap(self) -> None:
         """Take up the exit codes of members that ended."""
-        for member, (child, began) in list(self.running.items()):
+        for member, (child, began, logs) in list(self.running.items()):
             if (code := child.poll()) is not None:
                 del self.running[member]
                 self.codes[member] = code
+                logs.close()
                 write_exit_code(member.workdir, code)
                 failed = code and not was_interrupted(code)
                 ending = f"failed {code}" if failed else "interrupted" if code else "finished"
@@ -126,8 +129,9 @@ class Local:
                 self.codes[member] = 0
                 self.log_member("finished", member, "elsewhere")
             else:
-                child = start(member.workdir, self.environment)
-                self.running[member] = child, time.monotonic()
+                logs = Growing(member.workdir)
+                child = start(member.workdir, logs.file(LOG), self.environment)
+                self.running[member] = child, time.monotonic(), logs
                 self.log_member("start", member, "")
 
     def log_member(self, event: str, member: Member, detail: str) -> None:

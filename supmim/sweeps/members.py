@@ -16,6 +16,7 @@ from supmim import config as config_lib
 from supmim.config import Config, pyfile
 from supmim.errors import ConfigError, Interrupted, suggestion
 from supmim.grid import arm_of
+from supmim.storage import paths
 from supmim.workdir import files, lock
 
 SCHEMA_VERSION = 1
@@ -149,7 +150,7 @@ def begun_from(name: str, overrides: dict[str, Any], workdirs: dict[str, str]) -
 def begins_after(member: Member, others: Iterable[Member]) -> Member | None:
     """Return the member whose encoder another begins with, None if it begins with no member's."""
     model = member.config.init.model
-    return next((other for other in others if model and Path(model) == other.workdir), None)
+    return next((other for other in others if model and paths.path(model) == other.workdir), None)
 
 
 def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:
@@ -162,7 +163,7 @@ def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:
 
 
 def freeze(members: Sequence[Member], folder: Path) -> None:
-    """Write the index, and the config of every member that is not finished.
+    """Write the index, and the config of every member that is not finished in its workdir.
 
     ConfigError, before anything is written, if a folder holds a run of another config.
     """
@@ -177,7 +178,7 @@ def freeze(members: Sequence[Member], folder: Path) -> None:
                 )
     for member in members:
         member.workdir.mkdir(parents=True, exist_ok=True)
-        if not member.results:
+        if not files.read_results(member.workdir):
             text = config_lib.to_json(member.config)
             files.write_text(member.workdir / "config.json", text)
     index = {

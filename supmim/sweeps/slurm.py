@@ -24,7 +24,7 @@ class Job:
 
     def __call__(self) -> None:
         """Train; RuntimeError if that fails, so that Slurm shows the job as failed."""
-        self.child = local.start(self.workdir, os.environ)
+        self.child = local.start(self.workdir, self.workdir / local.LOG, os.environ)
         code = wait(self.child)
         if os.environ.get("SLURM_PROCID", "0") == "0":
             local.write_exit_code(self.workdir, code)

@@ -1,4 +1,4 @@
-"""The table of a sweep: a row for each group of members that differ only in their seeds."""
+"""The table of a sweep: a row for each arm, the members that differ only in their seeds."""
 
 import csv
 import dataclasses
@@ -72,19 +72,20 @@ def difference(row: Row, other: Row, metric: str) -> Difference | None:
 def rows(members: Sequence[Member], metric: str) -> list[Row]:
     """Return the rows by the mean of a metric, highest first; rows without results come last.
 
-    ConfigError if members are finished and none has the metric.
+    metric: "" keeps the order of the members. ConfigError if members are finished and none has it.
     """
     groups: dict[Config, list[Member]] = {}
+    of_arm: dict[str, Config] = {}  # what differs within an arm belongs to its seeds
     for member in members:
         # Only members that were started know the number of classes of their source.
         same: dict[str, Value] = {"classifier.num_classes": 0}
         if first := begins_after(member, members):  # of one seed: the arm is what seeds share
             same["init.model"] = MEMBER + first.arms[0]
         config = config_lib.replaced(without_seeds(member.config), same)
-        groups.setdefault(config, []).append(member)
+        groups.setdefault(of_arm.setdefault(member.arms[0], config), []).append(member)
     found = [row_of(group) for group in groups.values()]
     known = {name for row in found for results in row.results for name in results}
-    if known and metric not in known:
+    if known and metric and metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
         names = ", ".join(units.ordered(known))
         hint = f"did you mean {close[0]}?" if close else f"it takes {names}"

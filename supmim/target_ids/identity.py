@@ -17,6 +17,8 @@ from supmim.data.sources import joined
 from supmim.data.sources.base import Source
 from supmim.errors import DataError, counted
 from supmim.runtime import hosts
+from supmim.storage import copy_once
+from supmim.storage.schemes import on_bucket
 from supmim.target_ids.files import METADATA, Cache, Layout, seed_of
 from supmim.workdir.files import read_json
 
@@ -128,8 +130,12 @@ def with_tokenizer(config: Config) -> Config:
     """Return the config with the path of the tokenizer of its cache, if it uses a cache."""
     if config.tokenizer.path or not config.data.targets:
         return config
-    read_metadata(Path(config.data.targets))
-    path = str(Path(config.data.targets) / TOKENIZER)
+    if on_bucket(config.data.targets):  # only the tokenizer is copied
+        folder = f"{config.data.targets.rstrip('/')}/{TOKENIZER}"
+        path = copy_once.local(folder, config.data.local_copy)
+    else:
+        read_metadata(Path(config.data.targets))
+        path = str(Path(config.data.targets) / TOKENIZER)
     return config_lib.replaced(config, {"tokenizer.path": path})
 
 
@@ -140,7 +146,7 @@ def open_for(config: Config, source: Source, tokenizer: dict[str, str]) -> Cache
     """
     if not (config.data.targets and config.has_tokenizer):
         return None
-    folder = Path(config.data.targets)
+    folder = Path(copy_once.local(config.data.targets, config.data.local_copy))
     metadata = read_metadata(folder)
     check_same(folder, metadata["same"], identity(config, source, tokenizer))
     cache = cache_in(folder, config, source, metadata)

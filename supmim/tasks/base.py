@@ -71,8 +71,11 @@ class Task:
     fixed: tuple[str, ...] = ()
 
     @classmethod
-    def abstract(cls, config: Config) -> Self:
-        """Return the task of a config without data or files: enough to trace and compile it."""
+    def abstract(cls, config: Config, frozen: bool = True) -> Self:
+        """Return the task of a config without data: enough to trace and compile it.
+
+        frozen: whether with what training does not change, for which a folder may be needed.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -103,13 +106,16 @@ class Task:
         return Drawn(**vars(batch))
 
     def loss_fn(self, params: Any, batch: Drawn, rng: jax.Array, step: Step = 0) -> Terms:
-        """Return the scalar loss and the metrics of a drawn batch, or of some of its rows."""
+        """Return the scalar loss and the metrics of a drawn batch, or of some of its rows.
+
+        One of the metrics is `loss`.
+        """
         raise NotImplementedError
 
     def after_update(self, params: Any, totals: Metrics) -> tuple[Any, Metrics]:
         """Change parameters by other means than gradients, from the metrics of the batch.
 
-        The change is undone where the gradient was not finite. Returns the metrics to log.
+        The change is undone where the update was left out. Returns the metrics to log.
         """
         return params, totals
 

@@ -29,7 +29,7 @@ class Segmentation(Task):
         self.model = networks.create(config)
 
     @classmethod
-    def abstract(cls, config: Config) -> "Segmentation":
+    def abstract(cls, config: Config, frozen: bool = True) -> "Segmentation":
         return cls(config)
 
     @classmethod

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from supmim import config as config_lib
 from supmim import losses, masking, metrics, tokenizers
-from supmim.config import Config, options
+from supmim.config import Config
 from supmim.data.augment import mixing, views
 from supmim.data.images import Images
 from supmim.data.raw import Raw
@@ -23,7 +22,7 @@ from supmim.models import supmim as networks
 from supmim.target_ids import identity
 from supmim.tasks import filling, probe, targets, window
 from supmim.tasks.base import Drawn, Prepared, Step, Task, Terms
-from supmim.tokenizers import inputs
+from supmim.tokenizers import fitting, inputs
 from supmim.workdir.files import holds_run
 
 # The order is part of a run: append only.
@@ -52,35 +51,29 @@ class SupMIM(Task):
         if self.model.decoder is None:
             self.arm = self.labels_only
         else:
-            self.arm = {"one": self.one_pass, "two": self.two_passes}[config.mim.passes]
+            two = self.two_passes if config.classifies else self.masked_only
+            self.arm = {"one": self.one_pass, "two": two}[config.mim.passes]
             self.masked_steps = window.masked_steps(config.mim, total_steps)
 
     @classmethod
-    def abstract(cls, config: Config) -> "SupMIM":
-        return cls(config, tokenizers.abstract(config) if config.has_tokenizer else None)
+    def abstract(cls, config: Config, frozen: bool = True) -> "SupMIM":
+        has_tokenizer = frozen and config.has_tokenizer
+        return cls(config, tokenizers.abstract(config) if has_tokenizer else None)
 
     @classmethod
     def create(cls, config: Config, images: Images, workdir: Path) -> "SupMIM":
         """See Task. The tokenizer is that of config.tokenizer.path, or of the cached targets.
 
-        Otherwise it is in the workdir, or it is fitted and put there: on MIM views of the first
-        epoch, which is what it will be asked to encode.
+        Otherwise it is in the workdir, or it is fitted and put there.
         """
         total_steps = config.num_steps(len(joined.labelled(images.source)))
         if not config.has_tokenizer:
             return cls(config, None, total_steps=total_steps)
-        data = config_lib.flatten(config.data, "data.")
-        shown = options.identity(data, "crop", "geometry") | {"data.seed": config.data.seed}
-        made_from = {
-            "tokenizer": config_lib.flatten(config.tokenizer),
-            "data": {path.removeprefix("data."): value for path, value in shown.items()},
-            "source": images.source.fingerprint(),
-        }
         tokenizer = tokenizers.load_or_fit(
             identity.with_tokenizer(config),
             workdir / "tokenizer",
-            made_from,
-            lambda: inputs.first_views(config, images),
+            fitting.made_from(config, images),
+            lambda: fitting.fit(config, images),
             needed=holds_run(workdir),
         )
         return cls(config, tokenizer, tokenizer.fingerprint(), total_steps)
@@ -166,6 +159,11 @@ class SupMIM(Task):
         mim_terms = window.within(self.masked_steps, step, masked)
         return added(self.class_terms(logits, batch), mim_terms)
 
+    def masked_only(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
+        """The token loss alone, in its steps: no label is used, and nothing is classified."""
+        masked = functools.partial(self.masked_pass, params, batch, None, rng)
+        return window.within(self.masked_steps, step, masked)
+
     def one_pass(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """Both losses on one masked image: cheaper, and without mixing."""
         image, rng = batch.class_view, stream(rng, "class pass")
@@ -179,13 +177,15 @@ class SupMIM(Task):
         seen, rng = (batch.class_view, batch.class_mask), stream(rng, "class pass")
         return self.apply("classify", params, *seen, rng=rng)[0]
 
-    def masked_pass(self, params: Any, batch: Drawn, logits: jax.Array, rng: jax.Array) -> Terms:
+    def masked_pass(
+        self, params: Any, batch: Drawn, logits: jax.Array | None, rng: jax.Array
+    ) -> Terms:
         """The token loss on some rows, and the loss of the soft targets, logits [B, C]."""
         masked = {name: vars(batch)[name] for name in MASKED}
         masked, logits = masking.take_rows((masked, logits), self.config.mim.rows)
         batch = Drawn(**vars(batch) | masked)
         seen, rng = (batch.mim_view, batch.token_mask), stream(rng, "MIM pass")
-        if not self.config.mim.soft_target_weight:
+        if logits is None or not self.config.mim.soft_target_weight:
             return self.mim_terms(self.apply("predict_tokens", params, *seen, rng=rng), batch)
         masked, predicted = self.apply("classify_and_predict", params, *seen, rng=rng)
         soft_terms = self.soft_target_terms(masked, logits, batch)

@@ -43,7 +43,7 @@ class TokenizerTraining(Task):
             self.discriminator = kind(self.sizes.discriminator_filters, self.network.dtype)
 
     @classmethod
-    def abstract(cls, config: Config) -> "TokenizerTraining":
+    def abstract(cls, config: Config, frozen: bool = True) -> "TokenizerTraining":
         return cls(config, perceptual.zeros() if config.tokenizer.perceptual_weight else None)
 
     @classmethod

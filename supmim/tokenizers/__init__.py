@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from supmim.config import Config
 from supmim.errors import ConfigError
 from supmim.runtime import hosts
-from supmim.runtime.progress import doing
+from supmim.storage import paths
+from supmim.tokenizers import feature_codes, patch_vq, taming, vqgan
 from supmim.tokenizers import folder as folder_lib
-from supmim.tokenizers import patch_vq, taming, vqgan
 from supmim.workdir.files import read_json, write_json
 
 
@@ -27,8 +26,8 @@ class Tokenizer(Protocol):
         """Return the images of ids."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder, whole or not at all."""
+    def save(self, folder: Path, origin: str = "") -> None:
+        """Write the tokenizer into a folder, whole or not at all. origin: what made it."""
         ...
 
     def fingerprint(self) -> str:
@@ -40,7 +39,13 @@ class Tokenizer(Protocol):
         ...
 
 
-TOKENIZERS = {"patch_vq": patch_vq, "vqgan": vqgan, "taming": taming}
+TOKENIZERS = {
+    "patch_vq": patch_vq,
+    "feature_codes": feature_codes,
+    "vqgan": vqgan,
+    "taming": taming,
+}
+FITTED = ("patch_vq", "feature_codes")  # by a run, on its own images, if no folder is given
 
 
 def abstract(config: Config) -> Tokenizer:
@@ -54,7 +59,7 @@ def load(config: Config) -> Tokenizer:
 
     ConfigError if it differs from the config, CheckpointError if it is damaged.
     """
-    folder, name = Path(config.tokenizer.path), config.tokenizer.name
+    folder, name = paths.path(config.tokenizer.path), config.tokenizer.name
     if (kind := kind_of(folder)) != name:
         raise ConfigError(
             f"{folder} holds a tokenizer of kind {kind}, not {name}: set "
@@ -89,37 +94,38 @@ def load_or_fit(
     config: Config,
     folder: Path,
     made_from: dict[str, Any],
-    images: Callable[[], np.ndarray],
+    fit: Callable[[], Tokenizer],
     needed: bool,
 ) -> Tokenizer:
     """Return the tokenizer of config.tokenizer.path or, if that is empty, of `folder`.
 
-    If `folder` holds none that was made from the same, one is fitted on images() and saved there.
+    If `folder` holds none that was made from the same, fit() makes one that is saved there.
     made_from: JSON of all that its codes depend on; written last, it marks a complete tokenizer.
     needed: whether a run that used `folder` continues, so that it is read whatever it was made
     from; CheckpointError if it is damaged. ConfigError if its kind must be trained first.
     """
-    if config.tokenizer.path:
-        return load(config)
-    if config.tokenizer.name != "patch_vq":
+    if not config.tokenizer.path and config.tokenizer.name not in FITTED:
         raise ConfigError(
             f"config.tokenizer.name={config.tokenizer.name} needs --config.tokenizer.path, the "
             f"folder of a tokenizer: {folder_lib.HOW_TO_MAKE_ONE}"
         )
     note = folder / "made_from.json"
-    if hosts.on_first(lambda: needed or _holds(note, made_from)):
-        return patch_vq.load(folder)
-    with doing("fitting the tokenizer (k-means)"):
-        tokenizer = patch_vq.fit(
-            images(),
-            codebook_size=config.tokenizer.codebook_size,
-            patch_size=config.tokenizer.patch_size,
-            steps=config.tokenizer.fit_steps,
-            seed=config.data.seed,
-        )
+    if config.tokenizer.path or hosts.on_first(lambda: needed or _holds(note, made_from)):
+        return stored(config, folder)
+    tokenizer = fit()
     hosts.on_first(lambda: tokenizer.save(folder))
     hosts.on_first(lambda: write_json(note, made_from))
-    return tokenizer
+    return stored(config, folder)  # of the first process, whose rounding may differ
+
+
+def stored(config: Config, folder: Path) -> Tokenizer:
+    """Return the tokenizer of config.tokenizer.path or, if that is empty, the fitted of `folder`.
+
+    CheckpointError if it is missing or damaged.
+    """
+    if config.tokenizer.path:
+        return load(config)
+    return TOKENIZERS[config.tokenizer.name].load(folder, config.tokenizer_dtype)
 
 
 def _holds(note: Path, document: dict[str, Any]) -> bool:

@@ -1,6 +1,8 @@
 """Tokenizer folders: `tokenizer.json` (kind, sizes, digest, origin) beside the weights."""
 
-import os
+import contextlib
+import json
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from supmim.errors import CheckpointError
+from supmim.errors import CheckpointError, ConfigError
+from supmim.storage.paths import whole
 from supmim.workdir.files import read_json, write_json
 
 NOTE = "tokenizer.json"
 WEIGHTS = "tokenizer.safetensors"
 HOW_TO_MAKE_ONE = (
-    "make one with `supmim tokenizer train --config=FILE.py --workdir=DIR`, or from published "
-    "weights with `supmim tokenizer import --from=FILE --out=DIR`"
+    "make one with `supmim tokenizer fit --config=FILE.py --out=DIR`, with `supmim tokenizer train "
+    "--config=FILE.py --workdir=DIR`, or from published weights with `supmim tokenizer import "
+    "--from=FILE --out=DIR`"
 )
 
 
@@ -28,9 +32,8 @@ def write(folder: Path, kind: str, sizes: dict[str, Any], params: Any, origin: s
     (folder / NOTE).unlink(missing_ok=True)
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     weights = save({name: np.ascontiguousarray(value) for name, value in flat.items()})
-    part = folder / (WEIGHTS + ".part")
-    part.write_bytes(weights)
-    os.replace(part, folder / WEIGHTS)
+    with whole(folder / WEIGHTS) as part:
+        part.write_bytes(weights)
     digest = sha256(weights).hexdigest()
     write_json(folder / NOTE, {"kind": kind, "sizes": sizes, "sha256": digest, "origin": origin})
 
@@ -62,6 +65,23 @@ def read(folder: Path) -> tuple[dict[str, Any], Any]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise damaged(folder / WEIGHTS, str(error)) from error
     return note["sizes"], traverse_util.unflatten_dict(flat, sep="/")
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn what sizes of the wrong kind raise into CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise damaged(folder / NOTE, repr(error)) from error
+
+
+def fingerprint(kind: str, sizes: dict[str, Any], dtype: str, params: Any) -> str:
+    """Return the SHA-256 of all that the ids of a network depend on."""
+    found = sha256(json.dumps([kind, sizes, dtype]).encode())
+    for name, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        found.update(name.encode() + np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def damaged(path: Path, why: str) -> CheckpointError:

@@ -1,9 +1,8 @@
 """The simplest tokenizer: k-means codes of square image patches.
 
-Shapes: P patches, K codes, F values of a patch, N tokens of an image.
+Shapes: K codes, F values of a patch, N tokens of an image.
 """
 
-import functools
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,16 @@ import numpy as np
 from flax import struct
 
 from supmim.config import options
-from supmim.errors import ConfigError, counted
 from supmim.models import layers
 from supmim.tokenizers import codes as codes_lib
 from supmim.tokenizers import folder as folder_lib
+from supmim.tokenizers import kmeans
 from supmim.workdir.files import read_json
 
 # The files of an earlier format, which is still read.
 OLD_CODES = "patch_vq.npz"
 OLD_DIGEST = "patch_vq.json"
 MOST_BYTES = 2**28  # of their arrays, unpacked
-CHUNK = 65_536  # patches whose distances to all codes are in memory at once
-MOST_PATCHES = 2**17  # k-means sees at most this many, drawn at random
 
 
 @struct.dataclass
@@ -71,11 +68,9 @@ def load(folder: Path, dtype: str = "float32") -> PatchVQ:
     if is_old(folder):
         return load_old(folder)
     sizes, params = folder_lib.read(folder)
-    try:
+    with folder_lib.reading(folder):
         codes = jnp.asarray(params["codes"])
         return checked(PatchVQ(codes, sizes["patch_size"], sizes["channels"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
 
 
 def checked(found: PatchVQ) -> PatchVQ:
@@ -106,49 +101,14 @@ def load_old(folder: Path) -> PatchVQ:
         raise folder_lib.damaged(path, str(error)) from error
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def _lloyd(patches: jax.Array, codes: jax.Array, steps: int) -> jax.Array:
-    """Run `steps` rounds of k-means: [P, F], [K, F] -> [K, F].
-
-    A code without patches moves to the patch that is farthest from its code.
-    """
-    num_codes = len(codes)
-
-    def step(codes: jax.Array, _: None) -> tuple[jax.Array, None]:
-        def assign(patch: jax.Array) -> tuple[jax.Array, jax.Array]:
-            distance = codes_lib.distances(patch, codes)
-            return distance.argmin(), distance.min() + (patch**2).sum()
-
-        ids, error = jax.lax.map(assign, patches, batch_size=CHUNK)
-        count = jax.ops.segment_sum(jnp.ones(len(patches)), ids, num_codes)
-        total = jax.ops.segment_sum(patches, ids, num_codes)
-        mean = total / jnp.maximum(count, 1)[:, None]
-        worst = patches[jax.lax.top_k(error, num_codes)[1]]
-        rank = jnp.cumsum(count == 0) - 1  # the n-th empty code takes the n-th worst patch
-        return jnp.where(count[:, None] > 0, mean, worst[rank]), None
-
-    return jax.lax.scan(step, codes, length=steps)[0]
-
-
 def fit(
     image: np.ndarray, *, codebook_size: int, patch_size: int, steps: int, seed: int
 ) -> PatchVQ:
     """Fit codes to the patches of float images [n, S, S, C] with k-means, deterministically.
 
-    It starts from distinct patches, drawn by `seed`. ConfigError if there are fewer than codes.
+    ConfigError if there are fewer distinct patches than codes.
     """
-    rng = np.random.default_rng(seed)
     patches = layers.patchify(image, patch_size)
     patches = patches.reshape(-1, patches.shape[-1])
-    if len(patches) > MOST_PATCHES:
-        patches = patches[rng.choice(len(patches), MOST_PATCHES, replace=False)]
-    distinct = np.unique(patches, axis=0)
-    if len(distinct) < codebook_size:
-        raise ConfigError(
-            f"config.tokenizer.codebook_size={codebook_size} exceeds the "
-            f"{counted(len(distinct), 'distinct patch')} of {counted(len(image), 'image')}; set "
-            f"it to {len(distinct)} or less"
-        )
-    start = rng.choice(len(distinct), codebook_size, replace=False)
-    codes = _lloyd(jnp.asarray(patches), jnp.asarray(distinct[np.sort(start)]), steps)
+    codes = kmeans.fit(patches, codebook_size, steps=steps, seed=seed, images=len(image))
     return PatchVQ(codes, patch_size, image.shape[-1])

@@ -6,9 +6,7 @@ N tokens of an image, F features.
 """
 
 import functools
-import json
 import math
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct, traverse_util
+from flax import struct
 
 from supmim.config import options
 from supmim.errors import counted
@@ -212,11 +210,8 @@ class VQGAN:
         return self.network.apply({"params": self.params}, x, method=method)
 
     def fingerprint(self) -> str:
-        network, digest = self.network, sha256()
-        digest.update(json.dumps([network.kind, network.sizes, network.dtype]).encode())
-        for name, leaf in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
-            digest.update(name.encode() + np.asarray(leaf).tobytes())
-        return digest.hexdigest()
+        network = self.network
+        return folder_lib.fingerprint(network.kind, network.sizes, network.dtype, self.params)
 
     def save(self, folder: Path, origin: str = "") -> None:
         folder_lib.write(folder, self.network.kind, self.network.sizes, self.params, origin)
@@ -282,13 +277,11 @@ def abstract(
 def load(folder: Path, dtype: str = "float32", network: type[Network] = Network) -> VQGAN:
     """Return a saved tokenizer; CheckpointError if it is damaged."""
     sizes, params = folder_lib.read(folder)
-    try:
+    with folder_lib.reading(folder):
         multipliers = tuple(sizes["channel_multipliers"])
         fields: dict[str, Any] = sizes | {"channel_multipliers": multipliers, "dtype": dtype}
         made = network(**fields)
         expected = jax.tree.map(np.shape, stored_shapes(made, len(jax.tree.leaves(params))))
         if expected != jax.tree.map(np.shape, params):
             raise ValueError("its sizes do not match the shapes of its weights")
-    except (KeyError, TypeError, ValueError) as error:
-        raise folder_lib.damaged(folder / folder_lib.NOTE, repr(error)) from error
     return VQGAN(jax.tree.map(jnp.asarray, params), made)

@@ -1,21 +1,10 @@
-"""Checkpoints by Orbax, with digests of our own, since Orbax does not notice a flipped bit.
-
-A step's folder is complete once it has a `digests.json`, which is written last. This holds the
-SHA-256 of every file, the results that rank the checkpoint, the fingerprint of its data, and the
-SHA-256 of all of that: a damaged byte in it is damage of the checkpoint.
-"""
+"""Checkpoints by Orbax; digests.py says how damage is noticed."""
 
 import contextlib
-import hashlib
-import json
-import logging
 import math
-import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +14,19 @@ from orbax.checkpoint import v1 as ocp
 
 from supmim.config.options import Checkpoint
 from supmim.errors import CheckpointError
-from supmim.runtime import hosts
+from supmim.runtime import faults, hosts
 from supmim.sharding import path_name
-from supmim.workdir.files import json_text, read_json, write_text
+from supmim.storage import paths
+from supmim.workdir import orbax_noise
+from supmim.workdir.digests import DIGESTS, at_hand, damage, digest, read_note, write_note
+from supmim.workdir.staging import Staging
 
-DIGESTS = "digests.json"
 FAILED_SAVES = 3  # in a row, after which the run stops
 # Replicas share the writing of an array if each part has as many bytes: cutting up a small one
 # costs more than it saves.
 SHARED_BYTES = 2**16
 
-# Orbax logs the traceback of each thread of a failed save, of which we tell in one line.
-logging.getLogger("absl").addFilter(lambda log: not (log.exc_info and "orbax" in log.pathname))
+orbax_noise.silence()
 
 
 class Restored(NamedTuple):
@@ -51,19 +41,37 @@ NEWEST_ONLY = Checkpoint(keep=1, keep_best=0)
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. kept: which of them stay; log: receives the messages."""
+    """The checkpoints of a workdir. kept: which of them stay; log: receives the messages.
+
+    before_complete: called in the background when the arrays of a save are written.
+    any_failed: whether a save of this process has failed, after which threads of Orbax wait for
+    each other for minutes.
+    """
+
+    any_failed = False
 
     def __init__(
-        self, folder: Path, log: Callable[[str], None], kept: Checkpoint = NEWEST_ONLY
+        self,
+        folder: Path,
+        log: Callable[[str], None],
+        kept: Checkpoint = NEWEST_ONLY,
+        before_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.log, self.kept = folder.absolute(), log, kept
+        self.folder, self.log, self.kept = paths.absolute(folder), log, kept
+        self.before_complete = before_complete
+        self._staging = Staging(self.folder)
+        self._steps: set[int] | None = None  # of a bucket, so that the loop need not ask it
+        self._notes: dict[int, dict[str, Any]] = {}
         self._finishing: threading.Thread | None = None
         self._pending, self._failure = False, ""
         self._failures = 0
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, oldest first."""
-        return sorted(int(path.name) for path in self._folders() if (path / DIGESTS).is_file())
+        if self._steps is None or not self._staging.in_bucket:
+            complete = (path for path in self._folders() if (path / DIGESTS).is_file())
+            self._steps = {int(path.name) for path in complete}
+        return sorted(self._steps)
 
     def _folders(self) -> Iterator[Path]:
         if self.folder.is_dir():
@@ -72,27 +80,30 @@ class Checkpoints:
     def save(self, step: int, state: Any, results: dict, fingerprint: dict) -> None:
         """Start a save: copy the arrays, then write them in the background."""
         self.wait()
-        path, self._pending = self.folder / str(step), True
+        self._pending = True
         try:
+            faults.reached("save", (step,))
             self.folder.mkdir(parents=True, exist_ok=True)
             self._clear(step)
             context = ocp.Context()
             context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
             with context:
-                response = ocp.save_async(str(path), state, overwrite=True)
+                target = str(self._staging.target(step))
+                response = ocp.save_async(target, state, overwrite=True)
         except Exception as error:  # whatever the disk or Orbax raises, training continues
             self._failure = _first_line(error)
             self.poll()
             return
         note = {"step": step, "results": results, "fingerprint": fingerprint}
-        self._finishing = threading.Thread(target=self._finish, args=(response, path, note))
+        self._finishing = threading.Thread(target=self._finish, args=(response, note))
         self._finishing.start()
 
     def _clear(self, step: int) -> None:
         """Delete what failed or killed saves of other steps left, which fills the disk."""
-        left = self.folder.glob("*.orbax-checkpoint-tmp*") if hosts.is_first() else ()
-        for path in (path for path in left if not path.name.startswith(f"{step}.")):
-            shutil.rmtree(path, ignore_errors=True)
+        if hosts.is_first() and not self._staging.in_bucket:
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                if not path.name.startswith(f"{step}."):
+                    paths.delete(path)
 
     def save_now(self, step: int, state: Any, fingerprint: dict) -> None:
         """Save and wait, unless this step is saved already; CheckpointError if it fails."""
@@ -103,7 +114,7 @@ class Checkpoints:
         self.wait()
         if not self._holds(step):
             raise CheckpointError(
-                f"step {step} could not be saved in {self.folder}. {self._advice()}"
+                f"step {step} could not be saved in {self.folder}. {self._advice()}", fault="R22"
             )
 
     def _advice(self) -> str:
@@ -132,17 +143,23 @@ class Checkpoints:
 
     def rank(self, step: int, results: dict) -> None:
         """Add the results of a saved step, by which the best checkpoints are chosen."""
-        path = self.folder / str(step)
-        hosts.on_first(lambda: _write_note(path, self.note(step) | {"results": results}))
+        hosts.on_first(lambda: self._complete(self.note(step) | {"step": step, "results": results}))
 
-    def _finish(self, response: Any, path: Path, note: dict) -> None:
+    def _finish(self, response: Any, note: dict) -> None:
         try:
             response.result()
+            self.before_complete()
             if hosts.is_first():
-                _write_note(path, note | {"files": file_digests(path)})
+                self._complete(note | {"files": self._staging.publish(note["step"])})
                 self._prune()
         except Exception as error:
             self._failure = _first_line(error)
+
+    def _complete(self, note: dict) -> None:
+        """Write the digests of a step, which make it complete."""
+        step, known = note["step"], self.steps()
+        write_note(self.folder / str(step), note)
+        self._steps, self._notes[step] = {*known, step}, note
 
     def _prune(self) -> None:
         """Delete what is neither among the newest nor among the best."""
@@ -153,7 +170,15 @@ class Checkpoints:
         for step in set(steps) - kept:
             # The digests go first: a half deleted folder must not count as complete.
             (self.folder / str(step) / DIGESTS).unlink()
-            shutil.rmtree(self.folder / str(step))
+            paths.delete(self.folder / str(step))
+            self._forget(step)
+        if self._staging.in_bucket:  # what killed saves left, which is paid for
+            for path in (path for path in self._folders() if int(path.name) not in kept):
+                paths.delete(path)
+
+    def _forget(self, step: int) -> None:
+        self._steps = {*self.steps()} - {step}
+        self._notes.pop(step, None)
 
     def _scores(self) -> dict[int, float]:
         """Return the score of each step that has one; damage is reported when it is restored."""
@@ -187,16 +212,20 @@ class Checkpoints:
         self._failure, self._failures = "", self._failures + 1 if failure else 0
         if not failure:
             return
+        Checkpoints.any_failed = True
         self.log(f"a checkpoint could not be saved in {self.folder}: {failure}")
         if self._failures >= FAILED_SAVES:
             raise CheckpointError(
                 f"{self._failures} saves in a row failed in {self.folder}: {failure}. "
-                + self._advice()
+                + self._advice(),
+                fault="R22",
             )
 
     def note(self, step: int) -> dict[str, Any]:
         """Return the digests.json of a step; OSError or ValueError if it is damaged."""
-        return _read_note(self.folder / str(step))
+        if not self._staging.in_bucket or step not in self._notes:
+            self._notes[step] = read_note(self.folder / str(step))
+        return self._notes[step]
 
     def digest(self, step: int) -> str:
         """Return one SHA-256 for all files of a step."""
@@ -229,13 +258,15 @@ class Checkpoints:
         if damaged:
             raise CheckpointError(
                 f"no good checkpoint is left in {self.folder}: {', '.join(damaged)}. Restore one "
-                "from a copy, or start again in a new workdir"
+                "from a copy, or start again in a new workdir",
+                fault="R14",
             )
         return None
 
     def restore_from(self, requested: str, abstract_state: Any) -> Restored:
         """Return the requested checkpoint, a STEP of this folder or a PATH."""
-        path = self.folder / requested if requested.isdecimal() else Path(requested).absolute()
+        own = requested.isdecimal()
+        path = self.folder / requested if own else paths.absolute(paths.path(requested))
         hosts.on_first(lambda: self._check_requested(path, requested))
         return load(path, abstract_state)
 
@@ -244,7 +275,7 @@ class Checkpoints:
             own = requested.isdecimal()
             steps = sorted(self.steps(), key=lambda s: abs(s - int(requested))) if own else []
             near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
-            raise CheckpointError(f"{path} holds no complete checkpoint{near}")
+            raise CheckpointError(f"{path} holds no complete checkpoint{near}", fault="R15")
         if problem := damage(path):
             raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
 
@@ -261,7 +292,8 @@ class Checkpoints:
     def _set_aside(self, path: Path, suffix: str, why: str) -> None:
         names = (f"{path.name}.{suffix}{n or ''}" for n in (0, *range(2, 10_000)))
         aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
-        os.replace(path, aside)
+        paths.rename(path, aside)
+        self._forget(int(path.name))
         self.log(f"checkpoint {path} {why}; it was renamed to {aside.name}")
 
 
@@ -285,61 +317,9 @@ def newest_sound(workdir: Path, option: str = "") -> Path:
     return path
 
 
-def file_digests(path: Path) -> dict[str, str]:
-    """Return {relative name: SHA-256} of every file below `path` except the digests."""
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / DIGESTS)
-
-    def sha256(file: Path) -> str:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-
-    with ThreadPoolExecutor() as pool:
-        names = [str(file.relative_to(path)) for file in files]
-        return dict(zip(names, pool.map(sha256, files), strict=True))
-
-
-def _write_note(path: Path, note: dict[str, Any]) -> None:
-    write_text(path / DIGESTS, _note_text(note))
-
-
-def _note_text(note: dict[str, Any]) -> str:
-    sha256 = hashlib.sha256(json_text(note).encode()).hexdigest()
-    return json_text(note | {"sha256": sha256})
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    """Return what `_write_note` was given; ValueError if a byte has changed since."""
-    note = read_json(path / DIGESTS)
-    if isinstance(note, dict):
-        note.pop("sha256", None)
-        if (path / DIGESTS).read_bytes() == _note_text(note).encode():
-            return note
-    raise ValueError("it is not as it was written: its SHA-256 differs")
-
-
-def digest(note: dict[str, Any]) -> str:
-    """Return one SHA-256 for all files of a step. note: its digests.json."""
-    return hashlib.sha256(json.dumps(note["files"], sort_keys=True).encode()).hexdigest()
-
-
-def damage(path: Path) -> str:
-    """Return what is wrong with the files of a complete checkpoint, or an empty string."""
-    try:
-        expected = _read_note(path)["files"]
-        found = file_digests(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{DIGESTS} cannot be read ({error!r})"
-    for name in expected:
-        if name not in found:
-            return f"{name} is missing"
-        if expected[name] != found[name]:
-            return f"{name} has changed since it was written (its SHA-256 differs)"
-    return ""
-
-
 def load(path: Path, abstract_state: Any) -> Restored:
     """Read a verified checkpoint; CheckpointError lists leaves that differ in shape or dtype."""
-    stored = _leaves(ocp.metadata(str(path)).metadata)
+    stored = _leaves(_metadata(path))
     expected = _leaves(abstract_state)
     rows = [
         f"  {name}: stored {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
@@ -350,11 +330,12 @@ def load(path: Path, abstract_state: Any) -> Restored:
         more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
         raise CheckpointError(
             f"checkpoint {path} does not fit this config:\n" + "\n".join(rows[:12] + more) + "\n"
-            "The likely cause is another patch size, number of classes, decoder or dtype. Nothing "
-            "is cast or cut silently: use the config of the run that wrote it"
+            "The likely cause is another patch size, number of classes, decoder, dtype or supmim. "
+            "Nothing is cast or cut silently: use the config, and the version, that wrote it",
+            fault="R16",
         )
-    note = _read_note(path)
-    return Restored(ocp.load(str(path), abstract_state), note["fingerprint"], digest(note))
+    note = read_note(path)
+    return Restored(ocp.load(str(at_hand(path)), abstract_state), note["fingerprint"], digest(note))
 
 
 def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[str, jax.Array]:
@@ -368,14 +349,14 @@ def load_some(path: Path, place: Callable[[str, tuple[int, ...]], Any]) -> dict[
         shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         return shape if where else ocp.PLACEHOLDER
 
-    tree = jax.tree_util.tree_map_with_path(abstract, ocp.metadata(str(path)).metadata)
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(str(path), tree))
+    tree = jax.tree_util.tree_map_with_path(abstract, _metadata(path))
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.load(str(at_hand(path)), tree))
     return {path_name(at): leaf for at, leaf in leaves if leaf is not ocp.PLACEHOLDER}
 
 
 def groups_of(path: Path) -> list[str]:
     """Return the names of the groups of parameters in a checkpoint, such as encoder."""
-    names = _leaves(ocp.metadata(str(path)).metadata)
+    names = _leaves(_metadata(path))
     return sorted({name.split("/")[1] for name in names if name.startswith("params/")})
 
 
@@ -389,13 +370,18 @@ def evaluated(
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = place or (lambda name, shape: device)
     pattern = re.compile(rf"(params|.*/average)/((?:{'|'.join(groups)})/.*)")
-    names = [name for name in _leaves(ocp.metadata(str(path)).metadata) if pattern.fullmatch(name)]
+    names = [name for name in _leaves(_metadata(path)) if pattern.fullmatch(name)]
     chosen = {}  # plain name -> stored name: opt_state/.../average/... comes before params/...
     for name in sorted(names, reverse=True):
         chosen[pattern.sub(r"\2", name)] = name
     wanted = set(chosen.values())
     leaves = load_some(path, lambda name, shape: place(name, shape) if name in wanted else None)
     return traverse_util.unflatten_dict({k: leaves[name] for k, name in chosen.items()}, sep="/")
+
+
+def _metadata(path: Path) -> Any:
+    """Return the tree of shapes and dtypes of a checkpoint."""
+    return ocp.metadata(str(at_hand(path))).metadata
 
 
 def _leaves(tree: Any) -> dict[str, str]:

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.errors import CheckpointError, ConfigError
+from supmim.storage.paths import whole
+from supmim.storage.schemes import on_bucket
 
 
 def read_json(path: Path) -> Any:
@@ -55,24 +56,11 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, which becomes `path`, or is deleted if that fails."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # which a failed write does not know
-        raise
-
-
 def make_folder(folder: Path, flag: str) -> None:
     """Create the folder that a flag names; ConfigError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        why = "" if os.access(folder, os.W_OK) else "permission denied"
+        why = "" if on_bucket(folder) or os.access(folder, os.W_OK) else "permission denied"
     except OSError as error:
         why = error.strerror
     if why:

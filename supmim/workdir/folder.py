@@ -1,20 +1,34 @@
 """The workdir of a run: the first host writes for all, and an error there ends all hosts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clu import parameter_overview
 
 from supmim.config import Config
+from supmim.data.bad_records import BadRecords
 from supmim.runtime import hosts
+from supmim.storage.growing import Growing
 from supmim.workdir import files, model
 
 
 class Workdir:
-    """The files of one run, shared by all of its hosts."""
+    """The files of one run, shared by all of its hosts. growing: those that grow line by line."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.growing = path, Growing(path)
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.growing.close()
+
+    def bad_records(self, log: Callable[[str], None]) -> BadRecords:
+        """Return this host's list of images that cannot be read."""
+        name = hosts.own_file("bad_records.jsonl")
+        return BadRecords(self.growing.file(name), log, self.path / name)
 
     def check_config(self, config: Config) -> None:
         """Raise ConfigError if the folder holds a run of another config."""

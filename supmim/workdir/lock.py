@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from supmim.errors import ConfigError, counted
+from supmim.storage.schemes import on_bucket
 
 
 @contextlib.contextmanager
@@ -20,6 +21,10 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     The operating system frees the lock however its process ends: a lock file that stays behind
     means nothing. If nothing else was written, the lock is deleted, with the folders made for it.
     """
+    if on_bucket(workdir):
+        with _claimed(workdir, flag):
+            yield
+        return
     path = workdir / "lock"
     try:
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
@@ -30,10 +35,7 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         ) from error
     with file:
         if not locked:
-            raise ConfigError(
-                f"{workdir} is in use by {_holder(file.read())}; wait for it, stop it, or choose "
-                f"another {flag}"
-            )
+            raise _in_use(workdir, file.read(), flag)
         file.truncate(0)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         file.write(json.dumps(owner))
@@ -46,6 +48,26 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
                     path.unlink()
                 for folder in made:
                     folder.rmdir()  # OSError unless it is empty
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path, flag: str) -> Iterator[None]:
+    """Hold the lock of a folder in a bucket; ConfigError if it is in use."""
+    from supmim.storage import claim
+
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(claim.hold(workdir / "lock"))
+        except claim.Claimed as error:
+            raise _in_use(workdir, str(error), flag) from error
+        yield
+
+
+def _in_use(workdir: Path, owner: str, flag: str) -> ConfigError:
+    return ConfigError(
+        f"{workdir} is in use by {_holder(owner)}; wait for it, stop it, or choose another {flag}",
+        fault="R24",
+    )
 
 
 def _lock(path: Path) -> tuple[TextIO, bool]:
@@ -64,6 +86,10 @@ def _lock(path: Path) -> tuple[TextIO, bool]:
 
 def held(workdir: Path) -> bool:
     """Return whether a run is using the workdir now."""
+    if on_bucket(workdir):
+        from supmim.storage import claim
+
+        return claim.held(workdir / "lock")
     if not (workdir / "lock").is_file():
         return False
     with (workdir / "lock").open("rb") as file:

@@ -11,8 +11,11 @@ import numpy as np
 import tensorboardX
 from tensorboardX.record_writer import register_writer_factory
 
+from supmim.storage.growing import Growing
 from supmim.workdir.files import read_json_lines, write_text
 from supmim.workdir.patient import PatientFile, PatientFiles
+
+METRICS = "metrics.jsonl"
 
 
 class Writer:
@@ -22,7 +25,7 @@ class Writer:
     """
 
     def __init__(self, workdir: Path, step: int, log: Callable[[str], None] = print) -> None:
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS
         _keep_until(path, step)
         self._jsonl = PatientFile(path, log)
         register_writer_factory(PatientFiles.PREFIX, PatientFiles(log))
@@ -74,9 +77,11 @@ class NoWriter(contextlib.nullcontext):
         pass
 
 
-def open_writer(workdir: Path, step: int, log: Callable[[str], None]) -> Writer | NoWriter:
+def open_writer(growing: Growing, step: int, log: Callable[[str], None]) -> Writer | NoWriter:
     """Return a writer that writes on the first process only."""
-    return Writer(workdir, step, log) if jax.process_index() == 0 else NoWriter()
+    if jax.process_index():
+        return NoWriter()
+    return Writer(growing.file(METRICS).parent, step, log)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

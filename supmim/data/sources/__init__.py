@@ -13,8 +13,9 @@ import numpy as np
 from supmim.config import options
 from supmim.data.sources import base, folders, joined
 from supmim.data.sources.base import Renumbered, Sample, Source
-from supmim.errors import DataError
+from supmim.errors import BucketError, DataError
 from supmim.runtime.progress import doing
+from supmim.storage.schemes import on_bucket
 
 # kind -> module with `load(where, part, data) -> Source`
 LOADERS = {
@@ -40,6 +41,8 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
         raise DataError("no images are given; set --config.data.train=folder:PATH, or NAME:SPLIT")
     if not base.is_utf8(spec):
         raise DataError(f"{base.printable(spec)} is not a name in UTF-8; rename the folder")
+    if on_bucket(spec):
+        raise base.unpacked(spec)
     if kind not in LOADERS:
         if os.path.isdir(kind):
             raise DataError(f"{base.printable(kind)} is a folder; to read it, use folder:{kind}")
@@ -70,6 +73,8 @@ def scanning(spec: str) -> Iterator[None]:
     try:
         with doing(f"scanning {spec}"):
             yield
+    except BucketError:
+        raise
     except OSError as error:
         raise DataError(f"{base.printable(spec)} cannot be read: {error}") from error
 
@@ -94,6 +99,9 @@ def load(
         check_classes(train, evaluation)
     if data.limit:
         train, evaluation = Sample(train, data.limit), Sample(evaluation, data.limit)
+    if data.eval_classes:
+        with doing("reading the labels"):
+            evaluation = joined.of_classes(evaluation, data.eval_classes)
     return with_unlabelled(train, data) if labelled else train, evaluation
 
 
@@ -154,7 +162,8 @@ def check_classes(train: Source, evaluation: Source) -> None:
     """Raise DataError unless both sources have the same classes in the same order."""
     if lines := list(class_differences(train, evaluation)):
         raise DataError(
-            f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines)
+            f"{train.name} and {evaluation.name} have different classes:\n  " + "\n  ".join(lines),
+            fault="I4",
         )
     if train.class_names != evaluation.class_names:
         raise DataError(

@@ -194,12 +194,13 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> np.ndarray:
     """Return labels [n] in [0, num_classes) as int32; DataError names the first bad one."""
     label = np.asarray(label)
     if not np.issubdtype(label.dtype, np.integer):
-        raise DataError(f"labels of {name} are {label.dtype}; they must be integers")
+        raise DataError(f"labels of {name} are {label.dtype}; they must be integers", fault="N5")
     bad = np.flatnonzero((label < 0) | (label >= num_classes))
     if bad.size:
         raise DataError(
             f"{name}, record {bad[0]}: label {label[bad[0]]} is outside 0..{num_classes - 1} "
-            f"({counted(bad.size, 'such record')}); check the labels or the number of classes"
+            f"({counted(bad.size, 'such record')}); check the labels or the number of classes",
+            fault="N5",
         )
     return label.astype(np.int32)
 
@@ -208,11 +209,12 @@ def check_label(record: Record | MaskedRecord, num_classes: int) -> int:
     """Return the label of a record; DataError, which names the record, if it names no class."""
     label, name = record.label, printable(record.name)
     if not isinstance(label, int | np.integer):
-        raise DataError(f"{name}: label {label!r} is not an integer; check the labels")
+        raise DataError(f"{name}: label {label!r} is not an integer; check the labels", fault="N5")
     if not 0 <= label < num_classes:
         raise DataError(
             f"{name}: label {label} is outside 0..{num_classes - 1}; check the labels or "
-            "the number of classes"
+            "the number of classes",
+            fault="N5",
         )
     return int(label)
 
@@ -222,6 +224,15 @@ def expanded(where: str) -> Path:
     if not where:
         raise DataError("the path of a source is missing; for the folder you are in, write ./")
     return Path(os.path.expanduser(where))
+
+
+def unpacked(spec: str) -> DataError:
+    """Return the error for a folder of image files in a bucket."""
+    return DataError(
+        f"{spec}: the files of a folder in a bucket are not read one by one; mount the bucket "
+        "(gcsfuse, mountpoint-s3), or pack them with `supmim data convert folder:PATH --out=DIR`, "
+        "upload DIR, and set --config.data.local_copy to read records:gs://BUCKET/DIR"
+    )
 
 
 def check_class_names(where: str, names: Collection[str]) -> None:

@@ -19,9 +19,12 @@ from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
 from supmim.data.sources.records import damaged
 from supmim.errors import DataError, counted, suggestion
+from supmim.storage import copy_once
+from supmim.storage.schemes import on_bucket
 
 SPEC = re.compile(r"(?P<name>.+?):(?P<split>[^:\[\]]+(\[[^\]]*\])?(\+.+)?)")
 FORMAT = "array_record"
+INFO = "dataset_info.json"  # marks the folder of a prepared data set
 HELD_OUT_SPLITS = ("validation", "test")
 NAME_FEATURES = ("file_name", "filename", "image/filename", "image_id", "id")
 # file -> bytes of data sets whose download needs an account
@@ -103,20 +106,26 @@ class Split(Source):
 
 def load(where: str, part: str, data: options.Data) -> Split:
     """Return a split; DataError, with the next command, if it is unknown or not prepared."""
-    builder, split = open_split(where, part, data.tfds_dir)
+    builder, split = open_split(where, part, data)
     return checked(Split(builder, split, labelled_fields(builder)))
 
 
-def open_split(where: str, part: str, tfds_dir: str) -> tuple[Any, str]:
+def parsed(where: str) -> re.Match | None:
+    """Return NAME:SPLIT in its two groups; None if it is none, as gs://BUCKET/FOLDER."""
+    found = SPEC.fullmatch(where)
+    return found if found and not found["split"].startswith("//") else None
+
+
+def open_split(where: str, part: str, data: options.Data) -> tuple[Any, str]:
     """Return the builder of a prepared data set, and the split for one part of NAME:SPLIT.
 
     What NAME:SPLIT holds out is validation or else test; NothingHeldOut if there is neither, or if
     one of them is in SPLIT.
     """
-    found = SPEC.fullmatch(where)
+    found = parsed(where)
     if not found:
         raise DataError(f"tfds:{where} names no split; write tfds:{where}:train")
-    builder = prepared(found["name"], tfds_dir)
+    builder = prepared(here(found["name"], data), data.tfds_dir)
     name, splits = builder.info.full_name, builder.info.splits
     used = re.sub(r"\[[^\]]*\]", "", found["split"]).split("+")
     for split in used:
@@ -130,6 +139,33 @@ def open_split(where: str, part: str, tfds_dir: str) -> tuple[Any, str]:
             "--config.data.eval=tfds:NAME:SPLIT"
         )
     return builder, held_out[0]
+
+
+def here(name: str, data: options.Data) -> str:
+    """Return the name of a data set or, if it is in a bucket, the path of its local copy."""
+    if on_bucket(data.tfds_dir) and not on_bucket(name) and not is_folder(name):
+        name = folder_of(name, data.tfds_dir)
+    return copy_once.local(name, data.local_copy)
+
+
+def folder_of(name: str, tfds_dir: str) -> str:
+    """Return the folder of a data set in a bucket; DataError unless there is exactly one."""
+    top = f"{tfds_dir.rstrip('/')}/{name.replace(':', '/')}"
+    found = copy_once.folders_with(INFO, top)
+    if len(found) != 1:
+        below = ", ".join(folder.removeprefix(f"{top}/") for folder in found)
+        raise DataError(
+            f"{top} holds several data sets: {below}; name one, as NAME/CONFIG:VERSION"
+            if found
+            else f"{top} holds no data set of TFDS (it has no {INFO}); check its name, or prepare "
+            "it with `supmim data prepare NAME --tfds-dir=DIR` and upload DIR"
+        )
+    return found[0]
+
+
+def is_folder(name: str) -> bool:
+    """Return whether the name of a data set is the path of its folder."""
+    return name.startswith(("/", "~", "."))
 
 
 def checked(split: Split) -> Split:
@@ -147,9 +183,9 @@ def builder_of(name: str, tfds_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     folder = base.expanded(name)
-    if name.startswith(("/", "~", ".")):
-        if not (folder / "dataset_info.json").is_file():
-            raise DataError(f"{folder} holds no data set of TFDS (it has no dataset_info.json)")
+    if is_folder(name):
+        if not (folder / INFO).is_file():
+            raise DataError(f"{folder} holds no data set of TFDS (it has no {INFO})")
         return tfds.builder_from_directory(folder)
     try:
         return tfds.builder(name, data_dir=tfds_dir or None)
@@ -184,7 +220,7 @@ def prepared(name: str, tfds_dir: str) -> Any:
 
 def is_prepared(builder: Any) -> bool:
     """Return whether TFDS has finished preparing the data set."""
-    return (Path(builder.data_dir) / "dataset_info.json").is_file()
+    return (Path(builder.data_dir) / INFO).is_file()
 
 
 def not_prepared(builder: Any, name: str, tfds_dir: str) -> str:

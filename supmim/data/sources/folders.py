@@ -20,6 +20,7 @@ from supmim.config import options
 from supmim.data.sources import base
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError, counted
+from supmim.storage.schemes import on_bucket
 
 ENDINGS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm",
@@ -151,6 +152,8 @@ def load_both(where: str, data: options.Data, labelled: bool = True) -> tuple[Fo
 
 def existing_parts(where: str) -> Parts:
     """Return `class_parts` of a folder; DataError if there is none."""
+    if on_bucket(where):
+        raise base.unpacked(f"folder:{where}")
     root = base.expanded(where)
     if not root.is_dir():
         raise DataError(

@@ -53,6 +53,12 @@ def labelled(source: Source) -> Source:
     return source.labelled if isinstance(source, Joined) else source
 
 
+def whole(source: Source) -> Source | None:
+    """Return a training source as it was before `split`, with all labels; None if it was not."""
+    kept = labelled(source)
+    return kept.source if type(kept) is Subset else None
+
+
 def parts(source: Source) -> Iterator[Source]:
     """Yield the innermost sources that the images of a source lie in."""
     if isinstance(source, Joined):
@@ -67,7 +73,7 @@ def split(source: Source, data: options.Data) -> tuple[Source, Source]:
     The others come second. DataError if there are not so many labels, or fewer than classes.
     """
     label = source.labels()
-    classes = labelled_classes(source, data.labelled_classes)
+    classes = numbers_of(source, "labelled_classes", data.labelled_classes)
     allowed = np.flatnonzero(np.isin(label, classes))
     found = np.unique(label[allowed])
     count = len(allowed)
@@ -89,14 +95,23 @@ def split(source: Source, data: options.Data) -> tuple[Source, Source]:
     return Subset(source, index), Subset(source, np.setdiff1d(np.arange(len(source)), index))
 
 
-def labelled_classes(source: Source, numbers: str) -> np.ndarray:
-    """Return the numbers of the classes whose labels are used; DataError for one that is none."""
+def of_classes(source: Source, numbers: str) -> Source:
+    """Return the images of config.data.eval_classes; DataError if one is no class, or none is."""
+    classes = numbers_of(source, "eval_classes", numbers)
+    index = np.flatnonzero(np.isin(source.labels(), classes))
+    if not len(index):
+        raise DataError(f"config.data.eval_classes={numbers}: {source.name} has no image of them")
+    return Subset(source, index)
+
+
+def numbers_of(source: Source, option: str, numbers: str) -> np.ndarray:
+    """Return the numbers of the classes in an option, all if it is empty; DataError for others."""
     known = len(source.class_names)
     words = [word.strip() for word in numbers.split(",") if word.strip()]
     wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word) or int(word) >= known]
     if wrong:
         raise DataError(
-            f"config.data.labelled_classes names {', '.join(wrong)}; {source.name} has classes 0 "
+            f"config.data.{option} names {', '.join(wrong)}; {source.name} has classes 0 "
             f"to {known - 1}"
         )
     return np.array(sorted({int(word) for word in words})) if words else np.arange(known)

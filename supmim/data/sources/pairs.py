@@ -22,6 +22,7 @@ from supmim.data import masks
 from supmim.data.sources import base, catalogue, folders
 from supmim.data.sources.base import MaskedRecord
 from supmim.errors import DataError, counted
+from supmim.storage.schemes import on_bucket
 
 IMAGES = "images"
 MASKS = ("masks", "annotations")
@@ -115,8 +116,10 @@ def load(where: str, part: str, data: options.Data) -> FolderPairs | SplitPairs:
     """
     root = base.expanded(where)
     if not root.is_dir():
-        if catalogue.SPEC.fullmatch(where):
+        if catalogue.parsed(where):
             return _tfds_pairs(where, part, data)
+        if on_bucket(where):
+            raise base.unpacked(f"pairs:{where}")
         raise DataError(f"pairs:{where}: there is no such folder")
     names = class_names(root / CLASSES, data)
     found = folders.parts(root)
@@ -152,7 +155,7 @@ def _numbered(data: options.Data) -> list[str]:
 
 
 def _tfds_pairs(where: str, part: str, data: options.Data) -> SplitPairs:
-    builder, split = catalogue.open_split(where, part, data.tfds_dir)
+    builder, split = catalogue.open_split(where, part, data)
     images = catalogue.image_features(builder)
     found = [name for name in images if name in MASK_FEATURES]
     image = catalogue.only("image", [name for name in images if name not in found])

@@ -22,6 +22,8 @@ from supmim.data.images import Bad
 from supmim.data.sources import base, folders
 from supmim.data.sources.base import Record, Source
 from supmim.errors import DataError, counted
+from supmim.storage import copy_once
+from supmim.storage.schemes import on_bucket
 from supmim.workdir.files import read_json
 
 FORMAT = 1
@@ -156,13 +158,14 @@ def damaged(path: str, why: object, position: int | None = None) -> DataError:
     where = f"{path}, record {position}" if position is not None else path
     return DataError(
         f"{where}: damaged ({str(why)[:200]}). A record can't be left out, since the order of the "
-        "others would change: restore a good copy of the shard, or convert again"
+        "others would change: restore a good copy of the shard, or convert again",
+        fault="I5",
     )
 
 
 def load(where: str, part: str, data: options.Data | None = None) -> Records:
     """Return one part of a store; DataError if a shard is missing or not complete."""
-    root = base.expanded(where)
+    root = base.expanded(copy_once.local(where, data.local_copy if data else ""))
     if not root.is_dir():
         raise DataError(f"records:{where}: there is no such folder")
     found = folders.parts(root)
@@ -170,7 +173,10 @@ def load(where: str, part: str, data: options.Data | None = None) -> Records:
         raise base.NothingHeldOut(
             f"{root} has no store to evaluate on; set --config.data.eval=records:PATH"
         )
-    return store(found.of(part))
+    opened = store(found.of(part))
+    if on_bucket(where):
+        opened.name = opened.name.replace(str(root), where.rstrip("/"))
+    return opened
 
 
 def store(root: Path) -> Records:

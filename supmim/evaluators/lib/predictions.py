@@ -19,6 +19,7 @@ from supmim.tasks.base import Task
 Arrays = dict[str, np.ndarray]
 SOURCES = {
     "train": "the training source",
+    "whole": "the training source with all labels",
     "eval": "the evaluation source",
     "gallery": "the gallery",
     "queries": "the queries",
@@ -29,7 +30,8 @@ EMBEDDINGS = ("embedding", "features")  # arrays that must distinguish images
 class Predictions:
     """The outputs of a task for every image of each source, cached for one set of parameters.
 
-    sources: {"train": Images, "eval": Images}, read by `readers` of the same names. landmarks, if
+    sources: {"train": Images, "eval": Images}, read by `readers` of the same names. "whole" is the
+    training source with the labels that were set aside, if they are searched too. landmarks, if
     they are evaluated, add the sources "gallery" and "queries". floors: those of the same images,
     if an earlier evaluation measured them.
     """
@@ -141,12 +143,6 @@ class Predictions:
     def unreadable(self) -> dict[str, float]:
         """Return the number of unreadable images of each source that has any."""
         return {f"unreadable/{split}": float(n) for split, n in self._missing.items() if n}
-
-
-def read_valid(images: Images, index: np.ndarray) -> Arrays:
-    """Return the arrays of `Images.take` at epoch 0, without the rows of unreadable images."""
-    arrays, bad = images.take(index, np.zeros_like(index))
-    return {name: np.delete(values, list(bad), axis=0) for name, values in arrays.items()}
 
 
 def check_finite(values: np.ndarray, name: str) -> None:

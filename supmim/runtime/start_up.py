@@ -1,0 +1,42 @@
+"""Signals while a command starts, when there is nothing to save: it ends at once, in plain words.
+
+An exception would not do: modules in C turn it into an ImportError while they are imported.
+"""
+
+import os
+import signal
+import sys
+
+INTERRUPTED = 75  # the exit code of errors.Interrupted
+DEFAULTS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+
+
+def begin() -> None:
+    """End the process at the next signal, unless its caller has it ignored."""
+    for number, default in DEFAULTS.items():
+        if signal.getsignal(number) == default:
+            signal.signal(number, _end)
+
+
+def over() -> None:
+    """Bring Python's own handlers back."""
+    for number, default in DEFAULTS.items():
+        if signal.getsignal(number) == _end:
+            signal.signal(number, default)
+
+
+def deadly() -> None:
+    """Let signals kill the process from now on: C++ waits, and no Python handler would run."""
+    for number in DEFAULTS:
+        if signal.getsignal(number) == _end:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _: object) -> None:
+    name = signal.Signals(number).name
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"supmim: {name}: ended\n".encode())
+    os._exit(INTERRUPTED)

@@ -1,0 +1,20 @@
+"""What Orbax and TensorStore print of a save that failed, of which we tell in one line."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+
+def silence() -> None:
+    """Drop it from now on: a full disk brings hundreds of lines, by three ways."""
+    logging.getLogger("absl").addFilter(lambda log: not (log.exc_info and "orbax" in log.pathname))
+    warnings.filterwarnings("ignore", "coroutine '(OrbaxLayout|async_serialize)", RuntimeWarning)
+    sys.unraisablehook = _hook
+
+
+def _hook(unraisable: Any, before: Callable[[Any], None] = sys.unraisablehook) -> None:
+    """Drop what TensorStore says for each array when Orbax's loop is closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)

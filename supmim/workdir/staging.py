@@ -1,0 +1,54 @@
+"""Where Orbax writes a checkpoint, and how it then comes to its folder."""
+
+import tempfile
+import weakref
+from pathlib import Path
+
+import jax
+
+from supmim.errors import ConfigError
+from supmim.storage import paths
+from supmim.storage.schemes import on_bucket
+from supmim.workdir.digests import file_digests
+
+
+class Staging:
+    """The way of checkpoints to the folder that holds one for each step.
+
+    On a disk, Orbax writes there. For a bucket, it writes to a folder of this machine, which is
+    uploaded in the background, since it asks a bucket several times before it copies the arrays.
+    With several processes, where each has some of the arrays, it writes to gs:// itself; to s3://
+    it cannot: ConfigError.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.in_bucket = on_bucket(folder)
+        self.uploads = self.in_bucket and jax.process_count() == 1
+        if self.in_bucket and not self.uploads and str(folder).startswith("s3://"):
+            raise ConfigError(
+                f"several processes cannot save checkpoints in {folder}: Orbax writes arrays to a "
+                "disk or to gs:// only. Mount the bucket on all hosts, and name that folder"
+            )
+        self._local: tempfile.TemporaryDirectory | None = None
+
+    def target(self, step: int) -> Path:
+        """Return the folder that Orbax writes a step to."""
+        if not self.uploads:
+            return self.folder / str(step)
+        if self._local is None:
+            self._local = tempfile.TemporaryDirectory(prefix="supmim-")
+            weakref.finalize(self, self._local.cleanup)
+        return Path(self._local.name) / str(step)
+
+    def publish(self, step: int) -> dict[str, str]:
+        """Bring a step that is written to its folder; return {relative name: SHA-256}."""
+        written, path = self.target(step), self.folder / str(step)
+        if not self.uploads:
+            with paths.local_copy(path) as copy:
+                return file_digests(copy)
+        found = file_digests(written)
+        paths.delete(path)  # what a killed upload left
+        paths.upload(written, path)
+        paths.delete(written)
+        return found
