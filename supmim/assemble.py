@@ -157,7 +157,7 @@ def open_target_ids(
     return cache
 
 
-def place(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits: str) -> Any:
+def placed_shapes(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits: str) -> Any:
     """Return the shapes of a new state, with their shardings."""
     shapes = jax.eval_shape(make_state)
     placement = sharding.state_sharding(shapes, mesh, fsdp_splits)
@@ -171,7 +171,8 @@ def place(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits: str) ->
 class Programs(NamedTuple):
     """The programs of training: `tokenize`, and `train_steps`, which donates its state.
 
-    `train_steps` is the same program wherever images and target_ids come from.
+    `train_steps` is the same program for images that are read or lie on the devices, and for ids
+    that are cached or computed.
     """
 
     tokenize: online.Tokenize
@@ -221,7 +222,7 @@ def first_state(
     """
     key = jax.random.key(config.seed)
     make_state = functools.partial(step.create_state, key, task, tx)
-    abstract_state = place(make_state, mesh, config.mesh.fsdp_splits)
+    abstract_state = placed_shapes(make_state, mesh, config.mesh.fsdp_splits)
     with doing("reading the checkpoint"):
         if start.resume:
             found = checkpoints.restore_from(start.resume, abstract_state)

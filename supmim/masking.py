@@ -23,7 +23,8 @@ class TokenMask:
     ids_shuffle: [B, N] patch ids, from visible to hidden.
     mask: [B, N] in grid order, 1 = hidden.
     num_keep: V, how many of ids_shuffle enter the encoder (the rest is dropped).
-    num_visible: how many of ids_shuffle are visible whatever ratio is drawn, and not predicted.
+    num_visible: how many of the first ids_shuffle the decoder does not predict: the visible ones;
+        0 if their number varies, or if all are predicted.
     """
 
     ids_shuffle: jax.Array

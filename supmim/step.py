@@ -23,11 +23,9 @@ class State:
     opt_state: optax.OptState
 
 
-def create_state(
-    rng: jax.Array, task: Task, tx: optax.GradientTransformation, loaded: Any = None
-) -> State:
-    """Return the state before the first step, of new parameters. See begin."""
-    return begin(task.init(rng), task, tx, loaded)
+def create_state(rng: jax.Array, task: Task, tx: optax.GradientTransformation) -> State:
+    """Return the state before the first step, of new parameters."""
+    return begin(task.init(rng), task, tx)
 
 
 def begin(params: Any, task: Task, tx: optax.GradientTransformation, loaded: Any = None) -> State:
@@ -54,9 +52,9 @@ def train_steps(
 ) -> tuple[State, metrics.Metrics]:
     """Return the state after a step on each of the first batches, and the metrics of each step.
 
-    The loop's length is no part of the program, so that results depend neither on how many steps
-    a call takes nor on how many batches it is given. batches: tokenized, each field [S, B, ...].
-    count: (), of steps, up to S. The metrics have a leading axis S, of which `count` are filled.
+    batches: tokenized, each field [S, B, ...]. count: (), number of steps, up to S. The metrics
+    have a leading axis S, of which `count` are filled. `count` is traced: one program serves all
+    counts, and results depend neither on it nor on S.
     """
 
     def at(number: jax.Array, state: State) -> tuple[State, metrics.Metrics]:

@@ -205,8 +205,8 @@ def train(
         run.watch.check()
         with clock.spending("save"):
             run.checkpoints.save_now(int(state.step), state, run.fingerprint)
-        again = f"  supmim {start.verb} --workdir={folder.path}"
-        end_if_asked(stop, int(state.step), total_steps, f"{folder.path}; continue with:\n{again}")
+        saved = f"{folder.path}; continue with:\n  supmim {start.verb} --workdir={folder.path}"
+        end_if_asked(stop, int(state.step), total_steps, saved)
         with clock.spending("evaluate"):
             results = evaluate(run.suite, state, writer, total_steps)
         with clock.spending("draw"):
@@ -232,7 +232,7 @@ def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> N
 
     done: the step that is saved; saved: where, and how to continue.
     """
-    stop.begin()  # a start without a step left has not
+    stop.begin()  # if no step was left to take, the loop has not called it
     if done < total_steps:
         raise Interrupted(
             f"stopped at step {done} of {total_steps} and saved in {saved}", fault="R1"
@@ -245,7 +245,7 @@ def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> N
 
 
 def due(done: int, every: int, total_steps: int) -> bool:
-    """Return whether something is due after this step; never after the last, which has its own."""
+    """Return whether something is due after this step; train() itself does it after the last."""
     return every > 0 and done % every == 0 and done < total_steps
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import pytest
 
 from supmim import config as config_lib
+from supmim.config.options import OPTIONS
 from supmim.data import images, pipeline
 from supmim.data.sources import base
 from supmim.data.sources import digits as digits_source
@@ -123,7 +124,9 @@ def tiny_preset(**changes):
     config.tokenizer.update(patch_size=2, codebook_size=16, fit_images=64, fit_steps=3)
     config.optimizer.warmup_steps = 2
     config.eval.update(batch_size=104, pictures=4)
-    for path, value in changes.items():
+    task = changes.get("task", config.task)
+    not_its = {p: option.default for p, option in OPTIONS.items() if task in option.unused_by}
+    for path, value in (not_its | changes).items():
         group, _, name = path.rpartition(".")
         (config[group] if group else config)[name] = value
     return config

@@ -62,7 +62,7 @@ def compiled_step(preset, devices, *overrides, slots=1):
     with jax.set_mesh(mesh):
         task = TASKS[config.task].abstract(config)
         tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
-        state = assemble.place(
+        state = assemble.placed_shapes(
             lambda: step.create_state(jax.random.key(0), task, tx), mesh, config.mesh.fsdp_splits
         )
         programs = assemble.programs(config, task, tx, mesh, state)

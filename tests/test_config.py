@@ -100,6 +100,8 @@ def test_every_number_must_be_finite_on_the_devices():
     ("changes", "told"),
     [
         ({"encoder.pool": "cls"}, "even numbers of tokens, not on 9 or 17: set"),
+        ({"encoder.pool": "cls", "encoder.registers": 1}, ""),
+        ({"encoder.registers": 1}, "even numbers of tokens, not on 9 or 17: set"),
         ({"mim.mask_ratio": 0.45}, "not on 9: set"),
         ({"mim.mask_ratio": 0.45, "mim.hidden": "mask_token"}, ""),
         ({"mim.mask_ratio": 0.45, "mim_weight": 0.0}, ""),

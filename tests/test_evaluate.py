@@ -42,7 +42,9 @@ def stored_run(workdir, noise=0.0, **changes):
         make = functools.partial(
             step.create_state, jax.random.key(0), evaluate.abstract_task(own), tx
         )
-        state = jax.jit(make, out_shardings=sharding.of(assemble.place(make, mesh, "state")))()
+        state = jax.jit(
+            make, out_shardings=sharding.of(assemble.placed_shapes(make, mesh, "state"))
+        )()
         rng = np.random.default_rng(0)
 
         def noisy(path, leaf):

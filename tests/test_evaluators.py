@@ -61,6 +61,8 @@ def test_names_are_those_of_the_config():
     assert tiny_config(class_weight=0.0).evaluator_names == ("knn", "reconstruction")
     with pytest.raises(ConfigError, match="leaves nothing to evaluate: class_weight=0 trains no"):
         tiny_config(**{"class_weight": 0.0, "eval.evaluators": "classification"})
+    untrained = tiny_config(**{"class_weight": 0.0, "eval.evaluators": "all"}).evaluator_names
+    assert not {"classification", "corruptions"} & set(untrained)
     every = tiny_config(**{"eval.evaluators": "all"}).evaluator_names
     assert list(every) == [n for n in FACTS["supmim"].evaluators if n != "landmarks"]  # no images
 

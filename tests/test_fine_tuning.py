@@ -178,7 +178,9 @@ def test_what_has_no_meaning_is_refused():
     tokenizer = {"task": "tokenizer", "eval.evaluators": "tokenizer", "tokenizer.name": "vqgan",
                  "checkpoint.keep_best": 0, "tokenizer.filters": 32,
                  "tokenizer.channel_multipliers": "1,1"}  # fmt: skip
-    for name, value in {"init.model": "x", "optimizer.layer_decay": 0.5}.items():
+    of_others = {"init.model": "x", "optimizer.layer_decay": 0.5, "encoder.depth": 3,
+                 "mim_weight": 0.5, "segmentation.stride": 2}  # fmt: skip
+    for name, value in of_others.items():
         with pytest.raises(ConfigError, match=f"config.{name}=.* not for config.task=tokenizer"):
             tiny_config(**tokenizer | {name: value})
     assert config_lib.debug(tiny_config(**{"init.model": "x"})).init.model == ""

@@ -123,6 +123,7 @@ def test_the_formula_is_within_3_percent_of_the_count(name, arm):
         {"mim.masking": "variable"},
         {"encoder.pool": "map", "classifier.rep_size": 48},
         {"encoder.pool": "cls"},
+        {"encoder.pool": "map", "encoder.registers": 8},
         {"class_pass.keep": 0.5},
         {"mim.row_share": 0.25},
         {"data.unlabelled": "folder:other", "data.unlabelled_batch": 32},

@@ -24,6 +24,7 @@ from supmim.errors import CheckpointError, ConfigError
 from supmim.interop import pretrained
 from supmim.interop.load import load
 from supmim.models import layers
+from supmim.runtime import devices
 from supmim.tasks.registry import TASKS
 from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
@@ -61,9 +62,12 @@ def begun(config, mesh_shape=(8, 1, 1)):
         task = TASKS["supmim"].abstract(config)
         tx = optimizer.create(config.optimizer, lambda _: 0.0)
         make_state = functools.partial(step.create_state, jax.random.key(0), task, tx)
-        shapes = assemble.place(make_state, mesh, "state")
+        shapes = assemble.placed_shapes(make_state, mesh, "state")
         loaded = pretrained.load(pretrained.find(config), shapes.params, mesh)
-        return jax.jit(make_state, out_shardings=sharding.of(shapes))(loaded=loaded)
+        placement = sharding.of(shapes)
+        params = devices.initialised(task.init, jax.random.key(0), placement.params)
+        begin = functools.partial(step.begin, task=task, tx=tx)
+        return jax.jit(begin, out_shardings=placement)(params, loaded=loaded)
 
 
 def assert_equal(a, b):

@@ -654,10 +654,11 @@ def test_what_does_not_go_together_is_told():
     assert "config.data.train=digits:train has no masks" in problems_of(
         **{"data.train": "digits:train"}
     )
-    told = problems_of(**{"segmentation.window": 30, "segmentation.stride": 33, "data.mixup": 0.2})
+    told = problems_of(**{"segmentation.window": 30, "segmentation.stride": 33, "data.mixup": 0.2,
+                          "mim.mask_ratio": 0.9})  # fmt: skip
     assert "window=30 is not divisible by config.encoder.patch_size=4; nearest: 28 or 32" in told
     assert "stride=33 exceeds the window of 30 pixels" in told
-    assert "config.data.mixup=0.2 is not for config.task=segmentation" in told
+    assert "data.mixup=0.2, config.mim.mask_ratio=0.9 are not for config.task=segment" in told
     told = problems_of(**{"segmentation.window": 64})
     assert "exceeds the short side of 32 pixels" in told
     assert "set config.task=segmentation" in problems_of(**{

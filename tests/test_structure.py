@@ -138,7 +138,7 @@ BUDGETS = {
     "": 2155,
     "benchmarks": 1235,
     "commands": 3130,
-    "config": 2315,
+    "config": 2345,
     "data": 5180,
     "evaluators": 2210,
     "interop": 1800,

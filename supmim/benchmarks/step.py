@@ -137,7 +137,7 @@ def initial_state(
     """Return the state before the first step, on the mesh, and the optimizer."""
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 10**6))
     make_state = functools.partial(step.create_state, jax.random.key(config.seed), task, tx)
-    placement = sharding.of(assemble.place(make_state, mesh, config.mesh.fsdp_splits))
+    placement = sharding.of(assemble.placed_shapes(make_state, mesh, config.mesh.fsdp_splits))
     return jax.jit(make_state, out_shardings=placement)(), tx
 
 

@@ -35,7 +35,7 @@ from supmim.workdir.checkpoint import Checkpoints, Restored
 from supmim.workdir.files import read_config
 from supmim.workdir.folder import Workdir
 
-USE_TRAINED_HEAD = ("classification", "corruptions", "segmentation")
+USE_TRAINED_HEAD = (*tasks.USE_CLASSIFIER, "segmentation")
 USE_TRAINING_CLASSES = ("knn", "fewshot", "linear", "logistic")  # learn from the training source
 CONDITIONAL = ("landmarks", "reconstruction")  # need landmarks, or a run with a decoder
 
@@ -200,7 +200,7 @@ def restore(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.M
     make_state = functools.partial(
         step.create_state, jax.random.key(config.seed), abstract_task(config), tx
     )
-    state = assemble.place(make_state, mesh, config.mesh.fsdp_splits)
+    state = assemble.placed_shapes(make_state, mesh, config.mesh.fsdp_splits)
     checkpoints = Checkpoints(workdir / "checkpoints", print)
     if checkpoint:
         return checkpoints.restore_from(checkpoint, state)

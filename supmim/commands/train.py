@@ -3,10 +3,11 @@
 from absl.flags import FlagValues
 
 from supmim import config as config_lib
+from supmim.assemble import Start
 from supmim.config import Config
 from supmim.runtime import devices, hosts, numerics, profile
 from supmim.storage import paths
-from supmim.train import Start, train_and_evaluate
+from supmim.train import train_and_evaluate
 
 
 def run(config: Config, flags: FlagValues, verb: str = "train") -> None:

@@ -14,15 +14,15 @@ from supmim.storage.schemes import on_bucket
 
 MOST_CODES = 2**16  # codes that a cache of target ids can tell apart
 SMALLEST_PERCEPTUAL = 16  # side of an image that VGG16 halves four times
-MASKED = ("scenes", "pairs")  # kinds of sources that have masks
+WITH_MASKS = ("scenes", "pairs")  # kinds of sources
 CONVOLUTIONAL = ("vqgan", "taming")  # tokenizers whose stride follows from their levels
 
 
 def problems(flat: dict[str, Any]) -> list[str]:
     """Return every problem of `group.option` -> value; one wrong name or value makes one problem.
 
-    An option that is missing or wrong by itself gets its default before options are checked against
-    each other. What that check finds counts only if it finds the same with other values, too.
+    Options are also checked against each other, with the default in place of an option that is
+    missing or wrong by itself. A problem is reported only if it remains with any other value there.
     """
     found, missing, flat = _name_problems(flat)
     wrong = {path: why for path, option in OPTIONS.items() if (why := option.problem(flat[path]))}
@@ -202,12 +202,12 @@ def _segmentation_problems(config: Config) -> Iterator[str]:
     without = [
         f"config.data.{name}={source}"
         for name, source in (("train", config.data.train), ("eval", config.data.eval))
-        if source and source.partition(":")[0] not in MASKED
+        if source and source.partition(":")[0] not in WITH_MASKS
     ]
     if without:
         yield (
             f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no masks, which "
-            f"config.task=segmentation needs: it takes {' or '.join(f'{x}:' for x in MASKED)}"
+            f"config.task=segmentation needs: it takes {' or '.join(f'{x}:' for x in WITH_MASKS)}"
         )
     if _in_whole_patches(config):
         yield from _window_problems(config)
@@ -242,7 +242,7 @@ def _supmim_problems(config: Config) -> Iterator[str]:
     masked = [
         f"config.data.{name}={source}"
         for name, source in (("train", config.data.train), ("eval", config.data.eval))
-        if source.partition(":")[0] in MASKED
+        if source.partition(":")[0] in WITH_MASKS
     ]
     if masked:
         yield (
@@ -343,9 +343,10 @@ def _odd_lengths(config: Config) -> str:
     unit = mim.unit**2 if mim.masking == "units" else 1
     drops = config.has_decoder and mim.hidden == "drop"
     kept = round(num_tokens // unit * (1 - mim.mask_ratio)) * unit if drops else num_tokens
-    cls = config.encoder.pool == "cls"
+    extra = config.encoder.extra_tokens
     seen = _kept(num_tokens, config.class_pass.keep) if config.task == "supmim" else num_tokens
-    lengths = {num_tokens + cls, kept + cls, seen + cls, num_tokens if config.has_decoder else 0}
+    lengths = {tokens + extra for tokens in (num_tokens, kept, seen)}
+    lengths |= {num_tokens} if config.has_decoder else set()
     return " or ".join(str(length) for length in sorted(lengths) if length % 2)
 
 
@@ -557,10 +558,10 @@ def _list_problems(config: Config) -> Iterator[str]:
             "config.eval.evaluators asks for landmarks: name their JSON file, "
             "--config.eval.landmarks=FILE.json"
         )
-    if config.eval.evaluators == "classification" and not config.classifies:
+    if config.eval.evaluators in tasks.USE_CLASSIFIER and not config.classifies:
         yield (
-            "config.eval.evaluators=classification leaves nothing to evaluate: class_weight=0 "
-            "trains no classifier"
+            f"config.eval.evaluators={config.eval.evaluators} leaves nothing to evaluate: "
+            "class_weight=0 trains no classifier"
         )
     # An unknown name may stand for any evaluator of the task.
     names = [*config.evaluator_names, *(config.facts.evaluators if unknown else ())]

@@ -117,10 +117,18 @@ def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str
         )
     asked |= {"eval.evaluators": names or asked["eval.evaluators"], "checkpoint.keep_best": 0}
     # At another image size only the encoder is used: the decoder's sizes are not checked.
-    encoder_only = {"mim_weight": 0.0, "class_weight": 1.0}
+    encoder_only = {"mim_weight": 0.0, "class_weight": 1.0} if stored.task == "supmim" else {}
     other_size = asked["data.image_size"] != before["data.image_size"]
     validate(asked | encoder_only if other_size else asked)
     config = build(asked)
     if not config.evaluator_names:
-        raise ConfigError(f"--evaluators={names} asks nothing of a run without a decoder")
+        missing = [
+            f"no {part}"
+            for part, there in (("decoder", config.has_decoder), ("classifier", config.classifies))
+            if not there
+        ]
+        raise ConfigError(
+            f"--evaluators={names} leaves nothing to evaluate: this run trained "
+            f"{' and '.join(missing)}"
+        )
     return config

@@ -16,6 +16,7 @@ NO_COPY = (
 )
 MAX_FLOAT = 3.4028234e38  # of float32
 T = TypeVar("T", bool, int, float, str)
+Group = TypeVar("Group")
 Change = Literal["crop", "geometry", "colours", "class view", "parameters", "ids"]
 
 
@@ -93,3 +94,8 @@ class Option:
 def option(default: T, meaning: str, **facts: Any) -> T:
     """Declare a field of an option group; facts: the other fields of Option."""
     return field(default=default, metadata={"option": Option(default, meaning, **facts)})
+
+
+def group(options: Group, unused_by: tuple[str, ...]) -> Group:
+    """Declare a group of options that some tasks do not read; setting one there is an error."""
+    return field(default=options, metadata={"unused_by": unused_by})

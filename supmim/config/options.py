@@ -6,12 +6,12 @@ It imports neither jax nor flax, and ml_collections stays outside: reader proces
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import TypeVar
 
 from supmim.config import tasks
-from supmim.config.option import Change, Option, Value, option
+from supmim.config.option import Change, Option, Value, group, option
 
 NORM_GROUPS = 32  # groups of the norms of published VQGANs
 MAX_LEVELS = 16  # of a tokenizer: the last has 32,768 pixels a side for one
@@ -21,6 +21,7 @@ MAX_IMAGES = 2**20  # of a batch
 SSIM_WINDOW = 11  # side of the windows that SSIM compares, in pixels
 STDDEV_GROUP = 4  # images that the StyleGAN discriminator compares
 REST = "rest"  # as data.unlabelled: the training images whose labels are not kept
+NO_PASSES = ("tokenizer", "segmentation")  # tasks without a class pass and a masked one
 Group = TypeVar("Group")
 
 
@@ -44,7 +45,7 @@ class Data:
     eval_classes: str = option(
         "",
         "numbers of the classes that are evaluated, e.g. 6,7,8,9; empty: all",
-        unused_by=("tokenizer", "segmentation"),
+        unused_by=NO_PASSES,
         may_change="in evaluation",
         default_is_before=True,
     )
@@ -52,21 +53,21 @@ class Data:
         0.0,
         "number, or share, of training images that keep their labels; 0: all",
         low=0.0,
-        unused_by=("tokenizer", "segmentation"),
+        unused_by=NO_PASSES,
         may_change="in evaluation",
         default_is_before=True,
     )
     labelled_classes: str = option(
         "",
         "numbers of the classes whose labels are kept, e.g. 0,1,2; empty: all",
-        unused_by=("tokenizer", "segmentation"),
+        unused_by=NO_PASSES,
         may_change="in evaluation",
         default_is_before=True,
     )
     unlabelled: str = option(
         "",
         "images without labels, for the token loss: a source, or rest",
-        unused_by=("tokenizer", "segmentation"),
+        unused_by=NO_PASSES,
         two_passes=True,
         may_change="always",  # a fingerprint identifies the data
         default_is_before=True,
@@ -77,7 +78,7 @@ class Data:
         "images without labels in a step, beside batch_size; 0: as many",
         low=0,
         high=MAX_IMAGES,
-        unused_by=("tokenizer", "segmentation"),
+        unused_by=NO_PASSES,
         default_is_before=True,
     )
     holdout: float = option(
@@ -119,7 +120,7 @@ class Data:
         is_path=True,
         in_bucket=True,
         may_change="always",  # a cache identifies what it holds
-        unused_by=("tokenizer", "segmentation"),
+        unused_by=NO_PASSES,
     )
     ignore_label: int = option(
         -1,
@@ -371,6 +372,11 @@ class Encoder:
         "none", "what the backward pass recomputes", choices=("none", "dots", "full")
     )
 
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens of a sequence that are no patches: the class token and the registers."""
+        return self.registers + (self.pool == "cls")
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -394,7 +400,6 @@ class ClassPass:
         "share of patches kept, at random, in training (PatchDropout)",
         low=0.0,
         high=1.0,
-        unused_by=("tokenizer", "segmentation"),
         two_passes=True,
         default_is_before=True,
     )
@@ -458,7 +463,7 @@ class Mim:
     )
     mask_ratio: float = option(
         0.5,
-        "share of patches hidden; variable: share always dropped",
+        "share of patches hidden; variable: the smallest share",
         low=0.0,
         high=1.0,
         common=True,
@@ -479,7 +484,6 @@ class Mim:
         "hidden",
         "patches that the loss counts: hidden ones, or visible ones too",
         choices=("hidden", "all"),
-        unused_by=("tokenizer", "segmentation"),
         default_is_before=True,
     )
     row_share: float = option(
@@ -487,7 +491,6 @@ class Mim:
         "share of a batch's images that are masked, e.g. 0.5: every other one",
         low=1e-6,
         high=1.0,
-        unused_by=("tokenizer", "segmentation"),
         two_passes=True,
         default_is_before=True,
     )
@@ -496,7 +499,6 @@ class Mim:
         "share of the training's steps before the first with a masked pass",
         low=0.0,
         high=1.0,
-        unused_by=("tokenizer", "segmentation"),
         two_passes=True,
         default_is_before=True,
     )
@@ -505,7 +507,6 @@ class Mim:
         "share of the training's steps after which there is no masked pass",
         low=0.0,
         high=1.0,
-        unused_by=("tokenizer", "segmentation"),
         two_passes=True,
         default_is_before=True,
     )
@@ -513,7 +514,6 @@ class Mim:
         0.0,
         "weight of predicting the full pass's classes in the masked one (MaskSub)",
         low=0.0,
-        unused_by=("tokenizer", "segmentation"),
         two_passes=True,
         default_is_before=True,
     )
@@ -697,7 +697,6 @@ class Init:
         "where the encoder is taken from: a workdir, timm folder, big_vision npz",
         is_path=True,
         in_bucket=True,
-        unused_by=("tokenizer",),
         common=True,
     )
 
@@ -826,9 +825,18 @@ class Config:
         debug=0,
         default_is_before=True,
     )
-    class_weight: float = option(1.0, "weight of the class loss; 0 has no class pass", low=0)
+    class_weight: float = option(
+        1.0,
+        "weight of the class loss; 0: no class pass, unless a soft target needs one",
+        low=0,
+        unused_by=NO_PASSES,
+    )
     mim_weight: float = option(
-        1.0, "weight of the token loss; 0 builds no decoder", low=0, common=True
+        1.0,
+        "weight of the token loss; 0 builds no decoder",
+        low=0,
+        unused_by=NO_PASSES,
+        common=True,
     )
     log_every: int = option(
         50, "steps between two lines of metrics", low=1, may_change="on resume", debug=1
@@ -848,15 +856,15 @@ class Config:
         debug=10,
     )
     data: Data = Data()
-    encoder: Encoder = Encoder()
-    classifier: Classifier = Classifier()
-    class_pass: ClassPass = ClassPass()
-    decoder: Decoder = Decoder()
-    segmentation: Segmentation = Segmentation()
-    mim: Mim = Mim()
+    encoder: Encoder = group(Encoder(), unused_by=("tokenizer",))
+    classifier: Classifier = group(Classifier(), unused_by=("tokenizer",))
+    class_pass: ClassPass = group(ClassPass(), unused_by=NO_PASSES)
+    decoder: Decoder = group(Decoder(), unused_by=NO_PASSES)
+    segmentation: Segmentation = group(Segmentation(), unused_by=("tokenizer", "supmim"))
+    mim: Mim = group(Mim(), unused_by=NO_PASSES)
     tokenizer: Tokenizer = Tokenizer()
     optimizer: Optimizer = Optimizer()
-    init: Init = Init()
+    init: Init = group(Init(), unused_by=("tokenizer",))
     mesh: Mesh = Mesh()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
@@ -945,17 +953,20 @@ class Config:
         """
         names = [name for name in self.eval.evaluators.split(",") if name]
         if names == [tasks.ALL]:
-            missing = () if self.eval.landmarks else ("landmarks",)
-            names = [name for name in self.facts.evaluators if name not in missing]
-        trained = {"reconstruction": self.mim_weight, "classification": self.classifies}
-        return tuple(name for name in names if trained.get(name, True))
+            without = () if self.eval.landmarks else ("landmarks",)
+            names = [name for name in self.facts.evaluators if name not in without]
+        missing = () if self.has_decoder else ("reconstruction",)
+        missing += () if self.classifies else tasks.USE_CLASSIFIER
+        return tuple(name for name in names if name not in missing)
 
 
 def leaves(group: type, prefix: str = "") -> Iterator[tuple[str, Option]]:
     """Yield (`group.option`, its Option) for every option of a group and of the groups in it."""
     for field in fields(group):
         if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from leaves(field.type, f"{prefix}{field.name}.")
+            others = field.metadata["unused_by"] if field.metadata else ()
+            for path, one in leaves(field.type, f"{prefix}{field.name}."):
+                yield path, replace(one, unused_by=(*one.unused_by, *others))
         else:
             yield prefix + field.name, field.metadata["option"]
 

@@ -147,7 +147,11 @@ def arm(config: ConfigDict, name: str) -> ConfigDict:
 
 def debug(config: Config) -> Config:
     """Return the config at a size that runs in seconds: 2 blocks, 4 x 4 patches, 64 images."""
-    sizes = {path: option.debug for path, option in OPTIONS.items() if option.debug is not None}
+    sizes = {
+        path: option.debug
+        for path, option in OPTIONS.items()
+        if option.debug is not None and config.task not in option.unused_by
+    }
     patched = config.tokenizer if config.task == "tokenizer" else config.encoder
     image_size = min(config.data.image_size, 4 * patched.patch_size)
     path = config.tokenizer.path

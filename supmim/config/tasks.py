@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 ALL = "all"  # every evaluator of the task
 SETTINGS = ("easy", "medium", "hard")  # of the revisited Oxford and Paris
+USE_CLASSIFIER = ("classification", "corruptions")  # evaluators of its answers
 # The results of each evaluator of which more is better. NAME stands for a class. The data may lack
 # what some of them are measured on.
 RESULTS = {

@@ -37,9 +37,9 @@ class Call(NamedTuple):
 class Groups:
     """The steps after `start` up to `stop`, in groups of those that one call takes.
 
-    A group ends with every multiple of a number in `every` and every step in `ends`. It has one
-    step until `timed` has found out how long one takes, if that is to be found out. The same on
-    all processes.
+    A group ends with every multiple of a number in `every` and every step in `ends`. If `timed`, a
+    group has one step until the second call has been timed (see `time`), then as many as fit into
+    SECONDS. All processes form the same groups.
     """
 
     def __init__(

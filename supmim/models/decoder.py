@@ -24,9 +24,7 @@ class Decoder(nn.Module):
     grid: int
 
     @nn.compact
-    def __call__(
-        self, latent: jax.Array, token_mask: masking.TokenMask, *, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, latent: jax.Array, token_mask: masking.TokenMask) -> jax.Array:
         """Map [B, V, encoder D] to predictions [B, M, W], float32, for token_mask.ids_predict."""
         dtype = jnp.dtype(self.options.dtype)
         batch, num_tokens = token_mask.ids_shuffle.shape
@@ -38,6 +36,6 @@ class Decoder(nn.Module):
             x = jnp.concatenate([x, token.astype(dtype)], axis=1)
         positions = jnp.asarray(layers.sincos_positions(self.grid, self.options.width))
         x = x + positions[token_mask.ids_shuffle].astype(dtype)
-        x, _ = layers.Blocks(self.options, name="blocks")(x, train)
+        x, _ = layers.Blocks(self.options, name="blocks")(x, train=False)
         x = layers.LayerNorm(dtype=dtype, name="norm")(x[:, token_mask.num_visible :])
         return nn.Dense(self.target_size, dtype=dtype, name="head")(x).astype(jnp.float32)

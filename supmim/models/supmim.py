@@ -63,18 +63,16 @@ def create(config: Config, target_size: int) -> Network:
     classifier = Classifier(head.num_classes, rep_size=head.rep_size, head_bias=head.head_bias)
     decoder = None
     if config.mim_weight:
-        sizes = config.decoder
-        blocks = options.changed(
-            config.encoder,
+        sizes, like = config.decoder, config.encoder
+        blocks = options.Encoder(
             width=sizes.width,
             depth=sizes.depth,
             num_heads=sizes.num_heads,
             mlp_dim=sizes.mlp_dim,
-            layer_scale=0.0,
-            registers=0,
-            dropout=0.0,
-            stochastic_depth=0.0,
-            scan=False,
+            gelu=like.gelu,
+            attention=like.attention,
+            dtype=like.dtype,
+            remat=like.remat,
         )
         decoder = Decoder(blocks, target_size, config.grid)
     return Network(encoder, classifier, decoder)

@@ -115,11 +115,12 @@ def _encoder(config: Config, num_tokens: int) -> float:
     encoder = config.encoder
     patch = encoder.patch_size**2 * config.data.channels
     embedding = 2 * num_tokens * patch * encoder.width
+    blocks = _blocks(encoder, num_tokens + encoder.extra_tokens)
     if encoder.pool == "map":
         probe = 4 * encoder.width**2 + 4 * encoder.width * encoder.mlp_dim
         pool = num_tokens * (4 * encoder.width**2 + 4 * encoder.width) + probe
-        return embedding + _blocks(encoder, num_tokens) + pool
-    return embedding + _blocks(encoder, num_tokens + (encoder.pool == "cls"))
+        return embedding + blocks + pool
+    return embedding + blocks
 
 
 def _decoder(config: Config, entering: int, num_tokens: int, hidden: int) -> float:

@@ -49,7 +49,7 @@ def build(config: Config, mesh: jax.sharding.Mesh) -> PlannedStep:
     total_steps = config.optimizer.warmup_steps + 1
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, total_steps))
-    state = assemble.place(
+    state = assemble.placed_shapes(
         lambda: step.create_state(jax.random.key(config.seed), task, tx),
         mesh,
         config.mesh.fsdp_splits,

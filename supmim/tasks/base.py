@@ -23,7 +23,7 @@ class Prepared:
     """A batch as a step takes it: augmented views in [0, 1], and targets that need no draw.
 
     class_view: [L, S, S, C], what the class loss sees of the L images with labels, before mixing;
-    None if it is the MIM view (an array under two names would be two in memory). label: [L].
+    None means mim_view (one array in two fields would be stored twice). label: [L].
     class_valid: [L], their part of valid; None if all images have labels. mim_view: [B, S, S, C],
     what is masked and tokenized; None without masked image modelling. label_map: [B, S, S].
     target_ids: [B, N]. valid: [B].

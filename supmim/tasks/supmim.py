@@ -20,7 +20,7 @@ from supmim.data.sources import joined
 from supmim.metrics import Metrics
 from supmim.models import supmim as networks
 from supmim.target_ids import identity
-from supmim.tasks import filling, probe, targets, window
+from supmim.tasks import filling, masked_steps, probe, targets
 from supmim.tasks.base import Drawn, Prepared, Step, Task, Terms
 from supmim.tokenizers import fitting, inputs
 from supmim.workdir.files import holds_run
@@ -53,7 +53,7 @@ class SupMIM(Task):
         else:
             two = self.two_passes if config.classifies else self.masked_only
             self.arm = {"one": self.one_pass, "two": two}[config.mim.passes]
-            self.masked_steps = window.masked_steps(config.mim, total_steps)
+            self.masked_steps = masked_steps.of_training(config.mim, total_steps)
 
     @classmethod
     def abstract(cls, config: Config, frozen: bool = True) -> "SupMIM":
@@ -156,13 +156,13 @@ class SupMIM(Task):
         """The class loss on the unmasked image, the token loss on a masked one, in its steps."""
         logits = self.class_pass(params, batch, rng)
         masked = functools.partial(self.masked_pass, params, batch, logits, rng)
-        mim_terms = window.within(self.masked_steps, step, masked)
+        mim_terms = masked_steps.within(self.masked_steps, step, masked)
         return added(self.class_terms(logits, batch), mim_terms)
 
     def masked_only(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """The token loss alone, in its steps: no label is used, and nothing is classified."""
         masked = functools.partial(self.masked_pass, params, batch, None, rng)
-        return window.within(self.masked_steps, step, masked)
+        return masked_steps.within(self.masked_steps, step, masked)
 
     def one_pass(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
         """Both losses on one masked image: cheaper, and without mixing."""

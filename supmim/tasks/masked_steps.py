@@ -11,7 +11,7 @@ from supmim.errors import ConfigError, counted
 from supmim.tasks.base import Step, Terms
 
 
-def masked_steps(mim: options.Mim, total_steps: int | None) -> range | None:
+def of_training(mim: options.Mim, total_steps: int | None) -> range | None:
     """Return the steps that have a masked pass; None if all have one, whatever their number.
 
     ConfigError if a training of total_steps has none. If total_steps is None, as in a plan, the
