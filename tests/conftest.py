@@ -11,6 +11,7 @@ USERS_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flags
     QUICK += " --xla_cpu_use_fusion_emitters=false"
+    QUICK += " --xla_cpu_parallel_codegen_split_count=1"
     QUICK += " --xla_cpu_max_isa=AVX"  # unfused, a multiply-add is rounded as its neighbours are
 os.environ["XLA_FLAGS"] = f"{USERS_XLA_FLAGS} {QUICK}"
 
