@@ -60,6 +60,12 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs draw no pictures, which is a quarter of a short one."""
+    monkeypatch.setattr("supmim.train.draw", lambda *_: None)
+
+
 @pytest.fixture(scope="module", params=["gs", "s3"])
 def scheme_and_server(request):
     """A scheme, and the proxy of a server for it; see bucket_servers."""

@@ -94,7 +94,10 @@ def test_folders_are_copied_whole_and_renamed(root, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny_config(**{"save_every": 5, "eval_every": 8, "checkpoint.keep": 2})
+    return tiny_config(**{
+        "save_every": 5, "eval_every": 8, "checkpoint.keep": 2, "encoder.depth": 1,
+        "eval.evaluators": "classification",
+        "checkpoint.keep_best_metric": "classification/top1"})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +179,7 @@ QUICK = {"eval.evaluators": "classification", "checkpoint.keep_best": 0}
 
 @pytest.mark.parametrize("scheme_and_server", ["gs"], indirect=True)
 def test_an_encoder_begins_with_that_of_a_bucket(in_bucket, on_disk, tmp_path):
-    changes = {"init.model": str(in_bucket), "mim_weight": 0.0} | QUICK
+    changes = {"init.model": str(in_bucket), "mim_weight": 0.0, "encoder.depth": 1} | QUICK
     one = train_and_evaluate(tiny_config(**changes), tmp_path / "one")
     two = train_and_evaluate(
         tiny_config(**changes | {"init.model": str(on_disk)}), tmp_path / "two"
@@ -515,7 +518,8 @@ def test_a_run_killed_three_times_ends_alike_on_empty_machines(root, tmp_path):
 @pytest.mark.parametrize("scheme_and_server", ["gs"], indirect=True)
 def test_two_processes_save_in_a_bucket(root):
     """Each has some of the arrays: Orbax writes them to the bucket itself."""
-    config = tiny_config(save_every=9, **{"mesh.fsdp": 2} | QUICK)
+    small = {"mesh.fsdp": 2, "encoder.depth": 1, "mim_weight": 0.0}
+    config = tiny_config(save_every=9, **small | QUICK)
     files.write_text(root / "config.json", config_lib.to_json(config))
     both_do("train", root)
     checkpoints = Checkpoints(root / "checkpoints", print)

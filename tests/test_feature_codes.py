@@ -21,6 +21,8 @@ from supmim.tokenizers import folder as folder_lib
 from supmim.workdir.files import read_results
 from tests.conftest import digits, tiny_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = {"tokenizer.name": "feature_codes", "tokenizer.filters": 8, "tokenizer.network_steps": 6,
         "tokenizer.codebook_size": 16, "tokenizer.fit_images": 64, "data.limit": 96,
         "tokenizer.dtype": "float32"}  # fmt: skip

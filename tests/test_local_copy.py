@@ -27,6 +27,8 @@ from tests.test_buckets import equal_leaves, newest
 from tests.test_records import ALONE
 from tests.test_targets import ON
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def source(scheme_and_server, server, request):

@@ -29,6 +29,8 @@ from supmim.tasks.registry import TASKS
 from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FIXTURES = Path(__file__).parent / "fixtures"
 SHORT = {
     "eval.evaluators": "classification", "checkpoint.keep_best": 0, "batch_size": 360,

@@ -18,6 +18,8 @@ from supmim.storage import paths
 from tests import bucket_servers
 from tests.conftest import digit_views, digits, tiny_preset
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SPOILED = range(6, 11)  # steps that have an image which becomes NaN
 
 

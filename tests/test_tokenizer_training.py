@@ -30,7 +30,8 @@ BATCH = 16
 SMALL = {
     "task": "tokenizer", "batch_size": BATCH, "eval.evaluators": "tokenizer",
     "checkpoint.keep_best_metric": "tokenizer/psnr", "tokenizer.name": "vqgan",
-    "tokenizer.filters": 32, "tokenizer.channel_multipliers": "1,1", "tokenizer.patch_size": 2,
+    "tokenizer.filters": 8, "tokenizer.norm_groups": 4,
+    "tokenizer.channel_multipliers": "1,1", "tokenizer.patch_size": 2,
     "tokenizer.num_res_blocks": 1, "tokenizer.embedding_dim": 8,
 }  # fmt: skip
 ALIVE = {"tokenizer.codebook": "ema", "tokenizer.revive_below": 0.2,
@@ -261,12 +262,15 @@ def test_what_no_tokenizer_can_be_trained_with_is_told(changes, told):
         small_config(**changes)
 
 
-def test_options_of_the_other_task_are_not_checked():
-    small_config(**{"encoder.width": 15, "encoder.patch_size": 3, "decoder.num_heads": 7,
-                    "mim.mask_ratio": 1.0, "class_weight": 0.0, "mim_weight": 0.0})  # fmt: skip
+def test_options_of_the_other_task_are_refused_and_their_sizes_are_not_checked():
+    others = {"encoder.width": 15, "encoder.patch_size": 3, "decoder.num_heads": 7,
+              "mim.mask_ratio": 1.0, "class_weight": 0.0, "mim_weight": 0.0}  # fmt: skip
+    (told,) = checks.problems(config_lib.flatten(small_config()) | others)
+    assert all(f"config.{path}=" in told for path in others)
+    assert told.endswith("are not for config.task=tokenizer: leave them out")
     source = base.InMemory("one", np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, int), ("all",))
     one_class = run_sources.with_num_classes(small_config(), source)
-    assert one_class.classifier.num_classes == 10
+    assert one_class.classifier.num_classes == 0
 
 
 # The loop.
@@ -276,7 +280,8 @@ PRESET = Path(__file__).parents[1] / "configs/tokenizer_cifar10.py"
 ON_DIGITS = [
     f"--config={PRESET}", "--config.data.train=digits:train", "--config.data.channels=1",
     "--config.data.image_size=12", "--config.data.limit=96", "--config.batch_size=48",
-    "--config.tokenizer.codebook_size=16", "--config.tokenizer.filters=32",
+    "--config.tokenizer.codebook_size=16", "--config.tokenizer.filters=8",
+    "--config.tokenizer.norm_groups=4",
     "--config.tokenizer.channel_multipliers=1,1", "--config.tokenizer.patch_size=2",
     "--config.tokenizer.fit_steps=3", "--config.total_epochs=3", "--config.save_every=2",
     "--config.log_every=1", "--config.optimizer.warmup_steps=1", "--config.data.flip=False",

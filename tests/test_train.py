@@ -53,7 +53,9 @@ DIGITS = str(Path(__file__).parents[1] / "configs/digits.py")
 
 
 def frozen(**changes):
-    small = {"save_every": 5, "eval_every": 5, "encoder.depth": 1}
+    small = {"save_every": 5, "eval_every": 5}
+    if changes.get("task") != "tokenizer":
+        small |= {"encoder.depth": 1}
     return tiny_config(**small | changes)
 
 
@@ -206,6 +208,7 @@ def test_a_finished_run_prints_its_result_and_writes_nothing(finished, capsys):
     assert before == after
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_resumed_at_a_checkpoint_is_as_never_stopped(copied, finished):
     """Law 2; saves fall on log steps here, so the metrics are equal too."""
     config, workdir, results = copied
@@ -231,7 +234,7 @@ def test_a_run_that_goes_back_to_an_earlier_step_is_no_longer_finished(tmp_path)
     assert folder.results() == {} and not (tmp_path / "results.json").exists()
 
 
-def test_a_save_that_was_lost_is_told_within_two_steps(tmp_path, monkeypatch, capsys):
+def test_a_save_that_was_lost_is_told_within_two_steps(tmp_path, undrawn, monkeypatch, capsys):
     class Lost:
         def result(self):
             raise OSError(28, "No space left on device")
@@ -243,7 +246,6 @@ def test_a_save_that_was_lost_is_told_within_two_steps(tmp_path, monkeypatch, ca
         lambda to, *a, **k: Lost() if to.endswith("/5") else save_async(to, *a, **k),
     )
     monkeypatch.setattr(train, "evaluate", lambda *_: {})
-    monkeypatch.setattr(train, "draw", lambda *_: None)
     quick = {"eval.evaluators": "classification", "checkpoint.keep_best": 0}
     train.train_and_evaluate(frozen(mim_weight=0.0, log_every=1, **quick), tmp_path)
     out = capsys.readouterr().out
@@ -259,6 +261,7 @@ def test_a_run_stopped_between_checkpoint_and_evaluation_is_evaluated(copied):
     assert (workdir / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_commands_of_the_report_repeat_the_run(copied):
     _, workdir, results = copied
     workdir = workdir.rename(workdir.with_name("it's <tiny>"))
@@ -297,6 +300,7 @@ AFTER_IT = (Checkpoints, "save", 10)
 BEFORE_IT = (train, "evaluate", 15)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     "kills", [[IN_IT], pytest.param([IN_IT, AFTER_IT, BEFORE_IT], marks=pytest.mark.slow)]
 )
@@ -319,12 +323,11 @@ def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(
         assert len({json.dumps(note["results"]) for note in notes}) == 1
 
 
-def test_the_best_evaluation_is_saved_when_it_happens(tmp_path, monkeypatch, capsys):
+def test_the_best_evaluation_is_saved_when_it_happens(tmp_path, undrawn, monkeypatch, capsys):
     """Between the saves too; the newest checkpoint stays beside it. What can't rank is told."""
     score = {3: 0.2, 6: 0.1, 9: 0.5, 12: None, 15: 0.4}
     found = {step: {"knn/recall_at_1": x} if x else {"other": 1.0} for step, x in score.items()}
     monkeypatch.setattr(train, "evaluate", lambda *args: found[args[-1]])
-    monkeypatch.setattr(train, "draw", lambda *_: None)
     monkeypatch.setattr(train, "conclude", lambda *_: None)
     config = frozen(mim_weight=0.0, eval_every=3, save_every=6, **{"checkpoint.keep": 1})
     train.train_and_evaluate(config, tmp_path)
@@ -352,6 +355,7 @@ def test_another_config_in_the_workdir_is_refused_by_name(finished):
     assert "log_every" not in message and "Choose another --workdir" in message
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_attempt_that_failed_before_it_began_blocks_nothing(tmp_path):
     args = ["train", f"--workdir={tmp_path}", f"--config={DIGITS}", "--config.total_epochs=1",
             "--config.batch_size=48", "--config.eval.batch_size=48",
@@ -565,6 +569,7 @@ def signalled(calls, number, action):
     return called
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("where", "number", "told"),
     [("add", 15, "SIGTERM: finishing the step and saving"), ("evaluate", 3, "")],

@@ -22,6 +22,8 @@ from supmim.tasks.registry import TASKS
 from tests.conftest import digits, tiny_config
 from tests.test_bad_input import Files
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FEW = {"data.labels": 20.0, "data.unlabelled": "rest", "batch_size": 32, "total_steps": 12}
 QUICK = {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "encoder.depth": 1,
          "data.mixup": 0.2, "log_every": 6}  # fmt: skip

@@ -202,7 +202,7 @@ def test_one_of_four_is_named_by_all_others(tmp_path, fault, code, told):
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_of_two_that_compile_ends_both(tmp_path, number):
     """JAX's service, which passes signals on, would wait for a step that both begin."""
-    changes = {"encoder.depth": 12, "encoder.scan": False, "total_epochs": 2000}
+    changes = {"encoder.depth": 6, "total_epochs": 2000}
     command = frozen(tmp_path / "run", **changes)
     fresh = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "PYTHONUNBUFFERED": "1"}
     running = processes.start(command, command, env=fresh)
