@@ -60,10 +60,15 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
+def without_pictures():
     """Runs draw no pictures, which is a quarter of a short one."""
-    monkeypatch.setattr("supmim.train.draw", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("supmim.train.draw", lambda *_: None)
+        yield
+
+
+undrawn = pytest.fixture(without_pictures)
+all_undrawn = pytest.fixture(without_pictures, scope="module")
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])

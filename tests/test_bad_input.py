@@ -25,7 +25,7 @@ from supmim.workdir.files import read_json_lines, read_results
 from tests.conftest import plain_readers, tiny_config
 from tests.pictures import damaged, encoded, photo
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 DATA = tiny_config(**{"data.image_size": 8, "data.channels": 3, "data.crop": "inception"}).data
 DAMAGED = damaged()

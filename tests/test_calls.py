@@ -14,7 +14,7 @@ from supmim.errors import ConfigError, Interrupted
 from supmim.runtime.preemption import StopSignal
 from tests.conftest import digits, plain_readers, tiny_config
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 QUICK = {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "encoder.depth": 1,
          "data.mixup": 0.2, "encoder.dropout": 0.1, "log_every": 6}  # fmt: skip

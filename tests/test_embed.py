@@ -31,7 +31,7 @@ CHANGES = {"data.limit": 192, "optimizer.warmup_steps": 1, "eval.evaluators": "k
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, all_undrawn):
     """A workdir after two steps."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "tiny.py").write_text(

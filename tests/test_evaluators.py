@@ -201,7 +201,7 @@ def results_of_all(*how):
     names = [n for n in FACTS["supmim"].evaluators if n not in ("landmarks", "logistic")]
     config = tiny_config(**{"eval.evaluators": ",".join(names)})
     predictions, params = predictions_of(config, *how)
-    few = mock.patch.object(linear, "STEPS", 50)
+    few = mock.patch.object(linear, "STEPS", 5)
     suite = evaluators.create(config, predictions)
     with few, tempfile.TemporaryDirectory() as folder:
         results = suite.run(params)

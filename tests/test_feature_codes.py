@@ -21,7 +21,7 @@ from supmim.tokenizers import folder as folder_lib
 from supmim.workdir.files import read_results
 from tests.conftest import digits, tiny_config
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 TINY = {"tokenizer.name": "feature_codes", "tokenizer.filters": 8, "tokenizer.network_steps": 6,
         "tokenizer.codebook_size": 16, "tokenizer.fit_images": 64, "data.limit": 96,
@@ -273,6 +273,7 @@ def test_codes_of_a_models_features_are_fitted_and_trained_with(tmp_path, capsys
     ids = np.asarray(found.encode(views.to_float(jnp.asarray(image))))
     assert (ids == cosine.argmax(axis=-1)).mean() > 0.99
     flags = [f"--config.tokenizer.path={out}", "--config.tokenizer.dtype=float32"]
+    flags += ["--config.total_epochs=1", "--config.eval.evaluators=classification"]
     assert cli.run(["train", *FLAGS, NAMED, *flags, f"--workdir={tmp_path / 'second'}"]) == 0
 
 

@@ -27,7 +27,7 @@ from tests.test_buckets import equal_leaves, newest
 from tests.test_records import ALONE
 from tests.test_targets import ON
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def trained(where, workdir, **changes):
     config = tiny_config(**{
         "data.train": where, "total_steps": 2, "optimizer.warmup_steps": 0,
         "eval.evaluators": "classification", "checkpoint.keep_best": 0, "encoder.depth": 1,
-        **changes,
+        "mim_weight": 0.0, **changes,
     })  # fmt: skip
     train_and_evaluate(config, workdir)
     return newest(workdir), files.read_results(workdir)
@@ -322,7 +322,7 @@ def test_a_training_from_a_bucket_is_that_from_a_disk(
         pytest.skip("it trains for half a minute")
     upload(store, f"{source}/digits")
     where, copies = f"records:{source}/digits", {"data.local_copy": str(tmp_path / "copies")}
-    here = trained(f"records:{store}", tmp_path / "here")
+    here = trained(f"records:{store}", tmp_path / "here", **{"data.workers": 0})
     there = trained(where, tmp_path / "there", **copies)
     assert equal_leaves(here[0], there[0]) and here[1] == there[1]
     assert files.read_config(tmp_path / "there").data.train == where

@@ -83,6 +83,13 @@ def test_collectives_move_parameters_and_no_activations(where, result):
 
     assert twice["memory"]["temporaries"] > 1.3 * result["memory"]["temporaries"]
     assert payload(twice) == payload(result) < 16 * result["parameters"]
+
+
+@pytest.mark.slow
+def test_collectives_of_cheaper_passes_move_no_activations_either(where, result):
+    def payload(one):
+        return sum(moved["bytes"] for moved in one["collectives"])
+
     shallow = TINY | EFFICIENT | {"encoder.depth": 1}
     small, large = (
         plan.make(tiny_config(**shallow | {"batch_size": rows}), where, 0) for rows in (16, 32)

@@ -29,7 +29,7 @@ from supmim.tasks.registry import TASKS
 from supmim.workdir.checkpoint import Checkpoints
 from tests.conftest import tiny_config
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHORT = {

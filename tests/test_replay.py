@@ -18,7 +18,7 @@ from supmim.storage import paths
 from tests import bucket_servers
 from tests.conftest import digit_views, digits, tiny_preset
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 SPOILED = range(6, 11)  # steps that have an image which becomes NaN
 
@@ -80,7 +80,8 @@ def test_steps_are_taken_again_from_a_bucket(ended, capsys, monkeypatch):
         run = paths.path(f"gs://{bucket_servers.BUCKET}/run")
         paths.upload(ended[0].parent, run)
         code, lines, _ = replay(run / "postmortem.json", capsys)
-    assert code == 0 and lines == replay(ended[0], capsys)[1] and len(lines) == 15
+    assert code == 0 and len(lines) == 15
+    assert all("as in the run; not finite: class_loss" in line for line in lines[::3])
 
 
 def test_a_replay_that_differs_says_in_what(ended, tmp_path, capsys):

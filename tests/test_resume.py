@@ -31,6 +31,7 @@ def new_workdir(folder):
         batch_size=48,
         **{
             "encoder.depth": 1,
+            "mim_weight": 0.0,
             "optimizer.ema_decay": 0.9,
             "data.mixup": 0.2,
             "eval.evaluators": "classification",

@@ -24,7 +24,7 @@ from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import plain_readers, tiny_config
 from tests.test_bad_input import DAMAGED, Files
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 ON = SimpleNamespace(requested=False)  # nobody asks to stop
 EPOCHS, LENGTH = 2, 60

@@ -22,7 +22,7 @@ from supmim.tasks.registry import TASKS
 from tests.conftest import digits, tiny_config
 from tests.test_bad_input import Files
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 FEW = {"data.labels": 20.0, "data.unlabelled": "rest", "batch_size": 32, "total_steps": 12}
 QUICK = {"eval.evaluators": "classification", "checkpoint.keep_best": 0, "encoder.depth": 1,
