@@ -194,7 +194,7 @@ NOT_RUN = {
         "--config.init.model=runs/digits",
         "supmim evaluate --workdir=runs/digits --evaluators=linear,fewshot --step=4200",
         "supmim evaluate --workdir=runs/frozen",
-        "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain",
+        "supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain --results=results",
         "supmim sweep run --sweep=mim_cifar10 --folder=sweeps/mim_cifar10 --results=results",
         "supmim sweep run --sweep=mim_dense --folder=sweeps/mim_dense --results=results",
         "supmim sweep run --sweep=mim_unseen --folder=sweeps/mim_unseen --results=results",

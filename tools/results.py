@@ -84,6 +84,24 @@ def cifar10(study: str, metrics: dict[str, str]) -> Table:
 
 LENGTHS = (60, 120, 175, 262)
 TABLES = {
+    "gain": Table(
+        "mim_gain",
+        {
+            "baseline": "labels alone, 175 epochs",
+            "baseline_matched": "labels alone, 262 epochs: SupMIM's FLOPs",
+            "two_pass": "SupMIM, two passes",
+            "one_pass": "SupMIM, one pass, no mixup",
+            "efficient": "SupMIM, cheaper passes",
+            "muon": "SupMIM with Muon",
+            "features": "SupMIM, codes of features",
+            "ssat": "SSAT's recipe",
+            "supmae": "SupMAE's recipe",
+        },
+        {"classification/top1": "top-1", "knn/recall_at_1": "kNN R@1",
+         "reconstruction/token_accuracy": "hidden tokens correct"},
+        "baseline_matched",
+        ("baseline", "baseline_matched"),
+    ),
     "tune_few_labels": Table(
         "tune_few_labels",
         {

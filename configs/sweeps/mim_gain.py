@@ -1,6 +1,6 @@
-"""The gain from masked image modelling on digits: eight arms, three seeds, 24 members.
+"""The gain from masked image modelling on digits: nine arms, three seeds, 27 members.
 
-supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain
+supmim sweep run --sweep=mim_gain --folder=sweeps/mim_gain --results=results
 
 baseline: labels alone. baseline_matched: labels alone, with as many FLOPs as two_pass by the count
 of `sweep plan` (matched by time on two CPU cores, it would be 268 epochs). two_pass: digits.py as
@@ -9,9 +9,9 @@ images. ssat and supmae: the nearest relatives, by their papers alone. SSAT (arX
 weighs the class loss 0.1 and that of pixels 0.9, without mixup; SupMAE (arXiv 2205.14540) has one
 pass, normalized pixels, and a class loss of weight 0.01, whose head we do not follow. Both hide
 75 %, as two_pass does here. efficient: the preset's arm. muon: two_pass with that optimizer.
+features: two_pass with codes of the features of a small network, which learns the labels first.
 
-The first four arms take about 45 minutes on two CPU cores shared with other jobs, one member at a
-time; the others are not run yet. docs/results.md has the results.
+A member takes three to six minutes on two CPU cores. docs/results.md has the results.
 """
 
 from supmim import grid
@@ -40,5 +40,11 @@ def get_sweep():
         },
         "efficient": {"class_pass.keep": 0.75, "mim.row_share": 0.5},
         "muon": {"optimizer.name": "muon"},
+        "features": {
+            "tokenizer.name": "feature_codes",
+            "tokenizer.filters": 32,
+            "tokenizer.network_steps": 300,
+            "tokenizer.dtype": "float32",
+        },
     }
-    return grid.product(arms, grid.seeds(0, 1, 2))
+    return grid.product(grid.seeds(0, 1, 2), arms)
