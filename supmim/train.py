@@ -79,8 +79,9 @@ class Run(NamedTuple):
     fingerprint: dict[str, Any]
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and let a save in a bucket end before the workdir is given back."""
         self.calls.close()
+        self.checkpoints.finish()
 
 
 def set_up(

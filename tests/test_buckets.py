@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from supmim.workdir import digests, files, lock
 from supmim.workdir.checkpoint import Checkpoints
 from supmim.workdir.writer import METRICS, read_metrics
 from tests import processes
-from tests.bucket_servers import BUCKET
+from tests.bucket_servers import BUCKET, free_port
 from tests.conftest import tiny_config
 
 SLOW_ON_S3 = ["gs", pytest.param("s3", marks=pytest.mark.slow)]
@@ -398,6 +400,103 @@ def test_the_doctor_tells_what_a_bucket_lacks(root, server, capsys, monkeypatch)
         assert not buckets.sizes(root)
 
 
+def test_half_a_file_that_was_fetched_is_not_uploaded_over_the_whole_one(root, monkeypatch):
+    files.write_text(root / METRICS, "one\ntwo\n")
+
+    def broken(source, to):
+        to.write_text("one")
+        raise BucketError("it was away")
+
+    second = Growing(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "download", broken)
+        with pytest.raises(BucketError, match="it was away"):
+            second.file(METRICS)
+    second.close()
+    assert (root / METRICS).read_text() == "one\ntwo\n"
+
+
+def test_an_answer_that_fails_is_not_taken_for_nothing(root, server, monkeypatch):
+    """Else a run would begin anew, and delete what it does not know."""
+    monkeypatch.setattr(buckets, "PATIENCE", 0.2)
+    server.away = True
+    for ask in ("exists", "is_dir", "is_file"):
+        with pytest.raises(BucketError, match="away") as caught:
+            getattr(root, ask)()
+        assert caught.value.fault == "R26"
+
+
+def test_a_server_that_cannot_be_reached_is_away(scheme_and_server, monkeypatch):
+    monkeypatch.setattr(buckets, "PATIENCE", 0.2)
+    kind = type(buckets.filesystem(scheme_and_server[0]))
+    address = f"http://127.0.0.1:{free_port()}"
+    access = {"gs": {"token": "anon"}, "s3": {"key": "x", "secret": "y"}}[scheme_and_server[0]]
+    closed = kind(endpoint_url=address, skip_instance_cache=True, **access)
+    with pytest.raises(BucketError) as caught:
+        closed.cat_file(f"{BUCKET}/x")
+    assert caught.value.fault == "R26"
+
+
+def test_names_that_look_like_patterns_are_names(root):
+    for name in ("run[1]/a", "run1/a", "run?/a", "runs/a"):
+        files.write_text(root / name, "x")
+    paths.delete(root / "run[1]")
+    (root / "run?" / "a").unlink()
+    paths.rename(root / "run1", root / "new*")
+    left = [name.removeprefix(f"{root}/") for name in buckets.sizes(root)]
+    assert left == ["new*/a", "runs/a"]
+
+
+def test_a_download_stays_in_its_folder(root, tmp_path, monkeypatch):
+    for name in ("../x", "a//b", "/etc/x"):
+        monkeypatch.setattr(buckets, "sizes", lambda folder, name=name: {f"{folder}/{name}": 1})
+        with pytest.raises(BucketError, match="which is no name of a file"):
+            paths.download(root, tmp_path / "to")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_temporary_folder_is_no_damage(root, monkeypatch):
+    checkpoints = saved(root, 1, [])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(paths, "download", full)
+    digests._copy.cache_clear()
+    with pytest.raises(CheckpointError, match="No space left on device.*TMPDIR"):
+        checkpoints.restore(abstract())
+    assert checkpoints.steps() == [1] and (root / "checkpoints/1" / digests.DIGESTS).is_file()
+
+
+def test_old_checkpoints_that_cannot_be_deleted_fail_no_save(root, monkeypatch):
+    def refused(_):
+        raise BucketError("no leave")
+
+    told = []
+    monkeypatch.setattr(Checkpoints, "_prune", refused)
+    assert saved(root, 1, told).steps() == [1]
+    assert told == ["old checkpoints could not be deleted: BucketError: no leave"]
+
+
+def test_complete_checkpoints_that_a_run_does_not_know_are_kept(root):
+    first = saved(root, 1, [])
+    paths.upload(digests.at_hand(root / "checkpoints/1"), root / "checkpoints/7")
+    files.write_text(root / "checkpoints/8/left", "x")  # of a killed save
+    first.save(2, state_of(2), {}, NOTE)
+    first.wait()
+    found = sorted(path.name for path in (root / "checkpoints").iterdir())
+    assert found == ["2", "7"]
+
+
+def test_a_run_that_ends_lets_its_save_end(root):
+    checkpoints = Checkpoints(root / "checkpoints", print)
+    ended = []
+    checkpoints._finishing = threading.Thread(target=lambda: (time.sleep(0.3), ended.append(1)))
+    checkpoints._finishing.start()
+    checkpoints.finish()
+    assert ended
+
+
 def test_the_doctor_waits_once_for_a_bucket_that_is_away(root, server, capsys, monkeypatch):
     monkeypatch.setattr(buckets, "PATIENCE", 0.3)
     monkeypatch.setattr(buckets.BucketPath, "unlink", lambda _: pytest.fail("it waits again"))
@@ -445,6 +544,65 @@ def test_a_second_run_is_refused_and_a_dead_one_taken_over(root, brisk, capsys):
     began = time.monotonic()
     with lock.hold(root):
         assert time.monotonic() - began < 1.0
+
+
+def test_a_lock_of_another_container_is_not_that_of_a_dead_process_here(root, brisk):
+    with lock.hold(root):
+        owner = json.loads((root / "lock").read_text())
+    files.write_json(root / "lock", owner | {"pid": 2**22 + 1, "machine": "another"})
+    began = time.monotonic()
+    with lock.hold(root):
+        assert time.monotonic() - began >= 1.0
+
+
+def test_what_is_no_lock_is_watched_and_replaced(root, brisk):
+    for text in ("{}", "[]", "no JSON"):
+        files.write_text(root / "lock", text)
+        began = time.monotonic()
+        with lock.hold(root):
+            assert time.monotonic() - began >= 1.0
+
+
+def test_a_lock_that_another_has_just_taken_over_is_not_deleted(root, brisk, monkeypatch):
+    files.write_json(root / "lock", {"host": "gone", "pid": 1})
+
+    def taken_over(text):
+        if "taken over" in text:
+            pytest.fail("it was deleted")
+
+    reads, read = [], claim._read
+
+    def late(path):
+        reads.append(path)
+        if len(reads) == 3:  # after the watch
+            files.write_json(root / "lock", {"host": "new", "pid": 2})
+        return read(path)
+
+    now = iter([0.0, 0.5, 0.5, 0.5, 2.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(claim, "time", clock)
+    monkeypatch.setattr(claim, "tell", taken_over)
+    monkeypatch.setattr(claim, "_read", late)
+    claim._wait_until_stale(root / "lock", sleep=lambda _: None)
+    assert json.loads((root / "lock").read_text())["host"] == "new"
+
+
+def test_a_lost_lock_is_noticed_before_a_save_counts(root, monkeypatch):
+    class Ended(BaseException):
+        """Stands for os._exit."""
+
+    def lost(path, found):
+        raise Ended(found["host"])
+
+    monkeypatch.setattr(claim, "_lost", lost)
+    monkeypatch.setattr(claim, "RENEW_EVERY", 60.0)
+    checkpoints = Checkpoints(root / "checkpoints", print)
+    with lock.hold(root):
+        checkpoints._staging.verify()
+        files.write_json(root / "lock", {"host": "b"})
+        with pytest.raises(Ended, match="b"):
+            checkpoints._staging.publish(1)
+        (root / "lock").unlink()
 
 
 LOSES = """

@@ -1,5 +1,6 @@
 """Data in buckets: it is copied to this machine once, and read as if it had always been here."""
 
+import functools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_processes_of_one_host_make_one_copy(filled, server, tmp_path):
 def test_what_was_copied_before_an_interruption_is_not_copied_again(
     filled, server, tmp_path, monkeypatch, killed
 ):
-    monkeypatch.setattr(copy_once, "PARALLEL", 1)
+    monkeypatch.setattr(buckets, "PARALLEL", 1)
     with monkeypatch.context() as patch:
         patch.setattr(buckets, "PATIENCE", 0.2)
         get = buckets.get
@@ -147,6 +148,34 @@ def test_what_was_copied_before_an_interruption_is_not_copied_again(
     reads = read(server)
     assert reads and all("z" in path.split("?")[0] for path in reads)
     assert contents(copy) == in_bucket(filled) and not Path(f"{copy}.part").exists()
+
+
+def test_an_old_file_of_the_same_size_is_not_taken_for_the_new_one(filled, tmp_path, monkeypatch):
+    """Although the bucket states no digest, and the copy was interrupted."""
+    copy = Path(copy_once.local(filled, str(tmp_path)))
+    listed, get = buckets.listed, buckets.get
+
+    def in_parts(folder, version="old"):
+        return {
+            name: stored._replace(digest=f"etag:{version if name == 'a/y' else 'same'}-2")
+            for name, stored in listed(folder).items()
+        }
+
+    def broken(*_):
+        raise BucketError("it was away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "listed", in_parts)
+        copy_once.local(filled, str(tmp_path))
+        put(filled, "a/y", b"n" * 999)
+        patch.setattr(buckets, "listed", functools.partial(in_parts, version="new"))
+        patch.setattr(buckets, "get", broken)
+        with pytest.raises(BucketError):
+            copy_once.local(filled, str(tmp_path))
+        assert not (copy / "a/y").exists()
+        patch.setattr(buckets, "get", get)
+        copy_once.local(filled, str(tmp_path))
+    assert contents(copy) == in_bucket(filled)
 
 
 def test_objects_that_changed_are_copied_again_and_gone_ones_deleted(filled, server, tmp_path):

@@ -144,15 +144,15 @@ BUDGETS = {
     "interop": 1800,
     "models": 656,
     "planning": 1055,
-    "report": 1480,
+    "report": 1485,
     "runtime": 1960,
-    "storage": 960,
+    "storage": 1045,
     "sweeps": 745,
     "target_ids": 400,
     "tasks": 1132,
     "tokenizers": 1900,
     "updates": 180,
-    "workdir": 1125,
+    "workdir": 1150,
 }
 
 

@@ -1,5 +1,6 @@
 """Terminal output: the plan before the first step, progress, the table of results."""
 
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,6 +133,7 @@ def print_results(results: dict[str, float], headline: str) -> None:
     shown = {name: value for name, value in results.items() if name.count("/") < 2}
     lines = [f"  {name:<36}{text:>10}" for name, text in units.formatted(shown).items()]
     if low := page.not_above_floors(results):
-        lines.append(f"no better than without training (floor/...): {', '.join(low)}")
+        told = f"no better than without training (floor/...): {', '.join(low)}"
+        lines.append(textwrap.fill(told, 80, subsequent_indent="  ", break_on_hyphens=False))
     if jax.process_index() == 0:
         print("\n".join([headline, *lines]))

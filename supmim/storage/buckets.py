@@ -11,17 +11,19 @@ import errno
 import functools
 import hashlib
 import logging
+import math
 import os
 import random
 import re
 import time
 import types
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
-from etils.epath import gpath
+from etils.epath import backend, gpath
 
 from supmim.errors import BucketError, ConfigError, counted
 from supmim.runtime.progress import tell
@@ -29,7 +31,9 @@ from supmim.runtime.progress import tell
 PATIENCE = 600.0  # seconds
 TELL_EVERY = 60.0  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries
+SILENCE = 60.0  # seconds without a byte after which a request is made again
 BLOCK = 2**26  # bytes that one request reads
+PARALLEL = 16  # objects that are read, written or deleted at the same time
 AT_ONCE = 2**27  # bytes of a file that one request writes
 
 EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
@@ -47,23 +51,27 @@ ADVICE = {
 }
 
 
+_last_line = [-math.inf]  # when a line was printed: many requests may wait at the same time
+
+
 async def patiently(request: Callable[[], Awaitable[Any]], passes: Callable[..., bool]) -> Any:
     """Return what a request returns, making it again while it fails for a reason that passes."""
-    began, told, pause = time.monotonic(), 0.0, FIRST_PAUSE
+    began, pause = time.monotonic(), FIRST_PAUSE
     while True:
         try:
             return await request()
         except (BucketError, FileNotFoundError, FileExistsError):
             raise
         except Exception as error:
-            waited, why = time.monotonic() - began, _first_line(error)
+            now, why = time.monotonic(), _first_line(error)
+            waited = now - began
             if not passes(error):
                 raise BucketError(f"a bucket refuses: {why}", fault="R27") from error
             if waited >= PATIENCE:
                 minutes = counted(round(waited / 60), "minute")
                 raise BucketError(f"a bucket was away for {minutes}: {why}", fault="R26") from error
-            if waited - told >= TELL_EVERY:
-                told = waited
+            if waited >= TELL_EVERY and now - _last_line[0] >= TELL_EVERY:
+                _last_line[0] = now
                 tell(f"a bucket does not answer, {waited / 60:.0f} min; it is tried again: {why}")
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -87,13 +95,19 @@ def filesystem(scheme: str) -> Any:
 def _google() -> type:
     import aiohttp
     from gcsfs import core, retry
-    from google.auth.exceptions import GoogleAuthError
+    from google.auth.exceptions import GoogleAuthError, TransportError
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints traces of what is tried again
     once = core.GCSFileSystem._request.__wrapped__  # without its own tries, which end after 60 s
     broken = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError)
 
     def passes(error: Exception) -> bool:
+        # gcsfs calls it a wrong login if it cannot fetch a new token.
+        cause = error.__cause__
+        if isinstance(error, TransportError) or isinstance(cause, TransportError):
+            return True
+        if isinstance(cause, GoogleAuthError):
+            return cause.retryable
         if isinstance(error, retry.HttpError):
             return int(error.code or 0) in (408, 429) or int(error.code or 0) >= 500
         refused = isinstance(error, GoogleAuthError) and not error.retryable
@@ -101,7 +115,9 @@ def _google() -> type:
 
     class GoogleBuckets(core.GCSFileSystem):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{"use_listings_cache": False} | kwargs)
+            timeout = aiohttp.ClientTimeout(sock_connect=SILENCE, sock_read=SILENCE)
+            ours = {"use_listings_cache": False, "requests_timeout": timeout}
+            super().__init__(*args, **ours | kwargs)
 
         async def _request(self, *args: Any, **kwargs: Any) -> Any:
             return await patiently(lambda: once(self, *args, **kwargs), passes)
@@ -117,17 +133,21 @@ def _amazon() -> type:
     logging.getLogger("s3fs").setLevel(logging.CRITICAL)
     lost = (
         *(aiohttp.ClientError, exceptions.HTTPClientError, parsers.ResponseParserError),
-        *(ConnectionError, TimeoutError, asyncio.TimeoutError),
+        *(exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError),
+        *(exceptions.ProxyConnectionError, exceptions.IncompleteReadError),
+        *(exceptions.FlexibleChecksumError, ConnectionError, TimeoutError, asyncio.TimeoutError),
     )
 
     def passes(error: Exception) -> bool:
         if isinstance(error, lost):
             return True
+        status = status_of(error)
+        return status in (408, 409, 429) or status >= 500
+
+    def status_of(error: Exception) -> int:
         cause = error.__cause__
-        if not isinstance(cause, exceptions.ClientError):
-            return False
-        status = cause.response["ResponseMetadata"]["HTTPStatusCode"]
-        return status in (408, 429) or status >= 500
+        is_answer = isinstance(cause, exceptions.ClientError)
+        return cause.response["ResponseMetadata"]["HTTPStatusCode"] if is_answer else 0
 
     class AmazonBuckets(s3fs.S3FileSystem):
         retries = 1
@@ -139,7 +159,16 @@ def _amazon() -> type:
 
         async def _call_s3(self, *args: Any, **kwargs: Any) -> Any:
             call = super()._call_s3
-            return await patiently(lambda: call(*args, **kwargs), passes)
+
+            async def once() -> Any:
+                try:
+                    return await call(*args, **kwargs)
+                except OSError as error:
+                    if "IfNoneMatch" in kwargs and status_of(error) == 412:
+                        raise FileExistsError(kwargs["Key"]) from error
+                    raise
+
+            return await patiently(once, passes)
 
         async def _cat_file(self, *args: Any, **kwargs: Any) -> bytes:
             cat = super()._cat_file
@@ -150,6 +179,10 @@ def _amazon() -> type:
 
 class BucketPath(gpath.PosixGPath):
     """A path in a bucket, with pathlib's methods; a folder exists as soon as it holds something."""
+
+    @property
+    def _backend(self) -> Any:
+        return backend.fsspec_backend  # also where TensorFlow is installed
 
     @property
     def files(self) -> Any:
@@ -166,7 +199,20 @@ class BucketPath(gpath.PosixGPath):
         return types.SimpleNamespace(st_size=int(self.files.info(os.fspath(self))["size"]))
 
     def is_file(self) -> bool:
-        return self.files.isfile(os.fspath(self))
+        return self._kind() == "file"
+
+    def is_dir(self) -> bool:
+        return self._kind() == "directory"
+
+    def exists(self) -> bool:
+        return bool(self._kind())
+
+    def _kind(self) -> str:
+        """Return file, directory, or "" if there is nothing; fsspec takes any error for nothing."""
+        try:
+            return self.files.info(os.fspath(self))["type"]
+        except FileNotFoundError:
+            return ""
 
     def iterdir(self) -> Iterator["BucketPath"]:
         for name in self.files.ls(os.fspath(self), detail=False):
@@ -200,8 +246,14 @@ class BucketPath(gpath.PosixGPath):
         self._remove([os.fspath(self)])
 
     def _remove(self, names: list[str]) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.files.rm(names)
+        """Delete objects by name; fsspec's `rm` takes * and ? for patterns, and hides errors."""
+
+        def remove(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.files.rm_file(name)
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            list(pool.map(remove, names))
 
 
 def path(name: str | os.PathLike) -> Any:
@@ -220,7 +272,8 @@ def put(source: Path, to: Any) -> None:
     if source.stat().st_size < AT_ONCE:
         to.files.pipe_file(os.fspath(to), source.read_bytes())
     else:
-        to.files.put_file(str(source), os.fspath(to))  # part by part, each from memory
+        one_part = {"max_concurrency": 1} if os.fspath(to).startswith("s3") else {}
+        to.files.put_file(str(source), os.fspath(to), **one_part)  # each part from memory
 
 
 def get(

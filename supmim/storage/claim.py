@@ -23,6 +23,9 @@ RENEW_EVERY = 15.0  # seconds
 STALE = 60.0  # seconds for which a claim is watched before it is taken over
 
 
+_held: dict[Any, str] = {}  # path -> token of the claims of this process
+
+
 class Claimed(Exception):
     """Another process holds the claim. Its argument is the claim's text."""
 
@@ -36,7 +39,7 @@ def hold(path: Any) -> Iterator[None]:
     or refuses.
     """
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
-    claim["since"] = time.time()
+    claim |= {"since": time.time(), "machine": _machine()}
     try:
         while not _created(path, claim):
             _wait_until_stale(path)
@@ -47,14 +50,24 @@ def hold(path: Any) -> Iterator[None]:
     over = threading.Event()
     renewer = threading.Thread(target=_renew, args=(path, claim, over), daemon=True)
     renewer.start()
+    _held[path] = claim["token"]
     try:
         yield
     finally:
+        del _held[path]
         over.set()
         renewer.join()
         with contextlib.suppress(OSError):
             if _read(path).get("token") == claim["token"]:
                 path.unlink()
+
+
+def verify() -> None:
+    """End this process if another took over a claim of it: to be called before it deletes."""
+    for path, token in _held.items():
+        found = _read(path)
+        if found and found.get("token") != token:
+            _lost(path, found)
 
 
 def held(path: Any) -> bool:
@@ -81,18 +94,21 @@ def _wait_until_stale(path: Any, sleep: Callable[[float], None] = time.sleep) ->
         tell(f"{path} is held by {owner}; if it does not renew this in {STALE:.0f} s, it is gone")
         while first and time.monotonic() - began < STALE:
             sleep(min(RENEW_EVERY, STALE) / 4)
+            asked = time.monotonic()
             if (now := _read(path)) != first:
                 if not now:
                     return  # it ended
                 raise Claimed(json.dumps(now))
-    if first:
+            if time.monotonic() - asked > RENEW_EVERY:  # the bucket was away, for its owner too
+                began = time.monotonic()
+    if first and _read(path) == first:  # else another process has just taken it over
         tell(f"{path} was not renewed; it is taken over")
         path.unlink(missing_ok=True)
 
 
 def _dead_here(claim: dict[str, Any]) -> bool:
     """Return whether a claim is that of a process of this machine that is no longer there."""
-    if claim.get("host") != socket.gethostname():
+    if not claim.get("machine") or claim["machine"] != _machine():
         return False
     try:
         os.kill(int(claim.get("pid", 0)), 0)
@@ -101,6 +117,13 @@ def _dead_here(claim: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return False
+
+
+def _machine() -> str:
+    """Return what distinguishes this start of a machine, and a container of it, from others."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
 
 
 def _renew(path: Any, claim: dict[str, Any], over: threading.Event) -> None:
@@ -112,14 +135,19 @@ def _renew(path: Any, claim: dict[str, Any], over: threading.Event) -> None:
             if found.get("token") == claim["token"]:
                 path.files.pipe_file(os.fspath(path), _text(claim).encode())
                 continue
-            by = f"process {found.get('pid')} on {found.get('host')}" if found else "another"
-            print(
-                f"supmim: [R24] {path} was taken over by {by} while this process stood still; it "
-                "ends without a save, since the other's would be damaged",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(CheckpointError.exit_code)
+            _lost(path, found)
+
+
+def _lost(path: Any, found: dict[str, Any]) -> None:
+    """End this process, whose claim is another's now. found: that claim."""
+    by = f"process {found.get('pid')} on {found.get('host')}" if found else "another"
+    print(
+        f"supmim: [R24] {path} was taken over by {by} while this process stood still; it ends "
+        "without a save, since the other's would be damaged",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(CheckpointError.exit_code)
 
 
 def _text(claim: dict[str, Any]) -> str:
@@ -127,9 +155,13 @@ def _text(claim: dict[str, Any]) -> str:
 
 
 def _read(path: Any) -> dict[str, Any]:
-    """Return the claim at a path; empty if there is none, or it is none."""
+    """Return the claim at a path, empty if there is no object; what is no claim is `damaged`."""
     try:
-        found = json.loads(path.read_text(errors="replace"))
-    except (FileNotFoundError, ValueError):
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict) and found:
+            return found
+    return {"damaged": text}

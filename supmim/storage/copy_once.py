@@ -21,7 +21,6 @@ from supmim.config.option import NO_COPY
 from supmim.errors import BucketError, DataError, counted
 from supmim.runtime.progress import doing, tell
 from supmim.storage import paths
-from supmim.storage.paths import PARALLEL
 from supmim.storage.schemes import on_bucket
 from supmim.workdir.files import read_json, write_json
 
@@ -125,6 +124,8 @@ def _update(source: str, copy: Path) -> None:
         with contextlib.suppress(OSError):
             os.removedirs((copy / name).parent)  # up to the first that is not empty
     missing = {name: stored for name, stored in found.items() if name not in here}
+    for name in missing:  # without a note, an old one of the same size would pass for the new
+        (copy / name).unlink(missing_ok=True)
     _write_note(note, source, here)
     try:
         _fetch(source, copy, missing, here)
@@ -143,6 +144,8 @@ def _fetch(
     source: str, copy: Path, missing: "dict[str, Stored]", here: "dict[str, Stored]"
 ) -> None:
     """Copy the missing objects, and add each that is complete to those that are here."""
+    from supmim.storage.buckets import PARALLEL
+
     needed = sum(stored.size for stored in missing.values())
     parts = copy.with_name(f"{copy.name}.part")
     shutil.rmtree(parts, ignore_errors=True)
@@ -178,13 +181,12 @@ def _fetch_one(name: str, to: Path, stored: "Stored", progress: Callable[[int], 
 
     for _ in range(TRIES):
         buckets.get(paths.path(name), to, stored.size, progress)
-        if stored.agrees(to):
+        if stored.agrees(to) or not buckets.etag_is_md5(paths.path(name)):
             return
-    if buckets.etag_is_md5(paths.path(name)):
-        raise DataError(
-            f"{name} has not the digest that its bucket states ({stored.digest}): it changes while "
-            "it is copied, or it is damaged; start again, or upload it again"
-        )
+    raise DataError(
+        f"{name} has not the digest that its bucket states ({stored.digest}): it changes while "
+        "it is copied, or it is damaged; start again, or upload it again"
+    )
 
 
 def _check_space(source: str, folder: Path, needed: int) -> None:

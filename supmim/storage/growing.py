@@ -28,7 +28,8 @@ class Growing:
         """Return the local path of a file, with what earlier starts of the run left in it."""
         path, uploaded = self.folder / name, self.workdir / name
         if self.remote and not path.exists() and uploaded.exists():
-            paths.download(uploaded, path)
+            with paths.whole(path) as part:  # half of it must not be uploaded
+                paths.download(uploaded, part)
             self._uploaded[path] = _state(path)
         return path
 
@@ -40,7 +41,9 @@ class Growing:
             for path in paths.files_below(self.folder):
                 state = _state(path)
                 if self._uploaded.get(path) != state:
-                    paths.upload(path, self.workdir / path.relative_to(self.folder))
+                    with tempfile.TemporaryDirectory(prefix="supmim-") as still:  # it may grow
+                        copy = Path(shutil.copy(path, still))
+                        paths.upload(copy, self.workdir / path.relative_to(self.folder))
                     self._uploaded[path] = state
 
     def close(self) -> None:

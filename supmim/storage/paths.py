@@ -8,14 +8,14 @@ import contextlib
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from supmim.errors import BucketError
 from supmim.storage.schemes import on_bucket
-
-PARALLEL = 16  # objects that are read or written at the same time
 
 
 def path(name: str | os.PathLike) -> Path:
@@ -68,7 +68,8 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # which a failed write does not know
+        if error.errno:
+            error.filename = error.filename or str(path)  # which a failed write does not know
         raise
 
 
@@ -78,7 +79,7 @@ def upload(source: Path, to: Path) -> None:
 
     files = [source] if source.is_file() else files_below(source)
     targets = [to] if source.is_file() else [to / file.relative_to(source) for file in files]
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(buckets.PARALLEL) as pool:
         list(pool.map(buckets.put, files, targets))
 
 
@@ -88,10 +89,13 @@ def download(source: Path, to: Path) -> None:
 
     found = buckets.sizes(source)
     names = [name.removeprefix(f"{source}/") for name in found]
+    for name in names if list(found) != [str(source)] else ():
+        if {"", ".", ".."} & set(name.split("/")):
+            raise BucketError(f"{source} holds {name!r}, which is no name of a file; rename it")
     targets = [to] if list(found) == [str(source)] else [to / name for name in names]
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with ThreadPoolExecutor(buckets.PARALLEL) as pool:
         list(pool.map(buckets.get, map(path, found), targets, found.values()))
 
 
@@ -108,6 +112,13 @@ def local_copy(path: Path) -> Iterator[Path]:
         copy = Path(folder) / path.name
         download(path, copy)
         yield copy
+
+
+def temporary_folder(owner: object) -> Path:
+    """Return a new folder of this machine, which is deleted with its owner."""
+    folder = tempfile.mkdtemp(prefix="supmim-")
+    weakref.finalize(owner, shutil.rmtree, folder, True)
+    return Path(folder)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -151,9 +151,19 @@ class Checkpoints:
             self.before_complete()
             if hosts.is_first():
                 self._complete(note | {"files": self._staging.publish(note["step"])})
-                self._prune()
         except Exception as error:
             self._failure = _first_line(error)
+            return
+        try:
+            if hosts.is_first():
+                self._prune()
+        except OSError as error:  # the save is complete
+            self.log(f"old checkpoints could not be deleted: {_first_line(error)}")
+
+    def finish(self) -> None:
+        """Wait for a save in a bucket that goes on, however the run ends."""
+        if self._finishing is not None and self._staging.uploads:
+            self._finishing.join()
 
     def _complete(self, note: dict) -> None:
         """Write the digests of a step, which make it complete."""
@@ -174,7 +184,8 @@ class Checkpoints:
             self._forget(step)
         if self._staging.in_bucket:  # what killed saves left, which is paid for
             for path in (path for path in self._folders() if int(path.name) not in kept):
-                paths.delete(path)
+                if not (path / DIGESTS).is_file():
+                    paths.delete(path)
 
     def _forget(self, step: int) -> None:
         self._steps = {*self.steps()} - {step}

@@ -8,14 +8,11 @@ that: a damaged byte in it is damage of the checkpoint.
 import functools
 import hashlib
 import json
-import shutil
-import tempfile
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from supmim.errors import BucketError
+from supmim.errors import BucketError, CheckpointError
 from supmim.storage import paths
 from supmim.storage.schemes import on_bucket
 from supmim.workdir.files import json_text, read_json, write_text
@@ -28,16 +25,24 @@ def at_hand(path: Path) -> Path:
 
     The copy of one in a bucket stays until another is asked for, or this process ends.
     """
-    return Path(_copy(path, (path / DIGESTS).read_bytes()).folder) if on_bucket(path) else path
+    return _copy(path, (path / DIGESTS).read_bytes()).folder if on_bucket(path) else path
 
 
 class Copy:
     """A copy on this machine of a folder in a bucket, which is deleted with this object."""
 
     def __init__(self, path: Path) -> None:
-        self.folder = tempfile.mkdtemp(prefix="supmim-")
-        weakref.finalize(self, shutil.rmtree, self.folder, True)
-        paths.download(path, Path(self.folder))
+        self.folder = paths.temporary_folder(self)
+        try:
+            paths.download(path, self.folder)
+        except (BucketError, FileNotFoundError):
+            raise
+        except OSError as error:  # which is no damage of the checkpoint
+            raise CheckpointError(
+                f"{path} cannot be copied to {self.folder}: {error.strerror or error}. Make room "
+                "there, or set TMPDIR to a folder of a larger disk",
+                fault="R22",
+            ) from error
 
 
 @functools.lru_cache(maxsize=1)

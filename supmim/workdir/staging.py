@@ -1,7 +1,5 @@
 """Where Orbax writes a checkpoint, and how it then comes to its folder."""
 
-import tempfile
-import weakref
 from pathlib import Path
 
 import jax
@@ -30,16 +28,15 @@ class Staging:
                 f"several processes cannot save checkpoints in {folder}: Orbax writes arrays to a "
                 "disk or to gs:// only. Mount the bucket on all hosts, and name that folder"
             )
-        self._local: tempfile.TemporaryDirectory | None = None
+        self._local: Path | None = None
 
     def target(self, step: int) -> Path:
         """Return the folder that Orbax writes a step to."""
         if not self.uploads:
             return self.folder / str(step)
         if self._local is None:
-            self._local = tempfile.TemporaryDirectory(prefix="supmim-")
-            weakref.finalize(self, self._local.cleanup)
-        return Path(self._local.name) / str(step)
+            self._local = paths.temporary_folder(self)
+        return self._local / str(step)
 
     def publish(self, step: int) -> dict[str, str]:
         """Bring a step that is written to its folder; return {relative name: SHA-256}."""
@@ -47,8 +44,19 @@ class Staging:
         if not self.uploads:
             with paths.local_copy(path) as copy:
                 return file_digests(copy)
+        self.verify()
         found = file_digests(written)
-        paths.delete(path)  # what a killed upload left
-        paths.upload(written, path)
-        paths.delete(written)
+        try:
+            paths.delete(path)  # what a killed upload left
+            paths.upload(written, path)
+        finally:
+            paths.delete(written)
+        self.verify()
         return found
+
+    def verify(self) -> None:
+        """End this process if another has taken over its workdir in a bucket."""
+        if self.in_bucket:
+            from supmim.storage import claim
+
+            claim.verify()
