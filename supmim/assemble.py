@@ -34,7 +34,7 @@ class Start(NamedTuple):
     """What may differ from one start of a run to the next.
 
     resume: the checkpoint to continue from. profile: the steps to trace. bad_steps: how many
-    updates in a row may be not finite before the run ends. allow_data_change: continue on other
+    updates in a row may be non-finite before the run ends. allow_data_change: continue on other
     data. verb: the command that started the run, for the message that says how to continue.
     """
 
@@ -171,8 +171,8 @@ def placed_shapes(make_state: Callable[[], step.State], mesh: Mesh, fsdp_splits:
 class Programs(NamedTuple):
     """The programs of training: `tokenize`, and `train_steps`, which donates its state.
 
-    `train_steps` is the same program for images that are read or lie on the devices, and for ids
-    that are cached or computed.
+    `train_steps` is one program: it does not matter whether images are read or lie on the devices,
+    or whether ids are cached or computed.
     """
 
     tokenize: online.Tokenize
@@ -218,7 +218,7 @@ def first_state(
 ) -> step.State:
     """Return the state to continue from or, in a new run, the one before the first step.
 
-    origin: where the encoder of a new run comes from. DataError if the data is not what it was.
+    origin: where the encoder of a new run comes from. DataError if the data has changed.
     """
     key = jax.random.key(config.seed)
     make_state = functools.partial(step.create_state, key, task, tx)

@@ -157,7 +157,7 @@ def stored_config(values: flags.FlagValues) -> Config | None:
         return files.read_config(paths.path(values.workdir))
     if "model" in values and values.model:
         set_environment(values)
-        from supmim.interop.load import published  # brings JAX
+        from supmim.interop.load import published  # imports JAX
 
         return published(paths.path(values.model)).config
     return None
@@ -193,7 +193,7 @@ def config_of(verb: Verb, values: flags.FlagValues) -> Config:
 
 
 def command(verb: str) -> ModuleType:
-    """Import the module whose `run(config, flags)` is the verb; only this import brings JAX."""
+    """Import the module whose `run(config, flags)` is the verb; only this import loads JAX."""
     return importlib.import_module(f"supmim.commands.{verb.replace(' ', '_')}")
 
 
@@ -224,7 +224,7 @@ def run(args: Sequence[str]) -> int:
 def verb_of(args: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Return the verb, or the family whose help is asked for, and the arguments after it.
 
-    ConfigError, with a suggestion, for words that are none.
+    ConfigError, with a suggestion, for unknown words.
     """
     name, *rest = args
     if rest and f"{name} {rest[0]}" in VERBS:
@@ -267,7 +267,7 @@ def run_verb(name: str, args: Sequence[str]) -> int:
     config = config_of(VERBS[name], values) if given else None
     set_environment(values)
     verb = command(name)
-    if "workdir" not in VERBS[name].required:  # a training takes signals in its own way
+    if "workdir" not in VERBS[name].required:  # a training handles signals itself
         start_up.over()
     return verb.run(config, values) or 0
 
@@ -283,7 +283,7 @@ def set_environment(values: flags.FlagValues) -> None:
 
 
 def of_the_system(error: OSError) -> SupmimError | None:
-    """Return what to tell of a full disk or a path that cannot be used, None for other errors."""
+    """Return the error to report for a full disk or an unusable path; None for other errors."""
     path = streams.printable(str(error.filename or "a file"))
     if error.errno in FULL:
         return CheckpointError(
@@ -314,7 +314,7 @@ def main() -> None:
 
 
 def leave_threads(code: int) -> None:
-    """End the process if threads of a failed save are left, which end only minutes later."""
+    """End the process at once if threads of a failed save would keep it alive for minutes."""
     checkpoint = sys.modules.get("supmim.workdir.checkpoint")
     if checkpoint is None or not checkpoint.Checkpoints.any_failed:
         return

@@ -8,7 +8,7 @@ from typing import Self
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun, for messages: "1 image", "1,234 images", "2 classes".
 
-    many: the plural, if it is not made with s or es; both may go on: "member is", "members are".
+    many: the plural, unless it adds s or es. Both may include a verb: "member is", "members are".
     """
     if not many:
         hisses = one.endswith(("s", "x", "ch", "sh")) and not one.endswith("epoch")
@@ -30,7 +30,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 class SupmimError(Exception):
     """An error whose message says what happened, where, why, and what to do next.
 
-    fault: the row of docs/faults.md that it belongs to, with which the message then begins.
+    fault: the row of docs/faults.md that describes it. The message then begins with its name.
     """
 
     exit_code = 1
@@ -40,7 +40,7 @@ class SupmimError(Exception):
         self.message, self.fault = message, fault
 
     def at(self, where: object) -> Self:
-        """Return the same error, whose message begins with where it is."""
+        """Return the same error with its place in front of the message."""
         return type(self)(f"{where}: {self.message}", fault=self.fault)
 
 
@@ -63,7 +63,7 @@ class CheckpointError(SupmimError):
 
 
 class BucketError(CheckpointError, OSError):
-    """A bucket refuses a request, or was away for too long."""
+    """A bucket refuses a request, or could not be reached for too long."""
 
 
 class NumericsError(SupmimError):
@@ -79,7 +79,7 @@ class DeviceError(SupmimError):
 
 
 class StallError(SupmimError):
-    """Nothing moved for too long; a watchdog ended the process."""
+    """The run made no progress for too long; a watchdog ended the process."""
 
     exit_code = 7
 

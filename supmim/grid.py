@@ -1,4 +1,4 @@
-"""Building blocks of sweep files: axes of named overrides, and their combinations. Free of JAX."""
+"""Building blocks of sweep files: axes of named overrides, and their combinations, without JAX."""
 
 import itertools
 from typing import Any
@@ -7,7 +7,7 @@ from supmim.errors import ConfigError
 
 
 class Name(str):
-    """The name of an entry; arm: the part of it that is not a seed's."""
+    """The name of an entry; arm: the name without the part that stands for a seed."""
 
     arm: str
 
@@ -44,7 +44,7 @@ def zipped(*axes: Axis) -> Axis:
 
 
 def arm_of(name: str) -> str:
-    """Return the name of an entry without what `seeds` gave it, if anything is left."""
+    """Return the name of an entry without the part that `seeds` added, if anything is left."""
     return (name.arm or name) if isinstance(name, Name) else name
 
 

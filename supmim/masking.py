@@ -23,8 +23,8 @@ class TokenMask:
     ids_shuffle: [B, N] patch ids, from visible to hidden.
     mask: [B, N] in grid order, 1 = hidden.
     num_keep: V, how many of ids_shuffle enter the encoder (the rest is dropped).
-    num_visible: how many of the first ids_shuffle the decoder does not predict: the visible ones;
-        0 if their number varies, or if all are predicted.
+    num_visible: how many of the first ids_shuffle are visible, so that the decoder does not predict
+        them; 0 if their number varies, or if all are predicted.
     """
 
     ids_shuffle: jax.Array
@@ -51,8 +51,8 @@ def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
 def take_rows(tree: Any, share: Fraction) -> Any:
     """Return the first p of every q rows of the arrays [B, ...] of a tree, for a share of p / q.
 
-    Which rows these are depends on no mesh. Where q divides the part of each device, none moves to
-    another. q must divide B.
+    The choice does not depend on the mesh. If q divides the rows of each device, no row moves to
+    another device. q must divide B.
     """
     if share == 1:
         return tree
@@ -86,8 +86,8 @@ def unit_order(rng: jax.Array, batch_size: int, grid: int, unit: int) -> jax.Arr
 def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, largest: int):
     """Return scores [B, N] that hide patches rectangle by rectangle (BEiT).
 
-    A fixed number of rectangles of `smallest` to `largest` patches is drawn; patches of an earlier
-    one are hidden earlier, and within the last one that fits the count, at random.
+    A fixed number of rectangles of `smallest` to `largest` patches is drawn; patches of
+    earlier ones are hidden first. In the last one that is needed, they are chosen at random.
     """
     area_rng, aspect_rng, corner_rng, noise_rng = jax.random.split(rng, 4)
     draws = (batch_size, BLOCK_DRAWS)
@@ -106,7 +106,7 @@ def block_order(rng: jax.Array, batch_size: int, grid: int, smallest: int, large
 
 
 def keep_some(rng: jax.Array, batch_size: int, grid: int, share: float) -> TokenMask:
-    """Draw which share of the patches of each image is kept (PatchDropout, arXiv 2208.07220)."""
+    """Draw the patches of each image to keep, a fixed share (PatchDropout, arXiv 2208.07220)."""
     return draw(rng, batch_size, grid, options.Mim(mask_ratio=1 - share))
 
 

@@ -14,7 +14,7 @@ Metrics = dict[str, Metric]
 
 
 def mean(values: jax.Array, valid: jax.Array) -> Average:
-    """Return the weighted mean of values [B]; one that is not valid is not read, be it NaN."""
+    """Return the weighted mean of values [B]; invalid ones are ignored, even if they are NaN."""
     return average(jnp.where(valid > 0, values * valid, 0).sum(), valid.sum())
 
 
@@ -30,7 +30,7 @@ def average(total: jax.Array, count: jax.Array) -> Average:
 
 @struct.dataclass
 class Last(Metric):
-    """The value () of the last step, for what is a running total already."""
+    """The value () of the last step, for metrics that are running totals already."""
 
     value: jax.Array
 
@@ -56,7 +56,7 @@ class Sum(Metric):
 
 @struct.dataclass
 class Psnr(Average):
-    """The peak signal-to-noise ratio, in dB, of images in [0, 1]: of the mean of all errors."""
+    """The peak signal-to-noise ratio, in dB, of the mean error over all images in [0, 1]."""
 
     def compute(self) -> jax.Array:
         return -10 * jnp.log10(super().compute())
@@ -82,7 +82,7 @@ class CodeUsage(Metric):
 
 @struct.dataclass
 class CodePerplexity(CodeUsage):
-    """exp(entropy) of the use of the codes, in [1, K]: how many codes carry the images."""
+    """exp(entropy) of the use of the codes, in [1, K]: the effective number of codes."""
 
     def compute(self) -> jax.Array:
         share = self.counts / self.counts.sum()
@@ -112,7 +112,7 @@ def summarize(steps: Sequence[Metrics]) -> dict[str, float]:
 
 
 def has_counted(metric: Metric) -> bool:
-    """Return whether anything was counted; what no step measured has no mean."""
+    """Return whether anything was counted; a metric that no step measured has no mean."""
     if isinstance(metric, Average):
         return bool(np.any(metric.count))
     return not isinstance(metric, CodeUsage) or bool(np.any(metric.counts))
@@ -125,7 +125,7 @@ def each(stacked: Metrics, count: int) -> list[Metrics]:
 
 
 def ready(stacked: Metrics, count: int, names: Sequence[str]) -> dict[str, float]:
-    """Return some metrics of the last step of a call, or nothing if it is still computed."""
+    """Return some metrics of the last step of a call, or nothing while it is being computed."""
     found = {name: stacked[name] for name in names if name in stacked}
     is_ready = all(leaf.is_ready() for leaf in jax.tree.leaves(found))
     return summarize(each(found, count)[-1:]) if found and is_ready else {}

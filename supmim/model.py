@@ -29,7 +29,7 @@ from supmim.models.encoder import Encoder
 from supmim.runtime.progress import doing
 
 BATCH_SIZE = 256
-FEW = 1024  # images for which no reader processes are started
+FEW = 1024  # up to this many images, no reader processes are started
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
@@ -45,8 +45,8 @@ class Model:
     """An encoder, with its classifier if there is one.
 
     config: of the run, or as imported. params: {"encoder": ..., "classifier": ...}, unrolled.
-    class_names: of the logits; empty without a classifier. name: what it was loaded from.
-    imported: whether config says nothing of its training. ignored: what its file holds besides.
+    class_names: of the logits; empty without a classifier. name: what it was loaded from. imported:
+    whether the config lacks the options of its training. ignored: unused contents of its file.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Model:
                 yield _kept(*last)
 
     def padded(self, size: int) -> int:
-        """Return the size that a batch is padded to: few sizes are compiled, all devices work."""
+        """Return the padded size of a batch: few sizes are compiled, and all devices work."""
         devices = self._mesh.size
         return devices * (1 << max(0, -(-size // devices) - 1).bit_length())
 

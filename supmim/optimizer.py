@@ -21,7 +21,7 @@ def schedule(config: options.Optimizer, total_steps: int) -> optax.Schedule:
 def decayed(name: str) -> bool:
     """Return whether a parameter is decayed: kernels are, not biases, norms and positions.
 
-    It goes by the name, since scanned blocks have other ranks.
+    The name decides, not the rank, since scanned blocks have another rank.
     """
     return name.endswith("/kernel")
 
@@ -59,10 +59,10 @@ def adam(config: options.Optimizer) -> optax.GradientTransformation:
 
 
 def follow(learning_rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """Scale updates by minus the learning rate of a step; `update` takes the step by name.
+    """Scale updates by minus the learning rate of a step; `step` is a keyword of `update`.
 
-    optax counts the updates itself, so that the learning rate would lag by one for each update that
-    was skipped. That count, which stays in the state, is not used.
+    optax counts the updates itself, so its learning rate would lag by one step for each update that
+    was skipped. Its count stays in the state but is not used.
     """
     scale = optax.scale_by_learning_rate(learning_rate)
 
@@ -107,10 +107,10 @@ def create(
     Its `update` takes `step`, counted from 0, and `loss`, see updates.spikes.
 
     adamw decays by weight_decay times the learning rate (arXiv 1711.05101), adam_decoupled by
-    weight_decay times the schedule alone, which peaks at 1 (big_vision), lamb as adamw and with
-    `trust_ratio`, and `muon` as adamw.
+    weight_decay times the schedule alone, which peaks at 1 (big_vision). lamb decays as adamw does
+    and adds `trust_ratio`; `muon` decays as adamw does.
 
-    A gradient that is not finite changes nothing inside, averages included, and is counted in
+    A non-finite gradient changes nothing in the state, averages included. It is counted in
     `notfinite_count` (in a row) and `total_notfinite`; the loop reads them, and the spikes.
     """
     parts = []

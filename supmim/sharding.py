@@ -16,7 +16,7 @@ from supmim.errors import ConfigError, counted
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the batch is split over both
 
-# First match wins, the rest is replicated. Optimizer moments and averages end in the same paths.
+# The first match wins; all else is replicated. Paths of moments and averages have the same ends.
 RULES = (
     (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, heads, head]
     (r"(query|key|value)/bias$", ("tensor", None)),  # [heads, head]
@@ -32,7 +32,7 @@ RULES = (
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """Return a mesh over all devices; one axis may be -1, the rest. ConfigError if they do not fit.
+    """Return a mesh over all devices; an axis of -1 takes the rest. ConfigError if they do not fit.
 
     Neighbours along `tensor` and `fsdp` are near each other. `data` is outermost: it alone crosses
     the slow links between slices of TPUs, and between hosts where the others fit into one.
@@ -62,7 +62,7 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
     shape = tuple(sizes.values())
     if devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(shape, devices)  # in order: host after host
-    # Described TPUs, which are one slice, have no number of it.
+    # TPUs that are only described are one slice; they have no slice number.
     slices = len({device.slice_index for device in devices if hasattr(device, "slice_index")}) or 1
     if sizes["data"] % slices:
         raise ConfigError(
@@ -70,7 +70,7 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
             f"axis may cross the slow links between them; set --config.mesh.data={slices} or a "
             "multiple"
         )
-    # 16 chips of an 8 x 8 x 8 pod are no whole number of its sides.
+    # A mesh axis of 16 chips must split a side of an 8 x 8 x 8 pod.
     split = {"allow_split_physical_axes": True}
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, **split)
@@ -81,7 +81,7 @@ def arrange(sizes: dict[str, int], devices: list) -> np.ndarray:
 def check_divides(name: str, batch_size: int, mesh: Mesh, parts: int = 1, group: int = 1) -> None:
     """Raise ConfigError unless each part of a batch splits evenly over the batch axes.
 
-    group: Config.row_group, which must divide what a device has of a part.
+    group: Config.row_group, which must divide the rows of a part on each device.
     """
     shards = batch_shards(mesh) * parts * group
     if batch_size % shards:
@@ -104,7 +104,7 @@ def check_batches(config: Config, mesh: Mesh) -> None:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Return over how many devices a batch is split."""
+    """Return the number of devices that a batch is split over."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 

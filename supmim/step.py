@@ -24,7 +24,7 @@ class State:
 
 
 def create_state(rng: jax.Array, task: Task, tx: optax.GradientTransformation) -> State:
-    """Return the state before the first step, of new parameters."""
+    """Return the state before the first step, with new parameters."""
     return begin(task.init(rng), task, tx)
 
 

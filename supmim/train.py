@@ -87,7 +87,7 @@ class Run(NamedTuple):
 def set_up(
     config: Config, folder: Workdir, start: Start, mesh: Mesh, log: Callable[[str], None]
 ) -> Run:
-    """Open the data, create or restore the state, and write down what the run is."""
+    """Open the data, create or restore the state, and record what the run is."""
     growing = folder.growing
     kept, every_save = config.checkpoint, growing.upload
     checkpoints = Checkpoints(folder.path / "checkpoints", log, kept, every_save)
@@ -233,7 +233,7 @@ def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> N
 
     done: the step that is saved; saved: where, and how to continue.
     """
-    stop.begin()  # if no step was left to take, the loop has not called it
+    stop.begin()  # the loop has not called it if no steps were left
     if done < total_steps:
         raise Interrupted(
             f"stopped at step {done} of {total_steps} and saved in {saved}", fault="R1"
@@ -246,7 +246,7 @@ def end_if_asked(stop: StopSignal, done: int, total_steps: int, saved: str) -> N
 
 
 def due(done: int, every: int, total_steps: int) -> bool:
-    """Return whether something is due after this step; train() itself does it after the last."""
+    """Return whether something is due after this step; train() handles the last step itself."""
     return every > 0 and done % every == 0 and done < total_steps
 
 

@@ -1,4 +1,4 @@
-"""Timing of embeddings from files: the forward pass alone, reading alone, and both as embed has it.
+"""Timing of embeddings from files: the forward pass alone, reading alone, both as in `embed`.
 
 They take turns in one run, each with warm readers. Weights are random, which costs the same.
 """
@@ -24,7 +24,7 @@ from supmim.errors import counted
 from supmim.interop import load
 from supmim.model import BATCH_SIZE, Model
 
-SECONDS, BATCHES = 8.0, 4  # that a turn lasts at least
+SECONDS, BATCHES = 8.0, 4  # the least that a turn lasts
 ROW = "{name:36}{images_per_second:10,.1f}"
 
 

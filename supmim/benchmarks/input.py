@@ -70,7 +70,7 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
 
 
 def source_of_files(config: Config) -> tuple[Config, base.Source]:
-    """Return the config with its classes, and config.data.train; ConfigError if it is decoded."""
+    """Return the config with its classes, and config.data.train; ConfigError if not encoded."""
     config, source, _ = run_sources.load(config)
     if not isinstance(source[0].image, bytes):
         raise ConfigError(

@@ -25,7 +25,7 @@ from supmim.workdir.writer import read_metrics
 ROUNDS = 1
 STARTS = ("cold", "warm")
 MEASURES = ("wall", "cpu")
-PARTS = {  # of a training, in their order -> what the table says
+PARTS = {  # parts of a training, in their order -> their names in the table
     "start_up": "start-up: Python, imports, devices",
     "set_up": "set-up: data, initial state",
     "compile": "compile the train step",

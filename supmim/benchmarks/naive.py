@@ -121,7 +121,7 @@ NAIVE = {
 
 @contextlib.contextmanager
 def patched(*choices: str) -> Iterator[None]:
-    """Make the models that are traced inside naive in these choices; see NAIVE."""
+    """Give the models that are traced inside the naive forms of these choices; see NAIVE."""
     with contextlib.ExitStack() as stack:
         for choice in NAIVE.keys() & set(choices):
             stack.enter_context(mock.patch.object(layers, *NAIVE[choice]))

@@ -122,7 +122,7 @@ def task_with_tokenizer(config: Config, mesh: Mesh) -> Task:
 
 
 def raw_noise(config: Config, mesh: Mesh, slots: int = 0) -> Raw:
-    """Return a raw batch of noise, or a stack of so many, placed on the devices as readers do."""
+    """Return a raw batch of noise, or a stack of `slots`, placed on the devices as readers do."""
     where = sharding.batch_sharding(mesh, stacked=slots > 0)
     return noise_batch(pipeline.abstract_batch(config, mesh, slots), where)
 

@@ -46,7 +46,7 @@ def run(config: Config, flags: FlagValues) -> None:
 
 
 def write(config: Config, out: Path, stop: StopSignal) -> None:
-    """Write the target ids of a run that its cache still lacks.
+    """Write the target ids of a run that are still missing in its cache.
 
     ConfigError for a run without target ids; DataError if the cache belongs to other images or to
     another tokenizer, or if the disk is too small. Interrupted after a signal: complete files stay,

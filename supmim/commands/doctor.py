@@ -61,7 +61,7 @@ def jax_devices() -> Devices:
     """Return the devices that JAX finds, without taking memory of a GPU that is in use."""
     with _set(PREALLOCATE, "false"):
         try:
-            from supmim.runtime import devices, hosts  # bring JAX, which refuses a wrong jaxlib
+            from supmim.runtime import devices, hosts  # import JAX, which refuses a wrong jaxlib
         except (ImportError, RuntimeError) as error:
             again = "install it again: pip install --upgrade -e ."
             return Devices([], f"JAX cannot be imported: {error}; {again}")

@@ -75,7 +75,7 @@ def parsed(text: str, config: Config) -> tuple[float, ...]:
 
 
 def read(config: Config, source: Source) -> dict[str, np.ndarray]:
-    """Return `image` uint8 [n, S, S, C] and what the task needs beside it; print their names.
+    """Return `image` uint8 [n, S, S, C] and what else the task needs; print their names.
 
     DataError if no image can be read.
     """
@@ -117,7 +117,7 @@ def tokenizer_of(
 ) -> tokenizers.Tokenizer | None:
     """Return the tokenizer of a run, None without one. trained: the fingerprint of a checkpoint.
 
-    CheckpointError if it is gone or damaged, DataError if it is another than in training.
+    CheckpointError if it is gone or damaged, DataError if it is not the one of the training.
     """
     if not config.has_tokenizer:
         return None
@@ -130,7 +130,7 @@ def tokenizer_of(
 def hiding(config: Config, ratio: float) -> Config:
     """Return the config of a run with another share of hidden patches, in evaluation."""
     mim: dict[str, Any] = {"mim.mask_ratio": ratio}
-    if config.mim.masking == "variable":  # one that is drawn, from a narrow range
+    if config.mim.masking == "variable":  # the drawn ratio, from a narrow range
         least = min(ratio, config.mim.mask_ratio)
         mim = {"mim.mask_ratio": least, "mim.ratio_mean": ratio, "mim.ratio_std": 1e-6}
     plain = {"encoder.attention": "xla", "encoder.remat": "none"}

@@ -81,7 +81,7 @@ def compute(
     partial: embeddings.Partial,
     stop: StopSignal,
 ) -> None:
-    """Write all shards that are missing. Interrupted after a signal, with what there is written."""
+    """Write all missing shards. Interrupted after a signal, once the results so far are written."""
     total, size, shards = len(source), batch_size(model, source), partial.shards()
     start = done = shards[-1].stop if shards else 0
     if done == total:  # killed while the shards were joined
@@ -98,7 +98,7 @@ def compute(
     values, index, began = [], [], time.monotonic()
     with contextlib.closing(batches), doing("embed", total, start) as advance:
         for found, batch in batches:
-            with np.errstate(over="ignore"):  # told by `checked`
+            with np.errstate(over="ignore"):  # `checked` reports it
                 values.append(checked(batch.astype(dtype), found, source))
             index += found.tolist()
             advance(size)

@@ -1,7 +1,7 @@
-"""`supmim evaluate`: run evaluators on a checkpoint of a workdir; needs its config.json only.
+"""`supmim evaluate`: run evaluators on a checkpoint of a workdir; only its config.json is needed.
 
-The model is that of the run. The images may be others than the run's, or be cropped and resized
-differently. Evaluators that have no meaning there are left out, or refused if asked for by name.
+The model is that of the run. The images may differ from the run's, or be cropped and resized
+differently. Evaluators that have no meaning there are left out, or refused if requested by name.
 """
 
 import functools
@@ -73,7 +73,7 @@ def alone(
 
 
 def watched(config: Config) -> Watchdog:
-    """Return what ends an evaluation that does not move."""
+    """Return the watchdog that ends an evaluation without progress."""
     return Watchdog(config.runtime.stall_minutes, lambda: "evaluate", tell)
 
 
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def evaluate_model(config: Config, path: Path, folder: Workdir, mesh: jax.sharding.Mesh) -> None:
-    """Evaluate a model that no run here made, on any images; the caller holds the folder's lock."""
+    """Evaluate a model from elsewhere, on any images; the caller holds the lock of the folder."""
     out = folder.path
     found = load.published(path)
     config, source, eval_source = load_sources(config)
@@ -214,7 +214,7 @@ def restore(config: Config, workdir: Path, checkpoint: str, mesh: jax.sharding.M
 def renamed_classes(workdir: Path, source: Source, stored: dict[str, Any]) -> str:
     """Return how the classes of a run differ from those of a source; empty if they do not.
 
-    stored: the fingerprint of the checkpoint, which an older run has without names of classes.
+    stored: the fingerprint of the checkpoint; in older runs it lacks the names of the classes.
     """
     classes = data_identity.classes_of(source)
     if stored.get("classes", classes) == classes:
@@ -264,8 +264,8 @@ def meaningless(
 def without_meaningless(config: Config, run_config: Config, reasons: dict[str, str]) -> Config:
     """Return the config without the evaluators that have a reason against them; print the reasons.
 
-    If one of them was asked for by name, or no other is left: DataError for other classes than the
-    run's, else ConfigError.
+    If one of them was requested by name, or no other is left, raise DataError for other classes
+    than the run's, else ConfigError.
     """
     names, asked = config.evaluator_names, config.eval.evaluators
     kept = [name for name in names if name not in reasons]

@@ -153,7 +153,7 @@ def driver_problems(machine: Machine) -> Iterator[Problem]:
 
 
 def used_ptxas(machine: Machine) -> tuple[str, str] | None:
-    """Return path and version of the ptxas that XLA takes: the first that will do."""
+    """Return path and version of the ptxas that XLA takes: the first suitable one."""
     for path, version in machine.ptxas:
         if numbers(version) >= OLDEST_PTXAS and numbers(version) != FAULTY_PTXAS:
             return path, version
@@ -161,7 +161,7 @@ def used_ptxas(machine: Machine) -> tuple[str, str] | None:
 
 
 def ptxas_problems(machine: Machine) -> Iterator[Problem]:
-    """Yield that XLA finds no ptxas that will do, or one of an older CUDA than JAX's plugin."""
+    """Yield a problem if XLA finds no suitable ptxas, or one of an older CUDA than JAX's plugin."""
     cuda, used = min(machine.plugins.values()), used_ptxas(machine)
     root = machine.environment.get("CUDA_ROOT")
     if used is None:

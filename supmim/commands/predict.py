@@ -17,7 +17,7 @@ from supmim.runtime.streams import printable
 
 
 def run(_: Config | None, flags: FlagValues) -> None:
-    """Print a line per image; what cannot be read is told on standard error."""
+    """Print a line per image; report unreadable images on standard error."""
     devices.check()
     model = load.load(flags.model)
     source = given.find(flags.images, model.config.data)

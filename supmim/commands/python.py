@@ -1,4 +1,4 @@
-"""Training and evaluation from Python: what the verbs `train` and `evaluate` do, in one's program.
+"""Training and evaluation from Python: what the verbs `train` and `evaluate` do.
 
 Errors are those of supmim.errors, with the messages of the verbs.
 """

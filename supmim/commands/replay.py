@@ -1,6 +1,6 @@
-"""`supmim replay`: take the steps of a post-mortem again, and tell what in them is not finite.
+"""`supmim replay`: repeat the steps of a post-mortem, and print what in them is not finite.
 
-It trains in a folder of its own from the checkpoint before them, and leaves the workdir as it is.
+It trains from the checkpoint before them, in a folder of its own; the workdir stays as it is.
 Shapes: B batch.
 """
 
@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[dict[str, Any], Config]:
 
 @contextlib.contextmanager
 def scratch(workdir: Path, checkpoint: dict[str, Any]) -> Iterator[Path]:
-    """Give a new workdir with the checkpoint and the tokenizer of another.
+    """Yield a new workdir with the checkpoint and the tokenizer of another.
 
     CheckpointError if the checkpoint is gone, or is not the one that was there.
     """

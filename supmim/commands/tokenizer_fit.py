@@ -19,7 +19,7 @@ from supmim.tokenizers import feature_codes, fitting, small_cnn
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    """Fit a tokenizer, write its folder, print what its codes know and how to use it."""
+    """Fit a tokenizer, write its folder, print statistics of its codes and how to use it."""
     devices.check()
     out, model, kind = Path(flags.out), flags.model, config.tokenizer.name
     check(config, model)

@@ -1,4 +1,4 @@
-"""`supmim tokenizer score`: what the codes of a tokenizer know, to choose a target by."""
+"""`supmim tokenizer score`: statistics of a tokenizer's codes, by which to choose a target."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from supmim.tokenizers.folder import HOW_TO_MAKE_ONE
 
 
 def run(config: Config, flags: FlagValues) -> None:
-    """Print what the tokenizer in config.tokenizer.path makes of the evaluation images."""
+    """Print the statistics of the tokenizer in config.tokenizer.path on the evaluation images."""
     devices.check()
     if not config.tokenizer.path:
         raise ConfigError(f"--config.tokenizer.path is missing: {HOW_TO_MAKE_ONE}")

@@ -1,4 +1,4 @@
-"""`supmim tokenizer train`: train a tokenizer like anything else, then write its folder."""
+"""`supmim tokenizer train`: train a tokenizer as any run trains, then write its folder."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verbs of `supmim`: a table of what each does and takes. help.py makes texts of it."""
+"""The verbs of `supmim`: a table of what each does and takes. help.py formats it."""
 
 import dataclasses
 from pathlib import Path

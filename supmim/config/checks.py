@@ -22,7 +22,7 @@ def problems(flat: dict[str, Any]) -> list[str]:
     """Return every problem of `group.option` -> value; one wrong name or value makes one problem.
 
     Options are also checked against each other, with the default in place of an option that is
-    missing or wrong by itself. A problem is reported only if it remains with any other value there.
+    missing or wrong by itself. A problem is reported only if no other value there would solve it.
     """
     found, missing, flat = _name_problems(flat)
     wrong = {path: why for path, option in OPTIONS.items() if (why := option.problem(flat[path]))}
@@ -55,7 +55,7 @@ def _name_problems(flat: dict[str, Any]) -> tuple[list[str], list[str], dict[str
 
 
 def _other_values(option: Option) -> list[Value]:
-    """Return values that an option may have beside its default, if they are easily found."""
+    """Return allowed values of an option besides its default, if they are easily found."""
     default = option.default
     if isinstance(default, bool):
         return [not default]
@@ -66,7 +66,7 @@ def _other_values(option: Option) -> list[Value]:
 
 
 def _joint_problems(values: dict[str, Value]) -> list[str]:
-    """Return the problems of options together, each of which has a value that it may have."""
+    """Return the problems of options together, given that each value alone is allowed."""
     config = build(values)
     checks = (_size_problems, _view_problems, _list_problems)
     return [problem for check in checks for problem in check(config)]
@@ -214,7 +214,7 @@ def _segmentation_problems(config: Config) -> Iterator[str]:
 
 
 def _window_problems(config: Config) -> Iterator[str]:
-    """A window of no whole patches, larger than the images, or smaller than its stride."""
+    """A window that splits a patch, is larger than the images, or smaller than its stride."""
     (side, stride), patch = config.window, config.encoder.patch_size
     image, resize = config.data.image_size, config.data.eval_resize or config.data.image_size
     above = -(-side // patch) * patch
@@ -579,7 +579,7 @@ def _list_problems(config: Config) -> Iterator[str]:
 
 
 def rankings(config: Config, evaluators: Iterable[str]) -> list[str]:
-    """Return the results that can rank checkpoints, as far as the config says which there are."""
+    """Return the results that can rank checkpoints, as far as the config determines them."""
     tokens, real = config.mim.target == "tokens", bool(config.eval.real_labels)
     absent = {
         "reconstruction/pixels_explained" if tokens else "reconstruction/token_accuracy",

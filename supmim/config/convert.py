@@ -49,7 +49,7 @@ def to_json(config: Config) -> str:
 def from_json(text: str, where: str) -> Config:
     """Read the text of `to_json` back and check it; `where` is named in errors.
 
-    An option that is missing gets its default if that means what was done before it existed.
+    A missing option gets its default if that is what runs did before the option existed.
     """
     try:
         document = json.loads(text)
@@ -84,7 +84,7 @@ def from_json(text: str, where: str) -> Config:
 
 
 def resume_differences(stored: Config, asked: Config) -> list[str]:
-    """Return a line for each option in which a continued run may not differ, but does."""
+    """Return a line for each difference in an option that a continued run may not change."""
     before, after = (
         flatten(config) | {"tokenizer.dtype": config.tokenizer_dtype} for config in (stored, asked)
     )
@@ -101,7 +101,7 @@ def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str
     """Return the checked config of an evaluation of a run whose config is `stored`.
 
     names: evaluators in place of the config's; empty: the config's. ConfigError names every option
-    that belongs to the run and was changed all the same.
+    that was changed although it belongs to the run.
     """
     before, asked = flatten(stored), flatten(node)
     lines = [

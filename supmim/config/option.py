@@ -30,7 +30,7 @@ class Option:
         int32 and float32.
     is_path: whether it names a file or folder, in which `~` is the home folder.
     in_bucket: whether that may be in a bucket, gs:// or s3://.
-    changes: what a different value makes different. "crop": which part of a record is shown, and
+    changes: what a different value affects. "crop": which part of a record is shown, and
         how; "geometry": flips and moves on the device; "colours" and "class view": what only the
         class view undergoes; "parameters": the names, shapes or meaning of the encoder's
         parameters; "ids": target ids, beyond what "crop" and "geometry" change.
@@ -41,7 +41,7 @@ class Option:
     two_passes: whether another value than the default needs mim.passes=two.
     debug: the value under `--debug`, if it has one.
     common: whether the short help shows it.
-    default_is_before: whether the default means what was done before the option existed. Then a
+    default_is_before: whether the default does what was done before the option existed. Then a
         config.json without it is read with the default; otherwise SCHEMA_VERSION must rise.
     """
 

@@ -14,7 +14,7 @@ from supmim.config import tasks
 from supmim.config.option import Change, Option, Value, group, option
 
 NORM_GROUPS = 32  # groups of the norms of published VQGANs
-MAX_LEVELS = 16  # of a tokenizer: the last has 32,768 pixels a side for one
+MAX_LEVELS = 16  # of a tokenizer: one pixel of the last stands for 32,768 a side
 MAX_DEPTH = 1000  # blocks, each a part of the program
 MAX_WIDTH = 2**16  # of a token: a block's parameters are 50 billion
 MAX_IMAGES = 2**20  # of a batch
@@ -380,7 +380,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Works on the pooled embedding."""
+    """The head that predicts the class from the pooled embedding."""
 
     num_classes: int = option(0, "number of classes; 0: those of the source", low=0)
     rep_size: int = option(0, "size of a tanh layer before the head; 0: none", low=0)
@@ -407,7 +407,7 @@ class ClassPass:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Predicts the tokens of hidden patches; it is gone at inference."""
+    """The network that predicts the tokens of hidden patches; inference does not use it."""
 
     width: int = option(512, "size of a token in the decoder", low=1, high=MAX_WIDTH)
     depth: int = option(2, "number of blocks", low=0, high=MAX_DEPTH, debug=1)
@@ -783,7 +783,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run does about the machine that it runs on."""
+    """How a run deals with the machine that it runs on."""
 
     stall_minutes: float = option(
         10.0,
@@ -872,7 +872,7 @@ class Config:
 
     @property
     def facts(self) -> tasks.Facts:
-        """What is known of the task without its code."""
+        """The facts about the task that are known without its code."""
         return tasks.FACTS[self.task]
 
     @property
@@ -882,7 +882,7 @@ class Config:
 
     @property
     def classifies(self) -> bool:
-        """Whether a classifier is trained; without, two passes are the masked one alone."""
+        """Whether a classifier is trained; if not, only the masked one of two passes remains."""
         return bool(self.class_weight or self.mim.soft_target_weight)
 
     @property
@@ -911,11 +911,11 @@ class Config:
         return Fraction(self.batch_size, self.step_images)
 
     def num_steps(self, num_images: int) -> int:
-        """Return the length of the training, in steps, on so many images with labels."""
+        """Return the length of the training, in steps, on this many images with labels."""
         return self.total_steps or self.total_epochs * num_images // self.batch_size
 
     def num_epochs(self, num_images: int) -> int:
-        """Return how many passes over so many images with labels the training begins."""
+        """Return the number of epochs, rounded up, over this many images with labels."""
         if not self.total_steps:
             return self.total_epochs
         return -(-self.total_steps * self.batch_size // num_images)
@@ -932,7 +932,7 @@ class Config:
 
     @property
     def tokenizer_dtype(self) -> str:
-        """What the tokenizer computes in: patch_vq always takes float32."""
+        """The dtype in which the tokenizer computes: patch_vq always takes float32."""
         if self.tokenizer.dtype != "auto":
             return self.tokenizer.dtype
         frozen_network = self.task == "supmim" and self.tokenizer.name != "patch_vq"
@@ -946,10 +946,10 @@ class Config:
 
     @property
     def evaluator_names(self) -> tuple[str, ...]:
-        """The evaluators that are asked for, in order; `all` leaves out those without images.
+        """The requested evaluators, in order; `all` leaves out landmarks if it has no images.
 
-        Without a decoder there is nothing to reconstruct, and a classifier that is not trained
-        has nothing to tell.
+        Evaluators are also left out if they need a decoder or a trained classifier that the run
+        does not have.
         """
         names = [name for name in self.eval.evaluators.split(",") if name]
         if names == [tasks.ALL]:
@@ -985,10 +985,10 @@ def that_change(*what: Change) -> tuple[str, ...]:
 
 
 def identity(values: Mapping[str, Value], *what: Change) -> dict[str, Value]:
-    """Return path -> value of the options that change one of these, for a record that stays.
+    """Return path -> value of the options that change one of these, for a record on disk.
 
-    An option whose default means what was done before it existed is left out while it has that
-    default, so that older records still fit.
+    An option with `default_is_before` is left out while it has its default, so that older records
+    still match.
     """
     return {
         path: values[path]

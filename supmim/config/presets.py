@@ -96,7 +96,7 @@ def augmentation(name: str) -> dict[str, bool | int | float | str]:
 def size_and_arm(arguments: str, size: str, others: tuple[str, ...] = ()) -> tuple[str, str]:
     """Return the size and the arm in a preset's arguments, such as `Ti/16,baseline`.
 
-    size: the one that is meant without any; others: names of sizes without a patch size.
+    size: the default; others: names of sizes without a patch size.
     """
     arm, example = "supmim", size
     for word in filter(None, arguments.split(",")):

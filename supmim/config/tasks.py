@@ -1,12 +1,12 @@
-"""What can be trained, as far as it is known without the code that does it (and without JAX)."""
+"""Facts about what can be trained, known without the code that trains it, and without JAX."""
 
 from dataclasses import dataclass
 
 ALL = "all"  # every evaluator of the task
 SETTINGS = ("easy", "medium", "hard")  # of the revisited Oxford and Paris
-USE_CLASSIFIER = ("classification", "corruptions")  # evaluators of its answers
-# The results of each evaluator of which more is better. NAME stands for a class. The data may lack
-# what some of them are measured on.
+USE_CLASSIFIER = ("classification", "corruptions")  # evaluators that need a trained one
+# The results of each evaluator for which higher is better. NAME stands for a class. Some results
+# need something that the data may lack.
 RESULTS = {
     "classification": ("top1", "top5", "real_top1"),
     "corruptions": ("noise", "blur", "contrast", "pixelation", "top1"),
@@ -33,7 +33,7 @@ RESULTS = {
     "segmentation": ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME"),
 }
 
-# What each evaluator measures, and the options that it alone, or with few others, takes.
+# What each evaluator measures, and the options that only it, or it and few others, read.
 EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "classification": (
         "top-1, top-5, loss and calibration error of the classifier",

@@ -13,10 +13,10 @@ from supmim.workdir.files import read_json_lines, write_text
 
 
 def excess(count: int, length: int, share: float, kind: str, name: str) -> str:
-    """Return why so many unreadable ones of a source are too many, or "" if they are not.
+    """Return why a source has too many unreadable images, `count`, or "" if it does not.
 
     The share is rounded up: one damaged file does not end a run on a small folder, and a share of 0
-    forgives none. kind: "image" or "pair"; name: that of the source, which has `length` of them.
+    allows none. kind: "image" or "pair"; name: that of the source, which has `length` of them.
     """
     most = math.ceil(round(share * length, 6))  # 0.07 * 100 is a little more than 7
     if count <= most:
@@ -30,7 +30,7 @@ def excess(count: int, length: int, share: float, kind: str, name: str) -> str:
 class BadRecords:
     """The file bad_records.jsonl of a workdir: source, index, name and fault of each bad record.
 
-    told_as: where messages say that it is, if it is uploaded from `path`.
+    told_as: the place of the file in messages, if it is uploaded from `path`.
     Every host lists the records that it met itself, once each, and passes a line for each new one
     to `log`. Records from previous starts are neither listed again nor counted until they are met
     again: they may have been repaired.

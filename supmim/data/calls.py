@@ -19,15 +19,15 @@ from supmim.data.resident import Resident
 from supmim.data.stream import Training
 from supmim.runtime import hosts
 
-SECONDS = 0.5  # that a call shall take at most, since signals and losses wait for its end
-MOST_SLOTS = 32  # beyond which a call costs nothing beside its steps
+SECONDS = 0.5  # longest call to aim at, since signals and losses wait for its end
+MOST_SLOTS = 32  # most steps of a call, whose own cost is then negligible
 STACK_BYTES = 2**26  # of raw images of a call on a chip, unless one step has more
 
 
 class Call(NamedTuple):
     """The numbers of the steps, from 1, and their batches.
 
-    batches: each field [slots, B, ...]; what lies beyond the last step is zero.
+    batches: each field [slots, B, ...]; slots beyond the last step are zero.
     """
 
     steps: range
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 class Groups:
-    """The steps after `start` up to `stop`, in groups of those that one call takes.
+    """The steps after `start` up to `stop`, in groups: one group for each call.
 
     A group ends with every multiple of a number in `every` and every step in `ends`. If `timed`, a
     group has one step until the second call has been timed (see `time`), then as many as fit into
@@ -66,7 +66,7 @@ class Groups:
             done = end
 
     def time(self, result: Any) -> None:
-        """Take the result of a call; the second, for which it waits, tells how many fit."""
+        """Wait for the result of a call, if the call is timed: the second shows how many fit."""
         if not self._to_time:
             return
         jax.block_until_ready(result)
@@ -78,7 +78,7 @@ class Groups:
 
 
 def slots_of(config: Config, mesh: Mesh) -> int:
-    """Return for how many steps a call has room."""
+    """Return how many steps a call takes at most."""
     if config.steps_per_call:
         return config.steps_per_call
     fields = pipeline.abstract_batch(config, mesh).values()

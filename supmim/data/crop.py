@@ -133,7 +133,7 @@ def resize_ids(ids: np.ndarray, box: Box, size: int) -> np.ndarray:
 def scaled(box: Box, factor: int, offset: tuple[float, float], new: tuple[int, int]) -> Box:
     """Return the box in an image of a new size (height, width), whose pixels are factor wide.
 
-    offset: (y, x) of the old image's corner in the new one. Rounding never moves the box beyond.
+    offset: (y, x) of the old image's corner in the new one. Rounding never moves the box out of it.
     """
     y, x = offset
     left, top, right, bottom = (side / factor for side in box)

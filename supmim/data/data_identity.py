@@ -1,4 +1,4 @@
-"""What the data of a run is: it is stored with checkpoints and compared when a run is resumed."""
+"""The identity of a run's data: stored with checkpoints and compared when a run is resumed."""
 
 import hashlib
 from typing import Any

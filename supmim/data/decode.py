@@ -27,7 +27,7 @@ UPRIGHT = {  # EXIF orientation -> function that turns pixels upright
     6: lambda x: np.rot90(x, 3), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90,
 }  # fmt: skip
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
-BMP_BITS = 28  # where a BMP says how many bits a pixel has
+BMP_BITS = 28  # place in a BMP of the number of bits of a pixel
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations that reverse the upright x, y
 MOST_IDS = 2**16 - 1
 SIMD_FACTORS = (2, 4, 8)  # of scaled decoding; other factors have no fast kernel
@@ -122,7 +122,7 @@ def decode(data: bytes, header: Header, channels: int, shrink: float = 0.0) -> n
     """Return uint8 [H, W, channels], upright; grey for one channel, else RGB. BadImage if damaged.
 
     shrink: 0 for exact pixels; otherwise JPEG is decoded by faster kernels, and smaller by the
-    largest of SIMD_FACTORS that does not exceed shrink. docs/decoding.md tells how far that is off.
+    largest of SIMD_FACTORS that does not exceed shrink. docs/decoding.md gives the error of that.
     """
     if header.jpeg:
         try:

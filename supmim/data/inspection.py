@@ -97,7 +97,7 @@ def source_summary(source: Source, max_pixels: int) -> dict[str, Any]:
 
 
 def left_out(source: Source) -> dict[str, int]:
-    """Return how many files of each ending a folder holds beside its images; {} for others."""
+    """Return how many files of each ending a folder holds besides images; {} for other sources."""
     held = isinstance(source, folders.Folder | pairs.FolderPairs)
     return dict(source.skipped.endings.most_common()) if held else {}
 

@@ -1,4 +1,4 @@
-"""JPEG files: size, EXIF data and pixels, by simplejpeg. What is damaged raises ValueError."""
+"""JPEG files: size, EXIF data and pixels, by simplejpeg. Damage raises ValueError."""
 
 import functools
 import re
@@ -53,8 +53,8 @@ def decode(
 ) -> np.ndarray:
     """Return uint8 [H, W, C] in a colour space that simplejpeg names.
 
-    fast: by approximate kernels. min_height, min_width: of the scaled sizes that simplejpeg knows,
-    take the smallest that is not below; 0: the stored size.
+    fast: by approximate kernels. min_height, min_width: decode at the smallest of simplejpeg's
+    scaled sizes that is not below these; 0: at the stored size.
     """
     pixels = functools.partial(
         simplejpeg.decode_jpeg,
@@ -68,7 +68,7 @@ def decode(
 
 
 def _tolerantly(read: Callable[[bytes], Any], data: bytes) -> Any:
-    """Return read(data), which stops at the first fault, without regard to harmless ones."""
+    """Return read(data); if that raises ValueError, try again without harmless faults."""
     try:
         return read(data)
     except ValueError:
@@ -81,7 +81,7 @@ def without_harmless_faults(data: bytes) -> bytes:
     """Return the file without faults that don't concern its pixels.
 
     These are damaged metadata, an unknown version of JFIF, wrong bounds of the coefficients in a
-    sequential scan, which are always 0 to 63, and zeros behind entropy-coded data.
+    sequential scan, which are always 0 to 63, and zeros after entropy-coded data.
     """
     kept, markers, end = [data[:2]], set(), 2
     for marker, start, end in segments(data):

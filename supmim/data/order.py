@@ -1,11 +1,11 @@
-"""The order of samples: an endless stream of reshuffled epochs, known at any place at once.
+"""The order of samples: an endless stream of reshuffled epochs that can be read at any place.
 
-Imports no jax, since reader processes use it; Grain, which imports Orbax, in a function alone.
+It imports no jax, since reader processes use it. Grain, which imports Orbax, is imported later.
 """
 
 import numpy as np
 
-# Grain's shuffle takes as long for an epoch of any shorter source as for one of this length.
+# For a shorter source, Grain's shuffle of an epoch takes as long as for one of this length.
 SHORT = 2**16
 
 

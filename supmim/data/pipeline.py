@@ -202,7 +202,7 @@ def placed(batch: Raw, batch_size: int, mesh: Mesh) -> Raw:
 
 
 def ahead(placed: Iterable[T]) -> Generator[T]:
-    """Yield what is put on the devices, always DEVICE_AHEAD of them before they are asked for."""
+    """Yield what is put on the devices; DEVICE_AHEAD items are always put there in advance."""
     coming = iter(placed)
     waiting = collections.deque(itertools.islice(coming, DEVICE_AHEAD))
     while waiting:

@@ -1,9 +1,9 @@
-"""What a PNG says in its chunks, and whether they are intact. Faults raise ValueError."""
+"""The chunks of a PNG: their contents, and whether they are intact. Faults raise ValueError."""
 
 import zlib
 from collections.abc import Iterator
 
-BITS = 24  # where a file says how many bits a sample has
+BITS = 24  # place in a file of the number of bits of a sample
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -16,12 +16,12 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def exif(data: bytes) -> bytes:
-    """Return the EXIF data, before or behind the pixels, or nothing."""
+    """Return the EXIF data, before or after the pixels, or nothing."""
     return next((data[start:end] for kind, start, end in chunks(data) if kind == b"eXIf"), b"")
 
 
 def check(data: bytes) -> None:
-    """Raise ValueError if a checksum of the pixels is wrong, which Pillow does not look at."""
+    """Raise ValueError if a checksum of the pixels is wrong, which Pillow does not check."""
     for kind, start, end in chunks(data):
         stored = int.from_bytes(data[end : end + 4])
         if kind == b"IDAT" and zlib.crc32(memoryview(data)[start - 4 : end]) != stored:

@@ -1,6 +1,6 @@
 """A raw batch, as readers return it and devices receive it, before augmentation.
 
-Imports no jax: reader processes import it. Shapes: B batch, S = data.image_size, T the tokenizer's
+It imports no jax, for reader processes. Shapes: B batch, S = data.image_size, T the tokenizer's
 size, C channels, N patches.
 """
 

@@ -1,7 +1,7 @@
 """Images that lie on the devices: a step's batch is gathered there instead of being sent.
 
-For images that are decoded in memory and not cropped at random, since those are the same in every
-epoch. The batches are those of reading, so that a run may change from one to the other.
+This is for images that are decoded in memory and not cropped at random: they are the same in every
+epoch. The batches equal those of the readers, so a run may change from one way to the other.
 """
 
 from typing import Any, cast
@@ -20,7 +20,7 @@ from supmim.errors import ConfigError
 from supmim.runtime import host_memory
 from supmim.runtime.progress import doing
 
-FREE_SHARE = 0.1  # of the free memory that the images take at most, unless they are asked for
+FREE_SHARE = 0.1  # largest share of free memory for the images, unless data.resident=on
 
 
 class Resident:
@@ -59,7 +59,7 @@ class Numbers(Images):
 
 
 def of(config: Config, seen: Images, mesh: Mesh) -> Resident | None:
-    """Return the images of a run on the devices, None if they are to be read.
+    """Return the images of a run on the devices, or None if readers must read them.
 
     ConfigError if config.data.resident asks for them and they cannot lie there.
     """

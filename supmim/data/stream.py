@@ -1,8 +1,8 @@
-"""Streams: which records a step takes, and their reading, in a host or in a reader process.
+"""Streams: the records that a step takes, read in the host's process or in a reader process.
 
 Sample n = step * batch_size + row of an endless stream of reshuffled epochs (order.py). Its record
 depends on the seed and n alone, so the position of a run is its step, on any number of hosts.
-Imports no jax, so that reader processes start fast and stay small.
+It imports no jax, so that reader processes start fast and stay small.
 """
 
 import math

@@ -52,7 +52,7 @@ def check_range(image: TiffImageFile) -> None:
 
 
 def check_strips(image: TiffImageFile) -> None:
-    """Raise ValueError if uncompressed strips or tiles are missing, which Pillow would not tell."""
+    """Raise ValueError if uncompressed strips or tiles are missing, which Pillow does not say."""
     places = [tile.extents for tile in image.tile if tile.extents]
     area = sum((right - left) * (bottom - top) for left, top, right, bottom in places)
     planar = image.tag_v2.get(PLANAR_CONFIGURATION) == PLANAR and not image.use_load_libtiff

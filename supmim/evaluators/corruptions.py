@@ -63,7 +63,7 @@ KINDS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
 def corrupted(batch: Raw) -> jax.Array:
     """Return a raw batch's images under every kind and strength, in order: [V, B, S, S, C].
 
-    They run from 0 to 255 and are not rounded, or the last digit would make whole levels.
+    Values are in [0, 255] and not rounded: a tiny difference could round to a whole level.
     """
     keys = views.example_keys(0, batch["epoch"], batch["index"])
     image = views.to_float(batch["image"])
@@ -74,7 +74,7 @@ def corrupted(batch: Raw) -> jax.Array:
 class Evaluator:
     """corruptions/noise, blur, contrast, pixelation: mean top-1 over three strengths; top1: of all.
 
-    Compare with classification/top1, of the same images as they are.
+    Compare with classification/top1, of the same images without corruption.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:

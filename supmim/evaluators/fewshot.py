@@ -43,7 +43,7 @@ def whiten(shots: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def draw_shots(label: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Return the rows of `shots` examples of each class, or of all of a class that has fewer.
 
-    With the same seed, more shots contain the fewer ones. label: [M].
+    With the same seed, a larger draw includes a smaller one. label: [M].
     """
     order = np.random.default_rng(seed).permutation(len(label))
     by_class = order[np.argsort(label[order], kind="stable")]

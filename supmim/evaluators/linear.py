@@ -198,7 +198,7 @@ def best(right: np.ndarray, loss: np.ndarray) -> tuple[int, int]:
 
 
 def end_of_grid(rate: int) -> dict[str, str]:
-    """Return a note if a rate is the smallest or the largest: one beyond might do better."""
+    """Return a note if a rate is the smallest or the largest: a rate beyond it might be better."""
     ends = {0: "smallest", len(LEARNING_RATES) - 1: "largest"}
     return {"learning_rate_is": f"the {ends[rate]} of the grid"} if rate in ends else {}
 

@@ -32,7 +32,7 @@ def fit(model: LogisticRegression, embedding: np.ndarray, label: np.ndarray) -> 
 def choose(embedding: np.ndarray, label: np.ndarray) -> float:
     """Return the C that is best on the held-out rows, among equals the smallest: [n, D], [n]."""
     rows, held_out = linear.learnable_split(label)
-    model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)  # along growing C
+    model = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)  # in order of increasing C
     right = []
     for c in C_GRID:
         fit(model.set_params(C=c), embedding[rows], label[rows])

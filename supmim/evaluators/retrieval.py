@@ -21,9 +21,9 @@ MMP = 5  # UnED's
 class Evaluator:
     """retrieval/*: by cosine of the embeddings; a query is never its own neighbour.
 
-    A query whose class has no other image where it is searched is left out of the means and counted
-    in retrieval/without_positives, or train_without_positives. A metric without a value for any
-    query is left out.
+    A query is left out of the means if the searched images have no other image of its class; it is
+    counted in retrieval/without_positives, or train_without_positives. A metric without a value for
+    any query is left out.
     """
 
     def __init__(self, predictions: Predictions, config: Config) -> None:

@@ -2,8 +2,8 @@
 
 An evaluation image is resized to data.eval_resize (its short side, or both sides to a square) and
 cut into windows; its logits are upsampled to the size of its own mask before the most likely class
-is taken. A class in neither masks nor answers has no IoU; one in the answers alone has IoU 0 and
-counts (as mmsegmentation averages). Accuracy averages over the classes in the masks.
+is taken. A class in neither masks nor predictions has no IoU; one in predictions only has IoU 0
+and counts (as mmsegmentation averages). Accuracy averages over the classes in the masks.
 """
 
 import collections

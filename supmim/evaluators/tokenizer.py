@@ -1,4 +1,4 @@
-"""The quality of a tokenizer's reconstructions, beside k-means codes of patches at equal cost."""
+"""The quality of a tokenizer's reconstructions, against k-means codes of patches at equal cost."""
 
 import contextlib
 import functools

@@ -85,7 +85,7 @@ def is_npz(path: Path) -> bool:
 def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Return the arrays of an npz, or only those named.
 
-    ValueError for object arrays, twins, and archive bombs; KeyError for a name that is missing.
+    ValueError for object arrays, duplicates and archive bombs; KeyError for a name that is missing.
     """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         members = stored.zip.infolist()
@@ -126,7 +126,7 @@ def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
 def highest(names: Collection[str], pattern: str) -> int:
     """Return the highest number that a pattern finds in whole names, or -1 if none matches.
 
-    Passes over numbers that are not below the number of names: some before them must be missing.
+    Numbers as large as the number of names, or larger, are ignored: lower ones must be missing.
     """
     texts = (match[1] for name in names if (match := re.fullmatch(pattern, name)))
     numbers = (int(text) for text in texts if len(text) < 10)

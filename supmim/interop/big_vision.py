@@ -81,7 +81,7 @@ def plain(tensors: Tensors) -> Tensors:
 
 
 def options_of(tensors: Tensors) -> Config:
-    """Return the config of a ViT from its `plain` tensors; CheckpointError if it is none."""
+    """Return the config of a ViT from its `plain` tensors; CheckpointError if not a ViT's."""
     kernel = tensors.get("embedding/kernel")
     query = tensors.get("Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel")
     up = tensors.get("Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel")

@@ -13,7 +13,7 @@ from supmim.model import Model
 SHOWN_CLASSES = 20
 SHOWN = ("classification", "knn", "linear", "segmentation", "retrieval")
 NO_SHARES = ("loss", "classes_in_masks")
-LINKS = (("://", "&#58;//"), ("www.", "www&#46;"))  # Markdown makes links of them without any mark
+LINKS = (("://", "&#58;//"), ("www.", "www&#46;"))  # Markdown turns even bare ones into links
 
 
 def write(model: Model, results: dict[str, float], weights: str, usage: str) -> str:
@@ -68,7 +68,7 @@ def write(model: Model, results: dict[str, float], weights: str, usage: str) -> 
 
 
 def licence_of(model: Model) -> str:
-    """Return the licence of a model; empty where its weights, or its first ones, are others'."""
+    """Return the licence of a model; empty if its weights are, or began as, somebody else's."""
     return "" if model.imported or model.config.init.model else "apache-2.0"
 
 

@@ -73,7 +73,7 @@ def read(file: Path) -> Embeddings:
 
 @contextlib.contextmanager
 def told(file: Path) -> Iterator[None]:
-    """Turn what reading raises into a CheckpointError that names the file."""
+    """Turn the errors of reading into a CheckpointError that names the file."""
     try:
         yield
     except SupmimError:
@@ -126,7 +126,7 @@ class Partial:
         write_json(path, identity)
         used = [shard.file for shard in self.shards()]
         for file in self.folder.glob(SHARDS):
-            if file not in used:  # behind a gap, where new ones may end elsewhere
+            if file not in used:  # after a gap: new shards may end elsewhere
                 file.unlink()
 
     def shards(self) -> list[Shard]:

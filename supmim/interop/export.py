@@ -49,7 +49,7 @@ class Written(NamedTuple):
 def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Written:
     """Write a folder that does not exist yet; results: for the card.
 
-    ConfigError for what the form has no place for; CheckpointError if what was written, read back,
+    ConfigError for what the format cannot store; CheckpointError if what was written, read back,
     computes something else. Then no folder is left.
     """
     if to not in WRITERS:
@@ -77,7 +77,7 @@ def export(model: Model, to: str, out: Path, results: dict[str, float]) -> Writt
 
 @contextlib.contextmanager
 def _part_of(out: Path) -> Iterator[Path]:
-    """Give an empty folder of this machine for what becomes `out`; it is deleted at the end."""
+    """Yield an empty local folder for the files that go to `out`; it is deleted at the end."""
     if on_bucket(out):
         part = Path(tempfile.mkdtemp(prefix="supmim-")) / out.name
     else:
@@ -113,7 +113,7 @@ def write_timm(model: Model, folder: Path) -> str:
 
 
 def write_big_vision(model: Model, folder: Path) -> str:
-    """Write model.npz, and model.json with what an npz has no place for."""
+    """Write model.npz, and model.json with what an npz cannot store."""
     if model.config.encoder.gelu != "tanh":
         raise ConfigError("big_vision's ViT has the GELU by tanh, not the exact one; use --to=timm")
     tensors = big_vision.tensors_of(params_of(model), model.config.encoder.patch_size)
@@ -151,7 +151,7 @@ def compared(model: Model, other: Callable[[Any], Any]) -> float:
     ours = [x for x in jax.jit(model.apply)(model.params, image) if x is not None]
     theirs = [x for x in other(image) if x is not None]
     pairs = [tuple(map(np.asarray, pair)) for pair in zip(ours, theirs, strict=True)]
-    tiny = np.finfo(np.float32).tiny  # a head that was never trained answers 0
+    tiny = np.finfo(np.float32).tiny  # a head that was never trained returns 0
     shares = [np.abs(a - b).max() / max(np.abs(a).max(), tiny) for a, b in pairs]
     worst = float(np.max(shares))  # NaN if any is
     if not worst <= TOLERANCE:

@@ -35,7 +35,7 @@ TAKES = (
 def load(path: str | os.PathLike) -> Model:
     """Return the model of a workdir (newest checkpoint), of a timm folder, or of a big_vision npz.
 
-    CheckpointError if there is none there, it is damaged, or a network that supmim does not have.
+    CheckpointError if there is none, if it is damaged, or if supmim does not have its network.
     """
     place = paths.path(path)
     if is_workdir(place):
@@ -49,7 +49,7 @@ def load(path: str | os.PathLike) -> Model:
     if place.is_file():
         return from_big_vision(place)
     if pickled := pickles(place):
-        arrays.read(pickled[0])  # says how to convert it
+        arrays.read(pickled[0])  # its error says how to convert it
     found = "holds none of these" if place.exists() else "does not exist"
     raise CheckpointError(f"{place} {found}: {TAKES}")
 
@@ -76,7 +76,7 @@ def published(path: str | os.PathLike) -> Model:
 def is_workdir(place: Path) -> bool:
     """Return whether a run of supmim began in the folder.
 
-    Without checkpoints, one with weights or with pretrained_cfg in its config is somebody else's.
+    A folder without checkpoints does not count if it has weights, or pretrained_cfg in its config.
     """
     config = place / "config.json"
     if not config.is_file() or (place / "checkpoints").is_dir():
@@ -107,7 +107,7 @@ def from_workdir(workdir: Path) -> Model:
             f"{workdir / model_json.FILE} names {counted(len(class_names), 'class')}, but the "
             f"model has {num_classes}: {model_json.ADVICE}"
         )
-    params["encoder"].pop("mask_token", None)  # stands for hidden patches in training alone
+    params["encoder"].pop("mask_token", None)  # stands for hidden patches, in training only
     return Model(config, layers.unstack_blocks(params), class_names, str(workdir))
 
 

@@ -27,7 +27,7 @@ MOST_NAMES = 5  # of a row
 def find(config: Config) -> dict[str, Any]:
     """Return what config.init.model holds in the form of init.json.
 
-    Of a workdir this is the newest checkpoint; `averaged` in it says whether averaged parameters
+    For a workdir it describes the newest checkpoint; `averaged` says whether averaged parameters
     are used. CheckpointError if there is no usable model, ConfigError for another kind of encoder.
     """
     workdir = paths.path(config.init.model)
@@ -86,7 +86,7 @@ def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
 
 
 def read(origin: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the encoder's parameters as they are stored, on the mesh, and what else is there.
+    """Return the encoder's parameters as stored, on the mesh, and the names of other contents.
 
     CheckpointError if they are gone or changed since `find`: a run that still trains deletes older
     steps.
@@ -129,7 +129,7 @@ def fitted(stored: Any, expected: Any) -> Any:
 def table(origin: dict[str, Any], stored: Any, expected: Any, ignored: Sequence[str]) -> str:
     """Return what became of each part of another encoder and of the new one, as lines.
 
-    ignored: what its file holds beside the encoder.
+    ignored: names of what its file holds besides the encoder.
     """
     title = f"encoder     of {origin.get('model') or origin['workdir']}"
     if "step" in origin:

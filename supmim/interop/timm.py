@@ -20,7 +20,7 @@ VIEWS = {"center": "short_side", "squash": "stretch"}
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic"}
 LARGEST_MEAN, SMALLEST_STD = 1e6, 1e-6  # so that the first layer stays finite
 INDEPENDENT = "multi_label_classification"  # transformers' word for a sigmoid loss
-# What timm takes where pretrained_cfg does not say it.
+# timm's defaults for what pretrained_cfg does not say.
 DEFAULT_VIEW = {
     "interpolation": "bicubic",
     "crop_pct": 0.875,
@@ -238,7 +238,7 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
 
 
 def ours(kinds: dict[str, str], what: str, asked: Any) -> str:
-    """Return our name of one of timm's kinds of something; CheckpointError for other kinds."""
+    """Return our name for one of timm's kinds of `what`; CheckpointError for unknown kinds."""
     if str(asked) not in kinds:
         raise CheckpointError(
             f"its {what}, {str(asked)!r}, is not one of {', '.join(kinds)}", fault="S4"
@@ -255,7 +255,7 @@ def describes(path: Path) -> bool:
     """Return whether a config.json is timm's."""
     try:
         return "pretrained_cfg" in read_json(path)
-    except (OSError, ValueError, TypeError):  # of whatever form it is, it is not timm's
+    except (OSError, ValueError, TypeError):  # such a file is not timm's
         return False
 
 
@@ -267,7 +267,7 @@ def view_of(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_and_std(stored: dict[str, Any], channels: int) -> tuple[list[float], list[float]]:
-    """Return mean and std of each channel, of images in [0, 1]; ValueError if they are none."""
+    """Return mean and std of each channel, of images in [0, 1]; ValueError if invalid."""
     view = view_of(stored)
     mean, std = (np.array(view[name], np.float64) for name in ("mean", "std"))
     are_sane = (np.abs(mean) < LARGEST_MEAN).all() and (std > SMALLEST_STD).all()
@@ -288,7 +288,7 @@ def plain(tensors: Tensors, config: Config) -> Tensors:
     """Return the tensors of any ViT of timm in the form that LAYOUT names. config: options_of it.
 
     Positions of class and register tokens are added to these tokens; a class token that pooling
-    leaves out becomes a register, which it is.
+    ignores becomes a register, since it acts as one.
     """
     tensors = split(tensors)
     prefix = [name for name in ("cls_token", "reg_token") if name in tensors]

@@ -26,7 +26,7 @@ class Layout(NamedTuple):
     """How another library stores a ViT.
 
     name_of: our name -> theirs. to_theirs: (our name, array, patch size) -> their array. to_ours:
-    (our name, their array, our shape) -> our array. optional: how names of head and pooling begin.
+    (our name, their array, our shape) -> our array. optional: name prefixes of head, pooling.
     """
 
     name_of: Callable[[str], str]
@@ -72,7 +72,7 @@ def imported(tensors: Tensors, layout: Layout, shapes: Shapes, path: Path) -> Lo
             rows.append((name, expected, tensors[name].shape))
         else:
             array = layout.to_ours(ours, tensors[name], shapes[ours])
-            with np.errstate(over="ignore"):  # what is then not finite is refused below
+            with np.errstate(over="ignore"):  # non-finite values are refused below
                 params[ours] = array.astype(np.float32)
     ignored = sorted(tensors.keys() - theirs.keys())
     unknown = [name for name in ignored if not name.startswith(layout.optional)]
@@ -93,7 +93,7 @@ def shape_in(layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ..
 
     Ours also if it is LARGEST or more, which no file holds.
     """
-    # The size of a patch is known to the reader of the config alone.
+    # Only the reader of the config knows the size of a patch.
     if name == PATCHES or math.prod(shape) > LARGEST:
         return shape
     return layout.to_theirs(name, np.broadcast_to(np.float32(0), shape), 0).shape

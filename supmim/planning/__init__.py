@@ -1,1 +1,1 @@
-"""Ahead of time: the training step for devices that are not there, and what it would cost."""
+"""Plans: the training step for devices that are not installed, and what it would cost."""

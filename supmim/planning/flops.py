@@ -19,9 +19,9 @@ from supmim.tasks import targets
 def count(fn: Callable, *args: Any, taken: float = 1.0) -> float:
     """Return the FLOPs of fn(*args) without compiling or running it; args: arrays or their shapes.
 
-    A scan counts as often as it iterates, a while loop, whose length is not in the program, as one
-    iteration. What `jax.checkpoint` recomputes counts again. taken: share of the calls in which a
-    cond takes its most expensive branch, in the others its cheapest.
+    A scan counts as often as it iterates. A while loop, whose length is unknown, counts once. What
+    `jax.checkpoint` recomputes counts again. taken: share of the calls in which a cond takes its
+    most expensive branch; in the others it takes the cheapest.
     """
     return _in_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr, taken)
 

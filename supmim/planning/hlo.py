@@ -223,7 +223,7 @@ class Program:
         return read + written - scratch, scratch
 
     def _read(self, instr: Instruction, computation: str, position: int) -> int:
-        """Return the bytes that are read of one operand; if it is only sliced, of the slices."""
+        """Return the bytes that are read of one operand; only the slices if it is only sliced."""
         found = self.computations[computation].get(instr.operands[position])
         whole = _bytes(found.results) if found else 0
         if instr.op in ("slice", "dynamic-slice") and position == 0:
@@ -246,7 +246,7 @@ class Program:
                     yield self._read(instr, computation, position)
 
     def _written(self, instr: Instruction, computation: str) -> int:
-        """Return the bytes that an instruction writes; of an update in place, the changed part."""
+        """Return the bytes that an instruction writes; for an update in place, the changed part."""
         known = self.computations[computation]
         if instr.op == "dynamic-update-slice" and instr.operands[1] in known:
             return _bytes(known[instr.operands[1]].results)
@@ -298,7 +298,7 @@ def _bytes(arrays: Iterable[Array]) -> int:
 
 
 def _scratch(instr: Instruction) -> int:
-    """Return the bytes of a library's workspace: its last result, if it has several, of bytes."""
+    """Return the size of a library's workspace: the last of several results, if it holds bytes."""
     last = instr.results[-1:]
     found = instr.op == "custom-call" and len(instr.results) > 1 and last[0].dtype in ("s8", "u8")
     return last[0].bytes if found else 0

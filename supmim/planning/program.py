@@ -113,7 +113,7 @@ OUT_OF_MEMORY = (
 class Compiled(NamedTuple):
     """A program's HLO and the compiler's memory analysis.
 
-    memory is None, text empty and needed a number of bytes if memory is too small to compile it.
+    If the chip's memory is too small, memory is None, text is empty and needed is a size in bytes.
     """
 
     memory: Any
@@ -185,8 +185,8 @@ def memory_of(
     """Return the bytes on one chip by purpose, and their total; tokenizer: its `tokenizer_memory`.
 
     Target ids are computed between two steps: the state, the batches and both programs stay in
-    memory, while the temporaries of step and tokenizer take turns. `tokenizer` in the result is
-    what stays of it, and the bytes by which its temporaries exceed those of the step.
+    memory, while the temporaries of step and tokenizer take turns. `tokenizer` in the result
+    counts what stays, and the bytes by which its temporaries exceed those of the step.
     """
     batches = chip_bytes(planned.tokenized)
     parts = {

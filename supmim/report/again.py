@@ -13,7 +13,7 @@ SET_ANYWAY = ("eval.evaluators", "checkpoint.keep_best")  # by every evaluation
 
 
 def training(workdir: Path, config: Config, notes: dict[str, Any]) -> str:
-    """Return the commands that repeat the run of a workdir, which its config.json is enough for.
+    """Return the commands that repeat the run of a workdir from its config.json alone.
 
     notes: those of its results.
     """

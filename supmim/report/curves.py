@@ -84,7 +84,7 @@ def draw(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def evaluator_panels(rows: list[dict[str, float]]) -> Iterator[Panel]:
-    """Yield panels for evaluators with results that PANELS does not show, once they have two each.
+    """Yield panels for results that PANELS does not show, once there are two values of each.
 
     Shares stand together; a result with another unit has its own panel. Results of more classes
     than there are colours have none, since the mean over the classes says more.

@@ -113,7 +113,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @contextlib.contextmanager
 def plain_text(figure: Figure) -> Iterator[None]:
-    """Let a figure be drawn with texts that are no formulas, whatever they hold.
+    """Let the texts of a figure be drawn as they are, even if they look like formulas.
 
     A character that the font lacks becomes a box. To have it drawn, choose a font in Matplotlib's
     settings.

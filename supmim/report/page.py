@@ -125,7 +125,7 @@ SMALLEST = 0.7  # of a picture's own width; with less room it scrolls, so that i
 
 
 def not_above_floors(results: dict[str, float]) -> list[str]:
-    """Return the results that what needs no training reaches, too."""
+    """Return the headline results that do not exceed their floors."""
     return [
         name
         for name, (_, floors) in HEADLINES.items()

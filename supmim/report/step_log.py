@@ -11,7 +11,7 @@ from supmim.workdir.writer import NoWriter, Writer
 class StepLog:
     """Log of the training metrics, with one line for every `every` steps and after the last step.
 
-    A line of fewer steps, the last or the first after a restart, says how many, as
+    A line of fewer steps, such as the last or the first after a restart, has their number as
     `steps_averaged`.
     """
 
@@ -31,9 +31,9 @@ class StepLog:
         self._finished: tuple[metrics.Metrics, int] = ({}, 0)
 
     def add(self, steps: range, totals: metrics.Metrics) -> None:
-        """Take the metrics of a call, which crosses no line; none are fetched before one is due.
+        """Take the metrics of a call, whose steps share a line; they are fetched when it is due.
 
-        The previous call, which the caller has waited for, is the last one that is finished.
+        The last finished call is the previous one, since the caller has waited for it.
         """
         finished = sum(count for _, count in self._window)
         self._window.append((totals, len(steps)))

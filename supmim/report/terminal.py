@@ -80,7 +80,7 @@ class Terminal:
             self.log(f"{step}/{self.steps.total} {self._details(0)} {left}".rstrip())
 
     def _details(self, width: int) -> str:
-        """Return the metrics, of which the last are left out until the rest fits a width."""
+        """Return the metrics, leaving out the last ones until the rest fits a width."""
         losses = [name for name, _, _ in self.columns if name.endswith("_loss")]
         scalars = self._scalars | metrics.ready(*self._finished, losses)
         shown, speed = (_formatted(columns, scalars) for columns in (self.columns, SPEED))

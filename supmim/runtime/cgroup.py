@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
-# Files of the second and of the first version: limit, use, and what of it is given back on demand.
+# Files of version 2, then of version 1: the limit, the use, and the reclaimable part of the use.
 MEMORY = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -17,7 +17,7 @@ MEMORY = (
 
 
 def groups(controller: str) -> Iterator[Path]:
-    """Yield the folders of the groups that this process is in, and of those that they are in."""
+    """Yield the folders of this process's groups and of the groups that contain them."""
     try:
         lines = (ROOT / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -33,12 +33,12 @@ def groups(controller: str) -> Iterator[Path]:
 
 
 def memory_limit() -> float:
-    """Return the bytes that the groups may have together with all in them; inf without a limit."""
+    """Return the lowest memory limit of the groups in bytes; inf without a limit."""
     return min((limit for limit, _ in _memory()), default=math.inf)
 
 
 def memory_left() -> float:
-    """Return the bytes that the groups still allow; inf without a limit."""
+    """Return the bytes left below the limit of the groups; inf without a limit."""
     return min((max(0.0, limit - used) for limit, used in _memory()), default=math.inf)
 
 

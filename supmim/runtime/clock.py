@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from supmim.runtime import progress
 
-KINDS = {  # what the line of progress says; the rest is the steps themselves
+KINDS = {  # kind -> its text in the line of progress; all other time is spent in steps
     "set_up": "setting up",
     "compile": "compiling the train step",
     "data_wait": "waiting for images",
@@ -14,12 +14,12 @@ KINDS = {  # what the line of progress says; the rest is the steps themselves
     "draw": "drawing",
     "save": "saving",
 }
-SETTLED = 2.0  # seconds after which a window tells a speed
+SETTLED = 2.0  # seconds; a shorter window has no speed yet
 PAUSES = ("compile", "evaluate", "draw", "save")  # not counted in images per second
 
 
 class Clock:
-    """Times from the start of a run; `begin` ends its set-up and opens a window of steps."""
+    """Timer of a run from its start; `begin` ends its set-up and opens a window of steps."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -37,7 +37,7 @@ class Clock:
 
     @contextlib.contextmanager
     def spending(self, kind: str) -> Iterator[None]:
-        """Count the time inside as time of this kind, and show that it is spent."""
+        """Count the time inside as time of this kind, and show it on the line of progress."""
         began, cpu_began = time.monotonic(), time.process_time()
         self.kind = kind
         with progress.doing(KINDS[kind]):
@@ -67,9 +67,9 @@ class Clock:
         }
 
     def speed(self, steps: int, settled: float = SETTLED) -> dict[str, float]:
-        """Return images per second and the share of waiting in the current window, of `steps`.
+        """Return images per second and the share of waiting in the current window.
 
-        It is empty if there are no steps, or if the window is shorter than `settled` seconds.
+        It is empty if the window has no `steps`, or if it is shorter than `settled` seconds.
         """
         paused = sum(self.spent[kind] - self._window_spent[kind] for kind in PAUSES)
         seconds = max(time.monotonic() - self._window_start - paused, 1e-9)

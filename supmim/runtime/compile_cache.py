@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a second start of a run need not compile again."""
+"""A cache of compiled programs on disk, so that a second start of a run need not compile again."""
 
 import hashlib
 import os
@@ -6,16 +6,16 @@ import platform
 from pathlib import Path
 
 OFF = "none"
-MAX_BYTES = 2**31  # the programs used least recently are deleted beyond it
-MIN_SECONDS = 0.1  # of compiling; what is faster is not kept
+MAX_BYTES = 2**31  # beyond it, the least recently used programs are deleted
+MIN_SECONDS = 0.1  # programs that compile faster are not kept
 
 
 def environment(folder: str) -> dict[str, str]:
-    """Return the variables that make JAX keep its programs; empty if it shall not, or cannot.
+    """Return the variables that make JAX keep its programs; empty if it should not or cannot.
 
-    folder: empty for the user's own, OFF for none. The programs are code, so the folder is the
-    user's alone; one that belongs to somebody else is not used. What JAX_COMPILATION_CACHE_DIR says
-    holds unless a folder is given.
+    folder: empty for the default one, OFF for none. The programs are code, so only the user may
+    read or write the folder, and another user's folder is not used. JAX_COMPILATION_CACHE_DIR
+    applies unless a folder is given.
     """
     if folder == OFF:
         return {"JAX_COMPILATION_CACHE_DIR": ""}
@@ -37,7 +37,7 @@ def environment(folder: str) -> dict[str, str]:
 
 
 def default_folder() -> Path:
-    """Return a folder of this user and this kind of processor, whose code another cannot run."""
+    """Return a folder for this user and this kind of processor: others may not run its code."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -17,7 +17,7 @@ INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
 
 
 def visible_accelerator(root: Path = Path("/")) -> str:
-    """Return `gpu`, `tpu` or "" by what the operating system shows, whatever JAX can use."""
+    """Return `gpu`, `tpu` or "" as the operating system shows it, even if JAX cannot use it."""
     if any((root / "dev").glob("nvidia[0-9]*")):
         return "gpu"
     functions = (root / "sys/bus/pci/devices").glob("*")
@@ -52,7 +52,7 @@ def prepare(fake_devices: str, deterministic: bool) -> None:
 
 @contextlib.contextmanager
 def compiling_quickly(enabled: bool) -> Iterator[None]:
-    """Leave out most of the compiler's optimisations inside, if enabled: for what runs rarely."""
+    """If enabled, skip most compiler optimisations inside; for programs that run rarely."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", enabled or before)
     try:
@@ -62,9 +62,9 @@ def compiling_quickly(enabled: bool) -> Iterator[None]:
 
 
 def initialised(init: Callable[[jax.Array], Any], rng: jax.Array, where: Any) -> Any:
-    """Return init(rng), on the devices that `where`, a tree of shardings, says.
+    """Return init(rng), placed on devices as `where`, a tree of shardings, says.
 
-    On a CPU, the compiler's optimisations of it take longer than the rest.
+    On a CPU, the compiler's optimisations are skipped, since they take longer than all else.
     """
     on_cpu = jax.tree.leaves(where)[0].mesh.devices.flat[0].platform == "cpu"
     with compiling_quickly(on_cpu):

@@ -1,4 +1,4 @@
-"""Faults on purpose, to see what a run makes of them: SUPMIM_FAULT=KIND@PLACE:NUMBER[/PROCESS].
+"""Deliberate faults, to test how a run reacts to them: SUPMIM_FAULT=KIND@PLACE:NUMBER[/PROCESS].
 
 For example `stall@step:12/1`: process 1 of the run stops answering at step 12. Each happens once.
 
@@ -31,7 +31,7 @@ FORM = re.compile(rf"({'|'.join(KINDS)})@({'|'.join(PLACES)}):([0-9]+)(?:/([0-9]
 
 @functools.cache
 def asked() -> tuple[str, str, int, int] | None:
-    """Return (kind, place, number, process, -1 for any) of the variable; ConfigError if wrong."""
+    """Return the requested (kind, place, number, process or -1 for any); ConfigError if wrong."""
     text = os.environ.get(VARIABLE, "")
     if not text:
         return None
@@ -64,7 +64,7 @@ def reached(place: str, numbers: Container[int]) -> None:
 
 
 def over() -> None:
-    """Forget the fault, since it has ended a reader process, which is started again."""
+    """Forget the fault, so that it does not happen again in a reader process that is restarted."""
     os.environ.pop(VARIABLE, None)
     asked.cache_clear()
 

@@ -31,7 +31,7 @@ from supmim.runtime.machine import PACKAGES
 
 START_TIMEOUT = 1800  # seconds to wait for all processes at the start
 SHUTDOWN_TIMEOUT = 60  # seconds to wait for all processes at the end, so that none hangs for longer
-HEARTBEAT_TIMEOUT = 600  # seconds; JAX aborts then, so our own signs of life come first
+HEARTBEAT_TIMEOUT = 600  # seconds until JAX aborts; the signs of life (life.py) notice it earlier
 EXIT_DELAY = 3  # seconds for which the first process lets the others exit before it does
 
 
@@ -252,7 +252,7 @@ def agree_on_data(own: dict[str, Any]) -> None:
 
 
 def _differences(own: dict[str, Any]) -> str:
-    """Return lines for what differs between process 0 and the others; empty if nothing does."""
+    """Return a line per difference between process 0 and the others; empty if there is none."""
     documents = [json.loads(text) for text in gather(json.dumps(own))]
     first = documents[0]
     rows = [

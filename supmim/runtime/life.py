@@ -1,7 +1,7 @@
 """Signs of life between the processes of a run: who is gone, and who keeps the others waiting.
 
 Every few seconds each process leaves a note with JAX's coordination service and reads those of the
-others. Without process 0 there is no service, and JAX aborts the others, which ends here too.
+others. The service is in process 0. If that is gone, JAX aborts the others; see `aborted`.
 """
 
 import atexit
@@ -24,8 +24,8 @@ from supmim.errors import DeviceError, Interrupted, StallError
 
 EVERY = 2.0  # seconds between two notes
 SILENT = 60.0  # seconds without a new note after which a process counts as gone
-AFTER_END = 15.0  # seconds in which the others of a process that failed may end by themselves
-PAUSED = 10.0  # seconds between two looks after which this process itself was suspended
+AFTER_END = 15.0  # seconds that the others have to end by themselves after one process has failed
+PAUSED = 10.0  # a longer gap, in seconds, between two looks: this process was suspended
 GOODBYE = 5.0  # seconds for the last note
 ENDED = "ended with exit code "
 NOTES = "supmim/notes/"  # keys in the coordination service
@@ -46,9 +46,9 @@ class Life:
         self._ended.set()  # until there are others
 
     def start(self) -> None:
-        """Begin; the end of the program is told to the others."""
+        """Begin to exchange notes, and tell the others when this program ends."""
         self._ended.clear()
-        # Python's own handlers would run in the main thread, which never comes to it.
+        # A handler in Python would run in the main thread, which never gets there.
         ctypes.CDLL(None).signal(signal.SIGABRT, aborted)
         self._exchange()
         for work in (self._talk, self._watch):
@@ -74,7 +74,7 @@ class Life:
         return found
 
     def _exchange(self) -> None:
-        """Leave the own note and read all; JaxRuntimeError if the service is gone."""
+        """Write this process's note and read all; JaxRuntimeError if the service is gone."""
         with self._one_at_a_time:
             self._beats += 1
             client: Any = distributed.global_state.client  # it has no public name
@@ -122,7 +122,7 @@ class Life:
             time.sleep(SILENT + 2 * EVERY)
 
     def lost(self, gone: str, code: int = DeviceError.exit_code) -> None:
-        """End this process with a code, since another one is gone, as a sentence says."""
+        """End this process with an exit code; `gone` says which other process is gone, and how."""
         advice = "Its own output says why"
         if code in (DeviceError.exit_code, StallError.exit_code, Interrupted.exit_code):
             advice += ". Start all processes again: the run continues from its newest checkpoint"

@@ -17,12 +17,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 CUDA_PLUGINS = {"jax-cuda12-plugin": 12, "jax-cuda13-plugin": 13}  # -> major version of CUDA
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CUDA = Path("/usr/local/cuda")
-SECONDS = 2  # that another program may take to answer
+SECONDS = 2  # time limit for another program to answer
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found; inf is no limit.
+    """The facts that were found; inf means no limit.
 
     packages: name, in lower case with dashes -> version. misfits: CUDA libraries whose version
     JAX's plugin does not take. driver: version of NVIDIA's; driver_fault: what nvidia-smi says if
@@ -102,7 +102,7 @@ def misfits(plugin: str) -> Iterator[str]:
 
 
 def nvidia_driver() -> tuple[str, str]:
-    """Return the version of NVIDIA's driver, "" if there is none, and what nvidia-smi complains."""
+    """Return the version of NVIDIA's driver, "" if there is none, and nvidia-smi's complaint."""
     fault = ""
     if program := shutil.which("nvidia-smi"):
         query = ("--query-gpu=driver_version", "--format=csv,noheader")
@@ -119,7 +119,7 @@ def nvidia_driver() -> tuple[str, str]:
 def all_ptxas() -> Iterator[tuple[str, str]]:
     """Yield path and version of each ptxas, in the order in which XLA looks at them.
 
-    JAX tells XLA of CUDA_ROOT or else of NVIDIA's wheel; PATH and /usr/local/cuda come after that.
+    JAX passes CUDA_ROOT to XLA, or else NVIDIA's wheel; PATH and /usr/local/cuda come after that.
     """
     root = os.environ.get("CUDA_ROOT")
     folders = [f"{folder}/bin" for folder in ([root] if root else _wheels())]

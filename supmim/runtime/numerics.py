@@ -1,4 +1,4 @@
-"""Spikes are told; a run whose gradients stay non-finite ends, with a post-mortem."""
+"""Checks of gradients: spikes are logged; a run that stays non-finite ends with a post-mortem."""
 
 import json
 from collections import deque
@@ -20,12 +20,12 @@ from supmim.workdir.files import write_json
 
 BAD_STEPS = 5  # in a row, after which a run stops
 POST_MORTEM = "postmortem.json"
-NOT_FINITE = "not finite"  # in its place in a post-mortem
-About = Callable[[int], dict[str, Any]]  # a step -> what a post-mortem says beside its steps
+NOT_FINITE = "not finite"  # replaces such a value in a post-mortem
+About = Callable[[int], dict[str, Any]]  # a step -> facts of a post-mortem besides its steps
 
 
 class Recent(NamedTuple):
-    """A call, as it stays on the devices: the record numbers [slots, B], and its metrics."""
+    """A call whose arrays are still on the devices: record numbers [slots, B], and its metrics."""
 
     steps: range
     index: jax.Array
@@ -35,8 +35,8 @@ class Recent(NamedTuple):
 class NumericsWatch:
     """A check for non-finite gradients that looks one call late, so that no step waits for it.
 
-    about: returns what a run was before a step. log: is told of spikes (updates.spikes), of which
-    there were so many before.
+    about: returns the facts of a run before a step. log: receives messages about spikes, see
+    updates.spikes. spikes: how many there were before.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ def described(step: int, index: list[int], totals: metrics.Metrics) -> dict[str,
 
 
 def before_step(config: Config, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    """Return what a post-mortem needs to come to a step again: config, seeds, checkpoint."""
+    """Return what a post-mortem needs to reach a step again: config, seeds, checkpoint."""
     earlier = [number for number in checkpoints.steps() if number < step]
     newest = {"step": 0}
     if earlier:

@@ -5,8 +5,8 @@ then ends the run too. Python's handlers wait for XLA, which may compile for min
 sees each signal at once.
 
 With several processes, JAX's preemption service owns SIGTERM and stops all of them at one step. It
-gets it only once there is something to save: before, a process that ends is followed by the others
-(see life.py).
+gets the signal only once there is something to save. Before that, a process that is stopped ends,
+and the others end after it (see life.py).
 """
 
 import contextlib
@@ -32,10 +32,10 @@ NOTHING = str(
 
 
 class StopSignal:
-    """A request to stop: within `with StopSignal() as stop`, see whether `stop.asked()`.
+    """A request to stop: within `with StopSignal() as stop`, check `stop.asked()`.
 
-    ends: what Interrupted says if a signal comes now, because there is nothing to save; empty: the
-    run goes on until it asks.
+    ends: message of Interrupted if a signal comes while there is nothing to save. If it is empty,
+    the run goes on until it asks.
     """
 
     def __init__(self, ends: str = "") -> None:
@@ -70,7 +70,7 @@ class StopSignal:
         return not self._alone and bool(self.ends)
 
     def _give_back(self) -> None:
-        """Let JAX have SIGTERM again, if it was taken from it: another thread takes no signals."""
+        """Give SIGTERM back to JAX if it was taken here, which only happens in the main thread."""
         if self._owns_jaxs() and signal.SIGTERM in self._previous:
             signal.signal(signal.SIGTERM, self._previous.pop(signal.SIGTERM))
             handler_of_sigterm(self._jaxs)
@@ -89,7 +89,7 @@ class StopSignal:
     def asked(self) -> bool:
         """Return whether any process got a signal; the answer is the same on all processes.
 
-        They ask equally often.
+        All processes must ask equally often.
         """
         if self._alone:
             return self.requested
@@ -97,7 +97,7 @@ class StopSignal:
         return multihost_utils.reached_preemption_sync_point(self._times)
 
     def begin(self) -> None:
-        """From now on there is something to save; Interrupted if a signal came before."""
+        """Note that there is something to save from now on; Interrupted if a signal came before."""
         if self.requested and self.ends:
             raise Interrupted(self.ends)
         self._give_back()
@@ -151,7 +151,7 @@ class StopSignal:
 
 
 def handler_of_sigterm(handler: int | None) -> int | None:
-    """Set the handler of C, None for the system's, and return the one before."""
+    """Set the C handler of SIGTERM, None for the system's, and return the previous one."""
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     return libc.signal(signal.SIGTERM, handler)

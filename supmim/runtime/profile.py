@@ -10,13 +10,13 @@ import jax
 
 from supmim.errors import ConfigError
 
-MOST_STEPS = 1000  # that are traced
+MOST_STEPS = 1000  # of one trace, which is kept in memory
 
 
 class Profile:
-    """A tracer of steps START to STOP, both included, into `folder`; of none if span is empty.
+    """A trace of steps START to STOP, both included, in `folder`; no trace if span is empty.
 
-    told_as: where messages say that the trace is, if it is uploaded from `folder`.
+    told_as: the place of the trace in messages, if it is uploaded from `folder`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Profile:
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The steps with which a call must end, so that others are not traced."""
+        """The steps after which a call must end, so that no other steps are traced."""
         return max(self.start - 1, 0), self.stop
 
     def call(self, steps: range) -> contextlib.AbstractContextManager:

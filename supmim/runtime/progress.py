@@ -1,6 +1,6 @@
 """One line for the whole program, which says what is being done and for how long.
 
-On a terminal it moves twice a second. Elsewhere it is printed once a minute if nothing else was.
+A terminal shows it anew twice a second. Elsewhere it is printed after a minute without output.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from supmim.runtime import streams
 
-REFRESH = 0.5  # seconds between two looks at what is being done
+REFRESH = 0.5  # seconds between two updates of the line
 SILENCE = 60.0  # seconds without any line, after which one is printed if there is no terminal
 SHORTEST = 0.5  # seconds that a phase lasts before it is shown
 UNKNOWN = 60.0  # seconds for which the time left may stay unknown once the work has begun
@@ -30,14 +30,14 @@ class Phase:
         self.restart(what, total, done)
 
     def restart(self, what: str, total: int = 0, done: int = 0) -> None:
-        """Make it another phase, which begins now."""
+        """Turn this into another phase, which begins now."""
         self.what, self.total, self.done = what, total, done
         self.began = self._last = time.monotonic()
         self._started = 0
         self._first, self._first_done = self.began, done
 
     def advance(self, count: int = 1) -> None:
-        """Note that so much more is done; the last of a padded batch is beyond the total."""
+        """Add to what is done, up to the total: the last batch may be padded."""
         self.done, self._last = min(self.done + count, self.total), time.monotonic()
 
     def measure(self, started: int) -> None:
@@ -45,7 +45,7 @@ class Phase:
         self._first, self._first_done, self._started = time.monotonic(), self.done, started
 
     def left(self, now: float) -> str:
-        """Return the time left, such as "left 3m"; "" while nothing tells."""
+        """Return the time left, such as "left 3m"; "" while it is unknown."""
         seconds = self.seconds_left(now)
         return "" if seconds is None else f"left {brief(seconds)}"
 
@@ -147,10 +147,10 @@ _open: list[Line] = []  # the last one shows what is being done
 def doing(
     what: str, total: int = 0, done: int = 0, *, shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Show what is being done inside, and yield a function that adds to how much of it is done.
+    """Show the work that is done inside, and yield a function that reports progress.
 
-    It is shown on the line that is open or, if there is none, on one on stderr, removed at the end.
-    shown: whether to open one that shows anything, also of what is done inside.
+    It is shown on the open line. If none is open, a line on stderr is opened and finally removed.
+    shown: False to leave that line empty, also for work that is done within this work.
     """
     quiet = _mute() or not shown
     own = contextlib.nullcontext(_open[-1]) if _open else Line(streams.Console(True, quiet=quiet))
@@ -164,7 +164,7 @@ def doing(
 
 
 def position() -> object:
-    """Return something that is another as soon as the work has moved."""
+    """Return a value that changes as soon as the work makes progress."""
     return [(phase.what, phase.done) for line in tuple(_open) for phase in tuple(line.phases)]
 
 

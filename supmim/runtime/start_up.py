@@ -1,4 +1,4 @@
-"""Signals while a command starts, when there is nothing to save: it ends at once, in plain words.
+"""Signals while a command starts and has nothing to save: it ends at once, with a plain message.
 
 An exception would not do: modules in C turn it into an ImportError while they are imported.
 """
@@ -16,21 +16,21 @@ DEFAULTS = {
 
 
 def begin() -> None:
-    """End the process at the next signal, unless its caller has it ignored."""
+    """End the process at the next signal, unless its caller ignores that signal."""
     for number, default in DEFAULTS.items():
         if signal.getsignal(number) == default:
             signal.signal(number, _end)
 
 
 def over() -> None:
-    """Bring Python's own handlers back."""
+    """Restore Python's own handlers."""
     for number, default in DEFAULTS.items():
         if signal.getsignal(number) == _end:
             signal.signal(number, default)
 
 
 def deadly() -> None:
-    """Let signals kill the process from now on: C++ waits, and no Python handler would run."""
+    """Let signals kill the process: while C++ code waits, no handler in Python can run."""
     for number in DEFAULTS:
         if signal.getsignal(number) == _end:
             signal.signal(number, signal.SIG_DFL)

@@ -16,8 +16,8 @@ STANDARD = ("stdout", "stderr")
 def printable(text: str, keep: str = "") -> str:
     """Return text whose characters are all printable, those in `keep` apart; others are escaped.
 
-    Escaped are control codes, line ends, characters that change the direction of text, invisible
-    ones, and bytes of file names that are not UTF-8.
+    The others are control codes, line ends, characters that change the direction of text,
+    invisible ones, and bytes of file names that are not UTF-8.
     """
     if text.isprintable():
         return text

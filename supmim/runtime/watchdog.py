@@ -1,7 +1,7 @@
 """A thread that says what a run waits for, and ends it when nothing has moved for too long.
 
-Each process tells the others at which step it is and what it does (see life.py). So the one that
-keeps the others waiting can be named.
+Each process tells the others its step and what it does (see life.py), so that the watchdog can name
+the process that keeps the others waiting.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from supmim.errors import StallError
 from supmim.runtime import progress
 from supmim.runtime.life import LIFE
 
-STEP = "step"  # what a process does that does nothing else
+STEP = "step"  # the note of a process that does nothing but steps
 LINE = 60.0  # seconds without a step between two lines
-STEPS = 10  # a step may take as many times its median
-SLOW_KINDS = 20  # times longer may take what is no step: compiling, evaluating, saving
-PAUSED = 10.0  # seconds between two looks after which the process itself was suspended
+STEPS = 10  # a step may take this many times the median
+SLOW_KINDS = 20  # compiling, evaluating and saving may take this many times longer than steps
+PAUSED = 10.0  # a longer gap, in seconds, between two looks: the process itself was suspended
 WHAT = {
     "": "the next step",
     "set_up": "the set-up",
@@ -34,15 +34,15 @@ WHAT = {
     "draw": "the pictures",
     "save": "a save",
 }
-EXIT_DELAY = 10.0  # seconds in which others come to the same end, since process 0 outlives them
+EXIT_DELAY = 10.0  # seconds for the others to end in the same way, before process 0 ends
 
 
 class Watchdog:
-    """Watch over a run, from `with Watchdog(...) as watchdog`; `step_done` tells of each step.
+    """Watch over a run, from `with Watchdog(...) as watchdog`; call `step_done` after each step.
 
-    What is no step moves if the line of progress does. minutes: without a move before the run ends;
+    Other work moves if the line of progress does. minutes: time without a move before the run ends;
     0 only writes lines. doing: returns what the main thread does, "" for steps, else a kind of time
-    of runtime.clock. log: gets the lines.
+    of runtime.clock. log: receives the lines.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Watchdog:
         self._over.set()
 
     def start(self, step: int) -> None:
-        """Note that the run is set up, and that so many steps are done."""
+        """Note that the run is set up, and how many steps are done."""
         self._step = self._at = step
         self._moved = time.monotonic()
 
@@ -73,14 +73,14 @@ class Watchdog:
         self._at = step
 
     def step_done(self, step: int) -> None:
-        """Note that the run got on to this step."""
+        """Note that the run has finished this step."""
         now = time.monotonic()
-        if self._begun:  # the first has the compilation in it
+        if self._begun:  # the first one includes compilation
             self._seconds.append(now - self._moved)
         self._step, self._moved, self._begun = step, now, True
 
     def limit(self, kind: str) -> float:
-        """Return the seconds for which the run may do the same; any process may do what is slow."""
+        """Return the seconds that may pass without a move: more while a process does slow work."""
         usual = STEPS * statistics.median(self._seconds) if self._seconds else 0.0
         notes = [note for note, _ in LIFE.others().values() if note[:1].isdecimal()]
         kinds = {kind or STEP, *(note.partition(" ")[2] for note in notes)}
@@ -123,7 +123,7 @@ class Watchdog:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             print(f"supmim: {error}", file=sys.stderr, flush=True)
         several, first = bool(LIFE.others()), jax.process_index() == 0
-        if several and not first:  # its step stays known until the others came to the same end
+        if several and not first:  # keep its note until the others have come to the same end
             time.sleep(EXIT_DELAY / 2)
         LIFE.end(error.exit_code)
         if several and first:
@@ -134,8 +134,8 @@ class Watchdog:
 def late_ones(notes: dict[str, str]) -> str:
     """Return which processes keep the others waiting: name -> `STEP KIND`, as they were told.
 
-    They are those at the lowest step; if all are at one, those that do something else than steps.
-    Empty if all do the same.
+    They are those at the lowest step or, if all are at the same step, those that do other work than
+    steps. Empty if all do the same.
     """
     at = {name: note.split(" ", 1) for name, note in notes.items() if note[:1].isdecimal()}
     steps = {name: int(step) for name, (step, _) in at.items()}

@@ -1,7 +1,7 @@
 """Buckets by fsspec: gcsfs and s3fs with more patience, and paths in them by etils.
 
-A request that fails for a reason that passes (too many of them, a server that is down, a connection
-that breaks) is made again for PATIENCE seconds, with a line a minute.
+A request that fails for a temporary reason (too many of them, a server that is down, a connection
+that breaks) is repeated for PATIENCE seconds, with a line a minute.
 """
 
 import asyncio
@@ -97,8 +97,8 @@ def _google() -> type:
     from gcsfs import core, retry
     from google.auth.exceptions import GoogleAuthError, TransportError
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints traces of what is tried again
-    once = core.GCSFileSystem._request.__wrapped__  # without its own tries, which end after 60 s
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints traces of repeated requests
+    once = core.GCSFileSystem._request.__wrapped__  # without its own repeats, which end after 60 s
     broken = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError)
 
     def passes(error: Exception) -> bool:
@@ -268,7 +268,7 @@ def path(name: str | os.PathLike) -> Any:
 
 
 def put(source: Path, to: Any) -> None:
-    """Upload one local file, from memory: one that is half read cannot be sent again."""
+    """Upload one local file, from memory, since a half-read file cannot be sent again."""
     if source.stat().st_size < AT_ONCE:
         to.files.pipe_file(os.fspath(to), source.read_bytes())
     else:
@@ -279,7 +279,7 @@ def put(source: Path, to: Any) -> None:
 def get(
     source: Any, to: Path, size: int, advance: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Download one object of so many bytes, block by block. advance: is told of each block."""
+    """Download one object of `size` bytes by blocks. advance: called with each block's size."""
     with to.open("wb") as file:
         for start in range(0, size, BLOCK):
             stop = min(start + BLOCK, size)

@@ -1,7 +1,7 @@
-"""A claim on a folder of a bucket: an object that only one process can create, renewed for life.
+"""A claim on a folder of a bucket: an object that only one process can create and then renews.
 
-Nothing frees it if its machine dies. Who finds one watches it: if it is renewed, its process lives;
-if it is not for STALE seconds, it is taken over.
+Nothing frees it if its machine dies. A process that finds a claim watches it. If it is renewed, its
+owner lives. If it is not renewed for STALE seconds, it is taken over.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ class Claimed(Exception):
 def hold(path: Any) -> Iterator[None]:
     """Hold the claim of an object; Claimed if another process that lives does.
 
-    If the claim is lost, since this process stood still and another took it over, the process ends
-    at once: what it still writes would damage the other's run. BucketError if the bucket is missing
-    or refuses.
+    If this process stood still and another took the claim over, this process ends at once: what it
+    still writes would damage the other's run. BucketError if the bucket is missing or refuses
+    access.
     """
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
     claim |= {"since": time.time(), "machine": _machine()}
@@ -80,7 +80,7 @@ def _created(path: Any, claim: dict[str, Any]) -> bool:
     try:
         buckets.create(path, _text(claim))
     except FileExistsError:
-        # A request that was answered by silence, and made again, finds its own claim.
+        # A request whose answer was lost, and that was repeated, finds its own claim.
         return _read(path).get("token") == claim["token"]
     return True
 

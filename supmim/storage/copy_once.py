@@ -35,7 +35,7 @@ def local(where: str, local_copy: str) -> str:
     """Return a local path as it is, and a folder of a bucket as its complete copy in `local_copy`.
 
     DataError if that is empty, the folder is empty, the disk is too small, or the content is not
-    what the bucket says; BucketError if the bucket is away or refuses.
+    what the bucket says; BucketError if the bucket cannot be reached or refuses.
     """
     if not on_bucket(where):
         return where
@@ -103,7 +103,7 @@ def _listed(source: str) -> "dict[str, Stored]":
 
 
 def _update(source: str, copy: Path) -> None:
-    """Make a copy what its folder is; read nothing of files that are known to be right."""
+    """Make a copy equal to its folder, without reading files that are known to be right."""
     found, note = _listed(source), copy.with_name(f"{copy.name}.json")
     if not found:
         raise DataError(f"there is nothing in {source}; check its name")
@@ -134,7 +134,7 @@ def _update(source: str, copy: Path) -> None:
 
 
 def _is_here(file: Path, stored: "Stored", noted: "Stored | None") -> bool:
-    """Return whether a file is the object, by its note if there is one, else by its content."""
+    """Return whether a file equals the object, by its note if there is one, else by its content."""
     if not file.is_file() or file.stat().st_size != stored.size:
         return False
     return noted == stored if noted else stored.agrees(file)
@@ -176,7 +176,7 @@ def _fetch(
 
 
 def _fetch_one(name: str, to: Path, stored: "Stored", progress: Callable[[int], None]) -> None:
-    """Download one object; DataError if its content is twice not what the bucket says."""
+    """Download one object; DataError if its content is wrong twice."""
     from supmim.storage import buckets
 
     for _ in range(TRIES):

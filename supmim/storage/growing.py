@@ -15,7 +15,7 @@ from supmim.storage.schemes import on_bucket
 
 
 class Growing:
-    """The growing files of a workdir. log: is told if they cannot be uploaded."""
+    """The growing files of a workdir. log: receives a message if they cannot be uploaded."""
 
     def __init__(self, workdir: Path, log: Callable[[str], None] = print) -> None:
         self.workdir, self.log = workdir, log

@@ -26,13 +26,13 @@ def path(name: str | os.PathLike) -> Path:
     """
     if not on_bucket(name):
         return Path(os.path.expanduser(name))
-    from supmim.storage import buckets  # brings fsspec
+    from supmim.storage import buckets  # imports fsspec
 
     return buckets.path(name)
 
 
 def absolute(path: Path) -> Path:
-    """Return the same path from the root, or from its bucket."""
+    """Return the absolute form of a path; a path in a bucket is absolute."""
     return path if on_bucket(path) else path.absolute()
 
 
@@ -55,7 +55,7 @@ def rename(path: Path, new: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give the name of a local file to write, which becomes `path`, or is deleted if that fails."""
+    """Yield the name of a local file to write. It becomes `path`, or is deleted if that fails."""
     if on_bucket(path):
         with tempfile.TemporaryDirectory(prefix="supmim-") as folder:
             part = Path(folder) / path.name
@@ -101,7 +101,7 @@ def download(source: Path, to: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """Give a local file or folder with what is at `path`: itself, or a copy that is then deleted.
+    """Yield a local file or folder with what is at `path`: itself or a copy that is then deleted.
 
     The copy of what does not exist is a path that does not exist either.
     """

@@ -36,7 +36,7 @@ def seconds(folder: Path) -> dict[str, float]:
 
 
 def _in_bucket(file: Path) -> dict[str, float]:
-    from supmim.storage import buckets  # brings fsspec
+    from supmim.storage import buckets  # imports fsspec
 
     try:
         return _timed(file)

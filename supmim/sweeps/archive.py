@@ -1,6 +1,6 @@
-"""Results of finished members, in one small file each, which other machines can take up.
+"""Results of finished members, in one small file each, which other machines can use.
 
-A file is FOLDER/DIGEST.json, where the digest is that of what the results depend on.
+A file is FOLDER/DIGEST.json, where DIGEST is that of all that the results depend on.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from supmim.workdir import files
 def identity(member: Member, members: Sequence[Member]) -> dict[str, Value]:
     """Return all of a member's config that its results depend on, whatever folder the sweep is in.
 
-    Members that begin with the encoder of another have its digest instead of its workdir. Options
-    that came later are left out while they change nothing, so that older results stay valid.
+    A member that begins with the encoder of another has its digest instead of its workdir. Options
+    that were added later are left out while they change nothing, so that older results stay valid.
     """
     # Only members that were started know the number of classes of their source.
     values = config_lib.flatten(member.config) | {"classifier.num_classes": 0}
@@ -56,9 +56,9 @@ def keep(members: Sequence[Member]) -> None:
 
 
 def to_train(members: Sequence[Member]) -> list[Member]:
-    """Return the members without results, and those whose encoders these begin with.
+    """Return the members without results, and the members whose encoders they begin with.
 
-    The latter are trained again if only their files are here.
+    The latter are trained again if only their result files are here.
     """
     left = {member for member in members if not member.results}
     needed = {first for member in left if (first := begins_after(member, members))}

@@ -45,8 +45,8 @@ class Local:
     """Trains members until none is left, or until all have saved after a signal.
 
     A member that begins with the encoder of another waits for it. codes: the exit code of each
-    member that ended. orphans: those that were not started since the other failed. log: takes a
-    line when one starts or ends.
+    member that ended. orphans: those not started because the other failed. log: receives
+    a line when one starts or ends.
     """
 
     def __init__(

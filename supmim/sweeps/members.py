@@ -93,7 +93,7 @@ def exit_code(member: Path) -> int | None:
     path = member / "exit.json"
     try:
         return int(files.read_json(path)["exit_code"]) if path.is_file() else None
-    except (ValueError, KeyError, TypeError):  # it is as if the attempt had not ended
+    except (ValueError, KeyError, TypeError):  # treated as an attempt that has not ended
         return None
 
 
@@ -148,7 +148,7 @@ def begun_from(name: str, overrides: dict[str, Any], workdirs: dict[str, str]) -
 
 
 def begins_after(member: Member, others: Iterable[Member]) -> Member | None:
-    """Return the member whose encoder another begins with, None if it begins with no member's."""
+    """Return the member whose encoder `member` begins with; None if there is none."""
     model = member.config.init.model
     return next((other for other in others if model and paths.path(model) == other.workdir), None)
 

@@ -75,7 +75,7 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
     metric: "" keeps the order of the members. ConfigError if members are finished and none has it.
     """
     groups: dict[Config, list[Member]] = {}
-    of_arm: dict[str, Config] = {}  # what differs within an arm belongs to its seeds
+    of_arm: dict[str, Config] = {}  # differences within an arm must come from its seeds
     for member in members:
         # Only members that were started know the number of classes of their source.
         same: dict[str, Value] = {"classifier.num_classes": 0}

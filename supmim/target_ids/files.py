@@ -3,7 +3,7 @@
 A folder holds metadata.json, the tokenizer, and for each epoch files of equally many records, e.g.
 epoch-00003-00000-of-00012.ids. A row is the record's ids of that epoch, each in as few bits as the
 codebook needs, lowest bit first, and a CRC-32 (little-endian) of epoch, index and packed ids. The
-CRC starts from the cache's seed, so no row passes for one of another cache. Nothing here imports
+CRC starts from the cache's seed, so rows of other caches are refused. Nothing here imports
 jax, since reader processes use it. Shapes: n rows, N ids per image.
 """
 
@@ -31,8 +31,8 @@ MOST_OPEN = 256  # files; an epoch reads only its own
 class Layout(NamedTuple):
     """The shape of a cache. rows_per_file: images per file.
 
-    num_labelled: of the images, the first ones, which have files and a number of epochs of their
-    own; 0: all.
+    num_labelled: number of images with labels. They come first, in files of their own, and have
+    their own number of epochs. 0: all.
     """
 
     num_images: int
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
         ]
 
     def needed(self, epochs: int, unlabelled_epochs: int) -> Iterator["Part"]:
-        """Yield the files of so many epochs of the images with labels, and of the others."""
+        """Yield files: `epochs` of images with labels, and `unlabelled_epochs` of the others."""
         others = self.num_labelled or self.num_images
         for epoch in range(max(epochs, unlabelled_epochs)):
             for part in self.parts(epoch):
@@ -114,7 +114,7 @@ def seed_of(identity: dict[str, Any]) -> int:
 
 
 class Cache:
-    """The target ids in a folder. Each process opens a file when it first reads it.
+    """The target ids in a folder. Each process opens a file when it first reads from it.
 
     seed: see seed_of. again: the command that writes a file again, for messages.
     """

@@ -64,7 +64,7 @@ def cache_in(folder: Path, config: Config, source: Source, metadata: dict[str, A
 
 
 def epochs_of(config: Config, source: Source) -> tuple[int, int]:
-    """Return how many epochs a training begins of its images with labels, and of the others."""
+    """Return a training's epochs, rounded up, of images with labels and of the others."""
     count = len(joined.labelled(source))
     if not (others := len(source) - count):
         return config.num_epochs(count), 0

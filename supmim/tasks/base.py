@@ -74,7 +74,7 @@ class Task:
     def abstract(cls, config: Config, frozen: bool = True) -> Self:
         """Return the task of a config without data: enough to trace and compile it.
 
-        frozen: whether with what training does not change, for which a folder may be needed.
+        frozen: whether to include the frozen arrays, which may need a folder.
         """
         raise NotImplementedError
 
@@ -115,11 +115,11 @@ class Task:
     def after_update(self, params: Any, totals: Metrics) -> tuple[Any, Metrics]:
         """Change parameters by other means than gradients, from the metrics of the batch.
 
-        The change is undone where the update was left out. Returns the metrics to log.
+        The change is undone where the update was skipped. Returns the metrics to log.
         """
         return params, totals
 
-    # Evaluation, of raw batches of whole images. A task needs only the methods that its evaluators
+    # Evaluation, on raw batches of whole images. A task needs only the methods that its evaluators
     # (`Facts.evaluators` in config/tasks.py) call.
 
     def predict(self, params: Any, batch: Raw) -> dict[str, jax.Array]:

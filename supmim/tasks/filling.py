@@ -15,7 +15,7 @@ from supmim.tasks.targets import Target
 
 
 class Filled(NamedTuple):
-    """target: [B, N, ...]; filled: the same, with answers where it is hidden; mask: [B, N]."""
+    """target: [B, N, ...]; filled: the same, with predictions if hidden; mask: [B, N]."""
 
     target: jax.Array
     filled: jax.Array

@@ -1,4 +1,4 @@
-"""The steps of a training that have a masked pass: a part of them, as config.mim says."""
+"""The part of a training's steps that have a masked pass, as config.mim says."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def of_training(mim: options.Mim, total_steps: int | None) -> range | None:
 
 
 def within(steps: range | None, step: Step, make: Callable[[], Terms]) -> Terms:
-    """Return the terms that `make` returns, computed if the step is one of these.
+    """Return the terms of `make` if the step is one of these.
 
     Otherwise nothing is computed: the loss is 0 and the metrics have counted nothing.
     """

@@ -16,7 +16,7 @@ LAST_BLOCKS = (1, 4)  # how many of the last blocks a head reads, as in DINOv2
 
 
 class Kind(NamedTuple):
-    """One choice of features, and its columns first, ..., last - 1 of `features`.
+    """One choice of features: the columns from first to last - 1 of `features`.
 
     blocks: how many of the last blocks. patches: whether the mean of the patch tokens is added.
     """
@@ -30,7 +30,7 @@ class Kind(NamedTuple):
 def kinds(encoder: Encoder) -> tuple[Kind, ...]:
     """Return all choices: {1, 4} last blocks, or all if there are fewer, x {without, with} patches.
 
-    With pool=gap the last block's summary is that mean, so there are half as many.
+    With pool=gap the last block's summary is already that mean, so there are half as many choices.
     """
     kept = min(max(LAST_BLOCKS), encoder.depth)
     end = kept * encoder.width

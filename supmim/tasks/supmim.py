@@ -27,7 +27,7 @@ from supmim.workdir.files import holds_run
 
 # The order is part of a run: append only.
 STREAMS = ("mixing", "mask", "class pass", "MIM pass", "class mask")
-MASKED = ("mim_view", "target_ids", "token_mask", "valid")  # what the masked pass takes of a batch
+MASKED = ("mim_view", "target_ids", "token_mask", "valid")  # fields that the masked pass uses
 
 
 class SupMIM(Task):
@@ -85,7 +85,7 @@ class SupMIM(Task):
         return self.model.init(rng, image, self.draw_mask(rng, 1))["params"]
 
     def fingerprint(self) -> dict[str, str]:
-        """See Task: the tokenizer, since other ids would be another training."""
+        """See Task: the tokenizer, since other ids would change the training."""
         return {"tokenizer": self.digest} if self.digest else {}
 
     # From a raw batch to a drawn one.
@@ -153,14 +153,14 @@ class SupMIM(Task):
         return self.class_terms(self.class_pass(params, batch, rng), batch)
 
     def two_passes(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
-        """The class loss on the unmasked image, the token loss on a masked one, in its steps."""
+        """The class loss on unmasked images and, in the masked steps, the token loss."""
         logits = self.class_pass(params, batch, rng)
         masked = functools.partial(self.masked_pass, params, batch, logits, rng)
         mim_terms = masked_steps.within(self.masked_steps, step, masked)
         return added(self.class_terms(logits, batch), mim_terms)
 
     def masked_only(self, params: Any, batch: Drawn, rng: jax.Array, step: Step) -> Terms:
-        """The token loss alone, in its steps: no label is used, and nothing is classified."""
+        """The token loss alone, in the masked steps: no labels, and no classification."""
         masked = functools.partial(self.masked_pass, params, batch, None, rng)
         return masked_steps.within(self.masked_steps, step, masked)
 
@@ -216,7 +216,7 @@ class SupMIM(Task):
     def soft_target_terms(self, masked: jax.Array, logits: jax.Array, batch: Drawn) -> Terms:
         """Return the weighted loss of a masked pass's logits [B, C], and its metric.
 
-        Its target is what the full pass answers, without gradient (MaskSub, arXiv 2306.11339).
+        The target is the prediction of the full pass, without gradient (MaskSub, arXiv 2306.11339).
         logits: [B, C], those of the full pass.
         """
         kind = self.config.classifier.loss

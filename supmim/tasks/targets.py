@@ -53,7 +53,7 @@ class Target(Protocol):
         ...
 
     def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
-        """Return what `results` needs of each image; filled: the target, answers where hidden."""
+        """Return what `results` needs of each image; filled: see tasks.filling."""
         ...
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
@@ -99,7 +99,7 @@ class Tokens:
         return {"target_ids": target, "filled_ids": filled, "mask": mask}
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """Return the accuracy over all hidden patches; its floor answers the commonest id."""
+        """Return the accuracy over all hidden patches; the floor predicts the commonest id."""
         hidden = scores["mask"] > 0
         targets, filled = scores["target_ids"][hidden], scores["filled_ids"][hidden]
         if not targets.size:
@@ -112,7 +112,7 @@ class Tokens:
     def pictures(
         self, frozen: Tokenizer, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Return what the tokenizer decodes from both."""
+        """Return the images that the tokenizer decodes from `filled` and from `target`."""
         return frozen.decode(filled), frozen.decode(target)
 
 
@@ -144,7 +144,7 @@ class Pixels:
         return predicted
 
     def scores(self, target: jax.Array, filled: jax.Array, mask: jax.Array) -> dict:
-        """Return squared errors [B] of hidden patches: of answers and of the mean visible patch."""
+        """Return squared errors [B] where hidden: of predictions and of the mean visible patch."""
         visible = 1 - mask[..., None]
         mean = (target * visible).sum(axis=1) / jnp.maximum(visible.sum(axis=1), 1)
         spread = ((target - mean[:, None]) ** 2).mean(axis=-1)
@@ -152,14 +152,14 @@ class Pixels:
         return {"error": (error * mask).sum(axis=1), "spread": (spread * mask).sum(axis=1)}
 
     def results(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
-        """Return 1 - error / baseline error; the baseline answers the mean visible patch."""
+        """Return 1 - error / baseline error; the baseline predicts the mean visible patch."""
         error, spread = scores["error"].sum(), scores["spread"].sum()
         return {"reconstruction/pixels_explained": float(1 - error / spread)} if spread else {}
 
     def pictures(
         self, frozen: None, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Return the answers where patches are hidden, and the image elsewhere."""
+        """Return the predictions where patches are hidden, and the image elsewhere."""
         return (layers.unpatchify((filled + 1) / 2, self.patch_size, self.channels),)
 
 
@@ -181,7 +181,7 @@ class NormalizedPixels(Pixels):
     def pictures(
         self, frozen: None, image: jax.Array, target: jax.Array, filled: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Return pictures with the true mean and deviation of patches, which nothing predicts."""
+        """Return pictures with the true mean and deviation of patches, which are not predicted."""
         mean, deviation = self.statistics(self.patches(image))
         return super().pictures(frozen, image, target, filled * deviation + mean)
 

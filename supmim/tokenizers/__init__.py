@@ -45,7 +45,7 @@ TOKENIZERS = {
     "vqgan": vqgan,
     "taming": taming,
 }
-FITTED = ("patch_vq", "feature_codes")  # by a run, on its own images, if no folder is given
+FITTED = ("patch_vq", "feature_codes")  # a run fits these on its own images if no folder is given
 
 
 def abstract(config: Config) -> Tokenizer:
@@ -99,10 +99,10 @@ def load_or_fit(
 ) -> Tokenizer:
     """Return the tokenizer of config.tokenizer.path or, if that is empty, of `folder`.
 
-    If `folder` holds none that was made from the same, fit() makes one that is saved there.
+    If `folder` holds no tokenizer that was made from `made_from`, that of fit() is saved there.
     made_from: JSON of all that its codes depend on; written last, it marks a complete tokenizer.
-    needed: whether a run that used `folder` continues, so that it is read whatever it was made
-    from; CheckpointError if it is damaged. ConfigError if its kind must be trained first.
+    needed: whether a run that used `folder` continues. Then it is read whatever it was made from,
+    with a CheckpointError if it is damaged. ConfigError if its kind must be trained first.
     """
     if not config.tokenizer.path and config.tokenizer.name not in FITTED:
         raise ConfigError(
@@ -115,11 +115,11 @@ def load_or_fit(
     tokenizer = fit()
     hosts.on_first(lambda: tokenizer.save(folder))
     hosts.on_first(lambda: write_json(note, made_from))
-    return stored(config, folder)  # of the first process, whose rounding may differ
+    return stored(config, folder)  # all processes read the first one's: rounding may differ
 
 
 def stored(config: Config, folder: Path) -> Tokenizer:
-    """Return the tokenizer of config.tokenizer.path or, if that is empty, the fitted of `folder`.
+    """Return the tokenizer of config.tokenizer.path or, if that is empty, the fitted one.
 
     CheckpointError if it is missing or damaged.
     """

@@ -1,4 +1,4 @@
-"""Codebook updates beside gradients: averages of the latents of each code, and code revival.
+"""Codebook updates without gradients: averages of the latents of each code, and code revival.
 
 Statistics are sums over the batch, so that parts, shards and hosts add up exactly. Shapes: B batch,
 N latents of an image, D size of a code, K codes.

@@ -66,7 +66,7 @@ class FeatureCodes:
 
     @property
     def dtype(self) -> str:
-        """What the encoder computes in."""
+        """The dtype in which the encoder computes."""
         network: Any = self.network
         return network.options.dtype if isinstance(network, Encoder) else network.dtype
 
@@ -89,7 +89,7 @@ def network_sizes(network: Any) -> dict[str, Any]:
 
 
 def network_of(sizes: dict[str, Any], dtype: str) -> nn.Module:
-    """Return the encoder of a note's sizes; its own errors for sizes that no encoder has."""
+    """Return the encoder with a note's sizes; impossible sizes raise the encoder's own errors."""
     if "cnn" in sizes:
         filters, patch_size = sizes["cnn"]["filters"], sizes["patch_size"]
         if not (isinstance(filters, int) and 0 < filters <= options.MAX_WIDTH):
@@ -124,7 +124,7 @@ def shapes(network: nn.Module, patch_size: int, channels: int, codebook_size: in
 def abstract(sizes: options.Tokenizer, channels: int, dtype: str) -> FeatureCodes:
     """Return a tokenizer with shapes in place of arrays. sizes: config.tokenizer.
 
-    The network is that of the folder sizes.path, or the small one that a run trains without it.
+    The network is that of the folder sizes.path or, without one, the small one that a run trains.
     """
     if not sizes.path:
         network = SmallCNN(sizes.patch_size, sizes.filters, dtype)

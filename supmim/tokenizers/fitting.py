@@ -12,9 +12,8 @@ from supmim.tokenizers import Tokenizer, feature_codes, inputs, patch_vq, small_
 def fit(config: Config, images: Images, network: tuple[Any, Any] | None = None) -> Tokenizer:
     """Return config.tokenizer.name, patch_vq or feature_codes, fitted on training images.
 
-    Its codes are those of MIM views of the first epoch, which is what it will be asked to encode.
-    network: an encoder and its parameters, whose features get codes; a small one is trained if
-    there is none.
+    It is fitted on MIM views of the first epoch, since it will encode such views. network: an
+    encoder and its parameters, whose features get codes; a small one is trained if there is none.
     """
     tokenizer = config.tokenizer
     sizes: dict[str, Any] = {

@@ -69,7 +69,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Any]:
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn what sizes of the wrong kind raise into CheckpointError."""
+    """Turn the errors that wrong sizes raise into a CheckpointError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, ConfigError) as error:

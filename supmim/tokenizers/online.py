@@ -17,7 +17,7 @@ from supmim import sharding
 from supmim.data.raw import Raw
 
 ROWS = PartitionSpec(sharding.BATCH)
-Fields = dict[str, Any]  # of a raw batch, those that its target ids depend on
+Fields = dict[str, Any]  # the fields of a raw batch that its target ids depend on
 
 
 class Tokenize:
@@ -39,7 +39,7 @@ class Tokenize:
         )
 
     def __call__(self, frozen: Any, batch: Raw, count: int | None = None) -> Raw:
-        """Add target ids; B divides over the mesh. count: of a stack, the batches that are read."""
+        """Add target ids; B divides over the mesh. count: how many batches of a stack are read."""
         if frozen is None or "target_ids" in batch:
             return batch
         *stacked, size = batch["index"].shape

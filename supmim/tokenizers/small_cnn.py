@@ -80,7 +80,7 @@ class Learned(NamedTuple):
         return self.network.clone(dtype=dtype), self.params["network"]
 
     def top1(self, images: Images) -> float:
-        """Return the share of images whose class it finds."""
+        """Return the share of images whose class it predicts."""
         find = jax.jit(lambda params, image: self.logits(params, views.to_float(image)).argmax(-1))
         right = []
         for rows in np.array_split(np.arange(len(images)), -(-len(images) // inputs.CHUNK)):
@@ -92,7 +92,7 @@ class Learned(NamedTuple):
 def train(config: Config, images: Images) -> Learned:
     """Return a network that has learned, in float32, the classes of the images with labels.
 
-    Class views of config.tokenizer.fit_images images, evenly taken; AdamW with a cosine schedule.
+    It sees class views of config.tokenizer.fit_images evenly spaced images; AdamW, cosine schedule.
     """
     sizes, data = config.tokenizer, config.data
     count = len(joined.labelled(images.source))  # they come first

@@ -35,7 +35,7 @@ GroupNorm = functools.partial(
 ExactConv = functools.partial(nn.Conv, dtype="float32", precision="high")
 
 LARGEST = 2**31  # bound of the sizes that a file may state
-FEW_BLOCKS = 64  # which are quickly traced
+FEW_BLOCKS = 64  # so many are quickly traced
 
 
 class ResBlock(nn.Module):
@@ -237,8 +237,8 @@ def shapes(network: Network) -> Any:
 def stored_shapes(network: Network, arrays: int) -> Any:
     """Return the shapes of the parameters of a network whose sizes come from a file.
 
-    arrays: their number in the file. ValueError if no network that is stored in so few has the
-    sizes: a large number must cost no time.
+    arrays: their number in the file. ValueError, without much work, for impossible sizes, such as
+    those of a network that needs more arrays.
     """
     multipliers, blocks = network.channel_multipliers, network.num_res_blocks
     numbers = [*multipliers, *(n for n in network.sizes.values() if n != list(multipliers))]

@@ -1,1 +1,1 @@
-"""Transformations of updates that optax does not have, or not in our form."""
+"""Transformations of updates that optax does not have, or has in another form."""

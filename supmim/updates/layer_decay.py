@@ -17,9 +17,9 @@ STACK = "encoder/blocks/stack/"
 def scale(decay: float) -> optax.GradientTransformation:
     """Multiply updates, weight decay included, by the factors of their layers.
 
-    Numbered as in BEiT (optim_factory.py) and MAE (util/lr_decay.py): with L blocks, embedding,
-    positions and learned tokens are layer 0, block l from 0 is layer l + 1, and all else, from the
-    last norm to head and decoder, is layer L + 1. A layer's factor is decay ** (L + 1 - layer).
+    The numbers are those of BEiT (optim_factory.py) and MAE (util/lr_decay.py). With L blocks,
+    embedding, positions and learned tokens are layer 0, block l from 0 is layer l + 1, and the rest
+    (last norm, head, decoder) is layer L + 1. A layer's factor is decay ** (L + 1 - layer).
     """
 
     def rescale(updates, params):

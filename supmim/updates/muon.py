@@ -8,13 +8,13 @@ import optax
 from supmim import sharding
 from supmim.config import options
 
-# The kernels that muon treats as matrices, and which of their axes are summed over and which not.
+# The kernels that muon treats as matrices, with the axes that are summed over and the other axes.
 MATRICES = {
     re.compile(r"/blocks/.*/(query|key|value)/kernel$"): ((-3,), (-2, -1)),  # [D, heads, head]
     re.compile(r"/blocks/.*/out/kernel$"): ((-3, -2), (-1,)),  # [heads, head, D]
     re.compile(r"/blocks/.*/mlp/(up|down)/kernel$"): ((-2,), (-1,)),
 }
-ADAMS_RMS = 0.2  # of an update of muon, about that of AdamW, whose learning rates then fit
+ADAMS_RMS = 0.2  # RMS of updates, about that of AdamW, whose learning rates then fit
 
 
 def scale(config: options.Optimizer) -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
-"""Spikes: steps whose loss or gradient norm jumps out of what was usual before them.
+"""Spikes: steps whose loss or gradient norm is far above that of the steps before.
 
-They are counted, and their updates left out if that is asked for. The rule is that of OLMo-core's
-SkipStepOptimizer: more than so many standard deviations above the mean of the last steps.
+They are counted and, if requested, their updates are skipped. The rule is that of OLMo-core's
+SkipStepOptimizer: more than `sigmas` standard deviations above the mean of the last steps.
 """
 
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-WINDOW = 128  # steps that say what is usual, as in OLMo-core; before so many there are no spikes
+WINDOW = 128  # steps that define what is usual, as in OLMo-core; the first 128 are no spikes
 
 
 class Watched(NamedTuple):
     """recent: loss and gradient norm of the last steps, [2, WINDOW], the oldest of which is next.
 
-    seen, spikes: how many steps there were. left_out: whether the last update was.
+    seen, spikes: how many steps and spikes there were. left_out: whether the last was skipped.
     """
 
     recent: jax.Array
@@ -31,7 +31,7 @@ def watched(
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that counts spikes; its `update` takes the loss, if there is one.
 
-    skip: whether a spike changes nothing inside and no parameter.
+    skip: whether a spike leaves the inner state and all parameters unchanged.
     """
     inner = optax.with_extra_args_support(inner)
 

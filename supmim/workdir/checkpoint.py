@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax; digests.py says how damage is noticed."""
+"""Checkpoints, written by Orbax; digests.py detects damage."""
 
 import contextlib
 import math
@@ -22,8 +22,8 @@ from supmim.workdir.digests import DIGESTS, at_hand, damage, digest, read_note, 
 from supmim.workdir.staging import Staging
 
 FAILED_SAVES = 3  # in a row, after which the run stops
-# Replicas share the writing of an array if each part has as many bytes: cutting up a small one
-# costs more than it saves.
+# Replicas share the writing of an array if each part has at least this many bytes: splitting a
+# small one costs more than it saves.
 SHARED_BYTES = 2**16
 
 orbax_noise.silence()
@@ -60,7 +60,7 @@ class Checkpoints:
         self.folder, self.log, self.kept = paths.absolute(folder), log, kept
         self.before_complete = before_complete
         self._staging = Staging(self.folder)
-        self._steps: set[int] | None = None  # of a bucket, so that the loop need not ask it
+        self._steps: set[int] | None = None  # those in a bucket, so that the loop need not ask it
         self._notes: dict[int, dict[str, Any]] = {}
         self._finishing: threading.Thread | None = None
         self._pending, self._failure = False, ""
@@ -99,7 +99,7 @@ class Checkpoints:
         self._finishing.start()
 
     def _clear(self, step: int) -> None:
-        """Delete what failed or killed saves of other steps left, which fills the disk."""
+        """Delete leftovers of failed or killed saves of other steps, which fill the disk."""
         if hosts.is_first() and not self._staging.in_bucket:
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 if not path.name.startswith(f"{step}."):
@@ -182,7 +182,7 @@ class Checkpoints:
             (self.folder / str(step) / DIGESTS).unlink()
             paths.delete(self.folder / str(step))
             self._forget(step)
-        if self._staging.in_bucket:  # what killed saves left, which is paid for
+        if self._staging.in_bucket:  # leftovers of killed saves, which cost money
             for path in (path for path in self._folders() if int(path.name) not in kept):
                 if not (path / DIGESTS).is_file():
                     paths.delete(path)
@@ -204,7 +204,7 @@ class Checkpoints:
         return None if score is None or math.isnan(score) else score
 
     def poll(self) -> None:
-        """Report a failed save; several processes do so when they wait, together."""
+        """Report a failed save; several processes report it together, in `wait`."""
         if self._failure and jax.process_count() == 1:
             self.wait()
 
@@ -243,7 +243,7 @@ class Checkpoints:
         return digest(self.note(step))
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """Return the newest good checkpoint on the shardings of `abstract_state`; None without any.
+        """Return the newest good checkpoint, sharded like `abstract_state`; None if there is none.
 
         A damaged checkpoint is renamed to STEP.corrupt and the previous one is used.
         CheckpointError if all are damaged.

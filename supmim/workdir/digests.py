@@ -1,8 +1,8 @@
-"""digests.json of a checkpoint: the SHA-256 of its files, since Orbax notices no flipped bit.
+"""digests.json of a checkpoint: the SHA-256 of its files, since Orbax misses flipped bits.
 
 It is written last: a step's folder is complete once it has one. Beside the SHA-256 of every file it
 holds the results that rank the checkpoint, the fingerprint of its data, and the SHA-256 of all of
-that: a damaged byte in it is damage of the checkpoint.
+that, so that a damaged byte in it is noticed too.
 """
 
 import functools
@@ -23,7 +23,7 @@ DIGESTS = "digests.json"
 def at_hand(path: Path) -> Path:
     """Return a local folder with the files of a complete checkpoint: its own, or a copy.
 
-    The copy of one in a bucket stays until another is asked for, or this process ends.
+    A copy from a bucket stays until another checkpoint is requested, or this process ends.
     """
     return _copy(path, (path / DIGESTS).read_bytes()).folder if on_bucket(path) else path
 
@@ -47,7 +47,7 @@ class Copy:
 
 @functools.lru_cache(maxsize=1)
 def _copy(path: Path, digests: bytes) -> Copy:
-    """digests: its digests.json, by which a later checkpoint of the same name is another."""
+    """digests: its digests.json, which tells it from a later checkpoint of the same name."""
     return Copy(path)
 
 

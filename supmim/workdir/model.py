@@ -1,7 +1,7 @@
 """model.json: what the outputs of a run's model mean, and what images it takes.
 
 config.json says how the model is built and trained. This says what follows from it and from the
-data, for whoever uses the model without them.
+data, for users who have neither.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class About:
 
     class_names: in the order of the logits; empty without classes. view, resize, size: the central
     crop, see data.crop.CentralCrop, resized by `interpolation`, antialiased, in uint8. mean, std:
-    of each channel, subtracted from pixels in [0, 1] and divided by. loss: options.Classifier.loss,
+    of each channel; a pixel in [0, 1] becomes (pixel - mean) / std. loss: options.Classifier.loss,
     which says how logits become probabilities.
     """
 
@@ -40,7 +40,7 @@ class About:
 
 
 def of(config: Config, class_names: tuple[str, ...]) -> About:
-    """Return what the model of a config takes and, given the classes of its source, answers."""
+    """Return what the model of a config takes and what its outputs mean, given its classes."""
     data, encodes = config.data, config.task != "tokenizer"
     mean, std = (views.MEAN, views.STD) if encodes else (0.0, 1.0)
     return About(
@@ -78,6 +78,6 @@ def read(workdir: Path) -> About | None:
 
 
 def notes(workdir: Path) -> dict[str, Any]:
-    """Return what results tell of the model: `model`, and `init`, where its encoder came from."""
+    """Return the notes on the model in results: `model`, and `init`, the origin of its encoder."""
     about, origin = read(workdir), read_origin(workdir)
     return origin if about is None else origin | {"model": vars(about)}

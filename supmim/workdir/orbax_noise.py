@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore print of a save that failed, of which we tell in one line."""
+"""The output of Orbax and TensorStore for a failed save, which supmim reports in one line."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def silence() -> None:
-    """Drop it from now on: a full disk brings hundreds of lines, by three ways."""
+    """Drop this output from now on: a full disk causes hundreds of lines, in three ways."""
     logging.getLogger("absl").addFilter(lambda log: not (log.exc_info and "orbax" in log.pathname))
     warnings.filterwarnings("ignore", "coroutine '(OrbaxLayout|async_serialize)", RuntimeWarning)
     sys.unraisablehook = _hook

@@ -1,4 +1,4 @@
-"""A file that a full disk does not end a run for."""
+"""A file that lets a run go on when the disk is full."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from supmim.errors import counted
 class PatientFile:
     """A file to append to: what the disk does not take is kept, and tried again at each `flush`.
 
-    log: is told once when the disk begins to refuse, and when the file is closed incomplete.
+    log: receives one message when the disk begins to refuse, and one if the file ends incomplete.
     """
 
     def __init__(self, path: Path, log: Callable[[str], None]) -> None:
@@ -41,9 +41,9 @@ class PatientFile:
 
 
 class PatientFiles:
-    """Opens files for tensorboardX, whose thread dies of the first error and then stops the run.
+    """Open files for tensorboardX, whose thread dies at the first error and then stops the run.
 
-    Its names are those of the files after `PREFIX:`.
+    tensorboardX calls them `PREFIX:FILE`.
     """
 
     PREFIX = "patient"

@@ -1,4 +1,4 @@
-"""Where Orbax writes a checkpoint, and how it then comes to its folder."""
+"""The place where Orbax writes a checkpoint, and the way from there to its folder."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from supmim.workdir.digests import file_digests
 class Staging:
     """The way of checkpoints to the folder that holds one for each step.
 
-    On a disk, Orbax writes there. For a bucket, it writes to a folder of this machine, which is
-    uploaded in the background, since it asks a bucket several times before it copies the arrays.
-    With several processes, where each has some of the arrays, it writes to gs:// itself; to s3://
-    it cannot: ConfigError.
+    On a disk, Orbax writes there. For a bucket, it writes to a local folder that is uploaded in the
+    background, since it would ask the bucket several times before it copies the arrays. With
+    several processes, each with some of the arrays, Orbax writes to gs:// itself. It cannot write
+    to s3://: ConfigError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class Staging:
         return self._local / str(step)
 
     def publish(self, step: int) -> dict[str, str]:
-        """Bring a step that is written to its folder; return {relative name: SHA-256}."""
+        """Move a step that is written to its folder; return {relative name: SHA-256}."""
         written, path = self.target(step), self.folder / str(step)
         if not self.uploads:
             with paths.local_copy(path) as copy:

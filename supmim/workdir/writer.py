@@ -21,7 +21,7 @@ METRICS = "metrics.jsonl"
 class Writer:
     """The metric files of a workdir, with clu's method names; lines after `step` are dropped.
 
-    log: is told if the disk refuses them for a while.
+    log: receives a message if the disk refuses them for a while.
     """
 
     def __init__(self, workdir: Path, step: int, log: Callable[[str], None] = print) -> None:
@@ -88,7 +88,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the lines of a metrics.jsonl; see files.read_json_lines.
 
     An evaluation that was killed and repeated leaves the same metrics at the same step twice; the
-    last are taken.
+    last ones count.
     """
     rows = {}
     for row in read_json_lines(path):

@@ -27,7 +27,7 @@ LOADERS = {
     "pairs": "supmim.data.sources.pairs",
 }
 COMPARED = 8  # images that are read to find out whether two sources share images
-TYPO_SIMILARITY = 0.75  # from here on a name is a mistyped kind, not a dataset of TFDS
+TYPO_SIMILARITY = 0.75  # a name that is more similar to a kind is a mistyped kind
 
 
 def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Source:
@@ -59,7 +59,7 @@ def find(spec: str, part: str, data: options.Data, labelled: bool = True) -> Sou
 
 
 def find_both(spec: str, data: options.Data, labelled: bool = True) -> tuple[Source, Source]:
-    """Return what a source trains on and what it holds out; a folder is walked once."""
+    """Return the training part and the held-out part of a source; a folder is walked once."""
     kind, _, where = spec.partition(":")
     if kind == "folder" and base.is_utf8(spec):
         with scanning(spec):
@@ -69,7 +69,7 @@ def find_both(spec: str, data: options.Data, labelled: bool = True) -> tuple[Sou
 
 @contextlib.contextmanager
 def scanning(spec: str) -> Iterator[None]:
-    """Show that a source is read; DataError for a folder or a name that cannot be."""
+    """Show that a source is read; DataError if its folder or name cannot be."""
     try:
         with doing(f"scanning {spec}"):
             yield
@@ -144,7 +144,7 @@ def share_classes(train: Source, evaluation: Source) -> bool:
 def num_shared(train: Source, evaluation: Source) -> int:
     """Return how many images of `evaluation` are in `train` too.
 
-    It is the number of those with the same identities, times the share of a few that are equal.
+    It is the number of equal identities, times the share of equal images in a few of them.
     """
     theirs, ours = train.identities(), evaluation.identities()
     found = np.flatnonzero(np.isin(ours, theirs))

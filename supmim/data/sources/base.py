@@ -179,7 +179,7 @@ class Renumbered(Source):
 
 
 def numbered(what: Any, length: int) -> np.ndarray:
-    """Return the identities of records that are known by their places in something."""
+    """Return the identities of records that are identified by their places in `what`."""
     return hash(json.dumps(what)) + np.arange(length)
 
 

@@ -111,7 +111,7 @@ def load(where: str, part: str, data: options.Data) -> Split:
 
 
 def parsed(where: str) -> re.Match | None:
-    """Return NAME:SPLIT in its two groups; None if it is none, as gs://BUCKET/FOLDER."""
+    """Match NAME:SPLIT in two groups; None for anything else, such as gs://BUCKET/FOLDER."""
     found = SPEC.fullmatch(where)
     return found if found and not found["split"].startswith("//") else None
 

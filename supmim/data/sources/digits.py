@@ -1,4 +1,4 @@
-"""`digits:train`: the 1,797 handwritten digits, 8 x 8, that scikit-learn brings along."""
+"""`digits:train`: the 1,797 handwritten digits, 8 x 8, that come with scikit-learn."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """`folder:PATH`: image files in one folder per class.
 
-Images are PATH/CLASS/.../x.jpg or, where no labels are needed, PATH/x.jpg. If PATH has no folders
-but parts (see `parts`), PATH/train takes its place, and PATH/val or the like is held out. Without
-one, a share of each class is held out.
+Images are PATH/CLASS/.../x.jpg or, where no labels are needed, PATH/x.jpg. If all folders
+of PATH are parts (see `parts`), PATH/train takes its place, and PATH/val or the like is held out.
+Without a part to hold out, a share of each class is held out.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """What a walk left out: links to a folder above, and the number of files of each ending."""
+    """The entries that a walk left out: links to a folder above; number of files per ending."""
 
     loops: list[str]
     endings: Counter[str]
@@ -225,7 +225,7 @@ def unused(spec: str) -> tuple[str, ...]:
 
 
 def shares(root: Path, holdout: float, labelled: bool) -> tuple[Folder, Folder]:
-    """Return the images to train on, which know what was left out, and those held out."""
+    """Return the images to train on, with what their walk left out, and those held out."""
     found = listing(root, labelled)
     classes = itertools.groupby(found.paths, _class_of)
     chosen = held_out((list(paths) for _, paths in classes), holdout)

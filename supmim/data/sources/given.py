@@ -99,7 +99,7 @@ def find(spec: str, data: options.Data) -> Source:
 
 
 def checked_pixels(image: Any, name: str) -> np.ndarray:
-    """Return pixels as uint8 [H, W, 1 or 3]; DataError if they are none."""
+    """Return pixels as uint8 [H, W, 1 or 3]; DataError if `image` has none."""
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"{name} is a {type(image).__name__}; give uint8 arrays, PIL images or paths"

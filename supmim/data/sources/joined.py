@@ -1,4 +1,4 @@
-"""Which training images have labels, and the others beside them, of which only pixels are used."""
+"""Training images with labels, and others beside them, of which only the pixels are used."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ def labelled(source: Source) -> Source:
 
 
 def whole(source: Source) -> Source | None:
-    """Return a training source as it was before `split`, with all labels; None if it was not."""
+    """Return a training source as it was before `split`, with all labels; None if not split."""
     kept = labelled(source)
     return kept.source if type(kept) is Subset else None
 
@@ -68,9 +68,9 @@ def parts(source: Source) -> Iterator[Source]:
 
 
 def split(source: Source, data: options.Data) -> tuple[Source, Source]:
-    """Return the images that keep their labels, by config.data.labels and labelled_classes.
+    """Split off the images that keep their labels, by config.data.labels and labelled_classes.
 
-    The others come second. DataError if there are not so many labels, or fewer than classes.
+    The others come second. DataError for more labels than there are, or too few for all classes.
     """
     label = source.labels()
     classes = numbers_of(source, "labelled_classes", data.labelled_classes)
@@ -96,7 +96,7 @@ def split(source: Source, data: options.Data) -> tuple[Source, Source]:
 
 
 def of_classes(source: Source, numbers: str) -> Source:
-    """Return the images of config.data.eval_classes; DataError if one is no class, or none is."""
+    """Return the images of config.data.eval_classes; DataError if none, or for an unknown class."""
     classes = numbers_of(source, "eval_classes", numbers)
     index = np.flatnonzero(np.isin(source.labels(), classes))
     if not len(index):
@@ -118,10 +118,10 @@ def numbers_of(source: Source, option: str, numbers: str) -> np.ndarray:
 
 
 def stratified(label: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the sorted index [count] of labels [n], of each class its share and at least one.
+    """Return the sorted index [count] of a choice of labels [n]: a share of each class, at least 1.
 
-    Within a class the choice is the beginning of an order that depends on the seed alone, so that a
-    larger count keeps what a smaller one keeps, but for rounding. count: at least the classes.
+    Within a class, the first in an order that depends on the seed alone are chosen, so a larger
+    count includes a smaller one, except for rounding. count: at least the number of classes.
     """
     numbers, sizes = np.unique(label, return_counts=True)
     exact = sizes * count / len(label)
@@ -141,7 +141,7 @@ def stratified(label: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def check(source: Joined, batch_size: int) -> None:
-    """Raise DataError if the images without labels cannot be trained on beside the others.
+    """Raise DataError if the images without labels cannot be trained on along with the others.
 
     batch_size: how many of them a step takes.
     """

@@ -1,4 +1,4 @@
-"""What the ids of image tokens use and know: numbers by which to choose a target before training.
+"""Statistics of ids of image tokens, by which to choose a target before training.
 
 Shapes: n images, N tokens of an image, K codes.
 """
@@ -28,11 +28,11 @@ def code_usage(ids: np.ndarray, codebook_size: int) -> dict[str, float]:
 
 
 def class_information(ids: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Return what one id tells of the class of its image: their mutual information.
+    """Return the mutual information of an id and its image's class, over the entropy of classes.
 
-    Its unit is the entropy of the classes: 0, nothing; 1, the class. For phones of speech this is
-    HuBERT's PNMI (arXiv 2106.07447). The floor is the same for labels in a random order: few images
-    and many codes agree by chance. Empty for images of a single class. ids: [n, N]; label: [n].
+    0: an id says nothing of the class. 1: it determines the class. For phones of speech this is
+    HuBERT's PNMI (arXiv 2106.07447). The floor is the same for shuffled labels: with few images,
+    many codes agree by chance. Empty for images of a single class. ids: [n, N]; label: [n].
     """
     classes = np.repeat(label, ids.shape[1])
     entropy = mutual_info_score(classes, classes)

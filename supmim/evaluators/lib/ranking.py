@@ -16,7 +16,7 @@ from supmim.errors import NumericsError
 
 QUERIES = 1024  # scored against a block of the bank at once
 MIB = 2**20
-GROUP = 64  # similarities of a row that are kept or dropped by their largest
+GROUP = 64  # similarities of a row that are kept or dropped together, by their largest
 GROUPED_PART = 8  # a row is searched by groups if at most 1 / 8 of it can be kept
 
 
@@ -66,7 +66,7 @@ class Bank:
     def nearest(
         self, queries: np.ndarray, k: int, exclude_self: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return cosines and bank ids of the k nearest, [Q, k] each, by falling cosine, then by id.
+        """Return cosines and bank ids of the k nearest, [Q, k] each, best first, then by id.
 
         With exclude_self, query i is bank entry i and is left out. k is capped at the size of the
         bank.
@@ -177,11 +177,11 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
 def _largest(similarity: Any, own: Any, length: Any, k: int) -> tuple[Any, Any]:
     """Return lax.top_k of [Q, n] without places own [Q] and those from `length` on.
 
-    By way of groups where that is less work, and then what is left out is masked in the candidates
-    alone, as all similarities would cost as much as choosing among them. The k largest lie in the
-    k groups with the largest maxima; two more make up for those whose maximum is left out: one
-    that holds `own`, one that `length` cuts. Equals keep their order because groups and candidates
-    do.
+    Where it is less work, groups are chosen first. Places are then masked in the candidates only:
+    masking all similarities would cost as much as choosing among them. The k largest lie in the k
+    groups with the largest maxima. Two more groups make up for those whose maximum may be masked:
+    the one with `own`, and the one that `length` cuts. Equal values keep their order, since groups
+    and candidates do.
     """
 
     def masked(place, values):

@@ -1,4 +1,4 @@
-"""Sliding windows: the squares of an image that a model sees, and one answer from all of them.
+"""Sliding windows: the squares of an image that a model sees, and one prediction from all of them.
 
 Windows stand on a grid, so that rows and columns are independent: upsampling a window's logits,
 averaging over the windows that see a pixel and upsampling to the mask are one matrix for rows and
