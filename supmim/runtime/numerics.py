@@ -90,8 +90,8 @@ class NumericsWatch:
         for at in jumps:
             found = metrics.summarize([each[at]])
             self.log(
-                f"{f'spike {counts[at]:,}':<11} step {newest.steps[at]:,}: loss {found['loss']:.3g} "
-                f"or gradient norm {found['grad_norm']:.3g} far above usual"
+                f"{f'spike {counts[at]:,}':<11} step {newest.steps[at]:,}: loss "
+                f"{found['loss']:.3g} or gradient norm {found['grad_norm']:.3g} far above usual"
             )
 
     def _write(self, steps: list[dict[str, Any]]) -> str:
