@@ -192,6 +192,11 @@ def test_a_second_mistake_is_told_beside_the_first(changes, told):
         ({"mim.hidden": "mask_token", "mim.mask_ratio": 1.0}, "leaves none of 16 tokens visible"),
         ({"mim.masking": "block", "mim.block_min": 17}, "exceeds the 16 tokens"),
         ({"class_weight": 0.0, "mim_weight": 0.0}, "nothing would be trained"),
+        ({"mim.mask_ratio": 0.03}, "hides none of 16 tokens, so that no token would be learned"),
+        (
+            {"eval.all_labels": True, "checkpoint.keep_best_metric": "knn/all_labels_recall_at_1"},
+            "keep_best_metric=knn/all_labels_recall_at_1 is no result",
+        ),
         ({"class_pass.keep": 0.03}, "keeps none of 16 tokens; the smallest share here is 0.0625"),
         (
             {

@@ -179,7 +179,8 @@ def test_what_has_no_meaning_is_refused():
                  "checkpoint.keep_best": 0, "tokenizer.filters": 32,
                  "tokenizer.channel_multipliers": "1,1"}  # fmt: skip
     of_others = {"init.model": "x", "optimizer.layer_decay": 0.5, "encoder.depth": 3,
-                 "mim_weight": 0.5, "segmentation.stride": 2}  # fmt: skip
+                 "mim_weight": 0.5, "segmentation.stride": 2, "data.mixup": 0.5,
+                 "data.colour_jitter": 0.5, "eval.all_labels": True}  # fmt: skip
     for name, value in of_others.items():
         with pytest.raises(ConfigError, match=f"config.{name}=.* not for config.task=tokenizer"):
             tiny_config(**tokenizer | {name: value})

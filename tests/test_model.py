@@ -251,6 +251,13 @@ def test_a_segmentation_run_is_an_encoder_without_classes(tmp_path):
         model.predict([GREY])
 
 
+def test_a_classifier_that_was_not_trained_predicts_nothing(tmp_path):
+    model = supmim.load(stored_run(tmp_path / "run", 0.1, class_weight=0.0, **VIEW))
+    assert model.class_names == () and set(model.params) == {"encoder"}
+    with pytest.raises(ConfigError, match="has no classifier, so it cannot predict classes"):
+        model.predict([GREY])
+
+
 def test_what_holds_no_encoder_is_refused(run, tmp_path):
     for place, told in (("nowhere", "does not exist: it takes a workdir"), (".", "holds none")):
         with pytest.raises(CheckpointError, match=told):

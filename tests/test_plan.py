@@ -204,6 +204,10 @@ def test_the_number_of_training_images_is_found_or_asked_for():
     config = tiny_config()
     assert plan.training_images(config, "") == 1500
     assert plan.training_images(config, "77") == 77
+    few = tiny_config(**{"data.labels": 100.0, "data.unlabelled": "rest"})
+    assert plan.training_images(few, "") == 100
+    part = tiny_config(**{"data.train": "imagenet2012:train", "data.limit": 10})
+    assert plan.training_images(part, "") != plan.IMAGENET_TRAIN
     for name, images in (("[:99%]", 1_268_355), ("", 1_281_167), ("[:10%]", 128_116)):
         named = tiny_config(**{"data.train": f"imagenet2012:train{name}"})
         assert plan.training_images(named, "") == images

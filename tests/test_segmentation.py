@@ -655,10 +655,13 @@ def test_what_does_not_go_together_is_told():
         **{"data.train": "digits:train"}
     )
     told = problems_of(**{"segmentation.window": 30, "segmentation.stride": 33, "data.mixup": 0.2,
-                          "mim.mask_ratio": 0.9})  # fmt: skip
+                          "mim.mask_ratio": 0.9, "classifier.loss": "sigmoid",
+                          "tokenizer.path": "x"})  # fmt: skip
     assert "window=30 is not divisible by config.encoder.patch_size=4; nearest: 28 or 32" in told
     assert "stride=33 exceeds the window of 30 pixels" in told
-    assert "data.mixup=0.2, config.mim.mask_ratio=0.9 are not for config.task=segment" in told
+    for name in ("data.mixup=0.2", "mim.mask_ratio=0.9", "classifier.loss=", "tokenizer.path=x"):
+        assert f"config.{name}" in told
+    assert "are not for config.task=segmentation: leave them out" in told
     told = problems_of(**{"segmentation.window": 64})
     assert "exceeds the short side of 32 pixels" in told
     assert "set config.task=segmentation" in problems_of(**{

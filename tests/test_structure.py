@@ -137,8 +137,8 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 2155,
     "benchmarks": 1235,
-    "commands": 3130,
-    "config": 2345,
+    "commands": 3135,
+    "config": 2390,
     "data": 5180,
     "evaluators": 2210,
     "interop": 1800,
@@ -152,7 +152,7 @@ BUDGETS = {
     "tasks": 1132,
     "tokenizers": 1900,
     "updates": 180,
-    "workdir": 1150,
+    "workdir": 1155,
 }
 
 

@@ -24,7 +24,7 @@ from supmim.workdir.files import write_json
 from tests.conftest import tiny_config, tiny_preset
 
 SHIPPED = Path(__file__).parents[1] / "configs/sweeps"
-MATCHED = ("two_pass-s0", "baseline_matched-s0")
+MATCHED = ("s0-two_pass", "s0-baseline_matched")
 # Stands for `supmim train`: its name says how it ends.
 TRAINING = """
 import json, os, pathlib, signal, sys, time
@@ -140,6 +140,27 @@ AFTER = (
 )
 
 
+def test_a_member_finds_the_one_before_it_however_its_folder_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_sweep(tmp_path, AFTER)
+    members.freeze(members.expand(path, Path("sw")), Path("sw"))
+    for folder in (Path("sw"), tmp_path / "sw"):
+        found = members.read(folder)
+        before = {m.name: members.begins_after(m, found) for m in found}
+        assert before["then-s0"].name == "first-s0" and before["first-s0"] is None
+
+
+def test_a_finished_member_of_other_images_is_refused(tmp_path):
+    path = write_sweep(tmp_path, "{'a': {'data.eval': 'digits:validation'}}")
+    (member,) = members.expand(path, tmp_path / "sw")
+    members.freeze([member], tmp_path / "sw")
+    (member.workdir / "metrics.jsonl").write_text("{}\n")
+    (member.workdir / "results.json").write_text('{"step": 1}')
+    write_sweep(tmp_path, "{'a': {}}")
+    with pytest.raises(ConfigError, match="data.eval: its results have 'digits:validation'"):
+        members.freeze(members.expand(path, tmp_path / "sw"), tmp_path / "sw")
+
+
 def test_a_member_begins_with_the_encoder_of_another_after_it_has_finished(sweep):
     code, out, err = sweep("run", AFTER, "--jobs=4")
     assert code == 0, err
@@ -199,7 +220,7 @@ def test_a_member_begins_with_an_entry_before_it_alone(sweep, name):
 
 @pytest.mark.parametrize(
     ("name", "size", "seeds"),
-    [("mim_gain", 24, range(3)), ("mim_ablation", 51, range(3)), ("mim_dense", 55, range(5)),
+    [("mim_gain", 27, range(3)), ("mim_ablation", 51, range(3)), ("mim_dense", 55, range(5)),
      ("tune_few_labels", 19, [100]), ("mim_few_labels", 166, range(10)),
      ("mim_unseen", 25, range(5)), ("mim_cifar10", 36, range(3))],
 )  # fmt: skip
@@ -214,7 +235,7 @@ def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name
 def test_the_matched_baseline_has_the_flops_of_two_passes_to_half_an_epoch(tmp_path):
     found = {m.name: m for m in members.expand(SHIPPED / "mim_gain.py", tmp_path)}
     two, matched = cost.costs([found[name] for name in MATCHED])
-    epochs = found["baseline_matched-s0"].config.total_epochs
+    epochs = found["s0-baseline_matched"].config.total_epochs
     assert abs(two.flops / matched.flops - 1) < 0.5 / epochs
     assert two.steps == 175 * 30 and two.images == two.steps * 50
 

@@ -355,6 +355,17 @@ def test_another_config_in_the_workdir_is_refused_by_name(finished):
     assert "log_every" not in message and "Choose another --workdir" in message
 
 
+def test_results_of_other_images_are_not_those_of_a_finished_run(finished):
+    """A folder may move while a run goes on; then its fingerprint tells what it holds."""
+    config, workdir, _ = finished
+    asked = {"data.eval": "digits:validation", "data.workers": 1, "data.eval_view": "stretch"}
+    with pytest.raises(ConfigError) as caught:
+        train.train_and_evaluate(config_lib.replaced(config, asked), workdir)
+    message = str(caught.value)
+    assert "config.data.eval: its results have '', you ask for 'digits:validation'" in message
+    assert "config.data.eval_view:" in message and "workers" not in message
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_an_attempt_that_failed_before_it_began_blocks_nothing(tmp_path):
     args = ["train", f"--workdir={tmp_path}", f"--config={DIGITS}", "--config.total_epochs=1",

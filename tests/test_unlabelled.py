@@ -8,8 +8,9 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from supmim import assemble, cli, sharding, train
+from supmim import config as config_lib
 from supmim.commands import data_tokens
-from supmim.data import images, pipeline, run_sources, stream
+from supmim.data import images, pipeline, run_sources, sources, stream
 from supmim.data.bad_records import BadRecords
 from supmim.data.sources import base, joined
 from supmim.errors import ConfigError, DataError, Interrupted
@@ -52,6 +53,28 @@ def lying(folder, count, value):
     for number in range(count):
         Image.fromarray(np.full((8, 8), value + number, np.uint8)).save(folder / f"{number}.png")
     return f"folder:{folder}"
+
+
+@pytest.mark.parametrize("unlabelled", ["rest", "digits:train"])
+def test_images_that_are_trained_on_without_labels_are_not_evaluated(unlabelled):
+    sources = {"data.train": "digits:train", "data.eval": "digits:validation"}
+    with pytest.raises(DataError, match=r"300 of 300 images of digits:validation are in"):
+        source_of(**FEW | sources | {"data.unlabelled": unlabelled})
+
+
+def test_classes_are_shared_with_images_that_have_labels_alone(tmp_path):
+    where = {"data.eval": lying(tmp_path / "flat", 4, 1).replace("/flat", "")}
+    (tmp_path / "flat").rename(tmp_path / "other")
+    config = tiny_config(**FEW | where | {"data.holdout": 0.0})
+    train_source, eval_source = sources.load(config.data, all_classes=True)
+    assert isinstance(train_source, joined.Joined) and eval_source.class_names
+    assert not sources.share_classes(train_source, eval_source)
+
+
+def test_a_run_is_evaluated_at_another_size():
+    few = tiny_config(**FEW)
+    asked = config_lib.flatten(few) | {"data.image_size": 16}
+    assert config_lib.for_evaluation(few, asked, "knn").data.image_size == 16
 
 
 # Which images keep their labels.

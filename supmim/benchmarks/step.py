@@ -70,7 +70,7 @@ def run(config: Config, rounds: int) -> dict[str, Any]:
             {
                 "step": one.name,
                 "milliseconds": 1000 * one.median(),
-                "images_per_second": config.batch_size / one.median(),
+                "images_per_second": one.images / one.median(),
                 "time_to_plain": one.ratio(steps[0]),
                 "share_of_matmul": one.rate() / ceiling.rate(),
                 "temporaries_gb": one.temp_bytes / 1e9,
@@ -178,7 +178,7 @@ def contestant(
         state, totals = program(state, batches, one, rng)
         return totals
 
-    return Contestant(name, advance, count, temp_bytes)
+    return Contestant(name, advance, count, temp_bytes, batches["index"].shape[1])
 
 
 def noise_batch(shapes: Raw, where: jax.sharding.Sharding) -> Raw:

@@ -15,13 +15,15 @@ TURN_SECONDS = 0.3  # a turn repeats a fast program for this long
 class Contestant:
     """A program that takes turns with others.
 
-    advance: runs it once and returns what to wait for. seconds: of one run, for each turn.
+    advance: runs it once and returns what to wait for. images: number in one run. seconds: of one
+        run, for each turn.
     """
 
     name: str
     advance: Callable[[], Any]
     flops: float = 0.0
     temp_bytes: int = 0
+    images: int = 0
     repeats: int = 1
     seconds: list[float] = dataclasses.field(default_factory=list)
 

@@ -16,6 +16,7 @@ from supmim import config as config_lib
 from supmim import sharding
 from supmim.config import Config
 from supmim.data import run_sources, sources
+from supmim.data.sources import joined
 from supmim.errors import ConfigError, DataError, DeviceError, counted
 from supmim.planning import hlo, program, roofline, table, topology
 from supmim.planning.advice import advice
@@ -45,15 +46,17 @@ def run(config: Config, flags: FlagValues) -> None:
 
 
 def training_images(config: Config, asked: str) -> int:
-    """Return how many images the training source has, opening it if need be; 0: unknown."""
+    """Return how many images with labels a run has, opening the source if need be; 0: unknown."""
     if asked:
         if not asked.isdecimal():
             raise ConfigError(f"--images={asked} is not a number of images")
         return int(asked)
-    if found := re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", config.data.train):
+    data = config.data
+    found = re.fullmatch(r"imagenet2012:train(?:\[:(\d+)%\])?", data.train)
+    if found and not (data.labels or data.labelled_classes or data.limit):
         return IMAGENET_TRAIN * int(found[1] or 100) // 100
     try:
-        return len(sources.load(config.data, config.facts.has_labels)[0])
+        return len(joined.labelled(sources.load(data, config.facts.has_labels)[0]))
     except DataError:
         return 0
 

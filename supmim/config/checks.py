@@ -408,6 +408,13 @@ def _mim_problems(config: Config) -> Iterator[str]:
             f"config.mim.mask_ratio={mim.mask_ratio} leaves none of "
             f"{counted(num_tokens, 'token')} visible; the largest ratio here is {1 - 1 / units:.4g}"
         )
+    hides = units - round(units * (1 - mim.mask_ratio)) or mim.masking == "variable"
+    if units and mim.mask_ratio and not hides and mim.loss_on == "hidden":
+        yield (
+            f"config.mim.mask_ratio={mim.mask_ratio:g} hides none of "
+            f"{counted(num_tokens, 'token')}, so that no token would be learned; a ratio "
+            f"of {1 / units:.4g} hides one"
+        )
     if mim.masking == "units" and whole and grid % mim.unit:
         yield (
             f"config.mim.unit={mim.unit} does not divide the {grid} x {grid} grid; nearest: "
@@ -581,10 +588,11 @@ def _list_problems(config: Config) -> Iterator[str]:
 def rankings(config: Config, evaluators: Iterable[str]) -> list[str]:
     """Return the results that can rank checkpoints, as far as the config determines them."""
     tokens, real = config.mim.target == "tokens", bool(config.eval.real_labels)
+    set_aside = config.data.labels or config.data.labelled_classes
     absent = {
         "reconstruction/pixels_explained" if tokens else "reconstruction/token_accuracy",
         "" if real else "classification/real_top1",
-        "" if config.eval.all_labels else "knn/all_labels_recall_at_1",
+        "" if config.eval.all_labels and set_aside else "knn/all_labels_recall_at_1",
         "tokenizer/ssim" if config.data.image_size < SSIM_WINDOW else "",
     }
     names = [f"{name}/{of}" for name in evaluators for of in tasks.RESULTS.get(name, ())]

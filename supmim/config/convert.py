@@ -97,6 +97,16 @@ def resume_differences(stored: Config, asked: Config) -> list[str]:
     ]
 
 
+def result_differences(stored: Config, asked: Config) -> list[str]:
+    """Return a line for each difference that makes the results of a finished run other ones."""
+    before, after = flatten(stored), flatten(asked)
+    return [
+        f"config.{path}: its results have {before[path]!r}, you ask for {after[path]!r}"
+        for path, option in OPTIONS.items()
+        if option.in_results and before[path] != after[path]
+    ]
+
+
 def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str) -> Config:
     """Return the checked config of an evaluation of a run whose config is `stored`.
 
@@ -117,7 +127,9 @@ def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str
         )
     asked |= {"eval.evaluators": names or asked["eval.evaluators"], "checkpoint.keep_best": 0}
     # At another image size only the encoder is used: the decoder's sizes are not checked.
-    encoder_only = {"mim_weight": 0.0, "class_weight": 1.0} if stored.task == "supmim" else {}
+    encoder_only = {
+        "mim_weight": 0.0, "class_weight": 1.0, "data.unlabelled": "", "data.unlabelled_batch": 0,
+    } if stored.task == "supmim" else {}  # fmt: skip
     other_size = asked["data.image_size"] != before["data.image_size"]
     validate(asked | encoder_only if other_size else asked)
     config = build(asked)

@@ -36,6 +36,7 @@ class Option:
         parameters; "ids": target ids, beyond what "crop" and "geometry" change.
     may_change: whether a run may continue with a different value ("on resume"), or an evaluation
         may use one ("in evaluation"), or both ("always").
+    in_results: whether results depend on it, although a run may continue with a different value.
     augmentation: whether a named kind of augmentation (`config.augmentation`) sets it.
     unused_by: tasks that do not read it; setting it there is an error.
     two_passes: whether another value than the default needs mim.passes=two.
@@ -55,6 +56,7 @@ class Option:
     in_bucket: bool = False
     changes: tuple[Change, ...] = ()
     may_change: Literal["never", "on resume", "in evaluation", "always"] = "never"
+    in_results: bool = False
     augmentation: bool = False
     unused_by: tuple[str, ...] = ()
     two_passes: bool = False

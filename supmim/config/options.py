@@ -34,12 +34,14 @@ class Data:
         "digits:train",
         "digits:, folder:, records:, TFDS_NAME:SPLIT; with masks scenes:, pairs:",
         may_change="always",  # a folder may have moved: a fingerprint identifies the data
+        in_results=True,
         common=True,
     )
     eval: str = option(
         "",
         "evaluation source; empty: what the training source holds out",
         may_change="always",
+        in_results=True,
         common=True,
     )
     eval_classes: str = option(
@@ -70,6 +72,7 @@ class Data:
         unused_by=NO_PASSES,
         two_passes=True,
         may_change="always",  # a fingerprint identifies the data
+        in_results=True,
         default_is_before=True,
         common=True,
     )
@@ -231,6 +234,7 @@ class Data:
         choices=("short_side", "stretch"),
         changes=("crop",),
         may_change="always",
+        in_results=True,
     )
     eval_resize: int = option(
         0,
@@ -239,6 +243,7 @@ class Data:
         low=0,
         changes=("crop",),
         may_change="always",
+        in_results=True,
     )
     flip: bool = option(
         False, "mirror half of the images", changes=("geometry",), augmentation=True
@@ -258,6 +263,7 @@ class Data:
         "class view: one of grey, solarize, blur (3-Augment)",
         changes=("colours",),
         augmentation=True,
+        unused_by=("tokenizer",),
     )
     colour_jitter: float = option(
         0.0,
@@ -266,6 +272,7 @@ class Data:
         high=1.0,
         changes=("colours",),
         augmentation=True,
+        unused_by=("tokenizer",),
     )
     randaug_num: int = option(
         0,
@@ -274,7 +281,7 @@ class Data:
         high=100,
         changes=("colours",),
         augmentation=True,
-        unused_by=("segmentation",),
+        unused_by=NO_PASSES,
     )
     randaug_magnitude: float = option(
         0.0, "class view: strength of RandAugment", low=0.0, high=30.0, augmentation=True
@@ -286,7 +293,7 @@ class Data:
         high=1.0,
         changes=("class view",),
         augmentation=True,
-        unused_by=("segmentation",),
+        unused_by=NO_PASSES,
     )
     mixup: float = option(
         0.0,
@@ -294,7 +301,7 @@ class Data:
         low=0,
         changes=("class view",),
         augmentation=True,
-        unused_by=("segmentation",),
+        unused_by=NO_PASSES,
     )
     cutmix: float = option(
         0.0,
@@ -302,7 +309,7 @@ class Data:
         low=0,
         changes=("class view",),
         augmentation=True,
-        unused_by=("segmentation",),
+        unused_by=NO_PASSES,
     )
 
 
@@ -383,11 +390,21 @@ class Classifier:
     """The head that predicts the class from the pooled embedding."""
 
     num_classes: int = option(0, "number of classes; 0: those of the source", low=0)
-    rep_size: int = option(0, "size of a tanh layer before the head; 0: none", low=0)
-    head_bias: float = option(0.0, "initial bias of the head, e.g. -6.9 for sigmoid")
-    loss: str = option("softmax", "class loss", choices=("softmax", "sigmoid"))
+    rep_size: int = option(
+        0, "size of a tanh layer before the head; 0: none", low=0, unused_by=("segmentation",)
+    )
+    head_bias: float = option(
+        0.0, "initial bias of the head, e.g. -6.9 for sigmoid", unused_by=("segmentation",)
+    )
+    loss: str = option(
+        "softmax", "class loss", choices=("softmax", "sigmoid"), unused_by=("segmentation",)
+    )
     label_smoothing: float = option(
-        0.0, "share of the label that is spread over all classes", low=0.0, high=1.0
+        0.0,
+        "share of the label that is spread over all classes",
+        low=0.0,
+        high=1.0,
+        unused_by=("segmentation",),
     )
 
 
@@ -547,6 +564,7 @@ class Tokenizer:
         is_path=True,
         in_bucket=True,
         may_change="always",  # a checkpoint's fingerprint identifies the tokenizer
+        in_results=True,
         unused_by=("tokenizer",),
         common=True,
     )
@@ -752,18 +770,23 @@ class Eval:
         "landmarks: JSON file of gallery, queries and their matches",
         is_path=True,
         may_change="always",
+        in_results=True,
+        unused_by=NO_PASSES,
     )
     real_labels: str = option(
         "",
         "JSON file of all labels that fit each image, as real.json; empty: none",
         is_path=True,
         may_change="always",
+        in_results=True,
+        unused_by=NO_PASSES,
     )
     all_labels: bool = option(
         False,
         "knn also searches the images whose labels data.labels sets aside",
         may_change="in evaluation",
         default_is_before=True,
+        unused_by=NO_PASSES,
     )
     pictures: int = option(8, "fixed images in each picture", low=1, may_change="in evaluation")
 
@@ -862,7 +885,7 @@ class Config:
     decoder: Decoder = group(Decoder(), unused_by=NO_PASSES)
     segmentation: Segmentation = group(Segmentation(), unused_by=("tokenizer", "supmim"))
     mim: Mim = group(Mim(), unused_by=NO_PASSES)
-    tokenizer: Tokenizer = Tokenizer()
+    tokenizer: Tokenizer = group(Tokenizer(), unused_by=("segmentation",))
     optimizer: Optimizer = Optimizer()
     init: Init = group(Init(), unused_by=("tokenizer",))
     mesh: Mesh = Mesh()

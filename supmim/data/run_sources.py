@@ -12,10 +12,11 @@ from supmim.runtime.streams import printable
 def load(config: Config) -> tuple[Config, base.Source, base.Source]:
     """Return the config with its number of classes, the training and the evaluation source."""
     source, eval_source = sources.load(config.data, config.facts.has_labels)
-    check_shared(joined.labelled(source), eval_source)
+    rest = isinstance(source, joined.Joined) and config.data.unlabelled == options.REST
+    check_shared(source if rest else joined.labelled(source), eval_source)
     if isinstance(source, joined.Joined):
         joined.check(source, config.unlabelled_rows)
-        if config.data.unlabelled != options.REST:
+        if not rest:
             check_shared(source.unlabelled, eval_source)
     return with_num_classes(config, source), source, eval_source
 

@@ -99,6 +99,8 @@ def from_workdir(workdir: Path) -> Model:
     if config.task == "tokenizer":
         raise CheckpointError(f"{workdir} holds a tokenizer, which has no encoder")
     params = evaluated(newest_sound(workdir), ("encoder", "classifier"))
+    if not config.classifies:  # it is as it began
+        params.pop("classifier", None)
     about = model_json.read(workdir)
     num_classes = config.classifier.num_classes
     class_names = about.class_names if about else tuple(map(str, range(num_classes)))

@@ -149,8 +149,10 @@ def begun_from(name: str, overrides: dict[str, Any], workdirs: dict[str, str]) -
 
 def begins_after(member: Member, others: Iterable[Member]) -> Member | None:
     """Return the member whose encoder `member` begins with; None if there is none."""
-    model = member.config.init.model
-    return next((other for other in others if model and paths.path(model) == other.workdir), None)
+    if not (model := member.config.init.model):
+        return None
+    place = paths.absolute(paths.path(model))
+    return next((other for other in others if paths.absolute(other.workdir) == place), None)
 
 
 def resolve(name: str, preset: ConfigDict, overrides: dict[str, Any]) -> Config:
@@ -168,14 +170,12 @@ def freeze(members: Sequence[Member], folder: Path) -> None:
     ConfigError, before anything is written, if a folder holds a run of another config.
     """
     for member in members:
-        if files.holds_run(member.workdir):
-            stored = files.read_config(member.workdir)
-            if lines := config_lib.resume_differences(stored, member.config):
-                raise ConfigError(
-                    f"{member.workdir} holds a run of another config:\n  "
-                    + "\n  ".join(lines)
-                    + "\nChoose another --folder, or delete this member's folder"
-                )
+        if lines := files.differences(member.workdir, member.config):
+            raise ConfigError(
+                f"{member.workdir} holds a run of another config:\n  "
+                + "\n  ".join(lines)
+                + "\nChoose another --folder, or delete this member's folder"
+            )
     for member in members:
         member.workdir.mkdir(parents=True, exist_ok=True)
         if not files.read_results(member.workdir):

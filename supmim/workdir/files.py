@@ -86,14 +86,21 @@ def holds_run(workdir: Path) -> bool:
 
 def check_config(workdir: Path, config: Config) -> None:
     """Raise ConfigError, which names the options, if the workdir holds a run of another config."""
-    if not holds_run(workdir):
-        return
-    if lines := config_lib.resume_differences(read_config(workdir), config):
+    if lines := differences(workdir, config):
         raise ConfigError(
             f"{workdir} holds a run of another config:\n  " + "\n  ".join(lines) + "\n"
             "Choose another --workdir, with --config.init.model to begin with its encoder, or "
             "leave out --config and these options to continue that run"
         )
+
+
+def differences(workdir: Path, config: Config) -> list[str]:
+    """Return a line for each option by which a run in the workdir, if any, is another."""
+    if not holds_run(workdir):
+        return []
+    stored = read_config(workdir)
+    lines = config_lib.resume_differences(stored, config)
+    return lines + (config_lib.result_differences(stored, config) if read_results(workdir) else [])
 
 
 def begin_run(workdir: Path, config: Config, origin: dict[str, Any]) -> None:

@@ -137,7 +137,8 @@ def with_all_classes(train: Source, evaluation: Source) -> tuple[Source, Source]
 
 def share_classes(train: Source, evaluation: Source) -> bool:
     """Return whether the two sources have any class in common."""
-    one, other = (set(base.innermost(source).class_names) for source in (train, evaluation))
+    both = joined.labelled(train), evaluation
+    one, other = (set(base.innermost(source).class_names) for source in both)
     return bool(one & other)
 
 
