@@ -10,6 +10,7 @@ from supmim import config as config_lib
 from supmim import optimizer, sharding, step
 from supmim.data import pipeline
 from supmim.planning import flops
+from supmim.tasks import masked_steps
 from supmim.tasks.registry import TASKS
 from tests.conftest import prepare, tiny_config
 from tests.test_configs import load
@@ -67,11 +68,26 @@ def test_products_count_as_often_as_they_run(program, args, expected):
     assert flops.count(program, *args) == expected
 
 
-def test_branches_count_as_often_as_they_are_taken():
+def test_the_masked_pass_counts_as_often_as_it_is_taken_and_other_branches_always():
     def program(x):
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
-    assert flops.count(program, SQUARE, taken=0.25) == (0.25 * 2 + 0.75) * TURN
+    def named(x):
+        with jax.named_scope(masked_steps.SCOPE):
+            return program(x)
+
+    assert flops.count(named, SQUARE, taken=0.25) == (0.25 * 2 + 0.75) * TURN
+    assert flops.count(program, SQUARE, taken=0.25) == 2 * TURN
+
+
+def test_products_of_an_optimizer_happen_in_every_step():
+    half = {"mim.end_share": 0.5}
+    adam, muon, adam_half, muon_half = (
+        step_flops(tiny_config(**{"optimizer.name": name}, **window))
+        for window in ({}, half)
+        for name in ("adamw", "muon")
+    )
+    assert muon - adam == pytest.approx(muon_half - adam_half, rel=1e-6) and muon > adam
 
 
 def test_the_efficient_arm_costs_less_than_labels_alone():

@@ -14,14 +14,15 @@ from jax.extend import core
 from supmim import masking
 from supmim.config import Config, options
 from supmim.tasks import targets
+from supmim.tasks.masked_steps import SCOPE
 
 
 def count(fn: Callable, *args: Any, taken: float = 1.0) -> float:
     """Return the FLOPs of fn(*args) without compiling or running it; args: arrays or their shapes.
 
     A scan counts as often as it iterates. A while loop, whose length is unknown, counts once. What
-    `jax.checkpoint` recomputes counts again. taken: share of the calls in which a cond takes its
-    most expensive branch; in the others it takes the cheapest.
+    `jax.checkpoint` recomputes counts again, and a cond takes its most expensive branch. taken:
+    share of the calls that have a masked pass, for those conds that decide on it.
     """
     return _in_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr, taken)
 
@@ -36,7 +37,8 @@ def _in_equation(eqn: core.JaxprEqn, taken: float) -> float:
         return PRODUCTS[name](eqn.params, *(var.aval for var in (eqn.outvars[0], *eqn.invars)))
     inside = [_in_jaxpr(jaxpr, taken) for jaxpr in core.jaxprs_in_params(eqn.params)]
     if name == "cond":
-        return taken * max(inside) + (1 - taken) * min(inside)
+        share = taken if SCOPE in str(eqn.source_info.name_stack) else 1.0
+        return share * max(inside) + (1 - share) * min(inside)
     return sum(inside) * (eqn.params["length"] if name == "scan" else 1)
 
 

@@ -10,6 +10,8 @@ from supmim.config.option import MAX_INT
 from supmim.errors import ConfigError, counted
 from supmim.tasks.base import Step, Terms
 
+SCOPE = "masked_steps"  # by which a FLOP count knows the branch
+
 
 def of_training(mim: options.Mim, total_steps: int | None) -> range | None:
     """Return the steps that have a masked pass; None if all have one, whatever their number.
@@ -39,4 +41,5 @@ def within(steps: range | None, step: Step, make: Callable[[], Terms]) -> Terms:
         return make()
     shapes = jax.eval_shape(make)
     is_inside = (jnp.asarray(step) >= steps.start) & (step < steps.stop)
-    return jax.lax.cond(is_inside, make, lambda: jax.tree.map(jnp.zeros_like, shapes))
+    with jax.named_scope(SCOPE):
+        return jax.lax.cond(is_inside, make, lambda: jax.tree.map(jnp.zeros_like, shapes))
