@@ -440,6 +440,7 @@ def test_a_server_that_cannot_be_reached_is_away(scheme_and_server, monkeypatch)
 def test_names_that_look_like_patterns_are_names(root):
     for name in ("run[1]/a", "run1/a", "run?/a", "runs/a"):
         files.write_text(root / name, "x")
+    assert not (root / "run").exists() and (root / "run?").is_dir()
     paths.delete(root / "run[1]")
     (root / "run?" / "a").unlink()
     paths.rename(root / "run1", root / "new*")
