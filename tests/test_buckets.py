@@ -13,6 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import s3fs
+from botocore.exceptions import ClientError
+from gcsfs.retry import HttpError
+from google.auth.exceptions import TransportError
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
@@ -435,6 +439,38 @@ def test_a_server_that_cannot_be_reached_is_away(scheme_and_server, monkeypatch)
     with pytest.raises(BucketError) as caught:
         closed.cat_file(f"{BUCKET}/x")
     assert caught.value.fault == "R26"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("scheme_and_server", ["gs"], indirect=True)
+def test_a_login_that_cannot_be_renewed_now_is_tried_again(root, monkeypatch, wrapped):
+    """gcsfs gives a broken connection to the login's server as 401, or as it is."""
+    files.write_text(root / "a", "x")
+    credentials, failures = root.files.credentials, [1, 1]
+    apply = credentials.apply
+
+    def broken(out):
+        if failures:
+            failures.pop()
+            cause = TransportError("no route to the login's server")
+            if not wrapped:
+                raise cause
+            raise HttpError({"code": 401, "message": "Invalid Credentials"}) from cause
+        apply(out)
+
+    monkeypatch.setattr(credentials, "apply", broken)
+    assert (root / "a").read_text() == "x" and not failures
+
+
+@pytest.mark.parametrize("scheme_and_server", ["s3"], indirect=True)
+def test_an_s3_server_need_not_name_the_condition_that_failed(root, monkeypatch):
+    async def refused(*_, **__):
+        answer = {"ResponseMetadata": {"HTTPStatusCode": 412}, "Error": {"Code": "412"}}
+        raise OSError(22, "precondition") from ClientError(answer, "PutObject")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refused)
+    with pytest.raises(FileExistsError):
+        buckets.create(root / "lock", "x")
 
 
 def test_names_that_look_like_patterns_are_names(root):
