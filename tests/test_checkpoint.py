@@ -398,7 +398,7 @@ def test_a_deletion_that_is_cut_short_leaves_nothing_that_counts_as_whole(tmp_pa
     checkpoints.save(1, state_of(1), {}, NOTE)
     checkpoints.wait()
 
-    def killed(path):
+    def killed(path, **_):
         data_file(checkpoints, int(path.name)).unlink()
         raise OSError("a kill stands for this")
 

@@ -157,7 +157,7 @@ class Checkpoints:
         try:
             if hosts.is_first():
                 self._prune()
-        except OSError as error:  # the save is complete
+        except Exception as error:  # the save is complete
             self.log(f"old checkpoints could not be deleted: {_first_line(error)}")
 
     def finish(self) -> None:
