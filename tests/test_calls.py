@@ -43,7 +43,7 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize(
     "options",
     [
-        {"steps_per_call": 4, "data.resident": "off"},
+        pytest.param({"steps_per_call": 4, "data.resident": "off"}, marks=pytest.mark.slow),
         pytest.param(
             {"steps_per_call": 15, "data.resident": "on", "log_every": 15}, marks=pytest.mark.slow
         ),

@@ -34,7 +34,9 @@ def load(name):
 
 
 def traced(config):
-    """Shapes of the state and metrics after one step on an imagined batch."""
+    """Shapes of the state and metrics after one step on an imagined batch, traced as a scan."""
+    if config.task != "tokenizer":
+        config = config_lib.replaced(config, {"encoder.scan": True})
     if not config.classifier.num_classes:  # those of the source
         config = config_lib.replaced(config, {"classifier.num_classes": 10})
     task = TASKS[config.task].abstract(config)

@@ -57,6 +57,7 @@ def test_a_recipe_goes_from_the_store_to_a_step(name, store):
     evaluated = images.evaluation(eval_source, config.data)
     held_out = next(pipeline.eval_batches(evaluated, 8, mesh, plain_readers()))
     assert held_out["image"].shape == batch["image"].shape
+    config = config_lib.replaced(config, {"encoder.scan": True})  # which traces faster
     task = TASKS[config.task].abstract(config)
     tx = optimizer.create(config.optimizer, optimizer.schedule(config.optimizer, 100_000))
     key = jax.eval_shape(lambda: jax.random.key(0))
