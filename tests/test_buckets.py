@@ -637,8 +637,11 @@ def test_a_lost_lock_is_noticed_before_a_save_counts(root, monkeypatch):
     with lock.hold(root):
         checkpoints._staging.verify()
         files.write_json(root / "lock", {"host": "b"})
-        with pytest.raises(Ended, match="b"):
-            checkpoints._staging.publish(1)
+        written = types.SimpleNamespace(result=lambda: None)
+        for uploads in (True, False):  # by one process, or written by several
+            checkpoints._staging.uploads = uploads
+            with pytest.raises(Ended, match="b"):
+                checkpoints._finish(written, {"step": 1})
         (root / "lock").unlink()
 
 

@@ -37,6 +37,13 @@ class Table:
     after: str = ""  # prefix of the members that measure an arm's frozen encoder
 
 
+FEW_LABELS = {
+    "classification/top1": "top-1",
+    "knn/recall_at_1": "kNN R@1",
+    "knn/all_labels_recall_at_1": "kNN, all labels",
+}
+
+
 def few(labels: int) -> Table:
     """Return the table of one number of labels."""
     arms = {
@@ -50,18 +57,16 @@ def few(labels: int) -> Table:
     return Table(
         "mim_few_labels",
         {f"{name}_of_{labels}": title for name, title in arms.items()},
-        {"classification/top1": "top-1", "knn/recall_at_1": "kNN R@1",
-         "knn/all_labels_recall_at_1": "kNN, all labels"},
+        FEW_LABELS,
         f"labels_4000_of_{labels}",
         (f"labels_2000_of_{labels}", f"labels_4000_of_{labels}"),
-    )  # fmt: skip
+    )
 
 
 CIFAR10 = {
-    "few": {"classification/top1": "top-1", "knn/recall_at_1": "kNN R@1",
-            "knn/all_labels_recall_at_1": "kNN, all labels"},
+    "few": FEW_LABELS,
     "unseen": {"retrieval/recall_at_1": "R@1", "retrieval/map_at_r": "mAP@R"},
-}  # fmt: skip
+}
 
 
 def cifar10(study: str, metrics: dict[str, str]) -> Table:

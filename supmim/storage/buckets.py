@@ -102,16 +102,12 @@ def _google() -> type:
     broken = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError)
 
     def passes(error: Exception) -> bool:
-        # gcsfs calls it a wrong login if it cannot fetch a new token.
-        cause = error.__cause__
-        if isinstance(error, TransportError) or isinstance(cause, TransportError):
-            return True
-        if isinstance(cause, GoogleAuthError):
-            return cause.retryable
+        for one in (error, error.__cause__):  # gcsfs makes 401 of a token that it cannot fetch
+            if isinstance(one, GoogleAuthError):
+                return isinstance(one, TransportError) or one.retryable
         if isinstance(error, retry.HttpError):
             return int(error.code or 0) in (408, 429) or int(error.code or 0) >= 500
-        refused = isinstance(error, GoogleAuthError) and not error.retryable
-        return isinstance(error, broken) or (retry.is_retriable(error) and not refused)
+        return isinstance(error, broken) or retry.is_retriable(error)
 
     class GoogleBuckets(core.GCSFileSystem):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -150,7 +150,10 @@ class Checkpoints:
             response.result()
             self.before_complete()
             if hosts.is_first():
-                self._complete(note | {"files": self._staging.publish(note["step"])})
+                self._staging.verify()
+                published = self._staging.publish(note["step"])
+                self._staging.verify()
+                self._complete(note | {"files": published})
         except Exception as error:
             self._failure = _first_line(error)
             return
