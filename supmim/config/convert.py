@@ -126,12 +126,12 @@ def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str
             "eval_resize, image_size, limit and the like"
         )
     asked |= {"eval.evaluators": names or asked["eval.evaluators"], "checkpoint.keep_best": 0}
-    # At another image size only the encoder is used: the decoder's sizes are not checked.
-    encoder_only = {
-        "mim_weight": 0.0, "class_weight": 1.0, "data.unlabelled": "", "data.unlabelled_batch": 0,
-    } if stored.task == "supmim" else {}  # fmt: skip
-    other_size = asked["data.image_size"] != before["data.image_size"]
-    validate(asked | encoder_only if other_size else asked)
+    checked = dict(asked)
+    if asked["data.image_size"] != before["data.image_size"] and stored.task == "supmim":
+        # Only the encoder is used: the decoder's sizes are not checked.
+        checked |= {"mim_weight": 0.0, "class_weight": 1.0}
+        checked |= {"data.unlabelled": "", "data.unlabelled_batch": 0}
+    validate(checked)
     config = build(asked)
     if not config.evaluator_names:
         missing = [
