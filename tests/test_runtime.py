@@ -262,9 +262,28 @@ def test_kernels_are_deterministic_when_asked(monkeypatch):
     devices.prepare("", deterministic=True)
     flags = os.environ["XLA_FLAGS"]
     assert flags.startswith("--xla_force_host") and "xla_gpu_deterministic_ops=true" in flags
+    check_known()
+
+
+def check_known():
+    """Check that XLA knows all flags: it ends the process at one that it does not know."""
     script = "import jax; jax.jit(lambda x: x + 1)(1.0); print('known')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "known\n"  # XLA ends the process at a flag that it does not know
+    assert done.stdout == "known\n", done.stderr
+
+
+def test_quick_flags_are_set_where_they_are_known(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    devices.prepare("", deterministic=False, quick=True)
+    check_known()
+    for version, accelerator, expected in (
+        ("0.10.2", "", devices.QUICK), ("0.10.2", "tpu", ""), ("0.11.0", "", ""),
+    ):  # fmt: skip
+        monkeypatch.setenv("XLA_FLAGS", "")
+        monkeypatch.setattr(devices.metadata, "version", lambda _, found=version: found)
+        monkeypatch.setattr(devices, "visible_accelerator", lambda found=accelerator: found)
+        devices.prepare("", deterministic=False, quick=True)
+        assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.mark.parametrize("given", ["x", "-1", "0", "00", "²", "1000", "9" * 20])

@@ -18,7 +18,7 @@ def run(config: Config, flags: FlagValues, verb: str = "train") -> None:
     if flags.print_config:
         print(config_lib.to_json(config), end="")
         return
-    devices.prepare(flags.fake_devices, flags.deterministic or flags.debug)
+    devices.prepare(flags.fake_devices, flags.deterministic or flags.debug, quick=flags.debug)
     hosts.start(flags.coordinator, flags.num_processes, flags.process_id, flags.one_host)
     shared = ("resume", "profile", "debug", "deterministic", "allow_data_change")
     asked = {name: flags[name].value for name in shared}
