@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -254,6 +255,7 @@ def test_hours_are_of_a_length_in_steps_or_in_epochs(result, steps, images, told
     """A length in steps needs no number of images."""
     bound = dict.fromkeys(("compute", "memory", "network", "best", "worst"), 0.1)
     known = {"roofline": bound, "speeds": [], "train": "folder:x", "epochs": 3}
+    known["tokenizer_seconds"] = 0.0
     text = forecast.text(result | known | {"steps": steps, "num_images": images, "plan_seconds": 1})
     assert f"\n  {told}\n" in text
 
@@ -280,6 +282,22 @@ def test_the_roofline_is_each_resource_at_its_full_rate():
     assert bound == pytest.approx((1.0, 0.5, 1.0))
     assert (bound.overlapped, bound.serial) == pytest.approx((1.0, 2.5))
     assert roofline.estimate(topology.CHIPS["cpu"], 1, 1, []) is None
+
+
+def test_hours_include_the_tokenizer(result):
+    chip = topology.CHIPS["v5e"]
+    work = {"train": 3e9, "executed": 4e9, "tokenize": 1e9, "analytic": 0.0}
+    known = result | {"chips": 4, "step_images": 64, "steps": 100, "images_per_chip": 16}
+    half = list(plan.speeds(known | {"flops": work}, chip, 0))[1]
+    assert half["mfu"] == 0.5
+    assert half["images_per_second"] == pytest.approx(4 * 0.5 * 197e12 / 4e9)
+    assert half["hours"] == pytest.approx(100 * 64 / half["images_per_second"] / 3600)
+    program = SimpleNamespace(collectives=list, traffic=dict)
+    where = SimpleNamespace(chip=chip)
+    known |= {"flops": work, "plan_seconds": 1}
+    told = known | plan.speed(known, where, program, 0)
+    assert told["tokenizer_seconds"] == pytest.approx(16e9 / 197e12)
+    assert "the tokenizer's program comes on top: 0.0812 or more" in forecast.text(told)
 
 
 def test_a_row_of_the_table_is_whole_or_says_why(result):

@@ -155,8 +155,8 @@ def speed(
         kind = kinds.setdefault((one.kind, one.dtype, one.devices), Counter())
         kind.update(count=one.times, bytes=one.bytes * one.times, sent=round(roofline.sent(one)))
     traffic = sum(size for kind, size in compiled.traffic().items() if kind != "scratch")
-    executed = result["flops"]["executed"] * result["images_per_chip"]
-    bound = roofline.estimate(where.chip, executed, traffic, collectives)
+    work, images = result["flops"], result["images_per_chip"]
+    bound = roofline.estimate(where.chip, work["executed"] * images, traffic, collectives)
     return {
         "collectives": [
             {"kind": kind, "dtype": dtype, "devices": devices, **counts}
@@ -165,14 +165,19 @@ def speed(
         "traffic": traffic,
         "num_images": num_images,
         "roofline": bound and {**bound._asdict(), "best": bound.overlapped, "worst": bound.serial},
+        "tokenizer_seconds": work["tokenize"] * images / where.chip.flops if bound else 0.0,
         "speeds": list(speeds(result, where.chip, num_images)) if bound else [],
     }
 
 
 def speeds(result: dict, chip: topology.Chip, num_images: int) -> Iterator[dict[str, Any]]:
-    """Yield the speed at each share of the chip's peak that training FLOPs may use (MFU)."""
+    """Yield the speed at each share of the chip's peak (MFU).
+
+    The FLOPs are those of training and of the tokenizer; what remat repeats is not counted.
+    """
+    per_image = result["flops"]["train"] + result["flops"]["tokenize"]
     for mfu in roofline.MFUS:
-        rate = mfu * chip.flops * result["chips"] / result["flops"]["train"]
+        rate = mfu * chip.flops * result["chips"] / per_image
         seconds = result["step_images"] / rate
         hours = result["steps"] * seconds / 3600 if result["steps"] else None
         yield {"mfu": mfu, "step_seconds": seconds, "images_per_second": rate, "hours": hours}

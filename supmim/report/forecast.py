@@ -96,6 +96,8 @@ def _roofline(plan: dict[str, Any]) -> Iterator[str]:
     best, worst, images = bound["best"], bound["worst"], plan["step_images"]
     together = f"{best * 1e3:.1f} if they overlap completely ({images / best:,.0f} images/s), "
     yield from _labelled("", f"{together}{worst * 1e3:.1f} if not at all ({images / worst:,.0f})")
+    if ids := plan["tokenizer_seconds"]:
+        yield from _labelled("", f"the tokenizer's program comes on top: {ids * 1e3:.3g} or more")
     yield from _labelled("assumed", ASSUMED)
     yield ""
     yield f"{'MFU':>6}{'step ms':>10}{'images/s':>12}{'hours':>10}"
@@ -156,8 +158,9 @@ Memory, bytes and times are for one chip and one step.
 - Bytes per parameter: the payload of all collectives, divided by the number of parameters. If it is
   the same on every pod, the collectives move parameters and gradients, but no activations.
 - Best to worst: compute, memory and network overlap completely, or not at all.
-- Images/s at 50 % MFU: what half of the chip's arithmetic would give. Where the best step time
-  allows less, memory or network is the limit, and the pod reaches batch / best time at most.
+- Images/s at 50 % MFU: what half of the chip's arithmetic would give, with the tokenizer's program.
+  Where the best step time allows less, memory or network is the limit, and the pod reaches batch /
+  best time at most.
 
 """
 COLUMNS = (
