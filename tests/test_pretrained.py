@@ -127,6 +127,21 @@ def test_another_image_size_resamples_learned_positions_and_a_mask_token_is_take
     assert "\n  resampled positions, from 4 x 4 to 8 x 8\n" in told
 
 
+def test_sincos_positions_of_another_grid_are_warned_of():
+    """They are no parameters: nothing else tells that the encoder never saw them."""
+    stored = tiny_config(**{"data.image_size": 8, "encoder.patch_size": 2})
+    larger = {"data.image_size": 16, "encoder.patch_size": 2}
+    told = pretrained.fixed_positions(stored, tiny_config(**larger))
+    assert "positions of 4 x 4 patches" in told and "8 x 8. To resample" in told
+    assert max(map(len, told.splitlines())) <= 80
+    flag = told.split("--config.")[1].strip()
+    assert flag == "encoder.position_grid=4"
+    resampled = tiny_config(**larger, **{"encoder.position_grid": 4})
+    assert pretrained.fixed_positions(stored, resampled) == ""
+    learned = tiny_config(**larger, **{"encoder.positions": "learned"})
+    assert pretrained.fixed_positions(stored, learned) == ""  # the table tells of those
+
+
 def test_the_run_says_where_its_encoder_is_from_and_needs_it_no_more(runs, tmp_path, capsys):
     source = tmp_path / "first"
     shutil.copytree(runs / "first", source)

@@ -34,6 +34,7 @@ def find(config: Config) -> dict[str, Any]:
     if not is_workdir(workdir):
         model = load_model(workdir)
         check_kind(model.config, config)
+        print(fixed_positions(model.config, config), end="")
         return {"model": str(workdir), "sha256": model.sha256}
     stored = read_config(workdir)
     if stored.task == "tokenizer":
@@ -42,6 +43,7 @@ def find(config: Config) -> dict[str, Any]:
             "to use the tokenizer, set config.tokenizer.path"
         )
     check_kind(stored, config)
+    print(fixed_positions(stored, config), end="")
     newest = newest_sound(workdir, "config.init.model=")
     step = int(newest.name)
     return {
@@ -68,6 +70,18 @@ def check_kind(stored: Config, config: Config) -> None:
             f"config.init.model={config.init.model} holds another kind of encoder:{lines}\n"
             f"To use its options: {flags}"
         )
+
+
+def fixed_positions(stored: Config, config: Config) -> str:
+    """Return a warning if the run's sin-cos positions are of another grid than the encoder's."""
+    old, new = (one.encoder.position_grid or one.grid for one in (stored, config))
+    if config.encoder.positions != "sincos2d" or old == new:
+        return ""
+    return (
+        f"warning     the encoder was trained with sin-cos positions of {old} x {old} patches;\n"
+        f"            here they are those of {new} x {new}. To resample the encoder's:\n"
+        f"            --config.encoder.position_grid={old}\n"
+    )
 
 
 def load(origin: dict[str, Any], params: Any, mesh: Mesh) -> dict[str, Any]:
