@@ -1,10 +1,11 @@
-"""Write the tables of docs/results.md and log.md from results/: no number is copied by hand.
+"""Write the tables of the docs from results/: no number is copied by hand.
 
 python tools/results.py
 
 A table of a page stands between `<!-- NAME -->` and `<!-- end -->`; the rest is left as it is.
-Differences are paired by seed, with their 95 % t-interval. FLOPs are those of `supmim sweep plan`,
-which looks at the images: run it beside the folder cifar10 that tools/cifar10_folders.py makes.
+Differences are paired by seed, with their 95 % t-interval. Times are those of arm_times.py. FLOPs
+are those of `supmim sweep plan`, which looks at the images: run it beside the folder cifar10 that
+tools/cifar10_folders.py makes.
 """
 
 import dataclasses
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from supmim.sweeps import archive, cost, members, table
 from supmim.sweeps.members import Member
+from supmim.workdir import files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "docs/results.md", ROOT / "docs/log.md"
+PAGES = [ROOT / "docs" / page for page in ("results.md", "few_labels.md", "log.md")]
 RESULTS, SWEEPS = ROOT / "results", ROOT / "configs/sweeps"
+TIMES = "times.json"  # written by arm_times.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,20 +152,21 @@ TABLES = {
 
 
 def main() -> None:
+    times = files.read_json(RESULTS / TIMES)
     for path in PAGES:
         page, made = path.read_text(), []
         for name, asked in TABLES.items():
             found = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
             if found.search(page):
                 made.append(name)
-                new = "".join(f"{line}\n" for line in lines(asked))
+                new = "".join(f"{line}\n" for line in lines(asked, times.get(name, {})))
                 page = found.sub(lambda match, new=new: match[1] + new + match[2], page)
         path.write_text(page)
         print(f"written     {path.relative_to(ROOT)}: {', '.join(made)}")
 
 
-def lines(asked: Table) -> list[str]:
-    """Return a table in Markdown."""
+def lines(asked: Table, times: dict[str, float]) -> list[str]:
+    """Return a table in Markdown; times: of the arms, see arm_times.py."""
     found = archive.attached(members.expand(SWEEPS / f"{asked.sweep}.py", Path("nowhere")), RESULTS)
     first, *_ = asked.metrics
     rows = {label: row for row in table.rows(found, "") for label in row.labels}
@@ -175,11 +179,13 @@ def lines(asked: Table) -> list[str]:
     best = max(asked.lengths, key=lambda name: mean_of(measured.get(name), first), default="")
     others = {"equal FLOPs": asked.equal, "best length": best}
     others = {title: arm for title, arm in others.items() if arm in measured}
-    heads = ["arm", "seeds", "TFLOPs", *asked.metrics.values()]
+    heads = ["arm", "seeds", "TFLOPs", *["time"] * bool(times), *asked.metrics.values()]
     heads += [f"to {title}" for title in others]
     out = [row_of(heads), row_of(["---"] * len(heads))]
     for name, row in measured.items():
         cells = [asked.arms[name], str(len(row.results)), flops(found, name)]
+        if times:
+            cells.append(f"{times[name]:.2f}" if name in times else "")
         cells += [table.format_mean(row, metric).strip() if row.values(metric) else ""
                   for metric in asked.metrics]  # fmt: skip
         for title, arm in others.items():
