@@ -3,10 +3,11 @@
 Shapes: n images, C classes.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from supmim import losses
@@ -44,6 +45,16 @@ def confusion_matrix(predicted: np.ndarray, label: np.ndarray, num_classes: int)
     return pairs.reshape(num_classes, num_classes)
 
 
+@functools.partial(jax.jit, static_argnames="kind")
+def loss_and_confidence(
+    logits: jax.Array, label: jax.Array, kind: str
+) -> tuple[jax.Array, jax.Array]:
+    """Return the mean class loss and the largest probability [n] of each image."""
+    target = losses.one_hot(label, logits.shape[1], label_smoothing=0.0)
+    confidence = losses.PROBABILITIES[kind](logits).max(axis=1)
+    return losses.CLASS_LOSSES[kind](logits, target).mean(), confidence
+
+
 class Evaluator:
     """classification/top1, top5, loss (the class loss, hard labels), calibration_error, real_top1.
 
@@ -66,9 +77,7 @@ class Evaluator:
         predicted = logits.argmax(axis=1)
         self._confusion = confusion_matrix(predicted, label, self.num_classes)
         self._measured = {"images": len(label)}
-        confidence = np.asarray(losses.PROBABILITIES[self.loss](logits)).max(axis=1)
-        target = losses.one_hot(jnp.asarray(label), self.num_classes, 0.0)
-        loss = losses.CLASS_LOSSES[self.loss](jnp.asarray(logits), target).mean()
+        loss, confidence = jax.device_get(loss_and_confidence(logits, label, self.loss))
         results = {
             "classification/top1": top_k(logits, label, 1),
             "classification/top5": top_k(logits, label, 5),

@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from supmim import sharding
 from supmim.config import Config
-from supmim.data.augment import views
 from supmim.data.sources.base import evenly
 from supmim.evaluators.lib.predictions import Predictions
 from supmim.report import reconstructions
+from supmim.runtime import devices
 from supmim.tokenizers import online
 
 
@@ -47,8 +46,9 @@ class Evaluator:
         index = index[evenly(len(index), self.count)].astype(np.int32)
         batch = self.predictions.sources["eval"].read(index)
         batch |= {"index": index, "epoch": np.zeros_like(index)}
-        shown = jax.device_get(self._pictures(params, self.task.frozen, batch))
-        return shown | {"image": np.asarray(views.to_float(jnp.asarray(batch["image"])))}
+        with devices.compiling_quickly(devices.on_cpu(self.predictions.mesh)):  # it runs once
+            shown = jax.device_get(self._pictures(params, self.task.frozen, batch))
+        return shown | {"image": batch["image"].astype(np.float32) / 255}
 
     def protocol(self) -> dict[str, Any]:
         return {

@@ -68,13 +68,17 @@ def compiling_quickly(enabled: bool) -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+def on_cpu(mesh: jax.sharding.Mesh) -> bool:
+    """Return whether programs of a mesh run on CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def initialised(init: Callable[[jax.Array], Any], rng: jax.Array, where: Any) -> Any:
     """Return init(rng), placed on devices as `where`, a tree of shardings, says.
 
     On a CPU, the compiler's optimisations are skipped, since they take longer than all else.
     """
-    on_cpu = jax.tree.leaves(where)[0].mesh.devices.flat[0].platform == "cpu"
-    with compiling_quickly(on_cpu):
+    with compiling_quickly(on_cpu(jax.tree.leaves(where)[0].mesh)):
         return jax.jit(init, out_shardings=where)(rng)
 
 
