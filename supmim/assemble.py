@@ -53,7 +53,8 @@ def mesh_of(config: Config) -> Mesh:
     platform = devices.check()[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
         raise ConfigError(
-            f"config.encoder.attention=cudnn needs a GPU, JAX uses the {platform}; set it to xla"
+            f"config.encoder.attention=cudnn needs a GPU, but JAX uses the {platform}; set it "
+            "to xla"
         )
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     sharding.check_divides("eval.batch_size", config.eval.batch_size, mesh)
@@ -118,15 +119,15 @@ def steps_of(config: Config, source: base.Source) -> int:
     total_steps, epochs = config.num_steps(num_images), config.num_epochs(num_images)
     if not total_steps:
         raise DataError(
-            f"{source.name} has {counted(num_images, 'image')}, fewer than a batch in "
-            f"{counted(epochs, 'epoch')}; set --config.batch_size={num_images} or less, or "
-            "--config.total_steps=N",
+            f"{source.name} has {counted(num_images, 'image')}, too few to fill a batch of "
+            f"{config.batch_size} in {counted(epochs, 'epoch')}; set --config.batch_size="
+            f"{num_images} or less, or --config.total_steps=N",
             fault="I7",
         )
     if total_steps <= config.optimizer.warmup_steps:
         raise ConfigError(
-            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves nothing of "
-            f"{counted(total_steps, 'step')} ({counted(epochs, 'epoch')} of "
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not below the "
+            f"{counted(total_steps, 'step')} of the training ({counted(epochs, 'epoch')} of "
             f"{counted(num_images, 'image')}); set it to {total_steps // 10} or so, or set "
             "--config.optimizer.warmup_steps=0 --config.optimizer.warmup_share=0.05"
         )

@@ -107,12 +107,13 @@ def underscored(arg: str) -> str:
 class PathParser(flags.ArgumentParser):
     """Parser of a flag that names a file or folder. in_bucket: whether that may be in a bucket."""
 
-    def __init__(self, in_bucket: bool) -> None:
-        self.in_bucket = in_bucket
+    def __init__(self, flag: str, in_bucket: bool) -> None:
+        self.flag, self.in_bucket = flag, in_bucket
 
     def parse(self, argument: str) -> str:
         if "://" in argument and not (self.in_bucket and on_bucket(argument)):
-            raise ConfigError((NO_BUCKET if self.in_bucket else NO_URL).format(argument))
+            why = (NO_BUCKET if self.in_bucket else NO_URL).format(argument)
+            raise ConfigError(f"--{self.flag.replace('_', '-')}={why}")
         return os.path.expanduser(argument)
 
 
@@ -123,7 +124,7 @@ def own_flags(verb: Verb) -> flags.FlagValues:
         if isinstance(default, bool):
             flags.DEFINE_boolean(flag, default, meaning, flag_values=values)
         elif isinstance(default, Path):
-            flags.DEFINE(PathParser(default == PLACE), flag, "", meaning, flag_values=values)
+            flags.DEFINE(PathParser(flag, default == PLACE), flag, "", meaning, flag_values=values)
         elif isinstance(default, int):
             flags.DEFINE_integer(flag, default, meaning, lower_bound=1, flag_values=values)
         elif isinstance(default, tuple):

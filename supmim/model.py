@@ -170,7 +170,7 @@ class Model:
         ConfigError if the model has no classifier.
         """
         if top < 1:
-            raise ConfigError(f"top={top} is no number of classes; it is a number from 1")
+            raise ConfigError(f"top={top} is not a number of classes; it must be 1 or more")
         probabilities = self._all("probabilities", images, batch_size, progress)
         return [best_classes(row, self.class_names, top) for row in probabilities]
 

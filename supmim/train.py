@@ -98,7 +98,7 @@ def set_up(
     missing = folders.without_images(eval_source) if config.facts.has_labels else []
     if missing:
         told = f"{len(missing):,} of {counted(len(source.class_names), 'class')}"
-        log(f"warning     no evaluation image is of {told}: {', '.join(missing[:5])}")
+        log(f"warning     {told} without an evaluation image: {', '.join(missing[:5])}")
     total_steps = assemble.steps_of(config, source)
     seen = images.training(source, config.data, images.second_of(config))
     task = assemble.create_task(config, seen, folder.path, mesh)

@@ -265,7 +265,7 @@ def test_embed_is_timed_beside_its_parts(capsys, tmp_path, monkeypatch):
     assert cli.run(["benchmark", "embed", f"--config={preset}", "--rounds=2"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "embed reaches 85% of what is to expect" in text  # of 45 / 50 and 60 / 75
+    assert "embed reaches 85% of the expected rate" in text  # of 45 / 50 and 60 / 75
     assert cli.run(["benchmark", "embed", "--config=digits"]) == 2
 
 

@@ -255,7 +255,7 @@ def test_a_data_set_in_another_format_is_told(tfds_dir, tmp_path):
     shutil.copytree(tfds_dir / "tiny_birds", tmp_path / "tiny_birds")
     info = tmp_path / "tiny_birds/1.0.0/dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(DataError, match="is prepared as tfrecord, which can't be read at random"):
+    with pytest.raises(DataError, match="is prepared as tfrecord, which has no random access"):
         find(tmp_path, "tiny_birds:train")
 
 

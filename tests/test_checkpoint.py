@@ -237,7 +237,7 @@ def test_a_result_that_the_data_does_not_allow_is_told(saved, told):
     saved.kept = Checkpoint(keep_best_metric="fewshot/25_shot")
     assert not saved.among_best({"fewshot/1_shot": 0.5})
     assert told == [
-        "the best is not kept: these results have no fewshot/25_shot "
+        "the best checkpoint is not kept: these results have no fewshot/25_shot "
         "(config.checkpoint.keep_best_metric)"
     ]
     assert saved.among_best({"fewshot/25_shot": 0.5})

@@ -111,7 +111,7 @@ def test_real_labels_are_matched_by_number_and_never_by_place(tmp_path):
     """real.json runs by number; folders are sorted by class, TFDS shuffles."""
     records = [(1, val(3)), (4, val(1)), (2, val(2))]
     assert real_of(tmp_path, [[4], [2, 5], [1]], records) == [[1], [4], [2, 5]]
-    with pytest.raises(DataError, match="own labels of only 0 of 2 images"):
+    with pytest.raises(DataError, match="gives for only 0 of 2 images"):
         real_of(tmp_path, [[1], [], [2]], records)
     sample = Sample(Images(Record(b"", n, val(9 - n)) for n in range(9)), 3)
     path = tmp_path / "nine.json"

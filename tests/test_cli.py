@@ -54,20 +54,20 @@ def test_help_names_every_verb_and_fits_80_columns(capsys):
         ),
         (
             ["train", "--config=digits", "--workdir=az://b/x"],
-            "az://b/x: a folder or file of this machine is needed, or one in a bucket, gs:// or s3://",
+            "--workdir=az://b/x: a folder or file on this machine is needed, or one in a bucket, g",
         ),
         (
             ["train", "--config=digits", "--workdir=x", "--config.init.model=az://b"],
-            "config.init.model is az://b: a folder or file of this machine is needed, or one in",
+            "config.init.model is az://b: a folder or file on this machine is needed, or one in",
         ),
-        (["doctor", "--workdir=az://b/x"], "az://b/x: a folder or file of this machine is needed,"),
+        (["doctor", "--workdir=az://b/x"], "--workdir=az://b/x: a folder or file on this"),
         (
             ["train", "--config=digits", "--workdir=x", "--config.data.tfds_dir=gs://b"],
             "config.data.tfds_dir=gs://b is in a bucket: read it through a mount (gcsfuse, mount",
         ),
         (
             ["train", "--config=digits", "--workdir=x", "--config.data.local_copy=gs://b"],
-            "config.data.local_copy is gs://b: a folder or file of this machine is needed; mount",
+            "config.data.local_copy is gs://b: a folder or file on this machine is needed; mount",
         ),
         (["data", "check", "x", "--ignore-lable=3"], "; did you mean --ignore-label?\nSee: "),
         (["tokenizers", "train"], "; did you mean tokenizer?"),

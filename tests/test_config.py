@@ -45,8 +45,8 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("encoder.depth", "two", "is 'two', a str; it takes a int"),
-        ("data.flip", 1, "a int; it takes a bool"),
+        ("encoder.depth", "two", "is 'two', of type str; it takes int"),
+        ("data.flip", 1, "of type int; it takes bool"),
         ("mim.hidden", "dropped", "it takes one of drop, mask_token"),
         ("mim.mask_ratio", 1.5, "it takes a value from 0 to 1"),
         ("tokenizer.patch_size", 4, "set config.tokenizer.patch_size=2"),
@@ -56,13 +56,13 @@ def test_all_impossible_sizes_are_told_at_once_with_nearest_values():
             "maps",
             "eval.evaluators=maps; there is none: set config.checkpoint.keep_best=0",
         ),
-        ("checkpoint.keep_best_metric", "fid", "is no result of which more is better"),
+        ("checkpoint.keep_best_metric", "fid", "not a higher-is"),
         ("checkpoint.keep_best_metric", "knn/recal_at_1", "did you mean knn/recall_at_1?"),
         ("checkpoint.keep_best_metric", "knn/", "knn/dino_k20, knn/dino_k100"),
         ("checkpoint.keep_best_metric", "classification/loss", "classification/top1"),
-        ("checkpoint.keep_best_metric", "classification/real_top1", "no result"),
-        ("checkpoint.keep_best_metric", "reconstruction/pixels_explained", "no result"),
-        ("checkpoint.keep_best_metric", "segmentation/iou/cat", "no result"),
+        ("checkpoint.keep_best_metric", "classification/real_top1", "not a higher-is"),
+        ("checkpoint.keep_best_metric", "reconstruction/pixels_explained", "not a higher-is"),
+        ("checkpoint.keep_best_metric", "segmentation/iou/cat", "not a higher-is"),
         ("encoder.num_heads", 10**10, "it takes a value from 1 to 2147483647"),
         ("encoder.num_heads", 2**31 - 1, "nearest numbers of heads: 16"),
         (
@@ -195,7 +195,7 @@ def test_a_second_mistake_is_told_beside_the_first(changes, told):
         ({"mim.mask_ratio": 0.03}, "hides none of 16 tokens, so that no token would be learned"),
         (
             {"eval.all_labels": True, "checkpoint.keep_best_metric": "knn/all_labels_recall_at_1"},
-            "keep_best_metric=knn/all_labels_recall_at_1 is no result",
+            "keep_best_metric=knn/all_labels_recall_at_1 is not a higher",
         ),
         ({"class_pass.keep": 0.03}, "keeps none of 16 tokens; the smallest share here is 0.0625"),
         (
@@ -213,7 +213,7 @@ def test_a_second_mistake_is_told_beside_the_first(changes, told):
         ({"mim.start_share": 0.5, "mim.end_share": 0.5}, "no step would have a masked pass"),
         (
             {"mim.row_share": 0.3},
-            "takes 3 rows of every 10, so that config.batch_size=96 must be divisible by 10; "
+            "takes 3 rows of every 10, so config.batch_size=96 must be divisible by 10; "
             "nearest: 90 or 100",
         ),
         (
@@ -277,7 +277,7 @@ def test_a_config_of_the_schema_before_or_after_is_refused_though_its_options_fi
 def test_only_free_options_may_differ_on_resume():
     stored, expected = tiny_config(), tiny_config(log_every=7, **{"mesh.fsdp": 2, "seed": 1})
     assert config_lib.resume_differences(stored, expected) == [
-        "config.seed: the workdir has 0, you ask for 1"
+        "config.seed: the workdir has 0, but you ask for 1"
     ]
 
 
@@ -345,7 +345,7 @@ def test_config_json_names_the_supmim_that_wrote_it():
 def test_a_whole_number_for_a_float_becomes_one_and_a_bool_for_a_number_is_refused():
     flat = config_lib.flatten(tiny_preset())
     assert type(config_lib.validate(flat | {"class_weight": 2}).class_weight) is float
-    assert "config.batch_size is True, a bool" in problems_of(flat | {"batch_size": True})
+    assert "config.batch_size is True, of type bool" in problems_of(flat | {"batch_size": True})
 
 
 def test_every_option_of_a_group_is_declared_with_its_facts():

@@ -161,7 +161,7 @@ def test_arguments_of_a_preset_come_in_any_order():
     assert plain == get_config("supmim,S/16") and plain.encoder.patch_size == 16
     assert (cpu.data.image_size, cpu.encoder.dtype, cpu.batch_size) == (96, "float32", 32)
     assert get_config("cpu,baseline").mim_weight == 0 < cpu.mim_weight
-    told = "'baselin' is no argument of this preset: .* S/16, or cpu, supmim, .*mean baseline"
+    told = "'baselin' is not an argument of this preset: .* S/16, or cpu, supmim, .*mean baseline"
     with pytest.raises(ConfigError, match=told):
         get_config("Ti/16,baselin")
     with pytest.raises(ConfigError, match="encoder variant 'X/16' is not known"):

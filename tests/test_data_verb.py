@@ -65,7 +65,7 @@ def test_the_report_is_readable_at_80_columns(folder, capsys):
     assert f"folder:{folder}/train" in told and f"folder:{folder}/val" in told
     for line in ("names     a, b, xxx", "train       31 images",
                  "  no images of 1 of 4 classes: nothing", "images/s a core",
-                 "links that lead back up, not followed: 1"):  # fmt: skip
+                 "links to a folder above them, not followed: 1"):  # fmt: skip
         assert line in out
 
 
@@ -203,7 +203,7 @@ def test_advice_names_flags_of_the_verb(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("sky\nsea\n")
     assert cli.run(["data", "check", f"pairs:{tmp_path}", "--mask-classes=3"]) == 3
     told = capsys.readouterr().err
-    assert "names 2 classes, --mask-classes is 3" in told and "config.data" not in told
+    assert "names 2 classes, but --mask-classes is 3" in told and "config.data" not in told
 
 
 def test_a_source_that_holds_nothing_out_says_what_a_training_will_ask_for(capsys):

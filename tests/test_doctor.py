@@ -64,25 +64,25 @@ CASES = [
     ({"packages": CUDA_13 | SOUND.packages}, "both installed", "pip uninstall jax-cuda13-plugin"),
     ({"misfits": ("nvidia-cudnn-cu12 9.3.0.75 does not fit",)}, "nvidia-cudnn-cu12 9.3", "pip"),
     (environment(XLA_PYTHON_CLIENT_PREALLOCATE="false"), "may fragment", "unset XLA_PYTHON"),
-    (environment(XLA_PYTHON_CLIENT_PREALLOCATE="off"), "does not switch it off", "=false"),
+    (environment(XLA_PYTHON_CLIENT_PREALLOCATE="off"), "not switch preallocation off", "=false"),
     (environment(XLA_CLIENT_MEM_FRACTION=".2"), "may use 20% of a GPU", "unset XLA_CLIENT_MEM_FR"),
     (environment(XLA_PYTHON_CLIENT_MEM_FRACTION=".5"), "use 50%", "unset XLA_PYTHON_CLIENT_MEM_FR"),
-    (environment(XLA_CLIENT_MEM_FRACTION="75%"), "is no number", "unset XLA_CLIENT_MEM_FRACTION"),
+    (environment(XLA_CLIENT_MEM_FRACTION="75%"), "not a number", "unset XLA_CLIENT_MEM_FRACTION"),
     (environment(XLA_CLIENT_MEM_FRACTION=".9", XLA_PYTHON_CLIENT_MEM_FRACTION=".9"),
-     "with its old name: JAX finds no GPU", "unset XLA_PYTHON_CLIENT_MEM_FRACTION"),
+     "is set by its old name too: JAX finds no GPU", "unset XLA_PYTHON_CLIENT_MEM_FRACTION"),
     (environment(XLA_PYTHON_CLIENT_ALLOCATOR="platform"), "is very slow", "unset"),
     ({"driver": "515.105.01"}, "515.105.01 is too old: CUDA 12 needs 525", "cuda-compat"),
     ({"driver": "570.124.06", "packages": CUDA_13} | ptxas("13.0.88"), "too old: CUDA 13 needs 580",
      "jax[cuda12]"),
     ({"driver_fault": "Driver/library version mismatch"}, "nvidia-smi fails: Driver/l", "reboot"),
-    (ptxas(), "ptxas 11.8 or newer, and there is none", "pip install 'jax[cuda12]'"),
-    (ptxas("11.5.119", "12.3.103"), "there is only 11.5.119, 12.3.103", "pip install"),
-    (ptxas("11.5.119", "11.8.89"), "takes ptxas 11.8.89, older than CUDA 12", "pip install"),
-    (ptxas("11.8.89", "12.9.86") | environment(CUDA_ROOT="/0"), "11.8.89, older", "unset CUDA_R"),
+    (ptxas(), "ptxas 11.8+ (not 12.3.103), found none", "pip install 'jax[cuda12]'"),
+    (ptxas("11.5.119", "12.3.103"), "found only 11.5.119, 12.3.103", "pip install"),
+    (ptxas("11.5.119", "11.8.89"), "uses ptxas 11.8.89, which is older than C", "pip install"),
+    (ptxas("11.8.89", "12.9.86") | environment(CUDA_ROOT="/0"), "which is older", "unset CUDA_R"),
     ({"free_memory_gib": 2.0, "readers": 1}, "less than 3 GiB of memory", "close other programs"),
     ({"free_memory_gib": 2.0, "memory_limit_gib": 4.0}, "less than 3 GiB", "raise the limit"),
     ({"readers": 10}, "room for 10 reader processes on 64 cores", "close other"),
-    ({"core_quota": 3.5, "usable_cores": 4, "readers": 4}, "programs see 64 cores, but get the t",
+    ({"core_quota": 3.5, "usable_cores": 4, "readers": 4}, "programs see 64 cores, but may use o",
      "taskset -c 0-3 supmim"),
     ({"free_disk_gib": 1.0}, "less than 5 GiB of disk", "--workdir="),
     ({"writable": False}, "nothing can be written to the current folder", "cd to another"),
@@ -206,7 +206,7 @@ def test_cuda_libraries_that_the_plugin_does_not_take_are_named(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     found = machine.look()
     assert found.misfits == (
-        "nvidia-cudnn-cu12 9.3.0.75 does not fit jax-cuda12-plugin: it takes <10.0,>=9.8",
+        "jax-cuda12-plugin needs nvidia-cudnn-cu12<10.0,>=9.8, but 9.3.0.75 is installed",
     )
     assert found.plugins == {"jax-cuda12-plugin": 12} and found.packages["jax"] == jax.__version__
 
@@ -294,7 +294,7 @@ def test_the_report_names_facts_and_problems_in_80_columns(capsys, monkeypatch):
     assert "proxies     https_proxy; unset them for runs of several hosts\n" in out
     assert "memory      2.0 of 256.0 GiB available, limited to 4.0\n" in out
     assert (
-        "problem     less than 5 GiB of disk are free: saving checkpoints may fail\n  fix  " in out
+        "problem     less than 5 GiB of disk is free: saving checkpoints may fail\n  fix  " in out
     )
     assert max(map(len, out.splitlines())) <= 80 and "secret" not in out
     assert cli.run(["doctor", "--json"]) == 0
@@ -319,7 +319,7 @@ def test_no_usable_device_and_a_jax_that_cannot_be_imported_exit_6(capsys, monke
     monkeypatch.setattr(devices, "check", unused)
     assert cli.run(["doctor"]) == 6
     out = capsys.readouterr().out
-    assert "devices     none that should be used: this machine has a gpu" in out
+    assert "devices     none usable: this machine has a gpu" in out
     assert max(map(len, out.splitlines())) <= 80 and "problem" in out
     monkeypatch.delattr(supmim.runtime, "devices")
     monkeypatch.setitem(sys.modules, "supmim.runtime.devices", None)

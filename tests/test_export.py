@@ -309,7 +309,7 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
         ),
         ({"blocks.0.norm1.bias": None}, {}, r"blocks.0.norm1.bias +\[24\] +-"),
         ({"blocks.0.mlp.fc2.weight": np.ones((40, 24), np.float32)}, {}, r"\[24, 40\] +\[40, 24\]"),
-        ({}, {"architecture": "resnet50"}, "'resnet50', is no plain ViT of timm"),
+        ({}, {"architecture": "resnet50"}, "'resnet50', is not a plain ViT of timm"),
         ({}, {"architecture": "vit_base_patch16_siglip_224"}, "does not have what timm's"),
         ({}, {"model_args": {"num_heads": 5}}, "width=24 is not divisible by .*num_heads=5"),
         ({}, {"model_args": {"num_heads": 10**9}}, "width=24 is not divisible by .*num_heads=10"),
@@ -344,7 +344,7 @@ def test_a_timm_folder_with_another_mean_and_without_names(tmp_path):
                 ({"interpolation": "lanczos"}, "its interpolation, 'lanczos', is not one of"),
             )
         ],
-        ({}, {"model_args": {"num_heads": 2.5}}, "its num_heads, 2.5, is no whole number"),
+        ({}, {"model_args": {"num_heads": 2.5}}, "its num_heads, 2.5, is not a whole number"),
         (
             {},
             {"model_args": {"num_heads": 2, "global_pool": "avg", "pool_include_prefix": True}},

@@ -232,7 +232,7 @@ def test_a_run_fits_its_own_codes_and_a_folder_gives_the_same_ones(tmp_path, cap
     out = tmp_path / "codes"
     assert cli.run(["tokenizer", "fit", *FLAGS, NAMED, f"--out={out}"]) == 0
     told = capsys.readouterr().out
-    assert "by itself" in told
+    assert "its own top-1" in told
     assert "tokenizer/class_information" in told
     assert max(map(len, told.replace(str(tmp_path), "").splitlines())) <= 80
     own, other = (folder_lib.read_note(folder) for folder in (run / "tokenizer", out))

@@ -136,7 +136,7 @@ def test_what_was_copied_before_an_interruption_is_not_copied_again(
             get(source, to, size, advance)
 
         patch.setattr(buckets, "get", breaks)
-        with pytest.raises(BucketError, match="a bucket was away"):
+        with pytest.raises(BucketError, match="a bucket could not be reached"):
             copy_once.local(filled, str(tmp_path))
     server.away = False
     (copy,) = (path for path in tmp_path.iterdir() if path.name == copy_once.name_of(filled))
@@ -253,7 +253,7 @@ def test_content_that_is_not_what_the_bucket_says_is_an_error(filled, tmp_path, 
     if times == 1:
         assert contents(copy_once.local(filled, str(tmp_path))) == in_bucket(filled)
         return
-    with pytest.raises(DataError, match=r"/a/z has not the digest that its bucket states") as error:
+    with pytest.raises(DataError, match=r"/a/z does not have the digest that its bucket") as error:
         copy_once.local(filled, str(tmp_path))
     assert error.value.exit_code == 3
     copy = tmp_path / copy_once.name_of(filled)
@@ -304,11 +304,11 @@ def test_folders_that_cannot_be_copied_are_told(filled, server, tmp_path, monkey
         copy_once.local(filled, str(tmp_path / "file"))
     with monkeypatch.context() as patch:
         patch.setattr(buckets, "listed", lambda folder: {"../../x": buckets.Stored(0, "etag:")})
-        with pytest.raises(DataError, match="is no name of a file; rename it"):
+        with pytest.raises(DataError, match="cannot be a file name; rename it"):
             copy_once.local(filled, str(tmp_path))
 
     def refuses(folder):
-        raise BucketError("a bucket refuses: 403", fault="R27")
+        raise BucketError("a bucket refuses a request: 403", fault="R27")
 
     monkeypatch.setattr(buckets, "listed", refuses)
     with pytest.raises(BucketError, match=r"cannot be used .*log in with") as error:
@@ -468,7 +468,7 @@ def test_options_that_name_buckets_need_one_too():
             tiny_config(**{path: "gs://b/x"})
         assert f"config.{path}=gs://b/x {MOUNT_OR_COPY}" in str(error.value)
         tiny_config(**{path: "gs://b/x", "data.local_copy": "copies"})
-    with pytest.raises(ConfigError, match="data.local_copy is gs://b: a folder or file of this ma"):
+    with pytest.raises(ConfigError, match="data.local_copy is gs://b: a folder or file on this ma"):
         tiny_config(**{"data.local_copy": "gs://b"})
 
 

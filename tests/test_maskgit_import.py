@@ -419,7 +419,7 @@ def test_blocks_for_which_there_are_too_few_tensors_take_no_time(tmp_path):
     names = (f"encoder.down.{level}.block.{79 - level}.conv1.weight" for level in range(80))
     tensors = dict.fromkeys(names, np.ones((32, 32, 1, 1), np.float32))
     tensors |= {"quantize.embedding.weight": np.ones((2, 3), np.float32)}
-    with pytest.raises(CheckpointError, match="80 levels of 80 blocks are not 81 arrays"):
+    with pytest.raises(CheckpointError, match="80 levels of 80 blocks need more than 81 arrays"):
         maskgit.read(saved(tmp_path, tensors))
 
 

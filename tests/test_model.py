@@ -203,8 +203,8 @@ GREY = np.zeros((9, 9, 1), np.uint8)
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "none, the list is empty"),
-        (np.zeros((0, 8, 8, 1), np.uint8), "none, the list is empty"),
+        ([], "the list is empty"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "the list is empty"),
         ("image.jpg", r"give a list, e.g. model.embed\(\['image.jpg'\]\)"),
         (Image.fromarray(GREY[..., 0]), "give a list"),
         (GREY, r"uint8\[9, 9, 1\]; an array has the form \[images, height, width, 1 or 3\]"),
@@ -259,7 +259,7 @@ def test_a_classifier_that_was_not_trained_predicts_nothing(tmp_path):
 
 
 def test_what_holds_no_encoder_is_refused(run, tmp_path):
-    for place, told in (("nowhere", "does not exist: it takes a workdir"), (".", "holds none")):
+    for place, told in (("nowhere", "does not exist: give a workdir"), (".", "holds no model")):
         with pytest.raises(CheckpointError, match=told):
             supmim.load(tmp_path / place)
     (tmp_path / "hub").mkdir()
@@ -285,7 +285,7 @@ def test_files_of_others_in_a_workdir_do_not_hide_its_run(model, run, tmp_path):
 
 def test_a_timm_folder_without_weights_is_not_taken_for_a_run(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "vit_x", "pretrained_cfg": {}}')
-    with pytest.raises(CheckpointError, match="holds none of these: .*config.json and model.safe"):
+    with pytest.raises(CheckpointError, match="holds no model: .*config.json and model.safe"):
         supmim.load(tmp_path)
 
 

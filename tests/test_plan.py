@@ -170,7 +170,7 @@ def test_the_verb_prints_a_table_or_json_and_ends_with_6_where_it_does_not_fit(
         (["--topology=cpu:8", "--config.mim.row_share=0.25"],
          "does not divide over 8 devices of whole groups of 4, for mim.row_share; nearest: 32"),
         (["--topology=cpu:8", "--config.encoder.attention=cudnn",
-          "--config.encoder.dtype=bfloat16"], "needs a GPU, cpu:8 is none"),
+          "--config.encoder.dtype=bfloat16"], "needs a GPU, which cpu:8 is not"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_told_with_exit_2(tiny_preset, capsys, args, told):

@@ -125,7 +125,7 @@ def test_a_run_on_pixels_asks_for_no_tokenizer(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"mim.target": "pixels", "data.targets": "ids"}, "holds ids, config.mim.target=pixels"),
+        ({"mim.target": "pixels", "data.targets": "ids"}, "ids, but config.mim.target=pixels"),
         ({"data.targets": "ids", "tokenizer.codebook_size": 65_537}, "65536 codes"),
         ({"mim.target": "normalized_pixels", "encoder.patch_size": 1}, "has no spread"),
     ],

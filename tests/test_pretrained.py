@@ -197,7 +197,7 @@ def test_what_cannot_be_begun_with_exits_4_and_harms_nothing(runs, tmp_path):
             pretrained.find(second(runs, **{"init.model": str(workdir)}))
         return str(caught.value)
 
-    assert "nowhere does not exist: it takes a workdir" in told(tmp_path / "nowhere")
+    assert "nowhere does not exist: give a workdir" in told(tmp_path / "nowhere")
     empty, tokenizer, damaged = (tmp_path / name for name in ("empty", "tokenizer", "damaged"))
     for folder, config in ((empty, second(runs)), (tokenizer, tokenizer_config())):
         folder.mkdir()

@@ -451,7 +451,7 @@ def test_damage_met_by_a_reader_process_ends_the_run_with_the_same_words(store):
         ({"format": 99}, "format 99"),
         ({"shards": 3}, "is damaged"),
         ({"extra": 1}, "is damaged"),
-        ({"count": 10**12}, "its count is not that of its shards"),
+        ({"count": 10**12}, "its number of images is not that of its shards"),
     ],
 )
 def test_metadata_that_is_damaged_or_newer_is_told(store, change, told):

@@ -69,9 +69,9 @@ def test_steps_are_taken_again_and_what_is_not_finite_is_told(ended, capsys):
         SPOILED, index, zip(lines[::3], lines[1::3], lines[2::3], strict=True), strict=True
     ):
         assert step == f"step {number:<7}as in the run; not finite: class_loss, grad_norm, loss"
-        assert "gradients 22 of 22 arrays: classifier/head/bias, " in gradients
+        assert "gradients not finite in 22 of 22 arrays: classifier/head/bias, " in gradients
         name = digits("train").name_of(image)
-        assert images == f"  images    1 of 96 by themselves: {name}"
+        assert images == f"  images    not finite by themselves, 1 of 96: {name}"
     assert before == files(path.parent)
 
 
@@ -91,15 +91,15 @@ def test_a_replay_that_differs_says_in_what(ended, tmp_path, capsys):
     about["steps"][0]["index"][0] += 1
     path.write_text(json.dumps(about))
     lines = replay(path, capsys)[1]
-    assert "other index than in the run" in lines[0] and "as in the run" in lines[3]
+    assert "differs from the run in index" in lines[0] and "as in the run" in lines[3]
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ("no file", "there is no"),
-        ("no checkpoint", "from which the run came to these steps: is gone"),
-        ("another checkpoint", "was written anew since then"),
+        ("no checkpoint", "the run reached these steps from "),
+        ("another checkpoint", "it has been written again since"),
         ("damaged", "is damaged"),
         ("old", "written by an older supmim"),
         ("bit", "has changed since it was written"),

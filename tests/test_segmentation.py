@@ -152,7 +152,7 @@ def test_pairs_in_train_and_val_are_found_and_classes_have_names(tmp_path):
     assert (train.names, held_out.names) == (["train"], ["val"])
     assert train.class_names == held_out.class_names == ("sky", "road", "car")
     data = options.changed(data, mask_classes=4)
-    with pytest.raises(DataError, match="names 3 classes, config.data.mask_classes is 4"):
+    with pytest.raises(DataError, match="names 3 classes, but config.data.mask_classes is 4"):
         sources.load(data)
 
 
@@ -325,15 +325,15 @@ def test_a_check_of_pairs_finds_what_a_training_refuses_and_tells_it_whole(tmp_p
     spec = folder_of(tmp_path, *map(str, range(20)))
     code, out, _ = check(capsys, spec)
     assert code == 0 and "ids of the masks: 0 to 2" in out and "held out    nothing" not in out
-    assert "nothing says which of them are classes" in out
+    assert "no file says which of these ids are classes" in out
     code, out, err = check(capsys, spec, "--mask-classes=2")
     assert code == 3 and "masks with ids that are no class" in out
     assert "    images/0.jpg: 2\n" in out  # below the folder, however long its path is
-    assert "have ids that are none of 2 classes" in err
+    assert "have ids that are not one of 2 classes" in err
     assert check(capsys, spec, "--mask-classes=2", "--ignore-label=1")[0] == 0
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\nhole\n")
     code, out, _ = check(capsys, spec)
-    assert code == 0 and "of 4 classes without a pixel: 1\n    hole" in out
+    assert code == 0 and "classes without a pixel, of 4: 1\n    hole" in out
     for number, code in ((0, 0), (1, 3)):  # one unreadable pair is no fault, two are
         mask = tmp_path / f"masks/{number}.png"
         Image.open(mask).save(mask.with_suffix(".jpg"))
@@ -717,7 +717,7 @@ def test_bad_pairs_exit_3_and_name_what_is_wrong(tmp_path, preset, capsys):
 
 def test_a_store_takes_no_masks(tmp_path, capsys):
     assert cli.run(["data", "convert", "scenes:test", f"--out={tmp_path / 'store'}"]) == 3
-    assert "has masks, for which a store has no place" in capsys.readouterr().err
+    assert "has masks, which a store cannot hold" in capsys.readouterr().err
 
 
 def test_labels_move_as_images_do_without_interpolation():

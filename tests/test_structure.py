@@ -135,7 +135,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2155,
+    "": 2160,
     "benchmarks": 1235,
     "commands": 3140,
     "config": 2390,

@@ -244,7 +244,7 @@ def test_a_member_that_could_not_start_is_told_before_any_does(tmp_path, capsys)
     path = write_sweep(tmp_path, "{'a': {}, 'b': {'optimizer.warmup_steps': 999}}")
     assert cli.run(["sweep", "run", f"--sweep={path}", f"--folder={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
-    assert "1 of 2:\nb: config.optimizer.warmup_steps=999" in err
+    assert "1 of 2 members cannot be trained:\nb: config.optimizer.warmup_steps=999" in err
     assert not (tmp_path / "out/members").exists()
 
 
@@ -275,7 +275,7 @@ def test_a_changed_file_trains_what_is_new_and_never_over_another_config(sweep):
     assert members.read(sweep.members.parent)[0].config.log_every == 5  # as it was trained
     (sweep.members / "a/metrics.jsonl").write_text('{"step": 1}\n')
     code, _, err = sweep("run", "{'a': {'encoder.depth': 3}}")
-    assert code == 2 and "config.encoder.depth: the workdir has 2, you ask for 3" in err
+    assert code == 2 and "config.encoder.depth: the workdir has 2, but you ask for 3" in err
     assert len(members.read(sweep.members.parent)) == 2
 
 
@@ -411,7 +411,7 @@ def test_differences_are_paired_by_seed_with_their_t_interval():
     lines = table.format_table(list(made.values()), "knn/recall_at_1", "b").splitlines()
     assert lines[2] == "  +8.33, from +1.16 to +15.50, 3 seeds" and lines[3].startswith("b ")
     assert table.difference(made["a"], made["a"], "classification/top1") is None
-    with pytest.raises(ConfigError, match="--versus=c is no arm: a, b"):
+    with pytest.raises(ConfigError, match="--versus=c is not one of the arms: a, b"):
         table.format_table(list(made.values()), "knn/recall_at_1", "c")
 
 

@@ -406,7 +406,7 @@ def test_what_no_cache_can_be_made_of_is_told(tmp_path, capsys):
     (tmp_path / "ids").mkdir(exist_ok=True)
     (tmp_path / "ids" / "thesis.txt").write_text("mine")
     code, told = run(*given)
-    assert code == 2 and "thesis.txt, which is no part of a cache of target ids" in told
+    assert code == 2 and "thesis.txt, which is not part of a cache of target ids" in told
     assert "Traceback" not in told and os.listdir(tmp_path / "ids") != []
     with pytest.raises(ConfigError, match="convert, tokens; not 'token'"):
         cli.parse("data", ["token"])

@@ -246,7 +246,7 @@ def test_a_codebook_far_from_all_latents_comes_alive():
         ({"data.image_size": 9}, "nearest image sizes: 8 or 10"),
         ({"tokenizer.patch_size": 4}, "set config.tokenizer.patch_size=2"),
         ({"eval.evaluators": "tokenizer,knn"}, "task=tokenizer does not have. It takes tokenizer"),
-        ({"accumulation_steps": 2}, "counts codes over a whole batch"),
+        ({"accumulation_steps": 2}, "needs the codes of a whole batch"),
         ({"tokenizer.perceptual_weight": 1.0}, "needs images of 16 pixels or more"),
         ({"tokenizer.perceptual_weight": 1.0, "data.image_size": 16}, "config.tokenizer.perceptual_"
          "weights, config.tokenizer.perceptual_sha256 is empty: set --config.tokenizer.perceptual_w"

@@ -150,8 +150,8 @@ def test_an_old_file_of_another_size_or_shape_is_refused_whatever_its_digest(tmp
 
 @pytest.mark.parametrize(
     ("size", "value", "told"),
-    [("num_res_blocks", 99_999_999, "1 level of 99,999,999 blocks are not 36 arrays"),
-     ("channel_multipliers", [1] * 500, "500 levels of 1 block are not 36 arrays"),
+    [("num_res_blocks", 99_999_999, "1 level of 99,999,999 blocks need more than 36 arrays"),
+     ("channel_multipliers", [1] * 500, "500 levels of 1 block need more than 36 arrays"),
      ("codebook_size", 2**63, "not whole numbers from 1 to"),
      ("filters", 0, "not whole numbers"), ("norm_groups", "a", "not whole numbers"),
      ("norm_groups", 3, "32 x 1 channels does not divide into 3 groups"),

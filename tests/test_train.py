@@ -334,7 +334,7 @@ def test_the_best_evaluation_is_saved_when_it_happens(tmp_path, undrawn, monkeyp
     checkpoints = Checkpoints(tmp_path / "checkpoints", print)
     notes = {step: checkpoints.note(step)["results"] for step in checkpoints.steps()}
     assert notes == {9: found[9], 15: found[15]}
-    assert capsys.readouterr().out.count("the best is not kept: these results have no knn") == 1
+    assert capsys.readouterr().out.count("the best checkpoint is not kept: these results") == 1
 
 
 @pytest.mark.slow
@@ -351,7 +351,7 @@ def test_another_config_in_the_workdir_is_refused_by_name(finished):
     with pytest.raises(ConfigError) as caught:
         train.train_and_evaluate(other, workdir)
     message = str(caught.value)
-    assert "config.encoder.depth: the workdir has 1, you ask for 3" in message
+    assert "config.encoder.depth: the workdir has 1, but you ask for 3" in message
     assert "log_every" not in message and "Choose another --workdir" in message
 
 
@@ -362,7 +362,7 @@ def test_results_of_other_images_are_not_those_of_a_finished_run(finished):
     with pytest.raises(ConfigError) as caught:
         train.train_and_evaluate(config_lib.replaced(config, asked), workdir)
     message = str(caught.value)
-    assert "config.data.eval: its results have '', you ask for 'digits:validation'" in message
+    assert "config.data.eval: its results have '', but you ask for 'digits:validation'" in message
     assert "config.data.eval_view:" in message and "workers" not in message
 
 
@@ -420,13 +420,13 @@ def test_nothing_is_due_after_the_last_step_and_every_0_is_never():
 
 
 def test_a_warmup_longer_than_the_run_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="warmup_steps=99 leaves nothing of 15 steps"):
+    with pytest.raises(ConfigError, match="warmup_steps=99 is not below the 15 steps"):
         train.train_and_evaluate(frozen(**{"optimizer.warmup_steps": 99}), tmp_path)
 
 
 def test_a_batch_larger_than_the_data_is_told(tmp_path):
     config = frozen(batch_size=1504)
-    with pytest.raises(DataError, match="1,500 images, fewer than a batch"):
+    with pytest.raises(DataError, match="1,500 images, too few to fill a batch"):
         train.train_and_evaluate(config, tmp_path)
 
 

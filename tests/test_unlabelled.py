@@ -129,11 +129,11 @@ def test_classes_without_labels_are_evaluated_alone():
     ("changes", "told"),
     [
         ({"data.labels": 1501.0}, "more labels than digits:train has: 1,500 images"),
-        ({"data.labels": 9.0}, "keeps 9 labels of 10 classes of digits:train; set it to 10"),
+        ({"data.labels": 9.0}, "9 labels, too few for the 10 classes of digits:train; set it"),
         ({"data.labelled_classes": "1,x,10"}, "names x, 10; digits:train has classes 0 to 9"),
         ({"data.labelled_classes": "9" * 5000}, "digits:train has classes 0 to 9"),
         ({"data.eval_classes": "11"}, "eval_classes names 11; digits:test has classes 0 to 9"),
-        (FEW | {"data.unlabelled_batch": 1488}, "1,480 images of digits:train, fewer than the 148"),
+        (FEW | {"data.unlabelled_batch": 1488}, "1,480 images of digits:train can be used without"),
         ({"data.unlabelled": "digits:test"}, "297 images of digits:test are in digits:test too"),
         ({"data.unlabelled": "digits:none"}, "none"),
     ],
@@ -157,11 +157,11 @@ def test_images_of_other_channels_are_refused():
     [
         ({"mim_weight": 0.0}, "is for the token loss"),
         ({"mim.passes": "one", "data.mixup": 0.0}, "set config.data.unlabelled= or config.mim.p"),
-        ({"mim.row_share": 0.5}, "config.mim.row_share=0.5 makes the masked pass leave"),
+        ({"mim.row_share": 0.5}, "config.mim.row_share=0.5 lets the masked pass skip"),
         ({"mim.soft_target_weight": 1.0}, "needs the full pass of each masked image"),
         ({"data.labels": 0.0}, "means the images that lose their labels, and none do"),
         ({"accumulation_steps": 4, "data.unlabelled_batch": 30}, "nearest: 28 or 32"),
-        ({"data.unlabelled": "", "data.unlabelled_batch": 5}, "_batch=5 is a part of"),
+        ({"data.unlabelled": "", "data.unlabelled_batch": 5}, "_batch=5 is set, but"),
         ({"data.labels": 20.5}, "neither a share below 1 nor a whole number; nearest: 20 or 21"),
     ],
 )  # fmt: skip

@@ -196,7 +196,7 @@ def test_a_class_token_that_pooling_leaves_out_becomes_a_register():
             lambda t: t.update({"norm.bias": np.full(48, np.nan)}),
             "not finite, e.g. in encoder/norm",
         ),
-        (lambda t: t.pop("patch_embed.proj.weight"), "is no plain ViT of timm"),
+        (lambda t: t.pop("patch_embed.proj.weight"), "is not a plain ViT of timm"),
     ],
 )
 def test_what_is_not_such_a_vit_is_refused_with_a_table(damage, told, monkeypatch):

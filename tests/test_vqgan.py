@@ -320,14 +320,14 @@ def test_a_config_without_a_folder_still_traces(name):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"tokenizer.channel_multipliers": "1,,2"}, "no list of whole numbers from 1"),
-        ({"tokenizer.channel_multipliers": "1,0"}, "no list of whole numbers from 1"),
-        ({"tokenizer.channel_multipliers": "1," * 16 + "1"}, "no list of whole numbers from 1"),
-        ({"tokenizer.channel_multipliers": "1," + "2" * 5000}, "no list of whole numbers from 1"),
+        ({"tokenizer.channel_multipliers": "1,,2"}, "whole numbers from 1"),
+        ({"tokenizer.channel_multipliers": "1,0"}, "whole numbers from 1"),
+        ({"tokenizer.channel_multipliers": "1," * 16 + "1"}, "whole numbers from 1"),
+        ({"tokenizer.channel_multipliers": "1," + "2" * 5000}, "whole numbers from 1"),
         ({"tokenizer.channel_multipliers": "1,1,2"}, "set config.tokenizer.patch_size=4, or"),
         ({"tokenizer.filters": 40}, "nearest: 32 or 64"),
         ({"tokenizer.filters": 16, "tokenizer.channel_multipliers": "2,4"}, ""),
-        ({"tokenizer.name": "patch_vq", "tokenizer.dtype": "bfloat16"}, "in float32 alone"),
+        ({"tokenizer.name": "patch_vq", "tokenizer.dtype": "bfloat16"}, "in float32 only"),
         ({"tokenizer.name": "patch_vq", "tokenizer.filters": 40}, ""),
     ],
 )
@@ -351,6 +351,6 @@ def test_a_tokenizer_may_move_but_not_change_on_resume():
     assert config_lib.resume_differences(stored, moved) == []
     exact = tiny_config(**OPTIONS, **{"tokenizer.dtype": "float32"})
     (line,) = config_lib.resume_differences(exact, stored)
-    assert line.endswith("the workdir has 'float32', you ask for 'bfloat16'")
+    assert line.endswith("the workdir has 'float32', but you ask for 'bfloat16'")
     patches = tiny_config(**{"tokenizer.dtype": "float32"})
     assert config_lib.resume_differences(patches, tiny_config()) == []

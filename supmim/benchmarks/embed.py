@@ -127,7 +127,7 @@ def table(result: dict[str, Any]) -> str:
     rows = {
         "f: forward pass alone": result["forward"],
         f"d: reading alone, {counted(result['readers'], 'process')}": result["reading"],
-        f"to expect: {result['expected_is']}": result["expected"],
+        f"expected: {result['expected_is']}": result["expected"],
         "embed": result["embed"],
     }
     rounds = counted(result["rounds"], "round")
@@ -138,4 +138,4 @@ def table(result: dict[str, Any]) -> str:
         f"{'':36}{'images/s':>10}",
     ]
     lines += [ROW.format(name=name, images_per_second=value) for name, value in rows.items()]
-    return "\n".join([*lines, "", f"embed reaches {result['share']:.0%} of what is to expect"])
+    return "\n".join([*lines, "", f"embed reaches {result['share']:.0%} of the expected rate"])

@@ -36,9 +36,9 @@ PIPELINE_ROW = (
     "{name:36}{images_per_second:10,.0f}{share:10.0%}{peak_gib:10.2f}{largest_reader_gib:10.2f}"
 )
 LEGEND = """
-x Pillow: rate to Pillow's. of ours: time, as a share of our decode, crop and
-resize. share: of the rate of as many cores that each read into batches.
-GiB: peak memory."""
+x Pillow: rate divided by Pillow's. of ours: time divided by that of our decode,
+crop and resize. share: rate divided by that of as many cores that each read
+into batches. GiB: peak memory of this process and of its largest reader."""
 
 
 def run(config: Config, rounds: int) -> dict[str, Any]:

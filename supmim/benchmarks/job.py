@@ -38,7 +38,7 @@ PARTS = {  # parts of a training, in their order -> their names in the table
 }
 ROW = "{name:36}{cold_wall:11.1f}{cold_cpu:11.1f}{warm_wall:11.1f}{warm_cpu:11.1f}"
 HEADING = f"{'seconds':36}{'cold wall':>11}{'cold CPU':>11}{'warm wall':>11}{'warm CPU':>11}"
-LEGEND = "\n* CPU: with that of the processes that read images, in all of the training."
+LEGEND = "\n* Its CPU time includes that of the reader processes in the whole training."
 
 Seconds = dict[str, dict[str, float]]  # part -> measure -> seconds
 

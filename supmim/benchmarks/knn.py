@@ -151,12 +151,12 @@ def table(result: dict[str, Any]) -> str:
         f"{result['device']}, median of {counted(result['rounds'], 'round')}, "
         f"{counted(result['neighbours'], 'neighbour')}, {result['width']} wide",
         f"bank of {result['bank']:,}, {result['block']:,} at once; "
-        f"{result['share_of_imagenet']:.2%} of {IMAGENET[0]:,} x {IMAGENET[1]:,}",
+        f"{result['share_of_imagenet']:.2%} of ImageNet's {IMAGENET[0]:,} x {IMAGENET[1]:,}",
         f"matmul ceiling of this run, float32: {result['matmul_tflops']:.3g} TFLOP/s",
         f"neighbours that ours and NumPy share: {result['agreement']:.4%}",
         "",
         f"{'search':29}{'queries':>9}{'s':>9}{'queries/s':>12}{'/ ours':>9}{'matmul':>9}",
     ]
     lines += [ROW.format(**one) for one in result["searches"]]
-    legend = "/ ours: time to ours for as many queries; matmul: share of the ceiling."
+    legend = "/ ours: time divided by ours for as many queries; matmul: share of the ceiling"
     return "\n".join([*lines, "", legend])

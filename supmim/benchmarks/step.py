@@ -46,8 +46,8 @@ ROW = (
     "{temporaries_gb:7.2f}"
 )
 LEGEND = """
-/ plain: time of a step to the plain step's; matmul: share of the ceiling; GB:
-temporaries. Each rung keeps those before it."""
+/ plain: time divided by that of the plain step; matmul: share of the ceiling;
+GB: temporaries. Each numbered step keeps the changes of those before it."""
 
 
 def run(config: Config, rounds: int) -> dict[str, Any]:

@@ -35,8 +35,9 @@ STEP_ROW = (
     "{time_by_flops:10.3f}"
 )
 LEGEND = """
-GMAC: per image. time, FLOPs: as multiples of the step without MIM, from raw
-images on. by FLOPs: time over FLOPs, 1 where MIM costs what it computes."""
+GMAC: per image. time, FLOPs: divided by those of the step without MIM; all
+steps start from raw images. by FLOPs: time divided by FLOPs, which is 1 if MIM
+takes as much more time as it takes more FLOPs."""
 
 
 def run(config: Config, rounds: int) -> dict[str, Any]:
@@ -192,6 +193,6 @@ def table(result: dict[str, Any]) -> str:
     ]
     lines += [TOKENIZER_ROW.format(**one) for one in result["tokenizers"]]
     if result["agreement_of_bfloat16"] is not None:
-        lines.append(f"ids of bfloat16 and float32 agree: {result['agreement_of_bfloat16']:.2%}")
+        lines.append(f"equal ids in bfloat16 and float32: {result['agreement_of_bfloat16']:.2%}")
     lines += ["", f"{'step':25}{'ms':>10}{'img/s':>10}{'time':>10}{'FLOPs':>10}{'by FLOPs':>10}"]
     return "\n".join([*lines, *(STEP_ROW.format(**one) for one in result["steps"]), LEGEND])

@@ -178,7 +178,7 @@ def part_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
         told = f"{len(empty):,} of {classes}"
         yield cut(f"  no images of {told}: {', '.join(map(printable, empty))}")
     yield from left_out_lines(part["left_out"])
-    yield from list_lines("links that lead back up, not followed", part["loops"])
+    yield from list_lines("links to a folder above them, not followed", part["loops"])
     yield from list_lines("labels that name no class", part["wrong_labels"])
     yield from list_lines("unreadable", bad_lines([Bad(**bad) for bad in part["unreadable"]], spec))
 
@@ -268,12 +268,12 @@ def pairs_lines(name: str, part: dict[str, Any], spec: str) -> Iterator[str]:
     yield from wrapped(f"  ids of the masks: {inspection.ranges(part['ids'])}")
     if not part["classes"]:
         yield from wrapped(
-            "  nothing says which of them are classes: write classes.txt, or give --mask-classes=N "
-            "and --ignore-label=ID as the training will"
+            "  no file says which of these ids are classes: write classes.txt, or give the "
+            "--mask-classes=N and --ignore-label=ID that the training will have"
         )
     yield from left_out_lines(part["left_out"])
-    classes = counted(part["classes"], "class")
-    yield from list_lines(f"of {classes} without a pixel", part["without_pixels"])
+    classes = part["classes"]
+    yield from list_lines(f"classes without a pixel, of {classes}", part["without_pixels"])
     yield from list_lines("masks of which no pixel counts", below(part["all_ignored"], spec))
     yield from list_lines("unreadable", below(part["unreadable"], spec))
     yield from list_lines("masks of another size", below(part["wrong_sizes"], spec))
@@ -291,8 +291,8 @@ def pairs_faults(name: str, part: dict[str, Any], bad_share: float) -> Iterator[
     if wrong := len(part["wrong_ids"]):
         told = counted(wrong, f"mask of {name} has", f"masks of {name} have")
         yield (
-            f"{told} ids that are none of {counted(part['classes'], 'class')} (classes.txt, "
-            "--mask-classes, --ignore-label)"
+            f"{told} ids that are not one of {counted(part['classes'], 'class')} (check "
+            "classes.txt, --mask-classes and --ignore-label)"
         )
     if len(part["all_ignored"]) == part["pairs"]:
         yield f"no pixel of the masks of {name} counts"
@@ -313,12 +313,12 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
         raise ConfigError("supmim data convert takes --out=DIR, the folder to write the store to")
     size = number("size", flags.size, int, 1, 2**15) if flags.size else 0
     if flags.quality and (flags.raw or not size):
-        raise ConfigError("--quality is that of the JPEGs of --size: give --size, and no --raw")
+        raise ConfigError("--quality is for the JPEGs that --size writes: give --size, not --raw")
     quality = number("quality", flags.quality or DEFAULT_QUALITY, int, 1, 100)
     how, out = convert.How(size, quality, flags.raw, data.max_pixels), Path(flags.out)
     parts = parts_of(spec, data)
     if any(isinstance(part, base.Masked) for part in parts.values()):
-        raise DataError(f"{spec} has masks, for which a store has no place; train on it as it is")
+        raise DataError(f"{spec} has masks, which a store cannot hold; train on it as it is")
     with lock.hold(out, "--out"):
         bad = convert.convert(parts, out, how, log)
     for name, images in bad.items():
@@ -328,7 +328,7 @@ def convert_to(spec: str, data: options.Data, flags: FlagValues) -> None:
     for name, images in bad.items():
         part = parts[name]
         if why := bad_records.excess(len(images), len(part), data.bad_share, "image", part.name):
-            raise DataError(f"{why}; the store is whole")
+            raise DataError(f"{why}; the store is complete, with these images stored as empty")
     log(f"next        supmim train --config=FILE.py --config.data.train=records:{out}")
 
 

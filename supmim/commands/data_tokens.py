@@ -95,8 +95,8 @@ def is_begun(out: Path) -> bool:
     strange = names - {"lock", identity.TOKENIZER}
     if strange and not begun:
         raise ConfigError(
-            f"{out} holds {min(strange)}, which is no part of a cache of target ids; choose "
-            "another --out"
+            f"{out} holds {min(strange)}, which is not part of a cache of target ids; "
+            "choose another --out"
         )
     return begun
 
@@ -127,8 +127,8 @@ def check_disk(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise DataError(
-            f"{out} has {free / 1e9:.1f} GB free, the target ids take {needed / 1e9:.1f} GB: free "
-            "some space, or choose another --out"
+            f"{out} has {free / 1e9:.1f} GB free, but the target ids take {needed / 1e9:.1f} GB: "
+            "free some space, or choose another --out"
         )
 
 

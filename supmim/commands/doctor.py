@@ -138,7 +138,7 @@ def versions(machine: Machine) -> list[str]:
 
 def device_lines(devices: Devices) -> Iterator[str]:
     if not devices.found:
-        yield f"none that should be used: {devices.fault}"
+        yield f"none usable: {devices.fault}"
         return
     first = devices.found[0]
     yield f"{len(devices.found)} x {first['kind']} ({first['platform']})"
@@ -152,8 +152,8 @@ def memory_lines(machine: Machine) -> Iterator[str]:
     limit = f", limited to {machine.memory_limit_gib:.1f}" if limited(machine) else ""
     yield f"{machine.free_memory_gib:.1f} of {machine.total_memory_gib:.1f} GiB available{limit}"
     readers = counted(machine.readers, "reader process")
-    yield f"room for {readers} of {READER_GIB:g} GiB in half of it"
-    quota = "" if machine.core_quota == math.inf else f", the time of {machine.core_quota:g}"
+    yield f"half of it has room for {readers} of {READER_GIB:g} GiB"
+    quota = "" if machine.core_quota == math.inf else f", with the time of {machine.core_quota:g}"
     yield f"{machine.allowed_cores} of {counted(machine.cores, 'CPU core')}{quota}"
 
 

@@ -65,12 +65,12 @@ def parsed(text: str, config: Config) -> tuple[float, ...]:
     try:
         ratios = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise ConfigError(f"--ratios={text} is no list of numbers, e.g. 0.25,0.5") from error
+        raise ConfigError(f"--ratios={text} is not a list of numbers, e.g. 0.25,0.5") from error
     unit = config.mim.unit if config.mim.masking == "units" else 1
     for ratio in ratios:
         if not 0 < ratio < 1 or not 0 < num_hidden(config.grid**2, ratio, unit) < config.grid**2:
             patches = counted(config.grid**2, "patch")
-            raise ConfigError(f"--ratios={text}: {ratio:g} of {patches} hides none or all")
+            raise ConfigError(f"--ratios={text}: {ratio:g} would hide none or all of {patches}")
     return ratios
 
 

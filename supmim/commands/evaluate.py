@@ -109,7 +109,7 @@ def evaluate(
     if hosts.is_first():
         print(images_line(source, eval_source))
         if changed:
-            print("\n  ".join(["not what the run was trained and evaluated on:", *changed]))
+            print("\n  ".join(["the data differs from that of the run:", *changed]))
     done = int(restored.state.step)
     file = evaluation_results.file_name(
         workdir, done, restored.digest, eval_source.name, found if changed else {}
@@ -249,9 +249,9 @@ def meaningless(
         reasons |= dict.fromkeys(USE_TRAINED_HEAD, renamed)
     if config.data.image_size != run_config.data.image_size:
         size = run_config.data.image_size
-        reasons["reconstruction"] = f"the decoder knows images of {counted(size, 'pixel')} alone"
+        reasons["reconstruction"] = f"the decoder takes only images of {counted(size, 'pixel')}"
     if not sources.share_classes(source, eval_source):
-        why = "the training source has no class of the images"
+        why = "the training source has none of the classes of these images"
         reasons |= dict.fromkeys(USE_TRAINING_CLASSES, why)
     told, every = run_sources.shared_images(joined.labelled(source), eval_source)
     if every:
@@ -274,9 +274,9 @@ def without_meaningless(config: Config, run_config: Config, reasons: dict[str, s
         others = [n for n in config.facts.evaluators if n not in reasons and n not in CONDITIONAL]
         trained_head = any(name in USE_TRAINED_HEAD for name in names if name in reasons)
         raise (DataError if trained_head else ConfigError)(
-            "not every evaluator has a meaning on these images:\n  "
+            "these evaluators cannot be used on these images:\n  "
             + "\n  ".join(lines)
-            + f"\nThese have: --evaluators={','.join(others)}"
+            + f"\nUse others: --evaluators={','.join(others)}"
         )
     if hosts.is_first():
         print("".join(f"left out    {line}\n" for line in lines), end="")

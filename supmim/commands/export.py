@@ -19,6 +19,6 @@ def run(_: Config | None, flags: FlagValues) -> None:
     for file in sorted(written.folder.iterdir()):
         print(f"written     {file}  {counted(file.stat().st_size, 'byte')}")
     print(f"parameters  {model.num_parameters:,} of encoder and head")
-    print(f"read back   largest difference of outputs {written.difference:.2g}, relative")
+    print(f"read back   largest relative difference of outputs {written.difference:.2g}")
     print(f"SHA-256     {written.sha256}")
     print(f"\n{written.usage}")

@@ -35,13 +35,13 @@ def find_problems(machine: Machine, hosts: str) -> Iterator[Problem]:
     yield from memory_problems(machine)
     if machine.core_quota < machine.allowed_cores:
         yield Problem(
-            f"programs see {counted(machine.allowed_cores, 'core')}, but get the time of "
+            f"programs see {counted(machine.allowed_cores, 'core')}, but may use only the time of "
             f"{machine.core_quota:g}",
             f"raise the container's limit, or: taskset -c 0-{machine.usable_cores - 1} supmim ...",
         )
     if machine.free_disk_gib < LOW_DISK:
         yield Problem(
-            f"less than {LOW_DISK} GiB of disk are free: saving checkpoints may fail",
+            f"less than {LOW_DISK} GiB of disk is free: saving checkpoints may fail",
             "free some, or give --workdir= on another disk",
         )
     if not machine.writable:
@@ -98,14 +98,14 @@ def allocation_problems(environment: Mapping[str, str]) -> Iterator[Problem]:
     }
     if len(fractions) == 2:
         yield Problem(
-            f"{FRACTION} is set with its old name: JAX finds no GPU",
+            f"{FRACTION} is set by its old name too: JAX finds no GPU",
             f"unset {OLD_FRACTION}",
         )
     elif fractions:
         ((name, text),) = fractions.items()
         share = fraction(text)
         if share is None:
-            yield Problem(f"{name}={text} is no number: JAX finds no GPU", f"unset {name}")
+            yield Problem(f"{name}={text} is not a number: JAX finds no GPU", f"unset {name}")
         elif share < DEFAULT_FRACTION:
             yield Problem(
                 f"JAX may use {share:.0%} of a GPU's memory, not {DEFAULT_FRACTION:.0%}",
@@ -119,7 +119,7 @@ def allocation_problems(environment: Mapping[str, str]) -> Iterator[Problem]:
         )
     elif choice not in ("", "true", "True", "1"):
         yield Problem(
-            f"{PREALLOCATE}={choice} does not switch it off",
+            f"{PREALLOCATE}={choice} does not switch preallocation off",
             f"export {PREALLOCATE}=false, or unset it",
         )
     if environment.get(ALLOCATOR, "").lower() == "platform":
@@ -144,7 +144,7 @@ def driver_problems(machine: Machine) -> Iterator[Problem]:
     for cuda in machine.plugins.values():
         oldest = OLDEST_DRIVER[cuda]
         if major and major < (oldest,):
-            older = "take JAX for CUDA 12: pip install 'jax[cuda12]'"
+            older = "install JAX for CUDA 12: pip install 'jax[cuda12]'"
             takes_older = major >= (OLDEST_DRIVER[12],)
             yield Problem(
                 f"NVIDIA's driver {machine.driver} is too old: CUDA {cuda} needs {oldest}",
@@ -167,11 +167,11 @@ def ptxas_problems(machine: Machine) -> Iterator[Problem]:
     if used is None:
         found = ", ".join(version or "?" for _, version in machine.ptxas)
         told = f"only {found}" if found else "none"
-        yield Problem(f"XLA takes ptxas 11.8 or newer, and there is {told}", install(machine))
+        yield Problem(f"XLA needs ptxas 11.8+ (not 12.3.103), found {told}", install(machine))
     elif numbers(used[1])[0] < cuda:
         ours = root and used[0].startswith(f"{root}/")
         yield Problem(
-            f"XLA takes ptxas {used[1]}, older than CUDA {cuda} of JAX's plugin",
+            f"XLA uses ptxas {used[1]}, which is older than CUDA {cuda} of JAX's plugin",
             "unset CUDA_ROOT" if ours else install(machine),
         )
 
@@ -182,7 +182,7 @@ def memory_problems(machine: Machine) -> Iterator[Problem]:
     if limited(machine):
         more = "raise the limit of the container or job (--memory, --mem)"
     if machine.free_memory_gib < LOW_MEMORY:
-        yield Problem(f"less than {LOW_MEMORY} GiB of memory are available", more)
+        yield Problem(f"less than {LOW_MEMORY} GiB of memory is available", more)
     elif machine.readers < machine.usable_cores:
         yield Problem(
             f"memory has room for {counted(machine.readers, 'reader process')} on "

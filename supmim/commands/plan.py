@@ -68,8 +68,8 @@ def fitted_mesh(config: Config, chips: int) -> tuple[Config, list[str]]:
         return config, []
     smaller = math.gcd(fsdp, chips // tensor if not chips % tensor else 1)
     note = (
-        f"config.mesh.fsdp={fsdp} does not fit {counted(chips, 'chip')}: this is the plan for, and "
-        f"train with, --config.mesh.fsdp={smaller}"
+        f"config.mesh.fsdp={fsdp} does not fit {counted(chips, 'chip')}: this plan is made with "
+        f"--config.mesh.fsdp={smaller}; set it for the training too"
     )
     return config_lib.replaced(config, {"mesh.fsdp": smaller}), [note]
 
@@ -79,7 +79,7 @@ def check_config(config: Config, where: topology.Topology, mesh: jax.sharding.Me
     platform = where.devices[0].platform
     if config.encoder.attention == "cudnn" and platform != "gpu":
         raise ConfigError(
-            f"config.encoder.attention=cudnn needs a GPU, {where.name} is none; set it to xla"
+            f"config.encoder.attention=cudnn needs a GPU, which {where.name} is not; set it to xla"
         )
     sharding.check_batches(config, mesh)
     shards = sharding.batch_shards(mesh)
@@ -102,7 +102,7 @@ def make(config: Config, where: topology.Topology, num_images: int) -> dict[str,
     notes += check_config(config, where, mesh)
     if config.has_decoder and config.mim.step_share < 1:
         share = f"{config.mim.step_share:.0%}"
-        notes.append(f"FLOPs are means: {share} of the steps have a masked pass, as this one has")
+        notes.append(f"FLOPs are means over all steps: {share} have a masked pass, as this one has")
     with jax.set_mesh(mesh):
         real = program.build(config, mesh)
         work = program.count_flops(real)

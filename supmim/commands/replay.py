@@ -94,12 +94,12 @@ def bring(found: Path, to: Path) -> None:
 
 def check(path: Path, digest: str) -> None:
     """Raise CheckpointError if a checkpoint is gone, damaged, or has another digest."""
-    problem = "is gone" if not path.is_dir() else checkpoints.damage(path)
+    problem = "it is gone" if not path.is_dir() else checkpoints.damage(path)
     if not problem and Checkpoints(path.parent, print).digest(int(path.name)) != digest:
-        problem = "was written anew since then"
+        problem = "it has been written again since"
     if problem:
         raise CheckpointError(
-            f"{path}, from which the run came to these steps: {problem}. Restore it from a copy"
+            f"the run reached these steps from {path}, but {problem}. Restore it from a copy"
         )
 
 
@@ -127,7 +127,7 @@ def replayed(begun: train.Run, expected: Sequence[dict[str, Any]]) -> Iterator[s
 def verdict(number: int, was: dict[str, Any], now: dict[str, Any]) -> str:
     """Return whether a step is as it was in the run, and which of its metrics are not finite."""
     differ = [name for name in was if was[name] != now.get(name)]
-    same = f"other {', '.join(differ)} than in the run" if differ else "as in the run"
+    same = f"differs from the run in {', '.join(differ)}" if differ else "as in the run"
     bad = [name for name in now if now[name] == numerics.NOT_FINITE]
     return f"step {number:<7,}{same}; not finite: {', '.join(bad) or 'nothing'}"
 
@@ -159,7 +159,7 @@ def examination(begun: train.Run) -> Callable[[step.State, Raw, jax.Array], Iter
         if not names:
             return
         told = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        yield f"  gradients {len(names)} of {counted(len(leaves), 'array')}: {told}"
+        yield f"  gradients not finite in {len(names)} of {counted(len(leaves), 'array')}: {told}"
 
         def is_bad(row: int) -> bool:
             alone = jax.tree.map(lambda x: jnp.repeat(x[row : row + 1], few, axis=0), batch)
@@ -176,6 +176,6 @@ def examination(begun: train.Run) -> Callable[[step.State, Raw, jax.Array], Iter
         index = np.asarray(cast(Any, raw)["index"])[bad]
         images = [printable(source.name_of(int(number))) for number in index]
         told = ", ".join(images[:NAMED]) + (", ..." if len(images) > NAMED else "")
-        yield f"  images    {len(images)} of {size} by themselves: {told or 'none'}"
+        yield f"  images    not finite by themselves, {len(images)} of {size}: {told or 'none'}"
 
     return look

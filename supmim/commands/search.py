@@ -31,9 +31,9 @@ def run(_: Config | None, flags: FlagValues) -> None:
     model = load.load(flags.model)
     if stored.model != model.sha256:
         raise ConfigError(
-            f"{stored.file} holds embeddings of another model: of parameters "
-            f"{stored.model[:12]}..., those of {model.name} are {model.sha256[:12]}... Name the "
-            "model that made them, or embed the images again"
+            f"{stored.file} holds embeddings of another model: its parameters have the digest "
+            f"{stored.model[:12]}..., those of {model.name} have {model.sha256[:12]}... Name the "
+            "model that made the embeddings, or embed the images again"
         )
     if picture:
         files.make_folder(picture.parent, "--picture")

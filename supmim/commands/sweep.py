@@ -126,14 +126,15 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
 
 def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     if on_bucket(folder):
-        raise ConfigError(f"--engine=slurm keeps its own files in {folder}: name one on a disk")
+        raise ConfigError(f"--engine=slurm needs a --folder on a disk for its files, not {folder}")
     idle = [m for m in left if m.state != "running" and not members.begins_after(m, left)]
     jobs = slurm.submit(idle, folder, flags.slurm) if idle else []
     for member, job in zip(idle, jobs, strict=True):
         print(f"{member.name:<48} job {job}")
     print(f"{len(jobs)} submitted; see: supmim sweep status --folder={folder}")
     if waiting := sum(members.begins_after(m, left) is not None for m in left):
-        print(f"{counted(waiting, 'member')} to submit, by the same command, once others finished")
+        told = counted(waiting, "member waits", "members wait")
+        print(f"{told} for others: give the same command again when those have finished")
 
 
 def print_commands(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:

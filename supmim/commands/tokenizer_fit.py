@@ -33,13 +33,13 @@ def run(config: Config, flags: FlagValues) -> None:
         learned = small_cnn.train(config, seen)
         network, what = learned.frozen(config.tokenizer_dtype), "features of a small network"
         top1 = learned.top1(images.evaluation(eval_source, config.data, second))
-        print(f"network     top-1 {100 * top1:.2f} % of {eval_source.name}, by itself")
+        print(f"network     its own top-1 on {eval_source.name}: {100 * top1:.2f} %")
     tokenizer = fitting.fit(config, seen, network)
     origin = f"{what}, of {source.name}"
     written = tokenizer_import.write(tokenizer, out, origin, config.tokenizer_dtype)
     report.print_folder(tokenizer, out, "written" if written else "unchanged")
     found = tokenizer_score.score(tokenizer, config, eval_source)
-    terminal.print_results(found, f"what its codes know of {eval_source.name}:")
+    terminal.print_results(found, f"statistics of its codes on {eval_source.name}:")
 
 
 def check(config: Config, model: str) -> None:
@@ -52,7 +52,7 @@ def check(config: Config, model: str) -> None:
         )
     if model and name == "patch_vq":
         raise ConfigError(
-            "--model is for codes of its features: set config.tokenizer.name=feature_codes"
+            "--model gives the features of feature_codes: set config.tokenizer.name=feature_codes"
         )
     if config.tokenizer.path:
         raise ConfigError(
@@ -74,7 +74,7 @@ def network_of(config: Config, model: str) -> tuple[nn.Module, Any]:
     for name, (here, there) in pairs.items():
         if here != there:
             raise ConfigError(
-                f"--model={model} has {name.partition('.')[2]} {there}, and config.{name} is "
+                f"--model={model} has {name.partition('.')[2]} {there}, but config.{name} is "
                 f"{here}: set --config.{name}={there}"
             )
     network = feature_codes.of_encoder(theirs.encoder, theirs.grid, config.tokenizer_dtype)

@@ -96,7 +96,7 @@ VERBS = {
         {
             "model": MODEL,
             "images": IMAGES,
-            "out": (PLACE, "FILE.npz: arrays embedding, path, and model, the model's digest"),
+            "out": (PLACE, "FILE.npz with the arrays embedding, path and model (its digest)"),
             "features": (("embedding", "patches"), "one vector per image, or a grid of them"),
             "dtype": (("float32", "float16"), "type of the numbers in the file"),
             **CACHE,
@@ -134,7 +134,7 @@ VERBS = {
         "draw what the decoder fills in, and components of patches",
         "supmim draw --model=runs/digits --images=digits:test --out=pictures",
         {
-            "model": (PLACE, "workdir; without a decoder, give --ratios= and any model"),
+            "model": (PLACE, "workdir of a run with a decoder; with an empty --ratios=: any model"),
             "images": IMAGES,
             "out": (PATH, "folder for filled_in.png and patches.png"),
             "ratios": (
@@ -151,7 +151,7 @@ VERBS = {
         "supmim export --model=runs/digits --to=timm --out=exported",
         {
             "model": MODEL,
-            "to": (("timm", "big_vision", "stablehlo"), "timm is for transformers too"),
+            "to": (("timm", "big_vision", "stablehlo"), "format; transformers reads timm's too"),
             "out": (PLACE, "new folder for weights, config and model card"),
         },
         required=("model", "out"),
@@ -244,7 +244,7 @@ VERBS = {
         takes_config=True,
     ),
     "tokenizer score": Verb(
-        "print what a tokenizer's codes know of images",
+        "print statistics of a tokenizer's codes on the images",
         "supmim tokenizer score --config=digits --config.tokenizer.path=codes",
         {**CACHE},
         required=("config",),
@@ -285,7 +285,7 @@ VERBS = {
     ),
     "configs": Verb("list the presets and sweeps that come with supmim", "supmim configs"),
     "replay": Verb(
-        "take the steps that ended a run with exit code 5 again",
+        "repeat the steps that ended a run with exit code 5",
         "supmim replay --postmortem=runs/digits/postmortem.json",
         {
             "postmortem": (PLACE, "postmortem.json in the folder of the run, which stays as it is"),

@@ -139,8 +139,8 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
     image_size, parts = config.data.image_size, config.accumulation_steps
     if tokenizer.name not in CONVOLUTIONAL:
         yield (
-            "config.task=tokenizer trains VQGANs; patch_vq is fitted where it is needed, and "
-            "feature_codes by supmim tokenizer fit: set config.tokenizer.name=vqgan"
+            "config.task=tokenizer trains VQGANs only (patch_vq is fitted when a run starts, and "
+            "feature_codes by supmim tokenizer fit): set config.tokenizer.name=vqgan"
         )
         return
     yield from _tokenizer_problems(tokenizer)
@@ -155,7 +155,7 @@ def _tokenizer_training_problems(config: Config) -> Iterator[str]:
         return
     if tokenizer.entropy_weight and parts > 1:
         yield (
-            f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} counts codes over a "
+            f"config.tokenizer.entropy_weight={tokenizer.entropy_weight:g} needs the codes of a "
             f"whole batch, which config.accumulation_steps={parts} splits into parts; set "
             "config.tokenizer.entropy_weight=0 or config.accumulation_steps=1"
         )
@@ -246,8 +246,8 @@ def _supmim_problems(config: Config) -> Iterator[str]:
     ]
     if masked:
         yield (
-            f"{', '.join(masked)} {'has' if len(masked) == 1 else 'have'} classes of pixels, none "
-            "of images, which config.task=supmim needs: set config.task=segmentation or another "
+            f"{', '.join(masked)} {'has' if len(masked) == 1 else 'have'} classes of pixels, but "
+            "config.task=supmim needs classes of images: set config.task=segmentation or another "
             "source"
         )
     if not config.class_weight and not config.mim_weight:
@@ -353,22 +353,21 @@ def _odd_lengths(config: Config) -> str:
 def _tokenizer_problems(tokenizer: options.Tokenizer) -> Iterator[str]:
     """Sizes of a convolutional tokenizer that no network can have."""
     if tokenizer.name == "patch_vq" and tokenizer.dtype == "bfloat16":
-        yield "config.tokenizer.dtype: patch_vq works in float32 alone"
+        yield "config.tokenizer.dtype=bfloat16: patch_vq computes in float32 only; set it to auto"
     if tokenizer.name not in CONVOLUTIONAL:
         return
     levels = options.multipliers(tokenizer.channel_multipliers)
     if not levels:
         yield (
-            f"config.tokenizer.channel_multipliers={tokenizer.channel_multipliers!r} is no list of "
-            f"whole numbers from 1 to 9999, {options.MAX_LEVELS} at most, e.g. 1,1,2,2,4"
+            f"config.tokenizer.channel_multipliers={tokenizer.channel_multipliers!r} is not a list "
+            f"of at most {options.MAX_LEVELS} whole numbers from 1 to 9999, e.g. 1,1,2,2,4"
         )
         return
     if problem := _stride_problem(tokenizer):
         yield problem
     groups = tokenizer.norm_groups
     if tokenizer.name == "taming" and groups != NORM_GROUPS:
-        yield f"config.tokenizer.norm_groups={groups}: taming has {NORM_GROUPS}"
-
+        yield f"config.tokenizer.norm_groups={groups}: taming has {NORM_GROUPS}; set it to that"
     unit = math.lcm(*(groups // math.gcd(groups, level) for level in levels))
     if tokenizer.filters % unit:
         yield (
@@ -432,15 +431,15 @@ def _pass_problems(config: Config) -> Iterator[str]:
     if asked and mim.passes == "one":
         off = ", ".join(f"config.{path}={OPTIONS[path].default}" for path in asked)
         yield (
-            "config.mim.passes=one has a single pass, which all images and steps need: set "
+            "with config.mim.passes=one, every image needs the single pass in every step: set "
             f"{off} or config.mim.passes=two"
         )
         return
     mixed = [f"config.data.{name}=0.0" for name in ("mixup", "cutmix") if values[f"data.{name}"]]
     if mim.soft_target_weight and mixed:
         yield (
-            "config.mim.soft_target_weight has the full pass teach the masked one, which sees "
-            f"images unmixed: set {', '.join(mixed)} or config.mim.soft_target_weight=0.0"
+            "with config.mim.soft_target_weight, the full pass teaches the masked pass, whose "
+            f"images are not mixed: set {', '.join(mixed)} or config.mim.soft_target_weight=0.0"
         )
     if mim.start_share >= mim.end_share:
         yield (
@@ -453,7 +452,7 @@ def _pass_problems(config: Config) -> Iterator[str]:
         why = " with this mesh and accumulation_steps" if unit > config.row_group else ""
         yield (
             f"config.mim.row_share={mim.row_share:g} takes {counted(mim.rows.numerator, 'row')} of "
-            f"every {config.row_group}, so that config.batch_size={config.batch_size} must be "
+            f"every {config.row_group}, so config.batch_size={config.batch_size} must be "
             f"divisible by {unit}{why}; nearest: " + _nearest(config.batch_size, multiple_of=unit)
         )
 
@@ -464,8 +463,8 @@ def _unlabelled_problems(config: Config) -> Iterator[str]:
     if not data.unlabelled:
         if data.unlabelled_batch:
             yield (
-                f"config.data.unlabelled_batch={data.unlabelled_batch} is a part of "
-                "config.data.unlabelled, which is empty: set it, or unlabelled_batch to 0"
+                f"config.data.unlabelled_batch={data.unlabelled_batch} is set, but "
+                "config.data.unlabelled is empty: set it too, or config.data.unlabelled_batch=0"
             )
         return
     asked = f"config.data.unlabelled={data.unlabelled}"
@@ -479,14 +478,15 @@ def _unlabelled_problems(config: Config) -> Iterator[str]:
         return
     if mim.row_share < 1:
         yield (
-            f"config.mim.row_share={mim.row_share:g} makes the masked pass leave images out, the "
-            f"only one that {asked} has: set config.mim.row_share=1.0 and a smaller "
+            f"config.mim.row_share={mim.row_share:g} lets the masked pass skip images, but those "
+            f"of {asked} have no other pass: set config.mim.row_share=1.0 and a smaller "
             "config.data.unlabelled_batch"
         )
     if mim.soft_target_weight:
         yield (
             f"config.mim.soft_target_weight={mim.soft_target_weight:g} needs the full pass of each "
-            f"masked image, which {asked} does not have: set config.mim.soft_target_weight=0.0"
+            f"masked image, which those of {asked} do not have: set "
+            "config.mim.soft_target_weight=0.0"
         )
     parts = config.accumulation_steps
     if config.unlabelled_rows % parts:
@@ -502,13 +502,13 @@ def _target_problems(config: Config) -> Iterator[str]:
     target, targets = config.mim.target, config.data.targets
     if targets and target != "tokens":
         yield (
-            f"config.data.targets={targets} holds ids, config.mim.target={target} predicts none: "
-            "set config.mim.target=tokens or config.data.targets="
+            f"config.data.targets={targets} holds target ids, but config.mim.target={target} "
+            "predicts none: set config.mim.target=tokens, or leave config.data.targets empty"
         )
     if targets and config.tokenizer.codebook_size > MOST_CODES:
         yield (
             f"config.tokenizer.codebook_size={config.tokenizer.codebook_size} exceeds the "
-            f"{MOST_CODES} codes that a cache of 16-bit ids can hold: set config.data.targets="
+            f"{MOST_CODES} codes that 16-bit ids can name: leave config.data.targets empty"
         )
     if target == "normalized_pixels" and config.encoder.patch_size**2 * config.data.channels < 2:
         yield "config.mim.target=normalized_pixels: a patch of one value has no spread; set pixels"
@@ -579,7 +579,7 @@ def _list_problems(config: Config) -> Iterator[str]:
         hint = f"did you mean {close[0]}? It takes" if close else "it takes"
         taken = f"{hint} {', '.join(known)}. Or" if known else "there is none:"
         yield (
-            f"config.checkpoint.keep_best_metric={metric} is no result of which more is better of "
+            f"config.checkpoint.keep_best_metric={metric} is not a higher-is-better result of "
             f"config.eval.evaluators={config.eval.evaluators}; {taken} set "
             "config.checkpoint.keep_best=0"
         )

@@ -89,7 +89,7 @@ def resume_differences(stored: Config, asked: Config) -> list[str]:
         flatten(config) | {"tokenizer.dtype": config.tokenizer_dtype} for config in (stored, asked)
     )
     return [
-        f"config.{path}: the workdir has {before[path]!r}, you ask for {after[path]!r}"
+        f"config.{path}: the workdir has {before[path]!r}, but you ask for {after[path]!r}"
         for path, option in OPTIONS.items()
         if before[path] != after[path]
         and not option.on_resume
@@ -101,7 +101,7 @@ def result_differences(stored: Config, asked: Config) -> list[str]:
     """Return a line for each difference that makes the results of a finished run other ones."""
     before, after = flatten(stored), flatten(asked)
     return [
-        f"config.{path}: its results have {before[path]!r}, you ask for {after[path]!r}"
+        f"config.{path}: its results have {before[path]!r}, but you ask for {after[path]!r}"
         for path, option in OPTIONS.items()
         if option.in_results and before[path] != after[path]
     ]
@@ -115,15 +115,14 @@ def for_evaluation(stored: Config, node: ConfigDict | dict[str, Any], names: str
     """
     before, asked = flatten(stored), flatten(node)
     lines = [
-        f"config.{path}: the run has {before[path]!r}, you ask for {asked[path]!r}"
+        f"config.{path}: the run has {before[path]!r}, but you ask for {asked[path]!r}"
         for path, option in OPTIONS.items()
         if before[path] != asked[path] and not option.in_evaluation
     ]
     if lines:
         raise ConfigError(
-            "an evaluation cannot change the run:\n  " + "\n  ".join(lines) + "\nLeave that out; "
-            "it may set options of eval and mesh, and of data: train, eval, eval_view, "
-            "eval_resize, image_size, limit and the like"
+            "an evaluation cannot change the run:\n  " + "\n  ".join(lines) + "\nLeave that out. "
+            "The options that an evaluation may change: supmim evaluate --help=all"
         )
     asked |= {"eval.evaluators": names or asked["eval.evaluators"], "checkpoint.keep_best": 0}
     checked = dict(asked)

@@ -8,8 +8,8 @@ from supmim.storage.schemes import on_bucket
 
 Value = bool | int | float | str
 MAX_INT = 2**31 - 1
-NO_URL = "{}: a folder or file of this machine is needed; mount the bucket, e.g. with gcsfuse"
-NO_BUCKET = "{}: a folder or file of this machine is needed, or one in a bucket, gs:// or s3://"
+NO_URL = "{}: a folder or file on this machine is needed; mount the bucket, e.g. with gcsfuse"
+NO_BUCKET = "{}: a folder or file on this machine is needed, or one in a bucket, gs:// or s3://"
 NO_COPY = (
     "{} is in a bucket: read it through a mount (gcsfuse, mountpoint-s3), or set "
     "--config.data.local_copy=DIR, where it is copied once"
@@ -79,7 +79,7 @@ class Option:
         expected = type(self.default)
         fits = type(value) is expected or (expected is float and type(value) is int)
         if not fits:
-            return f"is {value!r}, a {type(value).__name__}; it takes a {expected.__name__}"
+            return f"is {value!r}, of type {type(value).__name__}; it takes {expected.__name__}"
         if self.choices and value not in self.choices:
             return f"is {value!r}; it takes one of {', '.join(self.choices)}"
         if isinstance(value, str):

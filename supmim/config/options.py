@@ -68,7 +68,7 @@ class Data:
     )
     unlabelled: str = option(
         "",
-        "images without labels, for the token loss: a source, or rest",
+        "images for the token loss alone: a source; rest: what data.labels drops",
         unused_by=NO_PASSES,
         two_passes=True,
         may_change="always",  # a fingerprint identifies the data
@@ -78,7 +78,7 @@ class Data:
     )
     unlabelled_batch: int = option(
         0,
-        "images without labels in a step, beside batch_size; 0: as many",
+        "images without labels per step; 0: as many as batch_size",
         low=0,
         high=MAX_IMAGES,
         unused_by=NO_PASSES,
@@ -155,7 +155,7 @@ class Data:
     )
     resident: str = option(
         "auto",
-        "keep the training images on the devices; auto: where they fit",
+        "keep the training images on the devices; auto: if they fit",
         choices=("auto", "on", "off"),
         may_change="always",
         default_is_before=True,
@@ -206,7 +206,7 @@ class Data:
     )
     aspect_min: float = option(
         0.75,
-        "narrowest crop, width by height",
+        "smallest width / height of a crop",
         low=0.05,
         high=20.0,
         changes=("crop",),
@@ -214,7 +214,7 @@ class Data:
     )
     aspect_max: float = option(
         4 / 3,
-        "widest crop, width by height",
+        "largest width / height of a crop",
         low=0.05,
         high=20.0,
         changes=("crop",),
@@ -297,7 +297,7 @@ class Data:
     )
     mixup: float = option(
         0.0,
-        "class view: a of the Beta(a, a) of mixup; 0: no mixup",
+        "class view: alpha of mixup's Beta(alpha, alpha); 0: no mixup",
         low=0,
         changes=("class view",),
         augmentation=True,
@@ -305,7 +305,7 @@ class Data:
     )
     cutmix: float = option(
         0.0,
-        "class view: a of the Beta(a, a) of CutMix; 0: no CutMix",
+        "class view: alpha of CutMix's Beta(alpha, alpha); 0: no CutMix",
         low=0,
         changes=("class view",),
         augmentation=True,
@@ -334,7 +334,7 @@ class Encoder:
     )
     pool: str = option(
         "gap",
-        "how tokens become an embedding",
+        "how tokens are pooled into the embedding",
         choices=("gap", "cls", "map"),
         changes=("parameters",),
     )
@@ -358,7 +358,7 @@ class Encoder:
     )
     gelu: str = option(
         "tanh",
-        "big_vision's tanh form, or timm's exact one",
+        "GELU: big_vision's tanh form, or timm's exact one",
         choices=("tanh", "exact"),
         changes=("parameters",),
     )
@@ -470,7 +470,7 @@ class Mim:
     )
     hidden: str = option(
         "drop",
-        "hidden patches leave the encoder, or become a mask token",
+        "hidden patches are left out of the encoder, or become a mask token",
         choices=("drop", "mask_token"),
     )
     masking: str = option(
@@ -560,7 +560,7 @@ class Tokenizer:
     )
     path: str = option(
         "",
-        "folder of a tokenizer; patch_vq and feature_codes, empty: fitted",
+        "folder of a tokenizer; empty: patch_vq and feature_codes are fitted",
         is_path=True,
         in_bucket=True,
         may_change="always",  # a checkpoint's fingerprint identifies the tokenizer
@@ -570,7 +570,7 @@ class Tokenizer:
     )
     image_size: int = option(
         0,
-        "side of the image it sees; 0: that of data",
+        "side of the image that the tokenizer sees; 0: data.image_size",
         unit="pixels",
         low=0,
         changes=("ids",),
@@ -607,8 +607,8 @@ class Tokenizer:
         debug=20,
         default_is_before=True,
     )
-    reconstruction: str = option("l2", "loss of pixels", choices=("l1", "l2"))
-    commitment_weight: float = option(0.25, "moves latents to their codes", low=0)
+    reconstruction: str = option("l2", "pixel loss", choices=("l1", "l2"))
+    commitment_weight: float = option(0.25, "commitment loss: moves latents to their codes", low=0)
     codebook: str = option(
         "gradient",
         "codes move by gradient, or are averages of latents",
@@ -620,9 +620,9 @@ class Tokenizer:
     revive_below: float = option(
         0.0, "codes used less than this share of the mean are replaced; 0: none", low=0.0, high=1.0
     )
-    entropy_weight: float = option(0.1, "rewards clear choices and an even use of codes", low=0)
+    entropy_weight: float = option(0.1, "entropy loss: clear choices, an even use of codes", low=0)
     entropy_temperature: float = option(0.01, "temperature of the softmax over distances", low=1e-6)
-    perceptual_weight: float = option(0.0, "distance of VGG16's features, as LPIPS", low=0)
+    perceptual_weight: float = option(0.0, "perceptual loss on VGG16's features, as LPIPS", low=0)
     perceptual_weights: str = option(
         "",
         "safetensors FILE with the weights of torchvision's VGG16",
@@ -632,7 +632,7 @@ class Tokenizer:
     perceptual_sha256: str = option("", "SHA-256 of that file")
     adversarial_weight: float = option(0.0, "adversarial loss; 0 builds no discriminator", low=0)
     adversarial_loss: str = option(
-        "non_saturating", "loss of both sides", choices=("non_saturating", "hinge")
+        "non_saturating", "loss of tokenizer and discriminator", choices=("non_saturating", "hinge")
     )
     adversarial_start: int = option(
         0, "steps in which only the discriminator learns", low=0, debug=0
@@ -642,10 +642,10 @@ class Tokenizer:
     )
     discriminator_filters: int = option(64, "channels of the discriminator's first layer", low=1)
     r1_weight: float = option(
-        10.0, "squared gradient of the discriminator's logits at real images", low=0
+        10.0, "R1 penalty: squared gradient of the discriminator at real images", low=0
     )
     lecam_weight: float = option(
-        0.0, "keeps the discriminator's logits near the other side's average", low=0
+        0.0, "LeCam: keeps logits of real and decoded images near each other's mean", low=0
     )
 
 
@@ -691,12 +691,12 @@ class Optimizer:
     )
     spike_sigmas: float = option(
         6.0,
-        "a loss or gradient norm so many deviations above the usual is a spike",
+        "spike: a loss or gradient norm this many deviations above the usual",
         low=1.0,
         default_is_before=True,
     )
     skip_spikes: bool = option(
-        False, "leave out the update of a spike, which is counted anyway", default_is_before=True
+        False, "leave out the update of a spike; it is counted anyway", default_is_before=True
     )
     ema_decay: float = option(
         0.0,
@@ -797,7 +797,7 @@ class Checkpoint:
 
     keep: int = option(2, "newest checkpoints kept", low=1, may_change="on resume")
     keep_best: int = option(
-        1, "best evaluations kept besides; they are saved at once", low=0, may_change="always"
+        1, "checkpoints of the best evaluations kept too; saved at once", low=0, may_change="always"
     )
     keep_best_metric: str = option(
         "knn/recall_at_1", "result that ranks them, higher is better", may_change="always"
@@ -810,7 +810,7 @@ class Runtime:
 
     stall_minutes: float = option(
         10.0,
-        "longest time without a step, at least 10 x the usual; 0: any",
+        "longest wait for a step, at least 10 x the usual; 0: no limit",
         unit="minutes",
         low=0,
         may_change="always",

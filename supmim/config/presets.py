@@ -107,8 +107,8 @@ def size_and_arm(arguments: str, size: str, others: tuple[str, ...] = ()) -> tup
         else:
             known = (*others, *ARMS)
             raise ConfigError(
-                f"{word!r} is no argument of this preset: it takes an encoder such as {example}, "
-                f"or {', '.join(known)}, separated by commas{suggestion(word, known)}"
+                f"{word!r} is not an argument of this preset: it takes an encoder such as "
+                f"{example}, or {', '.join(known)}, separated by commas{suggestion(word, known)}"
             )
     return size, arm
 

@@ -64,10 +64,10 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("eval.pictures",),
     ),
     "tokenizer": (
-        "of a tokenizer: PSNR, SSIM, use of its codes, what they know of classes",
+        "tokenizer: PSNR, SSIM, codes in use, class information in the codes",
         ("eval.pictures",),
     ),
-    "segmentation": ("of a segmentation: IoU of each class, with pictures", ("eval.pictures",)),
+    "segmentation": ("segmentation: IoU of each class, with pictures", ("eval.pictures",)),
 }
 
 

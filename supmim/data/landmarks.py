@@ -108,7 +108,7 @@ def load(where: str, max_pixels: int) -> Landmarks:
     try:
         document = read_json(path)
     except OSError as error:
-        raise DataError(f"config.eval.landmarks={path}: {error.strerror}") from error
+        raise DataError(f"config.eval.landmarks={path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"config.eval.landmarks={path} is not JSON: {error}") from error
     root = path.parent / _field(document, "images", str, where)

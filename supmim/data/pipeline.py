@@ -144,7 +144,7 @@ def _death_message(error: RuntimeError, workers: int) -> str:
     who = "The reader process" if workers == 1 else f"One of {counted(workers, 'reader process')}"
     return (
         f"{who} ended with exit code {code}{killed}. "
-        f"{host_memory.available():.1f} GiB of memory are free; fewer readers need less: "
+        f"{host_memory.available():.1f} GiB of memory is free; fewer readers need less: "
         f"--config.data.workers={max(1, workers // 2)}."
     )
 

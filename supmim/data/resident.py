@@ -69,7 +69,7 @@ def of(config: Config, seen: Images, mesh: Mesh) -> Resident | None:
     reason = why_not(config, seen, mesh, 1.0 if asked == "on" else FREE_SHARE)
     if reason and asked == "on":
         raise ConfigError(
-            f"config.data.resident=on cannot be: {reason}; set --config.data.resident=auto"
+            f"config.data.resident=on is not possible: {reason}; set --config.data.resident=auto"
         )
     return None if reason else Resident(seen, mesh)
 
@@ -88,7 +88,7 @@ def why_not(config: Config, seen: Images, mesh: Mesh, share: float) -> str:
     pixels = sum(side**2 for side in seen.sizes.values()) * seen.channels
     needed, free = len(seen) * pixels, free_bytes(mesh)
     if needed > share * free:
-        return f"the images take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        return f"the images take {needed / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB is free"
     return ""
 
 

@@ -64,7 +64,7 @@ def with_num_classes(config: Config, source: base.Source) -> Config:
         )
     if config.classifier.num_classes not in (0, found):
         raise ConfigError(
-            f"{source.name} has {counted(found, 'class')}, config.classifier.num_classes is "
+            f"{source.name} has {counted(found, 'class')}, but config.classifier.num_classes is "
             f"{config.classifier.num_classes}; set --config.classifier.num_classes={found}, or 0 "
             "for those of the source"
         )

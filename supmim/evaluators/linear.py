@@ -232,7 +232,7 @@ class Evaluator:
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "what": "linear heads on frozen features, the one chosen on held out training images",
+            "what": "linear heads on frozen features; held-out training images choose the best",
             "feature": "normed summaries of the last 1 or 4 blocks, with or without mean patches",
             "metric": "top-1",
             "heads": len(self.kinds) * len(LEARNING_RATES),

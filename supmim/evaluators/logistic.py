@@ -58,7 +58,7 @@ class Evaluator:
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "what": "logistic regression on embeddings; C chosen on a held out tenth",
+            "what": "logistic regression on embeddings; C chosen on a held-out tenth",
             "feature": "embedding, as it is",
             "metric": "top-1",
             "optimizer": f"L-BFGS in float64, at most {MAX_STEPS} steps",

@@ -59,7 +59,7 @@ def read(file: Path) -> Embeddings:
     """
     with told(file):
         if file.is_file() and not zipfile.is_zipfile(file):
-            raise ValueError("it is no npz")
+            raise ValueError("it is not an npz file")
         stored = arrays.read_npz(file, ("path", "model"))
         with zipfile.ZipFile(file) as archive, archive.open("embedding.npy") as member:
             shape, _ = _header(member)
@@ -120,7 +120,7 @@ class Partial:
                 held = dict(read_json(path))
             if differ := [name for name in identity if held.get(name) != identity[name]]:
                 raise ConfigError(
-                    f"{self.folder} holds a part of other embeddings: not the same "
+                    f"{self.folder} holds a part of other embeddings, with another "
                     f"{', '.join(differ)}. Delete it, or name another --out"
                 )
         write_json(path, identity)

@@ -155,7 +155,7 @@ def compared(model: Model, other: Callable[[Any], Any]) -> float:
     shares = [np.abs(a - b).max() / max(np.abs(a).max(), tiny) for a, b in pairs]
     worst = float(np.max(shares))  # NaN if any is
     if not worst <= TOLERANCE:
-        raise CheckpointError(f"what was written computes something else: off by {worst:.2g}")
+        raise CheckpointError(f"the exported model computes something else: off by {worst:.2g}")
     return worst
 
 

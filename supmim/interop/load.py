@@ -27,7 +27,7 @@ from supmim.workdir.checkpoint import evaluated, newest_sound
 from supmim.workdir.files import read_config, read_json
 
 TAKES = (
-    "it takes a workdir of supmim train, a folder of supmim export or of timm (config.json and "
+    "give a workdir of supmim train, a folder of supmim export or of timm (config.json and "
     "model.safetensors), or big_vision's .npz"
 )
 
@@ -50,7 +50,7 @@ def load(path: str | os.PathLike) -> Model:
         return from_big_vision(place)
     if pickled := pickles(place):
         arrays.read(pickled[0])  # its error says how to convert it
-    found = "holds none of these" if place.exists() else "does not exist"
+    found = "holds no model" if place.exists() else "does not exist"
     raise CheckpointError(f"{place} {found}: {TAKES}")
 
 

@@ -108,7 +108,7 @@ def read(origin: dict[str, Any], mesh: Mesh) -> tuple[dict[str, Any], tuple[str,
     if "model" in origin:
         model = load_model(origin["model"])
         if model.sha256 != origin["sha256"]:
-            raise CheckpointError(f"{origin['model']} has changed while the run started")
+            raise CheckpointError(f"{origin['model']} was changed while the run started")
         params = jax.device_get(model.params["encoder"])
         placement = sharding.state_sharding({"encoder": params}, mesh)["encoder"]
         others = [name for name in model.params if name != "encoder"]

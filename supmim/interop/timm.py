@@ -182,7 +182,7 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
     up = tensors.get("blocks.0.mlp.fc1.weight")
     if not architecture.startswith(("vit_", "deit")) or first is None or up is None:
         raise CheckpointError(
-            f"its architecture, {architecture!r}, is no plain ViT of timm", fault="S4"
+            f"its architecture, {architecture!r}, is not a plain ViT of timm", fault="S4"
         )
     if any(word in architecture for word in OTHER_MODELS):
         raise CheckpointError(f"supmim does not have what timm's {architecture!r} adds to a ViT")
@@ -197,7 +197,7 @@ def options_of(tensors: Tensors, stored: dict[str, Any]) -> Config:
     if not num_heads:
         raise CheckpointError(f"config.json does not say model_args.num_heads, for width {width}")
     if not isinstance(num_heads, int):
-        raise CheckpointError(f"its num_heads, {num_heads!r}, is no whole number")
+        raise CheckpointError(f"its num_heads, {num_heads!r}, is not a whole number")
     asked = model.get("global_pool") or stored.get("global_pool") or "token"
     pool = ours({theirs: pool for pool, theirs in POOLS.items()}, "pooling", asked)
     if model.get("pool_include_prefix") and pool != "cls":
@@ -262,7 +262,7 @@ def describes(path: Path) -> bool:
 def view_of(stored: dict[str, Any]) -> dict[str, Any]:
     """Return pretrained_cfg of a config.json with timm's defaults for what it does not say."""
     if "pretrained_cfg" not in stored:
-        raise CheckpointError("config.json has no pretrained_cfg, so it is none of timm's")
+        raise CheckpointError("config.json has no pretrained_cfg, so it is not one of timm's")
     return DEFAULT_VIEW | {name: x for name, x in stored["pretrained_cfg"].items() if x}
 
 

@@ -128,7 +128,8 @@ def _cpu(name: str, chip: Chip) -> Topology:
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise DeviceError(
-            f"JAX has started with {counted(len(devices), 'CPU device')}, {name} needs {count}"
+            f"JAX has already started with {counted(len(devices), 'CPU device')}, but {name} needs "
+            f"{count}"
         )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / count
     return Topology(name, chip._replace(memory=memory), devices[:count], _jaxlib(), {})

@@ -122,7 +122,7 @@ def _verdict(plan: dict[str, Any]) -> Iterator[str]:
         return
     yield from _labelled("verdict", f"DOES NOT FIT: {plan['verdict']}")
     if plan["advice"]:
-        yield "what to change, with the effect on one chip by arithmetic"
+        yield "what to change, with the computed effect on one chip"
     for one in plan["advice"]:
         yield f"  {one['option']}"
         yield f"      {one['effect']}"

@@ -29,7 +29,7 @@ HEADLINES = {  # result -> what it says, and the floors that it must beat
     "tokenizer/ssim": ("SSIM of the reconstructions", ("floor/patch_vq_ssim",)),
     "tokenizer/code_usage": ("codes in use", ()),
     "tokenizer/class_information": (
-        "of the class known from one id",
+        "class information in one id",
         ("floor/class_information",),
     ),
     "knn/recall_at_1": (
@@ -117,8 +117,8 @@ FILES = {
     "pictures": "the pictures of this page",
     "bad_records.jsonl": "the images that could not be read",
 }
-REPEAT = "Run this where the first command was given: paths among its options may be relative."
-NOT_STORED = " Options that the evaluation was given are not stored."
+REPEAT = "Run this in the folder of the first command: paths in its options may be relative."
+NOT_STORED = " The options of the evaluation are not stored: give them again."
 MOST_NAMES = 100  # of classes, beyond which some are left to model.json
 MOST_ROWS = 20  # results of single classes, beyond which they are folded
 SMALLEST = 0.7  # of a picture's own width; with less room it scrolls, so that it can be read

@@ -39,7 +39,8 @@ def lines(tokenizer: Tokenizer) -> list[str]:
         of = counted(len(tokenizer.params["mean"]), "feature")
         parts = {"network": tokenizer.params["network"]}
     side = fixed["tokenizer.patch_size"]
-    codes = f"{fixed['tokenizer.codebook_size']} of {of}, one for {side} x {side} pixels"
+    size = fixed["tokenizer.codebook_size"]
+    codes = f"{size} codes of {of}, each for {side} x {side} pixels"
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()
     }

@@ -106,7 +106,7 @@ class Life:
             last = now
             if now - self._heard > SILENT:
                 told = f"has not answered for {now - self._heard:.0f} s"
-                self.lost(f"process 0, which holds the others together, {told}")
+                self.lost(f"process 0, which coordinates the others, {told}")
             for name, (note, silence) in self.others().items():
                 if note.startswith(ENDED):
                     code = int(note.removeprefix(ENDED))
@@ -139,8 +139,8 @@ class Life:
 def aborted(_: int) -> None:
     """End a process that JAX's C++ aborts, which it does as soon as process 0 is gone."""
     LIFE.lost(
-        "JAX aborted this process, as the lines above say. Most likely process 0, which holds the "
-        "others together, is gone"
+        "JAX aborted this process, as the lines above say. Most likely process 0, which "
+        "coordinates the others, is gone"
     )
 
 

@@ -98,7 +98,7 @@ def misfits(plugin: str) -> Iterator[str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # CUDA may have been installed without wheels
         if not needed.specifier.contains(version, prereleases=True):
-            yield f"{needed.name} {version} does not fit {plugin}: it takes {needed.specifier}"
+            yield f"{plugin} needs {needed.name}{needed.specifier}, but {version} is installed"
 
 
 def nvidia_driver() -> tuple[str, str]:

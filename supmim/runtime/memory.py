@@ -52,7 +52,7 @@ def _in_use() -> str:
     """Describe the memory in use on the fullest device of this host."""
     stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     if not stats:
-        return "and the device does not report what it had"
+        return "and the device does not report how much was in use"
     fullest = max(stats, key=lambda one: one["bytes_in_use"])
     held, limit = fullest["bytes_in_use"] / 2**30, fullest["bytes_limit"] / 2**30
     return f"and {held:.2f} of {limit:.2f} GiB were in use"
@@ -64,12 +64,12 @@ def memory_savers(config: Config) -> list[str]:
     parts, count = 2 * config.accumulation_steps, jax.device_count()
     divides, split = config.batch_size % parts == 0, count > 1 and config.mesh.fsdp == 1
     changes = [
-        (encoder.dtype == "float32", "encoder.dtype=bfloat16", "halves the activations"),
-        (divides, f"accumulation_steps={parts}", "halves the activations, same training"),
-        (encoder.remat == "none", "encoder.remat=dots", "keeps products only, a little slower"),
-        (encoder.remat != "full", "encoder.remat=full", "keeps block inputs only, + 1/3 FLOPs"),
-        (moments == "float32", "optimizer.moment_dtype=bfloat16", "takes 2 bytes a parameter less"),
+        (encoder.dtype == "float32", "encoder.dtype=bfloat16", "halves the memory of activations"),
+        (divides, f"accumulation_steps={parts}", "halves activations, same training"),
+        (encoder.remat == "none", "encoder.remat=dots", "keeps only products, a bit slower"),
+        (encoder.remat != "full", "encoder.remat=full", "keeps only block inputs, +1/3 FLOPs"),
+        (moments == "float32", "optimizer.moment_dtype=bfloat16", "takes 2 bytes less a parameter"),
         (split, f"mesh.fsdp={count}", "splits the state over the devices"),
-        (True, f"batch_size={config.batch_size // 2}", "halves the activations, other training"),
+        (True, f"batch_size={config.batch_size // 2}", "halves activations, changes results"),
     ]
     return [f"{change:<34}{effect}" for applies, change, effect in changes if applies]

@@ -129,7 +129,7 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to the other processes
         name = signal.Signals(number).name
         doing = "ending" if ends else "finishing the step and saving"
-        _write(f"\nsupmim: {name}: {doing}; repeat it to exit at once\n")
+        _write(f"\nsupmim: {name}: {doing}; repeat the signal to exit at once\n")
         if ends:
             message = f"supmim: {ends}\n"
             self._late = threading.Timer(GRACE, self._end, (Interrupted.exit_code, message))

@@ -52,7 +52,8 @@ class Profile:
         if self._tracing:
             self._finish(result)
         elif not self._over:
-            self.log(f"profile     no step from {self.start} to {self.stop} was run: no trace")
+            steps = f"no step from {self.start} to {self.stop} was run"
+            self.log(f"profile     {steps}, so there is no trace")
 
     def _finish(self, result: Any) -> None:
         jax.block_until_ready(result)

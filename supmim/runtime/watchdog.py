@@ -114,9 +114,9 @@ class Watchdog:
     def end(self, waited: float) -> None:
         """End the process with the stacks of its threads: no exception reaches a stuck thread."""
         error = StallError(
-            f"waited in vain {self.situation(waited)}. What each thread was doing stands above. "
-            "Start the run again: it continues from its newest checkpoint. "
-            "How long it may wait: config.runtime.stall_minutes",
+            f"waited in vain {self.situation(waited)}. The lines above show what each thread was "
+            "doing. Start the run again: it continues from its newest checkpoint. "
+            "config.runtime.stall_minutes sets how long it may wait",
             fault="R6",
         )
         with contextlib.suppress(OSError, ValueError):

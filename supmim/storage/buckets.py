@@ -44,8 +44,8 @@ ADVICE = {
         "create it with `gcloud storage buckets create gs://{}`",
     ),
     "s3": (
-        "log in with `aws configure` or set AWS_PROFILE, with leave to list, get, put and delete "
-        "objects",
+        "log in with `aws configure` or set AWS_PROFILE, with permission to list, get, "
+        "put and delete objects",
         "create it with `aws s3 mb s3://{}`",
     ),
 }
@@ -66,13 +66,15 @@ async def patiently(request: Callable[[], Awaitable[Any]], passes: Callable[...,
             now, why = time.monotonic(), _first_line(error)
             waited = now - began
             if not passes(error):
-                raise BucketError(f"a bucket refuses: {why}", fault="R27") from error
+                raise BucketError(f"a bucket refuses a request: {why}", fault="R27") from error
             if waited >= PATIENCE:
                 minutes = counted(round(waited / 60), "minute")
-                raise BucketError(f"a bucket was away for {minutes}: {why}", fault="R26") from error
+                told = f"a bucket could not be reached for {minutes}: {why}"
+                raise BucketError(told, fault="R26") from error
             if waited >= TELL_EVERY and now - _last_line[0] >= TELL_EVERY:
                 _last_line[0] = now
-                tell(f"a bucket does not answer, {waited / 60:.0f} min; it is tried again: {why}")
+                minutes = counted(round(waited / 60), "minute")
+                tell(f"a bucket has not answered for {minutes}; trying again: {why}")
         await asyncio.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE)
 

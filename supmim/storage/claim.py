@@ -91,7 +91,10 @@ def _wait_until_stale(path: Any, sleep: Callable[[float], None] = time.sleep) ->
     began = time.monotonic()
     if not _dead_here(first):
         owner = f"process {first.get('pid')} on {first.get('host')}"
-        tell(f"{path} is held by {owner}; if it does not renew this in {STALE:.0f} s, it is gone")
+        tell(
+            f"{path} is held by {owner}; waiting {STALE:.0f} s: if it is not renewed, that process "
+            "is gone"
+        )
         while first and time.monotonic() - began < STALE:
             sleep(min(RENEW_EVERY, STALE) / 4)
             asked = time.monotonic()
@@ -142,8 +145,8 @@ def _lost(path: Any, found: dict[str, Any]) -> None:
     """End this process, whose claim is another's now. found: that claim."""
     by = f"process {found.get('pid')} on {found.get('host')}" if found else "another"
     print(
-        f"supmim: [R24] {path} was taken over by {by} while this process stood still; it ends "
-        "without a save, since the other's would be damaged",
+        f"supmim: [R24] {path} was taken over by {by} while this process stood still. It ends "
+        "without a save, which would damage those of the other process",
         file=sys.stderr,
         flush=True,
     )

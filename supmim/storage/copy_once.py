@@ -109,7 +109,7 @@ def _update(source: str, copy: Path) -> None:
         raise DataError(f"there is nothing in {source}; check its name")
     for name in found:
         if {"", ".", ".."} & set(name.split("/")):
-            raise DataError(f"{source} holds {name!r}, which is no name of a file; rename it")
+            raise DataError(f"{source} holds {name!r}, which cannot be a file name; rename it")
     noted = _read_note(note)
     with doing(f"checking the copy of {source}", len(found)) as advance:
         here = {}
@@ -184,8 +184,8 @@ def _fetch_one(name: str, to: Path, stored: "Stored", progress: Callable[[int], 
         if stored.agrees(to) or not buckets.etag_is_md5(paths.path(name)):
             return
     raise DataError(
-        f"{name} has not the digest that its bucket states ({stored.digest}): it changes while "
-        "it is copied, or it is damaged; start again, or upload it again"
+        f"{name} does not have the digest that its bucket states ({stored.digest}): it changes "
+        "while it is copied, or it is damaged; start again, or upload it again"
     )
 
 

@@ -91,7 +91,7 @@ def download(source: Path, to: Path) -> None:
     names = [name.removeprefix(f"{source}/") for name in found]
     for name in names if list(found) != [str(source)] else ():
         if {"", ".", ".."} & set(name.split("/")):
-            raise BucketError(f"{source} holds {name!r}, which is no name of a file; rename it")
+            raise BucketError(f"{source} holds {name!r}, which cannot be a file name; rename it")
     targets = [to] if list(found) == [str(source)] else [to / name for name in names]
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from supmim import assemble, optimizer, sharding, step
 from supmim import config as config_lib
 from supmim.config import Config
 from supmim.data import pipeline, run_sources
-from supmim.errors import SupmimError
+from supmim.errors import SupmimError, counted
 from supmim.planning import flops
 from supmim.sweeps.members import Cost, Member, without_seeds
 from supmim.tasks.registry import TASKS
@@ -29,7 +29,8 @@ def costs(members: Sequence[Member]) -> list[Cost]:
             problems.append((member.name, error))
     if problems:
         lines = [f"{name}: {error}" for name, error in problems]
-        raise type(problems[0][1])(f"{len(lines)} of {len(members)}:\n" + "\n".join(lines))
+        told = f"{len(lines)} of {counted(len(members), 'member')}"
+        raise type(problems[0][1])(f"{told} cannot be trained:\n" + "\n".join(lines))
     return found
 
 

@@ -92,7 +92,7 @@ class Local:
         if self.signals > self.passed_on:
             self.passed_on = self.signals
             members = counted(len(self.running), "member saves", "members save")
-            self.log(f"stopping    {members}; again to end them at once")
+            self.log(f"stopping    {members}; repeat the signal to end them at once")
             for child, _, _ in self.running.values():
                 child.terminate()
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from supmim import config as config_lib
 from supmim.config import Config, pyfile
-from supmim.errors import ConfigError, Interrupted, suggestion
+from supmim.errors import ConfigError, Interrupted, counted, suggestion
 from supmim.grid import arm_of
 from supmim.storage import paths
 from supmim.workdir import files, lock
@@ -123,7 +123,8 @@ def expand(path: Path, folder: Path) -> list[Member]:
         except ConfigError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        raise ConfigError(f"{path}, {len(problems)} of {len(entries)}:\n" + "\n".join(problems))
+        told = f"{len(problems)} of {counted(len(entries), 'member')}"
+        raise ConfigError(f"{path}: {told} cannot be trained:\n" + "\n".join(problems))
     return [
         Member(tuple(names), tuple(map(arm_of, names)), folder / "members" / names[0], config)
         for config, names in merged.items()
@@ -206,7 +207,10 @@ def read(folder: Path) -> list[Member]:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); plan the sweep again") from error
     if version != SCHEMA_VERSION:
-        raise ConfigError(f"{path} has schema version {version}, this supmim {SCHEMA_VERSION}")
+        raise ConfigError(
+            f"{path} has schema version {version}, but this supmim reads {SCHEMA_VERSION}: use the "
+            "supmim that wrote it, or plan the sweep in a new --folder"
+        )
     workdirs = [folder / "members" / names[0] for names, _ in entries]
     return [
         Member(names, arms, workdir, files.read_config(workdir))

@@ -89,7 +89,7 @@ def rows(members: Sequence[Member], metric: str) -> list[Row]:
         close = difflib.get_close_matches(metric, known, n=1)
         names = ", ".join(units.ordered(known))
         hint = f"did you mean {close[0]}?" if close else f"it takes {names}"
-        raise ConfigError(f"--metric={metric} is in no results; {hint}")
+        raise ConfigError(f"--metric={metric} is not among the results; {hint}")
 
     def rank(row: Row) -> float:
         mean = row.mean(metric)
@@ -113,7 +113,8 @@ def named(found: Sequence[Row], arm: str) -> Row:
         if arm in row.labels:
             return row
     known = [label for row in found for label in row.labels]
-    raise ConfigError(f"--versus={arm} is no arm: {', '.join(known)}{suggestion(arm, known)}")
+    arms = ", ".join(known)
+    raise ConfigError(f"--versus={arm} is not one of the arms: {arms}{suggestion(arm, known)}")
 
 
 def format_table(found: Sequence[Row], metric: str, versus: str = "") -> str:

@@ -247,7 +247,7 @@ def stored_shapes(network: Network, arrays: int) -> Any:
     if len(multipliers) * blocks > max(arrays, FEW_BLOCKS):
         levels = counted(len(multipliers), "level")
         raise ValueError(
-            f"{levels} of {counted(blocks, 'block')} are not {counted(arrays, 'array')}"
+            f"{levels} of {counted(blocks, 'block')} need more than {counted(arrays, 'array')}"
         )
     if odd := [m for m in multipliers if network.filters * m % network.norm_groups]:
         raise ValueError(

@@ -133,8 +133,8 @@ class Checkpoints:
             return False
         if score is None:
             self.log(
-                f"the best is not kept: these results have no {self.kept.keep_best_metric} "
-                "(config.checkpoint.keep_best_metric)"
+                "the best checkpoint is not kept: these results have no "
+                f"{self.kept.keep_best_metric} (config.checkpoint.keep_best_metric)"
             )
             return False
         self.wait()
@@ -291,7 +291,7 @@ class Checkpoints:
             near = f"; nearest: {', '.join(map(str, steps[:3]))}" if steps else ""
             raise CheckpointError(f"{path} holds no complete checkpoint{near}", fault="R15")
         if problem := damage(path):
-            raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
+            raise CheckpointError(f"checkpoint {path} is damaged: {problem}; name another one")
 
     def set_aside_newer(self, step: int) -> None:
         """Rename the checkpoints after `step`, which are no longer used, to STEP.superseded."""
@@ -344,8 +344,8 @@ def load(path: Path, abstract_state: Any) -> Restored:
         more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
         raise CheckpointError(
             f"checkpoint {path} does not fit this config:\n" + "\n".join(rows[:12] + more) + "\n"
-            "The likely cause is another patch size, number of classes, decoder, dtype or supmim. "
-            "Nothing is cast or cut silently: use the config, and the version, that wrote it",
+            "The likely cause is another patch size, number of classes, decoder, dtype or version "
+            "of supmim. Arrays are never cast or cut: use the config and the version that wrote it",
             fault="R16",
         )
     note = read_note(path)

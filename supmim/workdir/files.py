@@ -26,7 +26,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     try:
         document = read_json(path)
         if not isinstance(document, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}): {advice}") from error
     return document
@@ -131,7 +131,7 @@ def read_notes(workdir: Path, file: str = RESULTS) -> dict[str, Any]:
 def read_origin(workdir: Path) -> dict[str, Any]:
     """Return where the encoder came from, as `init`; empty for a new encoder."""
     origin = workdir / "init.json"
-    advice = "it only tells where the encoder came from; delete it to go on"
+    advice = "it only says where the encoder came from; delete it to go on"
     return {"init": read_object(origin, advice)} if origin.is_file() else {}
 
 

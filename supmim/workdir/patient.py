@@ -29,7 +29,7 @@ class PatientFile:
             self._refused = False
         except OSError as error:
             if not self._refused:
-                self.log(f"{self.path} cannot be written now: {error.strerror}; it is tried again")
+                self.log(f"{self.path} cannot be written now: {error.strerror}; trying again later")
             self._refused = True
 
     def close(self) -> None:

@@ -118,8 +118,8 @@ def with_unlabelled(train: Source, data: options.Data) -> Source:
         rest = Sample(rest, data.limit) if data.limit else rest
     elif rest is None or not len(rest):
         raise DataError(
-            f"config.data.unlabelled={options.REST} is the images whose labels are not used, and "
-            "there are none: set --config.data.labels=N"
+            f"config.data.unlabelled={options.REST} means the images whose labels are not used, "
+            "and there are none: set --config.data.labels=N"
         )
     return joined.Joined(kept, rest)
 

@@ -212,8 +212,9 @@ def prepared(name: str, tfds_dir: str) -> Any:
     formats = {found.value for found in builder.info.available_file_formats()}
     if FORMAT not in formats:
         raise DataError(
-            f"{builder.data_dir} is prepared as {', '.join(sorted(formats))}, which can't be "
-            f"read at random; to prepare it elsewhere: supmim data prepare {name} --tfds-dir=DIR"
+            f"{builder.data_dir} is prepared as {', '.join(sorted(formats))}, which has "
+            "no random access; to prepare it elsewhere as "
+            f"{FORMAT}: supmim data prepare {name} --tfds-dir=DIR"
         )
     return builder
 

@@ -38,7 +38,7 @@ class GivenImages(Source):
         if not isinstance(images, np.ndarray | Sequence):
             raise DataError(f"{name} are a {type(images).__name__}; give a list or a uint8 array")
         if not len(images):
-            raise DataError(f"{name}: none, the list is empty")
+            raise DataError(f"{name}: the list is empty")
         self.images, self.max_pixels = images, max_pixels
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ def record_of(path: str) -> Record:
     """Read a file. Pipes, devices and folders are not opened: reading one may never end."""
     if os.path.isfile(path) or not (os.path.exists(path) or "\0" in path):
         return folders.record(path, 0)
-    return Record(OSError(errno.EINVAL, "it is no file"), 0, path)
+    return Record(OSError(errno.EINVAL, "it is not a file"), 0, path)
 
 
 def find(spec: str, data: options.Data) -> Source:

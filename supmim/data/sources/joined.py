@@ -87,8 +87,8 @@ def split(source: Source, data: options.Data) -> tuple[Source, Source]:
         )
     if count < len(found):
         raise DataError(
-            f"{asked} keeps {counted(count, 'label')} of {counted(len(found), 'class')} of "
-            f"{source.name}; set it to {len(found)} or more"
+            f"{asked} keeps {counted(count, 'label')}, too few for the "
+            f"{counted(len(found), 'class')} of {source.name}; set it to {len(found)} or more"
         )
     kept = stratified(label[allowed], count, data.seed)
     index = allowed[kept]
@@ -148,9 +148,9 @@ def check(source: Joined, batch_size: int) -> None:
     ours, theirs = innermost(source.labelled), innermost(source.unlabelled)
     if len(source.unlabelled) < batch_size:
         raise DataError(
-            f"without labels there are {counted(len(source.unlabelled), 'image')} of "
-            f"{source.unlabelled.name}, fewer than the {batch_size} that a step takes; set "
-            "--config.data.unlabelled_batch"
+            f"{counted(len(source.unlabelled), 'image')} of {source.unlabelled.name} can be used "
+            f"without labels, fewer than the {batch_size} that a step takes; set "
+            f"--config.data.unlabelled_batch={len(source.unlabelled)} or less"
         )
     if isinstance(ours, InMemory) and isinstance(theirs, InMemory):
         channels = [one.image.shape[-1] for one in (ours, theirs)]

@@ -141,7 +141,7 @@ def class_names(path: Path, data: options.Data) -> list[str]:
     names = [name for name in names if name]
     if data.mask_classes not in (0, len(names)):
         raise DataError(
-            f"{path} names {counted(len(names), 'class')}, config.data.mask_classes is "
+            f"{path} names {counted(len(names), 'class')}, but config.data.mask_classes is "
             f"{data.mask_classes}; leave that option out, or correct the file"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):

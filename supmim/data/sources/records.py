@@ -158,7 +158,8 @@ def damaged(path: str, why: object, position: int | None = None) -> DataError:
     where = f"{path}, record {position}" if position is not None else path
     return DataError(
         f"{where}: damaged ({str(why)[:200]}). A record can't be left out, since the order of the "
-        "others would change: restore a good copy of the shard, or convert again",
+        "others would change: restore a good copy of the shard, or convert (a TFDS dataset: "
+        "prepare) the data again",
         fault="I5",
     )
 
@@ -214,7 +215,7 @@ def read_metadata(root: Path) -> Metadata:
                 "bad": tuple(Bad(*bad) for bad in document["bad"]),
             }
             if sum(shard.count for shard in lists["shards"]) != document["count"]:
-                raise ValueError("its count is not that of its shards")
+                raise ValueError("its number of images is not that of its shards")
             return Metadata(**document | lists)
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error!r}); convert again") from error

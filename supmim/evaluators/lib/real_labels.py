@@ -36,8 +36,8 @@ def read(path: Path, source: Source) -> list[list[int]]:
     own = [c in labels for c, labels in zip(label, of_image, strict=True) if labels]
     if own and sum(own) < MIN_AGREEMENT * len(own):
         raise DataError(
-            f"config.eval.real_labels={path} lists the own labels of only {sum(own)} of "
-            f"{counted(len(own), 'image')} of {source.name}. Its classes, or its images, are in "
+            f"config.eval.real_labels={path} includes the label that {source.name} gives for only "
+            f"{sum(own)} of {counted(len(own), 'image')}. Its classes, or its images, are in "
             "another order"
         )
     return of_image
