@@ -193,6 +193,7 @@ def test_an_encoder_begins_with_that_of_a_bucket(in_bucket, on_disk, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme_and_server", ["gs"], indirect=True)
 def test_a_sweep_in_a_bucket(root, tmp_path):
     sweep = tmp_path / "sweep.py"
@@ -713,6 +714,7 @@ def test_a_run_killed_three_times_ends_alike_on_empty_machines(root, tmp_path):
     assert logged[0] == logged[1] and len(logged[0]) >= 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme_and_server", ["gs"], indirect=True)
 def test_two_processes_save_in_a_bucket(root):
     """Each has some of the arrays: Orbax writes them to the bucket itself."""

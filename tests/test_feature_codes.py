@@ -253,6 +253,7 @@ def test_a_run_fits_its_own_codes_and_a_folder_gives_the_same_ones(tmp_path, cap
     )
 
 
+@pytest.mark.slow
 def test_codes_of_a_models_features_are_fitted_and_trained_with(tmp_path, capsys):
     first, out = tmp_path / "first", tmp_path / "codes"
     assert cli.run(["train", *FLAGS, "--config.mim_weight=0", f"--workdir={first}",

@@ -122,8 +122,11 @@ def test_mesh_does_not_change_the_training(shape):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"class_pass.keep": 0.75, "mim.row_share": 0.5, "mim.end_share": 0.5,
-         "mim.soft_target_weight": 1.0, "data.mixup": 0.0},
+        pytest.param(
+            {"class_pass.keep": 0.75, "mim.row_share": 0.5, "mim.end_share": 0.5,
+             "mim.soft_target_weight": 1.0, "data.mixup": 0.0},
+            marks=pytest.mark.slow,
+        ),
         {"data.labels": 100.0, "data.unlabelled": "rest", "data.unlabelled_batch": 24,
          "class_pass.keep": 0.75},
     ],

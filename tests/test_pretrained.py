@@ -271,6 +271,7 @@ def test_a_vit_of_another_kind_is_refused_with_the_flags_that_fit(published):
         pretrained.find(config)
 
 
+@pytest.mark.slow
 def test_a_published_vit_is_evaluated_on_pretend_devices_and_its_programs_are_kept(
     published, tmp_path
 ):

@@ -75,6 +75,7 @@ def test_steps_are_taken_again_and_what_is_not_finite_is_told(ended, capsys):
     assert before == files(path.parent)
 
 
+@pytest.mark.slow
 def test_steps_are_taken_again_from_a_bucket(ended, capsys, monkeypatch):
     with bucket_servers.google(monkeypatch):
         run = paths.path(f"gs://{bucket_servers.BUCKET}/run")

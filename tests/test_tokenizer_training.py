@@ -91,6 +91,7 @@ def largest(tree):
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_parameters_bit_for_bit_and_they_move():
     """Law 1."""
     first, totals = trained(**ALIVE, **ADVERSARY | R1)

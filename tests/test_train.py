@@ -300,10 +300,9 @@ AFTER_IT = (Checkpoints, "save", 10)
 BEFORE_IT = (train, "evaluate", 15)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(
-    "kills", [[IN_IT], pytest.param([IN_IT, AFTER_IT, BEFORE_IT], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kills", [[IN_IT], [IN_IT, AFTER_IT, BEFORE_IT]])
 def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(
     finished, tmp_path, monkeypatch, kills
 ):
@@ -583,7 +582,10 @@ def signalled(calls, number, action):
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("where", "number", "told"),
-    [("add", 15, "SIGTERM: finishing the step and saving"), ("evaluate", 3, "")],
+    [
+        pytest.param("add", 15, "SIGTERM: finishing the step and saving", marks=pytest.mark.slow),
+        ("evaluate", 3, ""),
+    ],
 )
 def test_a_signal_after_the_last_step_leaves_the_evaluation_to_the_next_start(
     tmp_path, finished, monkeypatch, capfd, where, number, told

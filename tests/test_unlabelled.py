@@ -355,6 +355,7 @@ def test_knn_searches_the_images_whose_labels_were_set_aside(tmp_path):
     assert joined.whole(plain) is None
 
 
+@pytest.mark.slow
 def test_a_resumed_run_on_resident_images_is_the_same_bit_for_bit(
     plain, tmp_path, monkeypatch, capsys
 ):
