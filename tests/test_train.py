@@ -300,9 +300,10 @@ AFTER_IT = (Checkpoints, "save", 10)
 BEFORE_IT = (train, "evaluate", 15)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("kills", [[IN_IT], [IN_IT, AFTER_IT, BEFORE_IT]])
+@pytest.mark.parametrize(
+    "kills", [[IN_IT], pytest.param([IN_IT, AFTER_IT, BEFORE_IT], marks=pytest.mark.slow)]
+)
 def test_an_evaluation_that_a_kill_cost_is_made_at_the_next_start(
     finished, tmp_path, monkeypatch, kills
 ):
