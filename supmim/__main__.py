@@ -1,11 +1,14 @@
 """Run the command line: `python -m supmim VERB ...` equals `supmim VERB ...`."""
 
+import gc
+
 from supmim.runtime import start_up
 
 
 def main() -> None:
     """Run the console script `supmim`."""
     start_up.begin()
+    gc.set_threshold(100_000, 20, 100)  # tracing makes many objects, and few that end in circles
     from supmim import cli
 
     try:
