@@ -334,6 +334,28 @@ def test_what_tensorstore_says_of_each_array_of_a_failed_save_is_dropped():
     assert "RuntimeError: another" in done.stderr and "Event loop" not in done.stderr
 
 
+NEVER_AWAITED = """
+from supmim.workdir import checkpoint
+
+class OrbaxLayout:
+    async def write(self):
+        pass
+
+async def another():
+    pass
+
+without_builtins = eval("lambda box: box.clear()", {"__builtins__": {}})  # as in a named tuple
+without_builtins([OrbaxLayout().write()])
+without_builtins([another()])
+"""
+
+
+def test_what_python_says_of_coroutines_of_a_failed_save_is_dropped():
+    """Three lines for each, where a warning cannot be imported; others are shown."""
+    done = subprocess.run([sys.executable, "-c", NEVER_AWAITED], capture_output=True, text=True)
+    assert "coroutine object another" in done.stderr and "OrbaxLayout" not in done.stderr
+
+
 def test_old_checkpoints_stay_until_the_new_one_is_whole(tmp_path, told, monkeypatch):
     checkpoints = Checkpoints(tmp_path, told.append, Checkpoint(keep=1, keep_best=0))
     checkpoints.save(1, state_of(1), {}, NOTE)

@@ -152,7 +152,7 @@ BUDGETS = {
     "tasks": 1140,
     "tokenizers": 1900,
     "updates": 180,
-    "workdir": 1155,
+    "workdir": 1163,
 }
 
 
