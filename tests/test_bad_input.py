@@ -275,7 +275,7 @@ def test_a_folder_trains_with_nothing_else_and_bad_images_are_noted(tmp_path, ca
     assert run(folder, tmp_path / "strict") == 3
     assert "more than the 1 that --config.data.bad_share=0.001 allows" in capsys.readouterr().err
     workdir = tmp_path / "run"
-    more = ["--config.data.bad_share=0.2", "--config.eval.evaluators=knn"]
+    more = ["--config.data.bad_share=0.2", "--config.eval.evaluators=knn", "--config.mim_weight=0"]
     assert run(folder, workdir, *more) == 0
     lines = [json.loads(x) for x in (workdir / "bad_records.jsonl").read_text().splitlines()]
     assert {line["why"] for line in lines} == {"empty file"}

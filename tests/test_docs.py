@@ -106,8 +106,10 @@ RUN = [
     "supmim sweep run --folder=sweeps/mim_gain --engine=commands",
 ]
 
-# Other flags of verbs that run anyway: with -m slow.
+# Other flags of verbs that run anyway, here or in the verb's own test: with -m slow.
 VARIANTS = {
+    "supmim plan --config=digits --topology=cpu:2",
+    "supmim sweep plan --sweep=ratios.py --folder=sweeps/ratios",
     "supmim data convert folder:photos --out=small",
     "supmim evaluate --workdir=runs/digits --evaluators=knn,retrieval",
     "supmim evaluate --workdir=runs/digits --evaluators=knn,retrieval "
@@ -263,18 +265,27 @@ def test_commands_run(place, monkeypatch, capsys, chosen):
     assert drawn == {path.name for path in (ROOT / "docs/pictures").glob("*.png")}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a picture that is shown
-def test_the_notebook_runs_and_was_run(place, monkeypatch):
-    """Its cells are plain Python: they run here without Jupyter, with a smaller network."""
+def cells_of_the_notebook():
+    """Its cells that are code."""
     notebook = json.loads((ROOT / "docs/first_steps.ipynb").read_text())
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_was_run():
+    cells = cells_of_the_notebook()
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     kinds = [output["output_type"] for cell in cells for output in cell["outputs"]]
     assert "error" not in kinds and "display_data" in kinds
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # a picture that is shown
+def test_the_notebook_runs(place, monkeypatch):
+    """Its cells are plain Python: they run here without Jupyter, with a smaller network."""
     monkeypatch.chdir(place)
     names: dict = {}
     with jax.numpy_rank_promotion("allow"):  # as it is for users
-        for cell in cells:
+        for cell in cells_of_the_notebook():
             exec(compile("".join(cell["source"]), "first_steps.ipynb", "exec"), names)
             names.get("overrides", {}).update(TINY)
     assert names["results"]["classification/top1"] >= 0 and names["rows"][-1]["mim_loss"] > 0

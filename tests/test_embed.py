@@ -27,7 +27,8 @@ from tests.pictures import encoded, photo, png_bomb
 
 DATA = tiny_config().data
 HOSTILE = "a\x1b[31m\nb.png"
-CHANGES = {"data.limit": 192, "optimizer.warmup_steps": 1, "eval.evaluators": "knn"}
+CHANGES = {"data.limit": 192, "optimizer.warmup_steps": 1, "encoder.depth": 1,
+           "eval.evaluators": "classification", "checkpoint.keep_best": 0}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_an_installed_wheel_has_the_presets_and_trains_outside_a_clone(installed
         "--config.total_epochs=1",
         "--config.eval.evaluators=classification",
     ]
-    steps += ["--config.optimizer.warmup_steps=1", "--config.tokenizer.codebook_size=4"]
+    steps += ["--config.optimizer.warmup_steps=1", "--config.mim_weight=0"]
     steps += ["--config.encoder.depth=1", "--config.encoder.width=16", "--config.eval_every=0"]
     steps += ["--config.encoder.mlp_dim=16", "--config.decoder.width=16", "--config.data.mixup=0"]
     steps += ["--config.eval.batch_size=99", "--config.checkpoint.keep_best=0"]

@@ -540,6 +540,8 @@ def test_every_option_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(perceptual, "load", lambda path, digest: {})
     monkeypatch.setattr(perceptual, "distance", lambda weights, *two: losses.l2(*two))
     for number, changes in enumerate(arms):
+        if number:  # only options that all tasks share are read to draw
+            monkeypatch.setattr(train, "draw", lambda *_: None)
         two_steps = {"batch_size": 360, "optimizer.warmup_steps": 0, "log_every": 1}
         config = frozen(**two_steps, **changes)
         few = jax.devices()[: config.mesh.fsdp]
