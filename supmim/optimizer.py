@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from supmim import sharding
@@ -130,11 +129,7 @@ def create(
     )
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
-    never = np.iinfo(np.int32).max  # optax lets the update after this many bad ones through
-    watched = spikes.watched(optax.chain(*parts), config.spike_sigmas, config.skip_spikes)
-    return optax.with_extra_args_support(
-        optax.apply_if_finite(watched, max_consecutive_errors=never)
-    )
+    return spikes.watched(optax.chain(*parts), config.spike_sigmas, config.skip_spikes)
 
 
 def evaluated_params(state: Any) -> Any:

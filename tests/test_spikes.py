@@ -45,13 +45,14 @@ def test_a_jump_of_loss_or_gradient_is_counted_and_left_out_if_asked(
 ):
     update, state = settled[skip]
     gradient = {"w": jnp.full(3, factor)}
-    updates, after = update(gradient, state, PARAMS, loss=loss)
-    assert state.spikes == 0 and after.spikes == counted and spikes.count(after) == counted
+    updates, guard = update(gradient, state, PARAMS, loss=loss)
+    before, after = state.inner_state, guard.inner_state
+    assert before.spikes == 0 and after.spikes == counted and spikes.count(guard) == counted
     left_out = bool(skip and counted)
     assert bool(after.left_out) == left_out and bool((updates["w"] == 0).all()) == left_out
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), state.inner_state, after.inner_state)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before.inner_state, after.inner_state)
     assert all(jax.tree.leaves(same)) == left_out
-    _, later = update(usual(0)[1], after, PARAMS, loss=usual(0)[0])
+    later = update(usual(0)[1], guard, PARAMS, loss=usual(0)[0])[1].inner_state
     assert later.spikes == counted and not later.left_out  # the next one is usual again
 
 
@@ -60,8 +61,18 @@ def test_a_loss_that_is_not_finite_is_a_spike_and_does_not_blind_the_watch(settl
     update, state = settled[False]
     _, after = update(usual(0)[1], state, PARAMS, loss=loss)
     _, later = update(usual(1)[1], after, PARAMS, loss=50.0)
-    assert after.spikes == 1 and later.spikes == 2
-    assert np.isfinite(later.recent).all()
+    assert spikes.count(after) == 1 and spikes.count(later) == 2
+    assert np.isfinite(later.inner_state.recent).all()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_gradient_that_is_not_finite_is_no_spike_and_changes_nothing(settled, skip):
+    update, before = settled[skip]
+    gradient = {"w": jnp.asarray([1.0, jnp.nan, 1.0])}
+    updates, after = update(gradient, before, PARAMS, loss=jnp.nan)
+    assert after.notfinite_count == 1 and after.total_notfinite == 1
+    assert not updates["w"].any() and not after.inner_state.left_out
+    jax.tree.map(np.testing.assert_array_equal, after.inner_state, before.inner_state)
 
 
 def test_the_first_steps_are_no_spikes():
@@ -69,7 +80,7 @@ def test_the_first_steps_are_no_spikes():
     state = tx.init(PARAMS)
     for loss in (1.0, 1.0, 100.0):
         _, state = tx.update(PARAMS, state, PARAMS, loss=loss)
-    assert state.spikes == 0
+    assert spikes.count(state) == 0
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -502,10 +502,7 @@ def test_the_states_of_adamw_are_where_optax_has_them():
     config = tiny_config().optimizer
     params = {"w": {"kernel": jnp.ones(3)}}
     adamw = optax.adamw(lambda _: 1.0, mask=optimizer.decay_mask)
-    optax_own = optax.apply_if_finite(
-        spikes.watched(optax.chain(optax.clip_by_global_norm(1.0), adamw), 6.0, False),
-        max_consecutive_errors=1,
-    )
+    optax_own = spikes.watched(optax.chain(optax.clip_by_global_norm(1.0), adamw), 6.0, False)
     ours = optimizer.create(config, lambda _: 1.0).init(params)
     assert jax.tree.structure(ours) == jax.tree.structure(optax_own.init(params))
 

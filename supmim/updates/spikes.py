@@ -4,12 +4,14 @@ They are counted and, if requested, their updates are skipped. The rule is that 
 SkipStepOptimizer: more than `sigmas` standard deviations above the mean of the last steps.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+NEVER = np.iinfo(np.int32).max  # optax lets the update after this many bad ones through
 WINDOW = 128  # steps that define what is usual, as in OLMo-core; the first 128 are no spikes
 
 
@@ -31,35 +33,47 @@ def watched(
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that counts spikes; its `update` takes the loss, if there is one.
 
-    skip: whether a spike leaves the inner state and all parameters unchanged.
+    A gradient that is not finite is left to optax.apply_if_finite, which changes nothing, and is no
+    spike. skip: whether a spike leaves the inner state and all parameters unchanged.
     """
-    inner = optax.with_extra_args_support(inner)
+    guarded = optax.apply_if_finite(inner, max_consecutive_errors=NEVER)
 
     def init(params):
         none, count = jnp.array(False), jnp.zeros((), jnp.int32)
-        return Watched(jnp.zeros((2, WINDOW)), count, count, none, inner.init(params))
+        state = cast(optax.ApplyIfFiniteState, guarded.init(params))
+        watched = Watched(jnp.zeros((2, WINDOW)), count, count, none, state.inner_state)
+        return state._replace(inner_state=watched)
 
-    def update(updates, state, params=None, *, loss: Any = 0.0, **extra):
+    def update(updates, state: Any, params=None, *, loss: Any = 0.0, **extra):
+        # Inside of the guard, XLA would copy the whole state of the optimizer on GPUs.
+        before = state.inner_state
+        guard: Any = state._replace(inner_state=before.inner_state)
+        sound = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates)]).all()
         now = jnp.stack([jnp.asarray(loss, jnp.float32), optax.tree.norm(updates)])
-        usual, deviation = state.recent.mean(axis=1), state.recent.std(axis=1)
+        usual, deviation = before.recent.mean(axis=1), before.recent.std(axis=1)
         finite = jnp.isfinite(now)  # a loss may be infinite though its gradient is finite
-        is_spike = (state.seen >= WINDOW) & (~finite | (now > usual + sigmas * deviation)).any()
+        far = (~finite | (now > usual + sigmas * deviation)).any()
+        is_spike = sound & (before.seen >= WINDOW) & far
         left_out = is_spike & skip
 
         def take():
-            return inner.update(updates, state.inner_state, params, **extra)
+            return guarded.update(updates, guard, params, **extra)
 
         def leave():
-            return optax.tree.zeros_like(updates), state.inner_state
+            finite_gradient = {"notfinite_count": jnp.int32(0), "last_finite": jnp.array(True)}
+            return optax.tree.zeros_like(updates), guard._replace(**finite_gradient)
 
-        updates, inner_state = jax.lax.cond(left_out, leave, take) if skip else take()
-        return updates, Watched(
-            recent=state.recent.at[:, state.seen % WINDOW].set(jnp.where(finite, now, usual)),
-            seen=state.seen + 1,
-            spikes=state.spikes + is_spike,
+        updates, guard = jax.lax.cond(left_out, leave, take) if skip else take()
+        place = before.seen % WINDOW
+        noted = jnp.where(sound, jnp.where(finite, now, usual), before.recent[:, place])
+        watched = Watched(
+            recent=before.recent.at[:, place].set(noted),
+            seen=before.seen + sound,
+            spikes=before.spikes + is_spike,
             left_out=left_out,
-            inner_state=inner_state,
+            inner_state=guard.inner_state,
         )
+        return updates, guard._replace(inner_state=watched)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
