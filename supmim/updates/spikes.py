@@ -33,8 +33,9 @@ def watched(
 ) -> optax.GradientTransformationExtraArgs:
     """Return a transformation that counts spikes; its `update` takes the loss, if there is one.
 
-    A gradient that is not finite is left to optax.apply_if_finite, which changes nothing, and is no
-    spike. skip: whether a spike leaves the inner state and all parameters unchanged.
+    Its state is that of optax.apply_if_finite, whose inner state is Watched. A gradient that is not
+    finite changes neither and is no spike: optax counts it. skip: whether a spike leaves the inner
+    state and all parameters unchanged.
     """
     guarded = optax.apply_if_finite(inner, max_consecutive_errors=NEVER)
 

@@ -19,7 +19,7 @@ def silence() -> None:
 
 
 def _hook(unraisable: Any, before: Callable[[Any], None] = sys.unraisablehook) -> None:
-    """Drop what is said for each array when Orbax's loop is closed, and of its coroutines.
+    """Drop the errors of a closed event loop, one for each array, and of Orbax's coroutines.
 
     Python cannot warn of a coroutine that was never awaited if it is collected inside the
     constructor of a named tuple, which has no builtins: it reports a KeyError instead.
