@@ -1,6 +1,8 @@
 """The command line: help, usage errors with exit code 2, nothing heavy imported for them."""
 
 import errno
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -297,8 +299,9 @@ def test_help_of_evaluate_names_every_evaluator_and_the_options_that_it_reads(ca
     assert tasks.EVALUATORS.keys() == tasks.RESULTS.keys()
     for name, (meaning, own) in tasks.EVALUATORS.items():
         assert f"  {name} " in told and meaning.split("; ")[0][:40] in " ".join(told.split())
-        module = (Path(cli.__file__).parent / "evaluators" / f"{name}.py").read_text()
-        read = {path for path in config_lib.OPTIONS if f"config.{path}" in module}
+        classes = importlib.import_module(f"supmim.evaluators.{name}").Evaluator.__mro__[:-1]
+        text = "".join(Path(inspect.getfile(one)).read_text() for one in classes)
+        read = {path for path in config_lib.OPTIONS if f"config.{path}" in text}
         read = {path for path in read if path.startswith("eval.")} - {"eval.evaluators"}
         assert read == set(own) - {"eval.landmarks"}, name
         assert all(config_lib.OPTIONS[path].in_evaluation for path in own)

@@ -689,12 +689,14 @@ def preset(tmp_path):
 
 def test_a_run_trains_scores_draws_and_scores_again_what_it_missed(tmp_path, preset, capsys):
     workdir = tmp_path / "run"
-    args = [*preset, f"--workdir={workdir}", "--config.data.limit=16"]
+    few = ["--config.data.limit=16", "--config.eval.evaluators=all"]
+    args = [*preset, f"--workdir={workdir}", *few]
     assert cli.run(["train", *args]) == 0
     results = json.loads((workdir / "results.json").read_text())
-    assert {"segmentation/miou", "segmentation/pixel_accuracy", "segmentation/iou/background",
+    assert {"segmentation/miou", "patch_knn/miou", "segmentation/iou/background",
             "floor/segmentation_miou"} <= results.keys()  # fmt: skip
-    assert "segmentation.png" in (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert "segmentation.png" in page and "patch_knn.png" in page
     assert "iou/background" not in capsys.readouterr().out
     (workdir / "results.json").unlink()
     assert cli.run(["train", f"--workdir={workdir}"]) == 0

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -573,7 +574,7 @@ def _list_problems(config: Config) -> Iterator[str]:
     # An unknown name may stand for any evaluator of the task.
     names = [*config.evaluator_names, *(config.facts.evaluators if unknown else ())]
     metric, known = config.checkpoint.keep_best_metric, rankings(config, names)
-    of_class = metric.startswith("segmentation/iou/") and "segmentation/iou/NAME" in known
+    of_class = re.sub("/iou/.*", "/iou/NAME", metric) in known
     if config.checkpoint.keep_best and metric not in known and not of_class:
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {close[0]}? It takes" if close else "it takes"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 ALL = "all"  # every evaluator of the task
 SETTINGS = ("easy", "medium", "hard")  # of the revisited Oxford and Paris
 USE_CLASSIFIER = ("classification", "corruptions")  # evaluators that need a trained one
+OF_PIXELS = ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME")
 # The results of each evaluator for which higher is better. NAME stands for a class. Some results
 # need something that the data may lack.
 RESULTS = {
@@ -30,7 +31,8 @@ RESULTS = {
     "maps": (),
     "reconstruction": ("token_accuracy", "pixels_explained"),
     "tokenizer": ("psnr", "ssim", "code_usage", "code_perplexity", "class_information"),
-    "segmentation": ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME"),
+    "segmentation": OF_PIXELS,
+    "patch_knn": OF_PIXELS,
 }
 
 # What each evaluator measures, and the options that only it, or it and few others, read.
@@ -68,6 +70,10 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("eval.pictures",),
     ),
     "segmentation": ("segmentation: IoU of each class, with pictures", ("eval.pictures",)),
+    "patch_knn": (
+        "segmentation: the same, by the nearest patches instead of the head",
+        ("eval.pictures", "eval.similarity_mib"),
+    ),
 }
 
 
@@ -116,7 +122,7 @@ FACTS = {
         has_labels=False,
     ),
     "segmentation": Facts(
-        evaluators=("segmentation",),
+        evaluators=("segmentation", "patch_knn"),
         progress=(("pixel_loss", "loss", ".3f"), ("pixel_accuracy", "pixels", ".0%")),
         has_masks=True,
     ),

@@ -40,25 +40,27 @@ def pixel_confusion(truth: np.ndarray, answer: np.ndarray, num_classes: int) -> 
     return classification.confusion_matrix(answer[counted], label, num_classes)
 
 
-def summarize_confusion(confusion: np.ndarray, class_names: tuple[str, ...]) -> dict[str, float]:
+def summarize_confusion(
+    confusion: np.ndarray, class_names: tuple[str, ...], name: str = "segmentation"
+) -> dict[str, float]:
     """Return the results from the counts of all pixels; floors predict the most frequent class.
 
-    The IoU of a class is right / (truth or answer).
+    The IoU of a class is right / (truth or answer). name: what the results are called, NAME/miou.
     """
     right, truth = np.diag(confusion), confusion.sum(axis=1)
     either = confusion.sum(axis=0) + truth - right
     iou = np.where(either > 0, right / np.maximum(either, 1), np.nan)
     there = truth > 0
     most = float(truth.max() / truth.sum())
-    each = {name: float(v) for name, v in zip(class_names, iou, strict=True) if np.isfinite(v)}
+    each = {of: float(v) for of, v in zip(class_names, iou, strict=True) if np.isfinite(v)}
     return {
-        "segmentation/miou": float(np.nanmean(iou)),
-        "segmentation/pixel_accuracy": float(np.trace(confusion) / confusion.sum()),
-        "segmentation/mean_accuracy": float((right[there] / truth[there]).mean()),
-        "segmentation/classes_in_masks": float(there.sum()),
+        f"{name}/miou": float(np.nanmean(iou)),
+        f"{name}/pixel_accuracy": float(np.trace(confusion) / confusion.sum()),
+        f"{name}/mean_accuracy": float((right[there] / truth[there]).mean()),
+        f"{name}/classes_in_masks": float(there.sum()),
         "floor/segmentation_miou": most / float(there.sum()),
         "floor/segmentation_pixel_accuracy": most,
-        **{f"segmentation/iou/{name}": value for name, value in each.items()},
+        **{f"{name}/iou/{of}": value for of, value in each.items()},
     }
 
 
@@ -79,6 +81,8 @@ class Evaluator:
 
     classes_in_masks counts the classes that the masks have; floors: see `summarize_confusion`.
     """
+
+    name = "segmentation"
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.images = predictions, predictions.sources["eval"]
@@ -103,7 +107,7 @@ class Evaluator:
         shown = set(evenly(len(own), self.pictures).tolist())
         num_classes, self._drawn, bad = len(self.class_names), [], []
         confusion = np.zeros((num_classes, num_classes), np.int64)
-        for place, image in enumerate(self.predict_windows(params, self.read(own, bad))):
+        for place, image in enumerate(self.predict_windows(params, self.read("eval", own, bad))):
             answer = image.answer()
             confusion += pixel_confusion(image.truth, answer, num_classes)
             if place in shown:
@@ -117,7 +121,7 @@ class Evaluator:
                 f"{self.images.name}: no pixel of its masks counts, because all have "
                 f"config.data.ignore_label={self.images.ignore_label}"
             )
-        return summarize_confusion(confusion, self.class_names)
+        return summarize_confusion(confusion, self.class_names, self.name)
 
     def one_per_group(self, reports: list[list]) -> list[list]:
         """Return the report (counts, unreadable images) of one process of each group.
@@ -126,22 +130,17 @@ class Evaluator:
         DataError if processes of a group could not read the same images.
         """
         for group in self.groups:
-            first = reports[group.processes[0]]
-            if any(reports[process][1] != first[1] for process in group.processes):
-                raise DataError(
-                    f"{self.images.name}: not every process could read the same images, so the "
-                    "windows of some are wrong. Bring the same files to every host, then evaluate "
-                    "again"
-                )
+            require_same(self.images.name, [reports[process][1] for process in group.processes])
         return [reports[group.processes[0]] for group in self.groups]
 
-    def read(self, index: Iterable[int], bad: list[Bad]) -> Iterator[Image]:
-        """Yield the readable images of an index in order, decoded ahead; add others to `bad`."""
+    def read(self, split: str, index: Iterable[int], bad: list[Bad]) -> Iterator[Image]:
+        """Yield the readable images of a source in order, decoded ahead; add others to `bad`."""
+        images = self.predictions.sources[split]
         with concurrent.futures.ThreadPoolExecutor(READERS) as executor:
-            for found in map_ahead(executor, self.images.whole, index):
+            for found in map_ahead(executor, images.whole, index):
                 if isinstance(found, Bad):
                     bad.append(found)
-                    self.predictions.readers["eval"].note([found])
+                    self.predictions.readers[split].note([found])
                     continue
                 pixels, truth = found
                 height, width = pixels.shape[:2]
@@ -172,14 +171,18 @@ class Evaluator:
 
     def logits(self, params: Any, batch: np.ndarray) -> np.ndarray:
         """Return the logits [rows, G, G, C] of this group's rows of a batch of windows."""
+        image = self.placed(batch)
+        return jax.device_get(self._predict(params, {"image": image})["logits"])[self.rows]
+
+    def placed(self, batch: np.ndarray) -> jax.Array:
+        """Return the whole batch of which every group has its rows, on the devices."""
         size = self.predictions.batch_size
 
         def rows_of(index):
             return batch[np.searchsorted(self.rows, np.arange(size)[index[0]])]
 
         where = sharding.batch_sharding(self.predictions.mesh)
-        image = jax.make_array_from_callback((size, *batch.shape[1:]), where, rows_of)
-        return jax.device_get(self._predict(params, {"image": image})["logits"])[self.rows]
+        return jax.make_array_from_callback((size, *batch.shape[1:]), where, rows_of)
 
     def check_finite(self, logits: np.ndarray) -> None:
         """Raise NumericsError unless all are finite: the argmax of NaN would be class 0."""
@@ -205,7 +208,16 @@ class Evaluator:
         }
 
     def draw(self, folder: Path) -> None:
-        segmentation.draw(folder / "segmentation.png", self._drawn, self.class_names)
+        segmentation.draw(folder / f"{self.name}.png", self._drawn, self.class_names)
+
+
+def require_same(source: str, unreadable: list) -> None:
+    """Raise DataError unless several processes could read the same images of a source."""
+    if any(missing != unreadable[0] for missing in unreadable):
+        raise DataError(
+            f"{source}: not every process could read the same images, so the windows of some are "
+            "wrong. Bring the same files to every host, then evaluate again"
+        )
 
 
 def map_ahead(

@@ -94,6 +94,10 @@ class Segmenter(nn.Module):
         encoded = self.encoder(image, train=train and not fixed, taps=blocks)
         return self.segmentation(encoded, train)
 
+    def encode(self, image: jax.Array) -> Encoded:
+        """Return what the encoder makes of [B, S, S, C], without the head."""
+        return self.encoder(image)
+
 
 def to_grid(tokens: jax.Array) -> jax.Array:
     """Reshape [B, N, D] to [B, G, G, D]."""

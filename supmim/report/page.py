@@ -25,6 +25,7 @@ HEADLINES = {  # result -> what it says, and the floors that it must beat
     "classification/top1": ("top-1 accuracy", ("floor/top1",)),
     "segmentation/miou": ("mean IoU", ("floor/segmentation_miou",)),
     "segmentation/pixel_accuracy": ("pixel accuracy", ("floor/segmentation_pixel_accuracy",)),
+    "patch_knn/miou": ("mean IoU by nearest patches", ("floor/segmentation_miou",)),
     "tokenizer/psnr": ("PSNR of the reconstructions", ("floor/patch_vq_psnr",)),
     "tokenizer/ssim": ("SSIM of the reconstructions", ("floor/patch_vq_ssim",)),
     "tokenizer/code_usage": ("codes in use", ()),
@@ -79,6 +80,11 @@ CAPTIONS = {  # pictures in their order: title and explanation
         "Segmentation",
         "Evaluation images, the classes of their pixels, and the classes that the "
         "model predicts. Pixels that do not count are white.",
+    ),
+    "patch_knn.png": (
+        "Segmentation by nearest patches",
+        "Evaluation images, the classes of their pixels, and the classes of the training patches "
+        "whose tokens are nearest. Pixels that do not count are white.",
     ),
     "neighbours.png": (
         "Nearest neighbours",

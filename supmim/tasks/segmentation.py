@@ -86,6 +86,13 @@ class Segmentation(Task):
         logits: Any = self.model.apply({"params": params}, image)
         return {"logits": logits}
 
+    def patch_tokens(self, params: Any, batch: Raw) -> jax.Array:
+        """See Task."""
+        image = views.to_input(views.to_float(batch["image"]))
+        encode = networks.Segmenter.encode
+        encoded: Any = self.model.apply({"params": params}, image, method=encode)
+        return encoded.latent
+
 
 def upsampled(logits: jax.Array, side: int) -> jax.Array:
     """Resize logits [B, G, G, C] to [B, side, side, C], bilinear."""
