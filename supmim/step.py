@@ -57,20 +57,24 @@ def train_steps(
     counts, and results depend neither on it nor on S.
     """
 
-    def at(number: jax.Array, state: State) -> tuple[State, metrics.Metrics]:
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
+    def at(
+        number: jax.Array, state: State, batches: Raw, rng: jax.Array
+    ) -> tuple[State, metrics.Metrics]:
         batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, 0, False), batches)
         prepared = jax.tree.map(sharding.constrain_batch, task.prepare(batch))
         return train_step(state, prepared, rng, task=task, tx=tx, parts=parts)
 
     def add(number: jax.Array, carry: tuple[State, metrics.Metrics]) -> Any:
         state, each = carry
-        state, totals = at(number, state)
+        state, totals = at(number, state, batches, rng)
         return state, jax.tree.map(lambda all, one: all.at[number].set(one), each, totals)
 
-    _, shapes = jax.eval_shape(at, count, state)
+    first = jnp.zeros_like(count)  # of the type that the loop's number has, so of the same trace
+    _, shapes = jax.eval_shape(at, first, state, batches, rng)
     slots = len(batches["index"])
     empty = jax.tree.map(lambda one: jnp.zeros((slots, *one.shape), one.dtype), shapes)
-    return jax.lax.fori_loop(0, count, add, (state, empty))
+    return jax.lax.fori_loop(first, count, add, (state, empty))
 
 
 def train_step(

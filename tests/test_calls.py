@@ -11,7 +11,9 @@ from supmim import sharding, train
 from supmim.data import calls, images, pipeline, resident
 from supmim.data.calls import Groups
 from supmim.errors import ConfigError, Interrupted
+from supmim.planning import program
 from supmim.runtime.preemption import StopSignal
+from supmim.tasks.supmim import SupMIM
 from tests.conftest import digits, plain_readers, tiny_config
 
 pytestmark = pytest.mark.usefixtures("all_undrawn")
@@ -47,7 +49,7 @@ def plain(tmp_path_factory):
         pytest.param(
             {"steps_per_call": 15, "data.resident": "on", "log_every": 15}, marks=pytest.mark.slow
         ),
-        {},  # as long as half a second, from the devices
+        pytest.param({}, marks=pytest.mark.slow),  # as long as half a second, from the devices
     ],
     ids=["four, read", "all, resident", "timed, resident"],
 )
@@ -149,3 +151,16 @@ def test_why_images_cannot_lie_on_the_devices_is_said(monkeypatch):
         ConfigError, match="the run has several processes; set --config.data.resident"
     ):
         asked()
+
+
+def test_a_step_is_traced_once(monkeypatch):
+    """For the shapes of its metrics and for the loop; twice took a third more of tracing."""
+    config, traced = tiny_config(**QUICK), []
+    prepare = SupMIM.prepare
+    monkeypatch.setattr(
+        SupMIM, "prepare", lambda task, batch: traced.append(task) or prepare(task, batch)
+    )
+    with jax.set_mesh(MESH):
+        planned = program.build(config, MESH)
+        planned.train_steps.trace(*planned.arguments)
+    assert len(traced) == 1
