@@ -112,12 +112,18 @@ def test_two_processes_write_the_target_ids_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_share_rows_of_a_batch_count_every_pixel_once(tmp_path):
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_processes_count_every_pixel_once_whether_they_share_rows_of_a_batch(tmp_path, tensor):
     runs = []
     for name, count in (("one", 1), ("two", 2)):
         (tmp_path / name).mkdir()
         config = test_segmentation.small_config(
-            **{"mesh.tensor": 2, "data.limit": 21, "optimizer.warmup_steps": 0}
+            **{
+                "mesh.tensor": tensor,
+                "data.limit": 21,
+                "optimizer.warmup_steps": 0,
+                "eval.evaluators": "all",
+            }
         )
         (tmp_path / name / "config.json").write_text(config_lib.to_json(config))
         command = ["supmim", "train", f"--workdir={tmp_path / name}"]

@@ -140,7 +140,7 @@ BUDGETS = {
     "commands": 3140,
     "config": 2396,
     "data": 5180,
-    "evaluators": 2365,
+    "evaluators": 2405,
     "interop": 1815,
     "models": 656,
     "planning": 1060,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 ALL = "all"  # every evaluator of the task
 SETTINGS = ("easy", "medium", "hard")  # of the revisited Oxford and Paris
 USE_CLASSIFIER = ("classification", "corruptions")  # evaluators that need a trained one
-OF_PIXELS = ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME")
+SEGMENTATION_RESULTS = ("miou", "pixel_accuracy", "mean_accuracy", "iou/NAME")
 # The results of each evaluator for which higher is better. NAME stands for a class. Some results
 # need something that the data may lack.
 RESULTS = {
@@ -31,8 +31,8 @@ RESULTS = {
     "maps": (),
     "reconstruction": ("token_accuracy", "pixels_explained"),
     "tokenizer": ("psnr", "ssim", "code_usage", "code_perplexity", "class_information"),
-    "segmentation": OF_PIXELS,
-    "patch_knn": OF_PIXELS,
+    "segmentation": SEGMENTATION_RESULTS,
+    "patch_knn": SEGMENTATION_RESULTS,
 }
 
 # What each evaluator measures, and the options that only it, or it and few others, read.
@@ -71,7 +71,7 @@ EVALUATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "segmentation": ("segmentation: IoU of each class, with pictures", ("eval.pictures",)),
     "patch_knn": (
-        "segmentation: the same, by the nearest patches instead of the head",
+        "segmentation: IoU by the nearest training patches, without the head",
         ("eval.pictures", "eval.similarity_mib"),
     ),
 }

@@ -169,7 +169,7 @@ class Images:
             pixels, _ = self.pixels_and_box(record, 0, index)
             return pixels, self.label_map(record, pixels)
         except decode.BadImage as error:
-            return Bad(index, record.name, str(error))
+            return Bad(int(index), record.name, str(error))
 
 
 def source_digest(source: Source) -> dict[str, Any]:

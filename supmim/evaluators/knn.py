@@ -28,7 +28,7 @@ RANDOM_ENCODER = 2**31 - 1  # folded into the run's seed: a key that nothing els
 
 def vote(similarity: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
     """Return DINO's class of each query, exp(cosine / T) summed per class: [Q, k] twice -> [Q]."""
-    weight = np.exp((similarity - similarity.max(axis=1, keepdims=True)) / TEMPERATURE)
+    weight = ranking.weights(similarity, TEMPERATURE)
     scores = np.zeros((len(label), num_classes))
     np.add.at(scores, (np.arange(len(label))[:, None], label), weight)
     return scores.argmax(axis=1)

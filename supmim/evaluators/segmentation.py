@@ -10,7 +10,7 @@ import collections
 import concurrent.futures
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from supmim import sharding
 from supmim.config import Config
 from supmim.data import crop, masks
-from supmim.data.images import Bad
+from supmim.data.images import Bad, Images
 from supmim.data.sources.base import evenly
 from supmim.errors import DataError, NumericsError, counted
 from supmim.evaluators import classification
@@ -65,15 +65,15 @@ def summarize_confusion(
 
 
 class Image:
-    """An evaluation image, its windows, and their logits as far as they are predicted."""
+    """An image, its windows, and the scores of their classes as far as they are predicted."""
 
     def __init__(self, pixels: np.ndarray, truth: np.ndarray, grid: windows.Grid) -> None:
         self.pixels, self.truth, self.grid = pixels, truth, grid
-        self.logits: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []  # of each window [G, G, C]
 
     def answer(self) -> np.ndarray:
         """Return the predicted classes [H, W], at the size of the mask."""
-        return windows.classes(self.grid, np.stack(self.logits), *self.truth.shape)
+        return windows.classes(self.grid, np.stack(self.scores), *self.truth.shape)
 
 
 class Evaluator:
@@ -82,7 +82,7 @@ class Evaluator:
     classes_in_masks counts the classes that the masks have; floors: see `summarize_confusion`.
     """
 
-    name = "segmentation"
+    name, scored = "segmentation", "the logits"
 
     def __init__(self, predictions: Predictions, config: Config) -> None:
         self.predictions, self.images = predictions, predictions.sources["eval"]
@@ -114,13 +114,11 @@ class Evaluator:
                 self._drawn.append((image.pixels, image.truth, answer))
         texts = hosts.gather(json.dumps([confusion.tolist(), [image.index for image in bad]]))
         reports = self.one_per_group([json.loads(text) for text in texts])
-        self.predictions.record_missing("eval", sum(len(missing) for _, missing in reports))
+        missing = sum(len(unreadable) for _, unreadable in reports)
+        self.predictions.record_missing("eval", missing)
         confusion = np.sum([counts for counts, _ in reports], axis=0)
-        if not confusion.sum():
-            raise DataError(
-                f"{self.images.name}: no pixel of its masks counts, because all have "
-                f"config.data.ignore_label={self.images.ignore_label}"
-            )
+        missing = sum(len(unreadable) for _, unreadable in reports)
+        check_counted(self.images, len(self.images) - missing, confusion.sum())
         return summarize_confusion(confusion, self.class_names, self.name)
 
     def one_per_group(self, reports: list[list]) -> list[list]:
@@ -130,7 +128,8 @@ class Evaluator:
         DataError if processes of a group could not read the same images.
         """
         for group in self.groups:
-            require_same(self.images.name, [reports[process][1] for process in group.processes])
+            unreadable = [reports[process][1] for process in group.processes]
+            check_same_unreadable(self.images.name, unreadable)
         return [reports[group.processes[0]] for group in self.groups]
 
     def read(self, split: str, index: Iterable[int], bad: list[Bad]) -> Iterator[Image]:
@@ -149,7 +148,7 @@ class Evaluator:
                 yield Image(pixels, truth, windows.grid(*size, self.side, self.stride))
 
     def predict_windows(self, params: Any, images: Iterator[Image]) -> Iterator[Image]:
-        """Yield the images in order, with the logits of all their windows.
+        """Yield the images in order, with the scores of all their windows.
 
         Hosts that hold the same rows of a batch see the same windows. All run as many batches, of
         one shape, as the hosts with the most windows.
@@ -162,14 +161,14 @@ class Evaluator:
             batch = np.zeros((len(self.rows), self.side, self.side, self.channels), np.uint8)
             for row, (_, window) in enumerate(some):
                 batch[row] = window
-            logits = self.logits(params, batch)
-            self.check_finite(logits[: len(some)])
-            for (image, _), own in zip(some, logits, strict=False):
-                image.logits.append(own)
-                if len(image.logits) == len(image.grid.rows) * len(image.grid.columns):
+            scores = self.scores(params, batch)
+            self.check_finite(scores[: len(some)])
+            for (image, _), own in zip(some, scores, strict=False):
+                image.scores.append(own)
+                if len(image.scores) == len(image.grid.rows) * len(image.grid.columns):
                     yield image
 
-    def logits(self, params: Any, batch: np.ndarray) -> np.ndarray:
+    def scores(self, params: Any, batch: np.ndarray) -> np.ndarray:
         """Return the logits [rows, G, G, C] of this group's rows of a batch of windows."""
         image = self.placed(batch)
         return jax.device_get(self._predict(params, {"image": image})["logits"])[self.rows]
@@ -184,12 +183,12 @@ class Evaluator:
         where = sharding.batch_sharding(self.predictions.mesh)
         return jax.make_array_from_callback((size, *batch.shape[1:]), where, rows_of)
 
-    def check_finite(self, logits: np.ndarray) -> None:
+    def check_finite(self, scores: np.ndarray) -> None:
         """Raise NumericsError unless all are finite: the argmax of NaN would be class 0."""
-        bad = int((~np.isfinite(logits)).any(axis=(1, 2, 3)).sum())
+        bad = int((~np.isfinite(scores)).any(axis=(1, 2, 3)).sum())
         if bad:
             raise NumericsError(
-                f"{self.images.name}: the logits of {bad} of {counted(len(logits), 'window')} "
+                f"{self.images.name}: {self.scored} of {bad} of {counted(len(scores), 'window')} "
                 "are not finite, so their pixels have no class. Look at the losses in "
                 "metrics.jsonl, and evaluate an earlier checkpoint with --step=N"
             )
@@ -211,12 +210,25 @@ class Evaluator:
         segmentation.draw(folder / f"{self.name}.png", self._drawn, self.class_names)
 
 
-def require_same(source: str, unreadable: list) -> None:
-    """Raise DataError unless several processes could read the same images of a source."""
-    if any(missing != unreadable[0] for missing in unreadable):
+def check_same_unreadable(source: str, unreadable: Sequence[Any]) -> None:
+    """Raise DataError unless the same images of a source are unreadable to all processes."""
+    if any(own != unreadable[0] for own in unreadable):
         raise DataError(
-            f"{source}: not every process could read the same images, so the windows of some are "
-            "wrong. Bring the same files to every host, then evaluate again"
+            f"{source}: not every process could read the same images, so their results would "
+            "differ. Bring the same files to every host, then evaluate again"
+        )
+
+
+def check_counted(images: Images, readable: int, counted_pixels: int) -> None:
+    """Raise DataError if no image of a source can be read, or no pixel of its masks counts."""
+    if not readable:
+        raise DataError(
+            f"{images.name}: none of {counted(len(images), 'image')} with its mask can be read"
+        )
+    if not counted_pixels:
+        raise DataError(
+            f"{images.name}: no pixel of its masks counts, because all have "
+            f"config.data.ignore_label={images.ignore_label}"
         )
 
 

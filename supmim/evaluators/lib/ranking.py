@@ -20,8 +20,8 @@ GROUP = 64  # similarities of a row that are kept or dropped together, by their 
 GROUPED_PART = 8  # a row is searched by groups if at most 1 / 8 of it can be kept
 
 
-def norms(embedding: np.ndarray, name: str) -> np.ndarray:
-    """Return lengths [n] of rows [n, D].
+def norms(embedding: np.ndarray, name: str, noun: str = "image") -> np.ndarray:
+    """Return lengths [n] of rows [n, D], one for each image or whatever `noun` says.
 
     NumericsError if one is zero or not finite, or if all rows are equal.
     """
@@ -30,19 +30,24 @@ def norms(embedding: np.ndarray, name: str) -> np.ndarray:
     if len(bad):
         raise NumericsError(
             f"embeddings of {name} cannot be compared: {len(bad)} are zero or not finite; the "
-            f"first is image {bad[0]}. Look at the losses in metrics.jsonl"
+            f"first is {noun} {bad[0]}. Look at the losses in metrics.jsonl"
         )
     if len(embedding) > 1 and (embedding == embedding[0]).all():
         raise NumericsError(
-            f"all embeddings of {name} are equal, so that they do not distinguish images. Look at "
+            f"all embeddings of {name} are equal, so that they do not distinguish {noun}s. Look at "
             "the losses in metrics.jsonl"
         )
     return np.sqrt(squared)
 
 
-def unit(embedding: np.ndarray, name: str) -> np.ndarray:
+def weights(similarity: np.ndarray, temperature: float) -> np.ndarray:
+    """Return exp(cosine / temperature) of neighbours [Q, k], relative to that of the nearest."""
+    return np.exp((similarity - similarity.max(axis=1, keepdims=True)) / temperature)
+
+
+def unit(embedding: np.ndarray, name: str, noun: str = "image") -> np.ndarray:
     """Return unit rows [n, D], float32. NumericsError as for `norms`."""
-    length = norms(embedding, name)[:, None].astype(embedding.dtype)
+    length = norms(embedding, name, noun)[:, None].astype(embedding.dtype)
     return (embedding / length).astype(np.float32)
 
 
