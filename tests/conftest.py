@@ -130,7 +130,7 @@ def tiny_preset(**changes):
     config.total_epochs = 1
     config.log_every = 5
     config.data.update(image_size=8, channels=1, shift=1.0, rotate=10.0)
-    config.encoder.update(patch_size=2, width=16, depth=2, num_heads=2, mlp_dim=32)
+    config.encoder.update(patch_size=2, width=16, depth=1, num_heads=2, mlp_dim=32)
     config.classifier.num_classes = 10
     config.decoder.update(width=16, depth=1, num_heads=2, mlp_dim=32)
     config.tokenizer.update(patch_size=2, codebook_size=16, fit_images=64, fit_steps=3)

@@ -6,11 +6,12 @@ import zlib
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 
 def photo(height=48, width=64):
     """uint8 [height, width, 3]: a part of scikit-learn's bundled photograph."""
+    from sklearn.datasets import load_sample_image  # a second, which reader processes save
+
     whole = Image.fromarray(load_sample_image("china.jpg"))
     return np.asarray(whole.resize((width, height), Image.Resampling.BOX))
 

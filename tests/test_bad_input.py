@@ -19,39 +19,16 @@ from supmim import config as config_lib
 from supmim.data import images, pipeline, stream
 from supmim.data.bad_records import BadRecords, excess
 from supmim.data.sources import base, folders
-from supmim.data.sources.base import Record
 from supmim.errors import DataError, DeviceError
 from supmim.workdir.files import read_json_lines, read_results
 from tests.conftest import plain_readers, tiny_config
+from tests.files import Deadly, Files
 from tests.pictures import damaged, encoded, photo
 
 pytestmark = pytest.mark.usefixtures("all_undrawn")
 
 DATA = tiny_config(**{"data.image_size": 8, "data.channels": 3, "data.crop": "inception"}).data
 DAMAGED = damaged()
-
-
-class Files:
-    """Encoded images in memory, some of them replaced by others."""
-
-    def __init__(self, count=20, labels=None, **replaced):
-        self.name, self.class_names = "files", ("a", "b")
-        self.data = [encoded(photo(9, 8 + i), "PNG") for i in range(count)]
-        self.labels = labels or [i % 2 for i in range(count)]
-        for index, data in replaced.items():
-            self.data[int(index.removeprefix("at"))] = data
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        return Record(self.data[index], self.labels[index], f"file {index}")
-
-    def __getitems__(self, index):
-        return [self[i] for i in index]
-
-    def fingerprint(self):
-        return {}
 
 
 def training(source, batch_size=5):
@@ -164,22 +141,6 @@ def test_a_label_that_names_no_class_ends_the_run_with_its_file(label, told):
             next(pipeline.train_batches(
                 images.training(source, DATA), 0, 20, mesh, 0, 1, plain_readers(workers=workers)
             ))  # fmt: skip
-
-
-class Deadly(stream.Training):
-    """Kills the process that reads a step, as the kernel does when memory runs out."""
-
-    def __init__(self, flag, **kwargs):
-        super().__init__(**kwargs)
-        self.flag = flag
-
-    def __call__(self, step):
-        if step == 3 and self.flag.exists():
-            self.flag.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if step == 3 and self.flag.with_name("always").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(step)
 
 
 def test_a_killed_reader_is_named_and_restarted_once(tmp_path):

@@ -60,7 +60,7 @@ def fitted(config, seen):
 
 def encoder_of(config, image):
     network = feature_codes.of_encoder(config.encoder, config.grid, "float32")
-    return network, network.init(jax.random.key(1), image)["params"]
+    return network, jax.jit(network.init)(jax.random.key(1), image)["params"]
 
 
 # Codes.

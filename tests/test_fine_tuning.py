@@ -71,7 +71,8 @@ def test_every_update_is_the_usual_one_times_its_factor(name):
             "optimizer.name": name, "optimizer.layer_decay": decay, "optimizer.clip_norm": 0.0,
         }).optimizer  # fmt: skip
         tx = optimizer.create(config, lambda _: 0.1)
-        return tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params, step=0)[0]
+        update = jax.jit(functools.partial(tx.update, step=0))
+        return update(jax.tree.map(jnp.sin, params), tx.init(params), params)[0]
 
     plain, factors = update(params, 1.0), layer_decay.factors(params, 0.5)
     found = update(params, 0.5)

@@ -93,7 +93,7 @@ def seen_by_evaluators(workdir, tmp_path):
     "changes",
     [
         {},
-        {"optimizer.ema_decay": 0.5, "encoder.scan": True},
+        {"optimizer.ema_decay": 0.5, "encoder.scan": True, "encoder.depth": 2},
         {"encoder.pool": "map", "classifier.rep_size": 6, "encoder.layer_scale": 0.1},
         {"encoder.pool": "cls", "encoder.registers": 2, "classifier.loss": "sigmoid"},
     ],

@@ -1,5 +1,6 @@
 """Networks: agreement with big_vision, equal variants, shapes, and what hidden pixels can reach."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -84,6 +85,7 @@ def test_scan_equals_unrolled_given_stacked_parameters(remat):
     )
     close(layers.unstack_blocks(stacked), params, atol=0)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def outputs(module, params):
         out = module.apply({"params": params}, image, taps=(0, 1))
         return out.embedding, out.latent, out.taps
@@ -93,8 +95,8 @@ def test_scan_equals_unrolled_given_stacked_parameters(remat):
     def loss(module, params):
         return (module.apply({"params": params}, image).embedding ** 2).sum()
 
-    grads = jax.grad(lambda p: loss(scanned, p))(stacked)
-    close(grads, layers.stack_blocks(jax.grad(lambda p: loss(encoder, p))(params)), atol=1e-4)
+    grad = jax.jit(jax.grad(loss, argnums=1), static_argnums=0)
+    close(grad(scanned, stacked), layers.stack_blocks(grad(encoder, params)), atol=1e-4)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -270,6 +272,7 @@ def test_hidden_pixels_cannot_reach_the_token_logits(hidden, masking_kind):
         jnp.broadcast_to(token_mask.mask[..., None], (2, 16, 4)), 2, 1
     )
 
+    @jax.jit
     def logits(x):
         return model.apply({"params": params}, x, token_mask, method="predict_tokens")
 

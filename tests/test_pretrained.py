@@ -40,7 +40,8 @@ STILL = {"optimizer.learning_rate": 1e-12, "optimizer.weight_decay": 0.0}
 
 
 def frozen(**changes):
-    return tiny_config(**SHORT | changes)
+    blocks = {} if "task" in changes else {"encoder.depth": 2}  # enough to be scanned
+    return tiny_config(**SHORT | blocks | changes)
 
 
 def encoder_in(workdir, averaged=False):

@@ -92,7 +92,12 @@ def test_killed_at_random_instants(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGHUP,  # as SIGTERM is handled, which test_hosts.py has
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_then_asked_to_stop_saves_exits_75_and_goes_on(tmp_path, undisturbed, number):
     workdir = new_workdir(tmp_path / "run")

@@ -22,7 +22,7 @@ BATCH = 24
 
 
 def task_of(**changes):
-    config = tiny_config(batch_size=BATCH, **{"encoder.depth": 1} | changes)
+    config = tiny_config(batch_size=BATCH, **changes)
     codes = jax.random.uniform(jax.random.key(9), (16, 4))
     return SupMIM(config, PatchVQ(codes, 2, 1) if config.mim_weight else None), config
 
@@ -74,6 +74,7 @@ STOCHASTIC = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # as runs that go on do (test_resume.py)
 def test_same_seed_gives_the_same_parameters_bit_for_bit():
     """Law 1."""
     task, config = task_of(**STOCHASTIC)
@@ -350,8 +351,9 @@ def test_dropped_patches_cannot_reach_the_class_loss_and_no_mask_is_another():
     keep = np.asarray(drawn.class_mask.ids_keep)
     assert keep.shape == (BATCH, 12)
     seen = (keep[:, :, None] == np.arange(16)).any(axis=1)
-    scores = jax.grad(lambda image: task.class_pass(params, drawn.replace(class_view=image), rng)
-                      .sum())(drawn.class_view)  # fmt: skip
+    scores = jax.jit(jax.grad(
+        lambda image: task.class_pass(params, drawn.replace(class_view=image), rng).sum()
+    ))(drawn.class_view)  # fmt: skip
     by_patch = jnp.abs(scores).reshape(BATCH, 4, 2, 4, 2, 1).max(axis=(2, 4, 5)).reshape(BATCH, 16)
     np.testing.assert_array_equal(by_patch > 0, seen)
     other = task.draw(prepared(task), jax.random.key(1)).class_mask
@@ -466,10 +468,12 @@ def test_a_loss_on_all_patches_is_the_mean_over_hidden_and_visible_ones():
         task, _ = task_of(**{"mim.loss_on": loss_on, "mim.mask_ratio": 0.75})
         drawn = task.draw(prepared(task), jax.random.key(0))
         seen = (drawn.mim_view, drawn.token_mask)
-        predicted = task.apply("predict_tokens", params, *seen, rng=jax.random.key(0))
-        return predicted, drawn, metrics.summarize([task.mim_terms(predicted, drawn)[1]])
+        apply = jax.jit(functools.partial(task.apply, "predict_tokens"))
+        predicted = apply(params, *seen, rng=jax.random.key(0))
+        terms = jax.jit(task.mim_terms)(predicted, drawn)[1]
+        return predicted, drawn, metrics.summarize([terms])
 
-    params = task_of()[0].init(jax.random.key(0))
+    params = jax.jit(task_of()[0].init)(jax.random.key(0))
     _, _, on_hidden = found("hidden")
     predicted, drawn, on_all = found("all")
     ids = jnp.take_along_axis(drawn.target_ids, drawn.token_mask.ids_shuffle, axis=1)
@@ -556,7 +560,8 @@ def test_muon_makes_matrices_of_the_blocks_orthogonal_and_leaves_the_rest_to_ada
     muon, adam = (
         dict(zip(names, jax.tree.leaves(updates), strict=True))
         for tx in (optimizer.create(config, lambda _: 0.5), optax.with_extra_args_support(nesterov))
-        for updates, _ in [tx.update(gradient, tx.init(params), params, step=0)]
+        for update in [jax.jit(functools.partial(tx.update, step=0))]
+        for updates, _ in [update(gradient, tx.init(params), params)]
     )
     matrices = {name for name in names if "/blocks/" in name and name.endswith("kernel")}
     assert len(matrices) == 6 * 2  # of the encoder's block and the decoder's

@@ -22,7 +22,8 @@ from supmim.tasks.supmim import SupMIM
 from supmim.tokenizers import online
 from supmim.tokenizers.patch_vq import PatchVQ
 from tests.conftest import plain_readers, tiny_config
-from tests.test_bad_input import DAMAGED, Files
+from tests.files import Files
+from tests.test_bad_input import DAMAGED
 
 pytestmark = pytest.mark.usefixtures("all_undrawn")
 
@@ -139,6 +140,7 @@ def trained(config, workdir, monkeypatch, stop_after=None):
     return ocp.load(workdir / "checkpoints" / str(EPOCHS * LENGTH // config.batch_size))
 
 
+@pytest.mark.slow  # test_unlabelled.py has it for images with labels and without
 def test_a_run_that_reads_its_ids_ends_bit_for_bit_like_one_that_computes_them(
     folder, tmp_path, monkeypatch
 ):

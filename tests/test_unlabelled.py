@@ -21,7 +21,7 @@ from supmim.runtime.preemption import StopSignal
 from supmim.target_ids import files
 from supmim.tasks.registry import TASKS
 from tests.conftest import digits, tiny_config
-from tests.test_bad_input import Files
+from tests.files import Files
 
 pytestmark = pytest.mark.usefixtures("all_undrawn")
 

@@ -1,5 +1,6 @@
 """ViTs of timm and big_vision: in from their tensors, out to them, and back again bit for bit."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -224,17 +225,17 @@ def test_timm_resizes_to_the_side_that_the_config_states():
 
 def test_layer_scale_and_registers_are_off_unless_asked():
     encoder = Encoder(options.Encoder(patch_size=4, width=24, depth=1, num_heads=2, mlp_dim=40), 3)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
+    params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
     assert "registers" not in params and "mlp_scale" not in params["blocks"]["block_0"]
     with_both = encoder.clone(
         options=options.changed(encoder.options, layer_scale=0.25, registers=3)
     )
     image = jax.random.normal(jax.random.key(1), (1, 12, 12, 3))
-    params = with_both.init(jax.random.key(0), image)["params"]
+    params = jax.jit(with_both.init)(jax.random.key(0), image)["params"]
     np.testing.assert_array_equal(params["blocks"]["block_0"]["mlp_scale"], np.full(24, 0.25))
     scanned = with_both.clone(options=options.changed(with_both.options, scan=True))
     found = [
-        module.apply({"params": tree}, image, taps=(0,))
+        jax.jit(functools.partial(module.apply, taps=(0,)))({"params": tree}, image)
         for module, tree in ((with_both, params), (scanned, layers.stack_blocks(params)))
     ]
     assert found[0].latent.shape == (1, 9, 24) and found[0].taps[0].shape == (1, 12, 24)

@@ -272,7 +272,8 @@ def test_nothing_of_the_environment_reaches_a_file(full_once):
     assert not [path for path in config_lib.OPTIONS if secret.search(path)]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("term", marks=pytest.mark.slow), "hup"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["term", "hup"])
 def test_a_signal_at_a_step_saves_and_the_same_command_goes_on(tmp_path, kind):
     command = frozen(tmp_path / "run", total_epochs=1)
     code, told = run(command, SUPMIM_FAULT=f"{kind}@step:5")
