@@ -200,6 +200,7 @@ NOT_RUN = {
         "supmim sweep run --sweep=mim_cifar10 --folder=sweeps/mim_cifar10 --results=results",
         "supmim sweep run --sweep=mim_dense --folder=sweeps/mim_dense --results=results",
         "supmim sweep run --sweep=mim_unseen --folder=sweeps/mim_unseen --results=results",
+        "supmim sweep run --sweep=mim_features --folder=sweeps/mim_features --results=results",
         "supmim sweep run --sweep=tune_few_labels --folder=sweeps/tune_few_labels "
         "--results=results",
         "supmim sweep run --sweep=mim_few_labels --folder=sweeps/mim_few_labels --results=results",
@@ -262,7 +263,8 @@ def test_commands_run(place, monkeypatch, capsys, chosen):
     monkeypatch.setattr(sys, "argv", ["", "runs/digits", "--out=drawn"])
     runpy.run_path(str(ROOT / "tools/readme_pictures.py"), run_name="__main__")
     drawn = {path.name for path in Path("drawn").iterdir()}
-    assert drawn == {path.name for path in (ROOT / "docs/pictures").glob("*.png")}
+    others = {"results.png"}  # of tools/results.py
+    assert drawn == {path.name for path in (ROOT / "docs/pictures").glob("*.png")} - others
 
 
 def cells_of_the_notebook():
@@ -353,7 +355,7 @@ def test_links_and_pictures_exist():
         )
         assert named == defined, path.name
     pictures = list((ROOT / "docs/pictures").iterdir())
-    assert {f"docs/pictures/{path.name}" for path in pictures} == set(
-        re.findall(r"\]\((docs/pictures/[\w.]+)\)", PAGES["README.md"])
-    )
+    shown = {name for text in texts.values()
+             for name in re.findall(r"\]\((?:docs/)?pictures/([\w.]+)\)", text)}  # fmt: skip
+    assert {path.name for path in pictures} == shown
     assert all(path.stat().st_size < 100_000 for path in pictures)

@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_sweep_file_is_told_and_nothing_is_written(sweep, c
 
 
 def test_entries_that_resolve_to_one_config_are_one_member_with_both_names(sweep):
-    code = "{'a': {}, 'b': {'encoder.depth': 2}, 'float': {'mim_weight': 1}, 'seed': {'seed': 1}}"
+    code = "{'a': {}, 'b': {'encoder.depth': 1}, 'float': {'mim_weight': 1}, 'seed': {'seed': 1}}"
     assert sweep("run", code)[0] == 0
     found = members.read(sweep.members.parent)
     assert [member.names for member in found] == [("a", "b", "float"), ("seed",)]
@@ -222,7 +222,8 @@ def test_a_member_begins_with_an_entry_before_it_alone(sweep, name):
     ("name", "size", "seeds"),
     [("mim_gain", 27, range(3)), ("mim_ablation", 51, range(3)), ("mim_dense", 55, range(5)),
      ("tune_few_labels", 19, [100]), ("mim_few_labels", 166, range(10)),
-     ("mim_unseen", 25, range(5)), ("mim_cifar10", 36, range(3))],
+     ("mim_unseen", 25, range(5)), ("mim_cifar10", 42, range(3)), ("mim_features", 21, range(3)),
+     ("mim_cifar10_h200", 5, [0])],
 )  # fmt: skip
 def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name, size, seeds):
     found = members.expand(SHIPPED / f"{name}.py", tmp_path)
@@ -275,7 +276,7 @@ def test_a_changed_file_trains_what_is_new_and_never_over_another_config(sweep):
     assert members.read(sweep.members.parent)[0].config.log_every == 5  # as it was trained
     (sweep.members / "a/metrics.jsonl").write_text('{"step": 1}\n')
     code, _, err = sweep("run", "{'a': {'encoder.depth': 3}}")
-    assert code == 2 and "config.encoder.depth: the workdir has 2, but you ask for 3" in err
+    assert code == 2 and "config.encoder.depth: the workdir has 1, but you ask for 3" in err
     assert len(members.read(sweep.members.parent)) == 2
 
 
@@ -376,7 +377,7 @@ def test_a_real_member_is_trained_and_listed(tmp_path, capsys):
 def measured(sweep):
     """Three rows: one of two seeds under two names, one of a single seed, one that is missing."""
     code = (
-        "grid.product({'low': {'encoder.depth': 1}, 'high': {}, 'same': {'encoder.depth': 2}, "
+        "grid.product({'low': {'encoder.depth': 2}, 'high': {}, 'same': {'encoder.depth': 1}, "
         "'none': {'encoder.depth': 3}}, grid.seeds(0, 1))"
     )
     assert sweep("plan", code)[0] == 0

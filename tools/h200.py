@@ -116,6 +116,7 @@ def whole_loop(
 def encoder(small: bool) -> Iterator[Row]:
     """Yield the encoder of a VQGAN of random weights, at 256 pixels."""
     vqgan = {"tokenizer.name": "vqgan", "tokenizer.patch_size": 16, "tokenizer.image_size": 256}
+    vqgan |= {"tokenizer.filters": 32} if small else {}
     config = sized("imagenet_b14", 64, small, **vqgan)
     mesh = assemble.mesh_of(config)
     with jax.set_mesh(mesh):

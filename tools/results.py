@@ -1,4 +1,4 @@
-"""Write the tables of the docs from results/: no number is copied by hand.
+"""Write the tables and the picture of results in the docs from results/: no number by hand.
 
 python tools/results.py
 
@@ -13,14 +13,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from results_picture import Curve, Dot, Panel
+from results_picture import draw as draw_picture
+
 from supmim.sweeps import archive, cost, members, table
 from supmim.sweeps.members import Member
 from supmim.workdir import files
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / page for page in ("results.md", "few_labels.md", "log.md")]
+PAGES = [ROOT / "docs" / page for page in ("results.md", "features.md", "few_labels.md", "log.md")]
 RESULTS, SWEEPS = ROOT / "results", ROOT / "configs/sweeps"
 TIMES = "times.json"  # written by arm_times.py
+PICTURE = ROOT / "docs/pictures/results.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ def cifar10(study: str, metrics: dict[str, str]) -> Table:
     arms = {
         **{f"labels_{n}": f"labels alone, {n:,} steps" for n in lengths},
         "same": "SupMIM on the same images",
+        "efficient": "the same, cheaper passes",
         "rest": "SupMIM, the rest without labels",
         "features": "the same, codes of features",
     }
@@ -88,6 +93,18 @@ def cifar10(study: str, metrics: dict[str, str]) -> Table:
         f"{study}_labels_8000",
         tuple(f"{study}_labels_{n}" for n in lengths),
     )
+
+
+def features(metrics: dict[str, str], after: str = "") -> Table:
+    """Return a table of what the features of digits keep."""
+    arms = {
+        **({"random": "random encoder"} if after else {}),
+        "labels_60": "labels alone, 60 epochs",
+        "labels_262": "labels alone, 262 epochs",
+        "supmim": "SupMIM, 175 epochs",
+    }
+    lengths = ("labels_60", "labels_262")
+    return Table("mim_features", arms, metrics, "labels_262", lengths, after)
 
 
 LENGTHS = (60, 120, 175, 262)
@@ -136,6 +153,13 @@ TABLES = {
         tuple(f"labels_{n}" for n in LENGTHS),
         after="dense_",
     ),
+    "corruptions": features(
+        {"corruptions/top1": "top-1, corrupted", "corruptions/noise": "noise",
+         "corruptions/blur": "blur", "corruptions/contrast": "contrast",
+         "corruptions/pixelation": "pixelation", "classification/top1": "top-1"},
+    ),
+    "multiscale": features({"segmentation/miou": "mean IoU"}, after="dense_"),
+    "patches": features({"patch_knn/miou": "mean IoU"}, after="dense_"),
     **{f"cifar10_{study}": cifar10(study, metrics) for study, metrics in CIFAR10.items()},
     "unseen": Table(
         "mim_unseen",
@@ -151,8 +175,16 @@ TABLES = {
 }  # fmt: skip
 
 
+PANELS = {
+    "dense": "digits: segmentation of scenes",
+    "unseen": "digits: classes without labels",
+    "gain": "digits: all labels",
+    "cifar10_few": "CIFAR-10: 1,000 labels of 10,000 images",
+}
+
+
 def main() -> None:
-    times = files.read_json(RESULTS / TIMES)
+    times, left = files.read_json(RESULTS / TIMES), set(TABLES)
     for path in PAGES:
         page, made = path.read_text(), []
         for name, asked in TABLES.items():
@@ -162,18 +194,43 @@ def main() -> None:
                 new = "".join(f"{line}\n" for line in lines(asked, times.get(name, {})))
                 page = found.sub(lambda match, new=new: match[1] + new + match[2], page)
         path.write_text(page)
+        left -= set(made)
         print(f"written     {path.relative_to(ROOT)}: {', '.join(made)}")
+    if left:
+        raise SystemExit(f"no page has a place for {', '.join(sorted(left))}")
+    draw_picture(PICTURE, [panel(title, TABLES[name]) for name, title in PANELS.items()])
+    print(f"drawn       {PICTURE.relative_to(ROOT)}")
 
 
-def lines(asked: Table, times: dict[str, float]) -> list[str]:
-    """Return a table in Markdown; times: of the arms, see arm_times.py."""
+def panel(title: str, asked: Table) -> Panel:
+    """Return the panel of a table: its first metric over FLOPs, of the arms that are trained."""
+    found, measured = finished(asked)
+    metric, text = next(iter(asked.metrics.items()))
+    dots = {
+        name: Dot(spent, [100 * value for value in row.values(metric)])
+        for name, row in measured.items()
+        if (spent := flops_of(found, name))
+    }
+    alone = Curve("labels alone", [dots[name] for name in asked.lengths if name in dots])
+    others = [Curve(asked.arms[name], [dot]) for name, dot in dots.items()
+              if name not in asked.lengths]  # fmt: skip
+    return Panel(title, f"{text} [%]", [alone, *others])
+
+
+def finished(asked: Table) -> tuple[list[Member], dict[str, table.Row]]:
+    """Return the members of a table's sweep, and the rows of its arms that have results."""
     found = archive.attached(members.expand(SWEEPS / f"{asked.sweep}.py", Path("nowhere")), RESULTS)
-    first, *_ = asked.metrics
     rows = {label: row for row in table.rows(found, "") for label in row.labels}
     measured = {
         name: joined(rows, asked, name) for name in asked.arms if name in rows or asked.after
     }
-    measured = {name: row for name, row in measured.items() if row and row.results}
+    return found, {name: row for name, row in measured.items() if row and row.results}
+
+
+def lines(asked: Table, times: dict[str, float]) -> list[str]:
+    """Return a table in Markdown; times: of the arms, see arm_times.py."""
+    found, measured = finished(asked)
+    first = next(iter(asked.metrics))
     if not measured:
         return ["Not run yet."]
     best = max(asked.lengths, key=lambda name: mean_of(measured.get(name), first), default="")
@@ -183,7 +240,8 @@ def lines(asked: Table, times: dict[str, float]) -> list[str]:
     heads += [f"to {title}" for title in others]
     out = [row_of(heads), row_of(["---"] * len(heads))]
     for name, row in measured.items():
-        cells = [asked.arms[name], str(len(row.results)), flops(found, name)]
+        spent = flops_of(found, name)
+        cells = [asked.arms[name], str(len(row.results)), f"{spent:.2f}" if spent else ""]
         if times:
             cells.append(f"{times[name]:.2f}" if name in times else "")
         cells += [table.format_mean(row, metric).strip() if row.values(metric) else ""
@@ -223,14 +281,17 @@ def interval(row: table.Row, other: table.Row, metric: str) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def flops(found: Sequence[Member], arm: str) -> str:
-    """Return the FLOPs of all steps of an arm, in units of 10^12, with those it begins after."""
+def flops_of(found: Sequence[Member], arm: str) -> float:
+    """Return the FLOPs of all steps of an arm, in units of 10^12, with those it begins after.
+
+    0 if no arm of the sweep is called so, as an encoder that was not trained.
+    """
     for member in found:
         if arm in member.arms:
             before = members.begins_after(member, found)
             every = [member, before] if before else [member]
-            return f"{sum(one.flops for one in cost.costs(every)) / 1e12:.2f}"
-    return ""
+            return sum(one.flops for one in cost.costs(every)) / 1e12
+    return 0.0
 
 
 def row_of(cells: Sequence[str]) -> str:
