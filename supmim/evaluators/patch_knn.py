@@ -29,8 +29,8 @@ from supmim.runtime.progress import doing
 
 BANK_IMAGES = 4096  # of the training source at most, each with one window
 PATCHES_PER_IMAGE = 16  # at most
-NEIGHBOURS = 30
-TEMPERATURE = 0.02
+NEIGHBOURS = 30  # as in open-hummingbird-eval, a reproduction of the paper
+TEMPERATURE = 0.02  # likewise; it prefers patches of rare classes, and searches approximately
 
 
 def class_shares(pixels: np.ndarray, num_classes: int) -> np.ndarray:
