@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from supmim import sharding
+from supmim.commands import evaluate
 from supmim.data import images
 from supmim.data.bad_records import BadRecords
+from supmim.data.sources import base, scenes
 from supmim.errors import ConfigError, DataError, NumericsError
 from supmim.evaluators import patch_knn
 from supmim.evaluators.lib.predictions import Predictions
@@ -159,6 +161,14 @@ def test_tokens_are_those_of_patches_alone():
     image = jnp.zeros((3, 32, 32, 1), jnp.uint8)
     params = jax.eval_shape(task.init, jax.random.key(0))
     assert jax.eval_shape(task.patch_tokens, params, {"image": image}).shape == (3, 64, 16)
+
+
+def test_patches_are_not_searched_among_those_of_the_same_images():
+    config = small_config(**{"eval.evaluators": "all"})
+    source = scenes.load("validation", base.WHOLE)
+    assert evaluate.meaningless(config, config, "", source, source).keys() >= {"patch_knn"}
+    other = scenes.load("tune", base.WHOLE)
+    assert not evaluate.meaningless(config, config, "", other, source)
 
 
 def test_a_class_can_rank_checkpoints():

@@ -5,7 +5,7 @@ supmim sweep run --sweep=mim_features --folder=sweeps/mim_features --results=res
 labels_N: labels alone for N epochs; 262 have the FLOPs of supmim. Their classifiers are tested on
 corrupted images too. dense_ARM: a multi-scale head on that arm's frozen encoder segments scenes of
 digits, and so do the nearest patches without any head; dense_random: of an encoder that was not
-trained. Nothing was tuned for this comparison. Three seeds; docs/results.md has the results.
+trained. Nothing was tuned for this comparison. Three seeds; docs/features.md has the results.
 """
 
 from supmim import config as base

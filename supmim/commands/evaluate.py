@@ -36,7 +36,7 @@ from supmim.workdir.files import read_config
 from supmim.workdir.folder import Workdir
 
 USE_TRAINED_HEAD = (*tasks.USE_CLASSIFIER, "segmentation")
-USE_TRAINING_CLASSES = ("knn", "fewshot", "linear", "logistic", "patch_knn")  # of its images
+USE_TRAINING_CLASSES = ("knn", "fewshot", "linear", "logistic", "patch_knn")  # learn from it
 CONDITIONAL = ("landmarks", "reconstruction")  # need landmarks, or a run with a decoder
 
 

@@ -114,7 +114,7 @@ class Evaluator(segmentation.Evaluator):
         unreadable = hosts.gather(json.dumps([image.index for image in bad]))
         segmentation.check_same_unreadable(source.name, unreadable)
         self.predictions.record_missing("train", len(bad))
-        segmentation.check_counted(source, len(index) - len(bad), sum(map(len, shares)))
+        segmentation.check_counted(source, len(index), len(bad), sum(map(len, shares)))
         rows = ranking.unit(np.concatenate(tokens), source.name, "patch")
         return rows, np.concatenate(shares)
 

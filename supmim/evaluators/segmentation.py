@@ -117,8 +117,7 @@ class Evaluator:
         missing = sum(len(unreadable) for _, unreadable in reports)
         self.predictions.record_missing("eval", missing)
         confusion = np.sum([counts for counts, _ in reports], axis=0)
-        missing = sum(len(unreadable) for _, unreadable in reports)
-        check_counted(self.images, len(self.images) - missing, confusion.sum())
+        check_counted(self.images, len(self.images), missing, confusion.sum())
         return summarize_confusion(confusion, self.class_names, self.name)
 
     def one_per_group(self, reports: list[list]) -> list[list]:
@@ -219,11 +218,14 @@ def check_same_unreadable(source: str, unreadable: Sequence[Any]) -> None:
         )
 
 
-def check_counted(images: Images, readable: int, counted_pixels: int) -> None:
-    """Raise DataError if no image of a source can be read, or no pixel of its masks counts."""
-    if not readable:
+def check_counted(images: Images, asked: int, missing: int, counted_pixels: int) -> None:
+    """Raise DataError if no image that was asked for can be read, or no pixel counts.
+
+    counted_pixels: of their masks, or any number that is 0 only if no pixel counts.
+    """
+    if missing == asked:
         raise DataError(
-            f"{images.name}: none of {counted(len(images), 'image')} with its mask can be read"
+            f"{images.name}: none of {counted(asked, 'image')} with its mask can be read"
         )
     if not counted_pixels:
         raise DataError(
