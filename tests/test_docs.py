@@ -1,6 +1,7 @@
 """The README and the pages of docs: what they say works, and everything is reached.
 
-Every command is accepted by the command line. Then it is run here, small, or stands in NOT_RUN.
+Every command is accepted by the command line. With -m slow it is also run, small, unless it stands
+in NOT_RUN.
 """
 
 import json
@@ -105,30 +106,6 @@ RUN = [
     "supmim sweep table --folder=sweeps/mim_gain",
     "supmim sweep run --folder=sweeps/mim_gain --engine=commands",
 ]
-
-# Other flags of verbs that run anyway, here or in the verb's own test: with -m slow.
-VARIANTS = {
-    "supmim plan --config=digits --topology=cpu:2",
-    "supmim sweep plan --sweep=ratios.py --folder=sweeps/ratios",
-    "supmim data convert folder:photos --out=small",
-    "supmim evaluate --workdir=runs/digits --evaluators=knn,retrieval",
-    "supmim evaluate --workdir=runs/digits --evaluators=knn,retrieval "
-    "--config.data.train=digits:tune --config.data.eval=digits:validation",
-    "supmim evaluate --workdir=runs/digits --evaluators=all",
-    "supmim embed --model=runs/photos --images=photos --out=patches.npz --features=patches "
-    "--dtype=float16",
-    "supmim search --model=runs/photos --embeddings=photos.npz --query=photos/cat/1.jpg "
-    "--picture=found.png",
-    "supmim search --model=runs/photos --embeddings=photos.npz --query=cat.jpg --picture=found.png",
-    "supmim predict --model=runs/photos --images=photos --top=3",
-    "supmim draw --model=runs/photos --images=photos --out=pictures",
-    "supmim export --model=runs/photos --to=timm --out=exported",
-    "supmim train --config=digits --workdir=runs/cached --config.data.targets=ids",
-    "supmim export --model=runs/digits --to=stablehlo --out=program",
-    "supmim evaluate --model=exported --out=judged --config.data.train=digits:train "
-    "--evaluators=knn",
-}
-FEW = [command for command in RUN if command not in VARIANTS]
 
 NOT_RUN = {
     "downloads data or weights, or takes a file that others publish": [
@@ -244,10 +221,10 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("chosen", [FEW, pytest.param(RUN, marks=pytest.mark.slow)])
-def test_commands_run(place, monkeypatch, capsys, chosen):
+@pytest.mark.slow
+def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    for command in chosen:
+    for command in RUN:
         verb, args = parsed(command)
         small = SMALL if VERBS[verb].takes_config else []
         if "pictures:cpu" in command:
@@ -295,12 +272,12 @@ def test_the_notebook_runs(place, monkeypatch):
 
 
 def test_every_command_is_run_or_listed():
-    assert set(COMMANDS) == {*RUN, *LISTED} and set(RUN) > VARIANTS
+    assert set(COMMANDS) == {*RUN, *LISTED}
     assert len(RUN) + len(LISTED) == len({*RUN, *LISTED})
 
 
-@pytest.mark.parametrize("command", LISTED)
-def test_commands_that_are_not_run_are_accepted(place, monkeypatch, command):
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--model=exported" not in c])
+def test_commands_are_accepted(place, monkeypatch, command):
     monkeypatch.chdir(place)
     for workdir in (Path("runs", name) for name in ("digits", "wide", "frozen")):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -278,6 +278,7 @@ def test_codes_of_a_models_features_are_fitted_and_trained_with(tmp_path, capsys
     assert cli.run(["train", *FLAGS, NAMED, *flags, f"--workdir={tmp_path / 'second'}"]) == 0
 
 
+@pytest.mark.slow
 def test_fitted_patches_are_those_that_a_run_would_fit(tmp_path):
     assert cli.run(["tokenizer", "fit", *FLAGS, f"--out={tmp_path / 'a'}"]) == 0
     short = ["--config.total_epochs=1", "--config.eval.evaluators=classification"]

@@ -297,7 +297,8 @@ def test_a_published_vit_is_evaluated_without_a_run(published, runs, tmp_path, c
                 pixels = np.clip(rng.normal(60 + 70 * number, 20, (18, 20, 3)), 0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     where = [f"--model={published}", f"--out={tmp_path / 'out'}"]
-    data = [f"--config.data.train=folder:{tmp_path / 'photos'}", "--config.eval.batch_size=16"]
+    data = [f"--config.data.train=folder:{tmp_path / 'photos'}", "--config.data.workers=0",
+            "--config.eval.batch_size=16"]  # fmt: skip
     assert cli.run(["evaluate", *where, "--evaluators=knn", *data]) == 0
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
     assert stored["knn/recall_at_1"] == 1.0 and stored["checkpoint"]["model"] == str(published)

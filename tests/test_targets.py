@@ -183,7 +183,7 @@ def test_cached_ids_cost_no_tokenizer(folder):
 
 
 def test_an_image_that_cannot_be_read_is_replaced_with_the_ids_of_its_substitute(tmp_path):
-    view = {"data.image_size": 8, "data.channels": 3, "data.crop": "inception"}
+    view = {"data.image_size": 8, "data.channels": 3, "data.crop": "inception", "data.workers": 0}
     config = config_of(**view, **{"data.bad_share": 0.05})
     codes = jax.random.uniform(jax.random.key(9), (16, 12))
     task, source = SupMIM(config, PatchVQ(codes, 2, 3)), Files(at3=DAMAGED["truncated"])

@@ -380,6 +380,7 @@ def test_other_images_without_labels_end_a_resumed_run(tmp_path):
         run(tmp_path / "run", **options)
 
 
+@pytest.mark.slow
 def test_cached_ids_are_those_of_the_run_for_both_kinds(plain, tmp_path, monkeypatch):
     """A file holds images of one kind, and each kind has as many epochs as the run begins."""
     monkeypatch.setattr(files, "FILE_BYTES", 12 * 500)

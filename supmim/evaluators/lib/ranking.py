@@ -60,8 +60,9 @@ class Bank:
 
     def __init__(self, bank: np.ndarray, mesh: Mesh, mib: float) -> None:
         self.length, self.mesh, self.mib = len(bank), mesh, mib
+        self.most_queries = round_up(QUERIES, mesh.size)
         share = round_up(-(-len(bank) // mesh.size), GROUP)
-        most = max(1, int(mib * MIB / (4 * QUERIES)))
+        most = max(1, int(mib * MIB / (4 * self.most_queries)))
         self.block = min(share, most // GROUP * GROUP or most)
         share = round_up(share, self.block)
         where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -77,11 +78,12 @@ class Bank:
         bank.
         """
         k = min(k, self.length - exclude_self)
+        size = min(self.most_queries, round_up(len(queries), self.mesh.size))
         fetched = []
-        for first in range(0, len(queries), QUERIES):
-            chunk = queries[first : first + QUERIES]
-            own = np.arange(first, first + QUERIES) if exclude_self else np.full(QUERIES, -1)
-            padded = np.pad(chunk, ((0, QUERIES - len(chunk)), (0, 0)))
+        for first in range(0, len(queries), size):
+            chunk = queries[first : first + size]
+            own = np.arange(first, first + size) if exclude_self else np.full(size, -1)
+            padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)))
             found = _search(padded, self.rows, own, self.length, self.mesh, self.block, k)
             fetched.append([x[: len(chunk)] for x in jax.device_get(found)])
         similarity, ids = (np.concatenate(parts) for parts in zip(*fetched, strict=True))
@@ -107,7 +109,7 @@ class Bank:
         """Yield (first query, ids [chunk, padded M] on the devices), as many as memory allows."""
         devices = self.mesh.size
         affordable = int(self.mib * MIB / (16 * len(self.rows)))  # a sort's keys and ids, twice
-        chunk = max(1, min(QUERIES // devices, affordable)) * devices
+        chunk = max(1, min(QUERIES // devices, -(-len(queries) // devices), affordable)) * devices
         for first in range(0, len(queries), chunk):
             some = queries[first : first + chunk]
             padded = np.pad(some, ((0, chunk - len(some)), (0, 0)))
@@ -131,11 +133,8 @@ def _search(queries, rows, own, length, mesh, block, k):
         out_specs=(spread, spread),
         check_vma=False,
     )
-    similarity, ids = (
-        jnp.concatenate(list(part), axis=1) for part in each(queries, rows, own, length)
-    )
-    merged = _best(similarity, ids, k)
-    return jax.lax.with_sharding_constraint(merged, NamedSharding(mesh, everywhere))
+    found = each(queries, rows, own, length)
+    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, everywhere))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -159,7 +158,10 @@ def _share_label(order, label, own):
 
 
 def _search_share(queries, rows, own, length, *, axes, block, k):
-    """Return one device's cosines and ids [1, Q, k], keeping the best block after block."""
+    """Return cosines and ids [Q / devices, k] from the whole bank, for one device's queries.
+
+    Each device first searches its own rows for all queries, keeping the best block after block.
+    """
     first = jax.lax.axis_index(axes) * len(rows)
 
     def step(best, number):
@@ -168,15 +170,14 @@ def _search_share(queries, rows, own, length, *, axes, block, k):
         similarity = jnp.matmul(queries, part.T, precision="highest")
         start += first
         similarity, place = _largest(similarity, own - start, length - start, min(k, block))
-        joined = [
-            jnp.concatenate(both, axis=1)
-            for both in zip(best, (similarity, start + place), strict=True)
-        ]
+        found = similarity, start + place
+        joined = (jnp.concatenate(both, axis=1) for both in zip(best, found, strict=True))
         return _best(*joined, k), None
 
     nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1))
     best, _ = jax.lax.scan(step, nothing, jnp.arange(len(rows) // block))
-    return tuple(part[None] for part in best)
+    similarity, ids = (jax.lax.all_to_all(x, axes, 0, 1, tiled=True) for x in best)
+    return _best(similarity, ids, k)
 
 
 def _largest(similarity: Any, own: Any, length: Any, k: int) -> tuple[Any, Any]:
