@@ -174,10 +174,11 @@ def test_discriminators_take_any_side_and_padding_changes_no_logit(kind, side):
     image = jax.random.uniform(jax.random.key(0), (8, side, side, 3))
     valid = jnp.array([1.0] * 6 + [0.0] * 2)
     net = DISCRIMINATORS[kind](4)
-    params = net.init(jax.random.key(1), image, valid)
-    logits = net.apply(params, image, valid)
+    params = jax.jit(net.init)(jax.random.key(1), image, valid)
+    apply = jax.jit(net.apply)
+    logits = apply(params, image, valid)
     assert logits.shape[0] == 8 and logits.dtype == jnp.float32
-    scribbled = net.apply(params, image.at[6:].set(9.0), valid)
+    scribbled = apply(params, image.at[6:].set(9.0), valid)
     np.testing.assert_array_equal(logits[:6], scribbled[:6])
 
 
@@ -214,18 +215,18 @@ def vgg(tmp_path_factory):
 def test_perceptual_distance_is_that_of_unit_features(vgg):
     weights = perceptual.load(*vgg[:2])
     image, other = jax.random.uniform(jax.random.key(0), (2, 1, 16, 16, 3))
-    assert perceptual.distance(weights, image, image).tolist() == [0.0]
+    distance, features = jax.jit(perceptual.distance), jax.jit(perceptual.features)
+    assert distance(weights, image, image).tolist() == [0.0]
     expected = sum(
         ((a / jnp.linalg.norm(a, axis=-1, keepdims=True)
           - b / jnp.linalg.norm(b, axis=-1, keepdims=True)) ** 2).sum(-1).mean()
-        for a, b in zip(perceptual.features(weights, image), perceptual.features(weights, other),
-                        strict=True)
+        for a, b in zip(features(weights, image), features(weights, other), strict=True)
     )  # fmt: skip
-    close(perceptual.distance(weights, image, other), [expected], 1e-5)
+    close(distance(weights, image, other), [expected], 1e-5)
     ones = {name: np.full(shape, 0.5, np.float32)
             for name, shape in perceptual.linear_shapes().items()}  # fmt: skip
-    close(perceptual.distance(weights | ones, image, other), [expected / 2], 1e-5)
-    assert [x.shape[1] for x in perceptual.features(weights, image)] == [16, 8, 4, 2, 1]
+    close(distance(weights | ones, image, other), [expected / 2], 1e-5)
+    assert [x.shape[1] for x in features(weights, image)] == [16, 8, 4, 2, 1]
 
 
 def test_vgg_sees_images_as_torchvision_normalises_them():
