@@ -8,6 +8,10 @@ from supmim.runtime import start_up
 def main() -> None:
     """Run the console script `supmim`."""
     start_up.begin()
+    from supmim.runtime import accelerator, host_memory
+
+    if accelerator.cpu_is_asked_for() or not accelerator.visible():
+        host_memory.keep_freed()
     gc.set_threshold(100_000, 20, 100)  # tracing makes many objects, and few that end in circles
     from supmim import cli
 

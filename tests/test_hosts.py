@@ -186,7 +186,7 @@ def test_the_start_is_found_in_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
     assert hosts.detected() == "16 Slurm tasks"
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
-    monkeypatch.setattr(hosts.devices, "visible_accelerator", lambda: "tpu")
+    monkeypatch.setattr(hosts.accelerator, "visible", lambda: "tpu")
     monkeypatch.delenv("JAX_PLATFORMS")
     assert hosts.detected() == "the workers of this TPU pod"  # asks the metadata server
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")

@@ -15,13 +15,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from supmim import __main__, cli, metrics, sharding
 from supmim import config as config_lib
-from supmim import metrics, sharding
 from supmim.config import options
 from supmim.data import sources
 from supmim.errors import ConfigError, DeviceError, NumericsError
 from supmim.report import terminal
-from supmim.runtime import compile_cache, devices, memory, numerics, profile
+from supmim.runtime import (
+    accelerator,
+    compile_cache,
+    devices,
+    host_memory,
+    memory,
+    numerics,
+    profile,
+    start_up,
+)
 from supmim.runtime.clock import Clock
 from supmim.workdir import lock
 from tests.conftest import tiny_config
@@ -45,7 +54,7 @@ def test_cpu_beside_an_accelerator_needs_consent(tmp_path, monkeypatch, file, ki
     root = machine(tmp_path, file)
     if device_id:
         (root / file).with_name("device").write_text(device_id)
-    assert devices.visible_accelerator(root) == kind
+    assert accelerator.visible(root) == kind
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     devices.check(root)
     monkeypatch.delenv("JAX_PLATFORMS")
@@ -55,6 +64,48 @@ def test_cpu_beside_an_accelerator_needs_consent(tmp_path, monkeypatch, file, ki
     with pytest.raises(DeviceError, match="JAX_PLATFORMS=cpu") as caught:
         devices.check(root)
     assert devices.INSTALL[kind] in str(caught.value) and caught.value.exit_code == 6
+
+
+BUFFERS = """
+import ctypes, resource, threading
+from supmim.runtime import host_memory
+
+host_memory.keep_freed()
+libc, size = ctypes.CDLL(None), ctypes.c_size_t(80 * 2**20)
+libc.malloc.restype = ctypes.c_void_p
+
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(libc.malloc(size))
+    libc.memset(block, 1, size)
+    libc.free(block)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+for _ in range(3):
+    thread = threading.Thread(target=step)
+    thread.start()
+    thread.join()
+"""
+
+
+def test_pages_of_freed_buffers_are_there_in_the_next_step():
+    done = subprocess.run([sys.executable, "-c", BUFFERS], capture_output=True, text=True)
+    first, *later = map(int, done.stdout.split())
+    assert first > 1000 and max(later) < 100, done
+
+
+@pytest.mark.parametrize(
+    ("platforms", "visible", "kept"), [("", "", 1), ("", "gpu", 0), ("cpu", "gpu", 1)]
+)
+def test_freed_buffers_are_kept_where_the_cpu_computes(monkeypatch, platforms, visible, kept):
+    calls = []
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(accelerator, "visible", lambda: visible)
+    monkeypatch.setattr(host_memory, "keep_freed", lambda: calls.append("kept"))
+    for module, name in ((start_up, "begin"), (cli, "main"), (__main__.gc, "set_threshold")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    __main__.main()
+    assert len(calls) == kept
 
 
 def test_a_second_run_on_a_workdir_is_refused_and_a_stale_lock_is_not(tmp_path):
@@ -276,12 +327,12 @@ def test_quick_flags_are_set_where_they_are_known(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     devices.prepare("", deterministic=False, quick=True)
     check_known()
-    for version, accelerator, expected in (
+    for version, visible, expected in (
         ("0.10.2", "", devices.QUICK), ("0.10.2", "tpu", ""), ("0.11.0", "", ""),
     ):  # fmt: skip
         monkeypatch.setenv("XLA_FLAGS", "")
         monkeypatch.setattr(devices.metadata, "version", lambda _, found=version: found)
-        monkeypatch.setattr(devices, "visible_accelerator", lambda found=accelerator: found)
+        monkeypatch.setattr(accelerator, "visible", lambda found=visible: found)
         devices.prepare("", deterministic=False, quick=True)
         assert os.environ["XLA_FLAGS"] == expected
 

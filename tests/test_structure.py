@@ -135,7 +135,7 @@ def test_the_core_stays_below_2000_lines():
 # Lines of each folder, all files in it and below; "" is the top. Raising one is part of the change
 # that needs it.
 BUDGETS = {
-    "": 2160,
+    "": 2163,
     "benchmarks": 1235,
     "commands": 3140,
     "config": 2396,
@@ -145,7 +145,7 @@ BUDGETS = {
     "models": 656,
     "planning": 1060,
     "report": 1492,
-    "runtime": 1970,
+    "runtime": 2000,
     "storage": 1045,
     "sweeps": 745,
     "target_ids": 400,

@@ -11,30 +11,11 @@ from typing import Any
 import jax
 
 from supmim.errors import ConfigError, DeviceError
+from supmim.runtime import accelerator
 
-GOOGLE = "0x1ae0"  # PCI vendor and device ids, as JAX knows them
-TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 # Programs of the CPU compile in 0.6 x the time. Only for jaxlib 0.10: others end the process.
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
-
-
-def visible_accelerator(root: Path = Path("/")) -> str:
-    """Return `gpu`, `tpu` or "" as the operating system shows it, even if JAX cannot use it."""
-    if any((root / "dev").glob("nvidia[0-9]*")):
-        return "gpu"
-    functions = (root / "sys/bus/pci/devices").glob("*")
-    if any((root / "dev").glob("accel[0-9]*")) or any(map(_is_tpu, functions)):
-        return "tpu"
-    return ""
-
-
-def _is_tpu(function: Path) -> bool:
-    try:
-        vendor, device = ((function / name).read_text().strip() for name in ("vendor", "device"))
-    except OSError:
-        return False
-    return vendor == GOOGLE and device in TPUS  # Google's network cards share the vendor id
 
 
 def prepare(fake_devices: str, deterministic: bool, quick: bool = False) -> None:
@@ -50,7 +31,7 @@ def prepare(fake_devices: str, deterministic: bool, quick: bool = False) -> None
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(fake_devices))
-    known = metadata.version("jaxlib").startswith("0.10.") and not visible_accelerator()
+    known = metadata.version("jaxlib").startswith("0.10.") and not accelerator.visible()
     added = ["--xla_gpu_deterministic_ops=true"] * deterministic + [QUICK] * (quick and known)
     if added:
         users = os.environ.get("XLA_FLAGS", "")
@@ -88,12 +69,11 @@ def check(root: Path = Path("/")) -> list[Any]:
         devices = jax.devices()
     except RuntimeError as error:
         raise DeviceError(f"JAX found no usable device: {error}. See: supmim doctor") from error
-    accelerator = visible_accelerator(root)
-    cpu_allowed = "cpu" in os.environ.get("JAX_PLATFORMS", "")
-    if devices[0].platform == "cpu" and accelerator and not cpu_allowed:
+    unused = "" if accelerator.cpu_is_asked_for() else accelerator.visible(root)
+    if devices[0].platform == "cpu" and unused:
         raise DeviceError(
-            f"this machine has a {accelerator}, but JAX would train on the CPU. Install JAX's "
-            f"support for it: {INSTALL[accelerator]}\n"
+            f"this machine has a {unused}, but JAX would train on the CPU. Install JAX's "
+            f"support for it: {INSTALL[unused]}\n"
             "or choose the CPU explicitly: JAX_PLATFORMS=cpu supmim ...",
             fault="M3",
         )

@@ -25,7 +25,7 @@ from supmim import config as config_lib
 from supmim import errors
 from supmim.config import Config
 from supmim.errors import ConfigError, DataError, DeviceError, SupmimError, counted
-from supmim.runtime import devices, start_up
+from supmim.runtime import accelerator, start_up
 from supmim.runtime.life import LIFE
 from supmim.runtime.machine import PACKAGES
 
@@ -112,7 +112,7 @@ def detected() -> str:
     several = len(workers) > 1 or os.environ.get("MEGASCALE_NUM_SLICES", "") not in ("", "1")
     metadata = "TPU_WORKER_HOSTNAMES" not in os.environ
     cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
-    if not cpu and devices.visible_accelerator() == "tpu" and (several or metadata):
+    if not cpu and accelerator.visible() == "tpu" and (several or metadata):
         return "the workers of this TPU pod"
     return ""
 
