@@ -137,7 +137,7 @@ def test_the_core_stays_below_2000_lines():
 BUDGETS = {
     "": 2163,
     "benchmarks": 1235,
-    "commands": 3140,
+    "commands": 3142,
     "config": 2396,
     "data": 5180,
     "evaluators": 2405,

@@ -210,6 +210,19 @@ def test_results_are_taken_up_on_another_machine(sweep, tmp_path):
     assert len(list(kept.iterdir())) == 6
 
 
+def test_results_are_kept_as_soon_as_a_member_has_finished(sweep, tmp_path, monkeypatch):
+    """A machine that dies in the middle of a sweep would take them along."""
+    kept, found, start = tmp_path / "results", [], local.start
+
+    def counted(*given):
+        found.append(len(list(kept.glob("*.json"))))
+        return start(*given)
+
+    monkeypatch.setattr(local, "start", counted)
+    assert sweep("run", "{'a': {}, 'b': {'seed': 3}}", f"--results={kept}")[0] == 0
+    assert found == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["frist", "then", "later"])
 def test_a_member_begins_with_an_entry_before_it_alone(sweep, name):
     code = AFTER.replace("member:first", f"member:{name}")

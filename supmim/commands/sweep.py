@@ -4,7 +4,7 @@ import functools
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl.flags import FlagValues
@@ -18,6 +18,8 @@ from supmim.sweeps import archive, local, members, slurm, table
 from supmim.sweeps.members import Cost, Member
 from supmim.workdir import files, lock
 from supmim.workdir.writer import read_metrics
+
+Keep = Callable[[], None]  # keeps the results of the members that have finished
 
 
 def run(config: Config | None, flags: FlagValues) -> None:
@@ -41,10 +43,11 @@ def train(folder: Path, flags: FlagValues) -> None:
     with lock.hold(folder, "--folder"):
         if flags.sweep:
             write_costed(found, folder)
+        keep = functools.partial(archive.keep, found)
         try:
-            engine(archive.to_train(found), folder, flags)
+            engine(archive.to_train(found), folder, flags, keep)
         finally:
-            archive.keep(found)
+            keep()
 
 
 def status(folder: Path, flags: FlagValues) -> None:
@@ -99,7 +102,7 @@ def write_costed(found: Sequence[Member], folder: Path) -> list[Cost]:
     return costs
 
 
-def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
+def train_here(left: Sequence[Member], folder: Path, flags: FlagValues, keep: Keep) -> None:
     """Train on this host; SupmimError if members fail, Interrupted if any can be continued."""
     if not flags.jobs.isdecimal() or not int(flags.jobs):
         raise ConfigError(f"--jobs={flags.jobs} is not a number of members")
@@ -109,7 +112,8 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
         cache.mkdir(exist_ok=True)
         cache.chmod(0o700)  # its files are executed
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    runner = local.Local(left, int(flags.jobs), environment, functools.partial(print, flush=True))
+    tell = functools.partial(print, flush=True)
+    runner = local.Local(left, int(flags.jobs), environment, tell, keep)
     runner.run()
     again = f"continue them with: supmim sweep run --folder={folder}"
     failed = [m for m, code in runner.codes.items() if code and not members.was_interrupted(code)]
@@ -124,7 +128,7 @@ def train_here(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
     print(f"all finished; see: supmim sweep table --folder={folder}")
 
 
-def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
+def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues, _: Keep) -> None:
     if on_bucket(folder):
         raise ConfigError(f"--engine=slurm needs a --folder on a disk for its files, not {folder}")
     idle = [m for m in left if m.state != "running" and not members.begins_after(m, left)]
@@ -137,7 +141,7 @@ def submit_to_slurm(left: Sequence[Member], folder: Path, flags: FlagValues) -> 
         print(f"{told} for others: give the same command again when those have finished")
 
 
-def print_commands(left: Sequence[Member], folder: Path, flags: FlagValues) -> None:
+def print_commands(left: Sequence[Member], folder: Path, flags: FlagValues, _: Keep) -> None:
     """Print one command per member, for xpk, SkyPilot, parallel and the like to run.
 
     Members that begin with the encoder of one that is not finished are comments.

@@ -46,7 +46,7 @@ class Local:
 
     A member that begins with the encoder of another waits for it. codes: the exit code of each
     member that ended. orphans: those not started because the other failed. log: receives
-    a line when one starts or ends.
+    a line when one starts or ends. keep: keeps the results when one has finished.
     """
 
     def __init__(
@@ -55,9 +55,11 @@ class Local:
         jobs: int,
         environment: Mapping[str, str],
         log: Callable[[str], None],
+        keep: Callable[[], None],
     ) -> None:
         self.waiting = collections.deque(members)
-        self.jobs, self.environment, self.log = jobs, environment, log
+        self.jobs, self.environment = jobs, environment
+        self.log, self.keep = log, keep
         self.running: dict[Member, tuple[subprocess.Popen, float, Growing]] = {}
         self.codes: dict[Member, int] = {}
         self.orphans: dict[Member, Member] = {}
@@ -104,6 +106,8 @@ class Local:
                 self.codes[member] = code
                 logs.close()
                 write_exit_code(member.workdir, code)
+                if not code:
+                    self.keep()
                 failed = code and not was_interrupted(code)
                 ending = f"failed {code}" if failed else "interrupted" if code else "finished"
                 self.log_member(ending, member, f"{time.monotonic() - began:.0f} s")
