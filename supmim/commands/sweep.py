@@ -19,7 +19,7 @@ from supmim.sweeps.members import Cost, Member
 from supmim.workdir import files, lock
 from supmim.workdir.writer import read_metrics
 
-Keep = Callable[[], None]  # keeps the results of the members that have finished
+Keep = Callable[[Sequence[Member]], None]  # keeps results of those that have finished
 
 
 def run(config: Config | None, flags: FlagValues) -> None:
@@ -43,11 +43,11 @@ def train(folder: Path, flags: FlagValues) -> None:
     with lock.hold(folder, "--folder"):
         if flags.sweep:
             write_costed(found, folder)
-        keep = functools.partial(archive.keep, found)
+        keep = functools.partial(archive.keep, members=found)
         try:
             engine(archive.to_train(found), folder, flags, keep)
         finally:
-            keep()
+            keep(found)
 
 
 def status(folder: Path, flags: FlagValues) -> None:

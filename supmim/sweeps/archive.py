@@ -45,9 +45,9 @@ def attached(members: Sequence[Member], folder: Path) -> list[Member]:
     ]
 
 
-def keep(members: Sequence[Member]) -> None:
-    """Write the files of the members that have finished in their workdirs."""
-    for member in members:
+def keep(some: Sequence[Member], members: Sequence[Member]) -> None:
+    """Write the files of some of the members, if they have finished in their workdirs."""
+    for member in some:
         found = files.read_results(member.workdir)
         if member.archive and found:
             member.archive.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class Local:
 
     A member that begins with the encoder of another waits for it. codes: the exit code of each
     member that ended. orphans: those not started because the other failed. log: receives
-    a line when one starts or ends. keep: keeps the results when one has finished.
+    a line when one starts or ends. keep: keeps the results of one that finished.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Local:
         jobs: int,
         environment: Mapping[str, str],
         log: Callable[[str], None],
-        keep: Callable[[], None],
+        keep: Callable[[Sequence[Member]], None],
     ) -> None:
         self.waiting = collections.deque(members)
         self.jobs, self.environment = jobs, environment
@@ -107,7 +107,7 @@ class Local:
                 logs.close()
                 write_exit_code(member.workdir, code)
                 if not code:
-                    self.keep()
+                    self.keep([member])
                 failed = code and not was_interrupted(code)
                 ending = f"failed {code}" if failed else "interrupted" if code else "finished"
                 self.log_member(ending, member, f"{time.monotonic() - began:.0f} s")
