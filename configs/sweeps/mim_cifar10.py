@@ -7,9 +7,9 @@ A ViT of 4 blocks of width 64 with patches of 4 pixels; 64 images with labels a 
 arms that have them, 64 without. labels_N: labels alone for N steps; 8,000 have the FLOPs of rest.
 same: SupMIM on the images with labels. efficient: that with the cheaper passes of the presets.
 rest: same, and the others without labels. features: that with codes of the features of a small
-network that learns the labels first. few_: 1,000 labels, top-1 and kNN on 3,000 test images.
-unseen_: labels of six classes, retrieval among test images of the other four. Three seeds; not
-tuned.
+network that learns the labels first. few_ARM: 1,000 labels, top-1 and kNN on 3,000 test
+images. unseen_ARM: labels of six classes, retrieval among test images of the other four; efficient
+and features are not part of it. Three seeds; not tuned.
 """
 
 from supmim import grid
@@ -55,10 +55,7 @@ UNSEEN = {
 
 def get_sweep():
     """Return both studies seed by seed."""
-    studies = {"few": FEW, "unseen": UNSEEN}
-    arms = {
-        f"{study}_{name}": SIZE | settings | own
-        for study, settings in studies.items()
-        for name, own in ARMS.items()
-    }
+    arms = {f"few_{name}": SIZE | FEW | own for name, own in ARMS.items()}
+    for name in ("labels_1000", "labels_3000", "labels_8000", "same", "rest"):
+        arms[f"unseen_{name}"] = SIZE | UNSEEN | ARMS[name]
     return grid.product(grid.seeds(0, 1, 2), arms)
