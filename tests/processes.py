@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -45,6 +47,11 @@ def main(shape: str, out: str, coordinator: str, num_processes: str, process_id:
 
     jax.config.update("jax_num_cpu_devices", DEVICES_EACH)  # not the eight of conftest.py
     hosts.start(coordinator, num_processes, process_id, one_host=True)
+    if shape == "read":
+        time.sleep(2 * int(process_id))  # the second one reads late
+        assert Path(out).read_text() == "before"
+        hosts.on_first(lambda: Path(out).write_text("after"))
+        return
     if shape == "leave":
         hosts.gather("all are here")
         if process_id == "1":

@@ -156,6 +156,14 @@ def test_an_error_of_one_process_keeps_its_exit_code():
     assert leaving.returncode == 3, told
 
 
+def test_the_first_process_changes_nothing_that_another_still_reads(tmp_path):
+    (tmp_path / "file").write_text("before")
+    command = ["tests.processes", "read", str(tmp_path / "file")]
+    done = processes.finished(processes.start(command, command), timeout=60)
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert (tmp_path / "file").read_text() == "after"
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

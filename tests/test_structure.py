@@ -145,7 +145,7 @@ BUDGETS = {
     "models": 656,
     "planning": 1060,
     "report": 1492,
-    "runtime": 2000,
+    "runtime": 2002,
     "storage": 1045,
     "sweeps": 745,
     "target_ids": 400,

@@ -203,9 +203,13 @@ def gather(text: str) -> list[str]:
 
 
 def on_first(action: Callable[[], Any]) -> Any:
-    """Run an action on the first process; its result (JSON) or its error reaches all processes."""
+    """Run an action on the first process; its result (JSON) or its error reaches all processes.
+
+    It begins once all processes are here, so that it may change what they have read before.
+    """
     if jax.process_count() == 1:
         return action()
+    multihost_utils.sync_global_devices("before the action")
     outcome: dict[str, Any] = {}
     if is_first():
         try:
