@@ -235,7 +235,7 @@ def test_a_member_begins_with_an_entry_before_it_alone(sweep, name):
     ("name", "size", "seeds"),
     [("mim_gain", 27, range(3)), ("mim_ablation", 51, range(3)), ("mim_dense", 55, range(5)),
      ("tune_few_labels", 19, [100]), ("mim_few_labels", 166, range(10)),
-     ("mim_unseen", 25, range(5)), ("mim_cifar10", 36, range(3)), ("mim_features", 21, range(3)),
+     ("mim_unseen", 25, range(5)), ("mim_cifar10", 39, range(3)), ("mim_features", 21, range(3)),
      ("mim_cifar10_h200", 5, [0])],
 )  # fmt: skip
 def test_the_shipped_sweeps_are_valid_and_headed_by_their_command(tmp_path, name, size, seeds):

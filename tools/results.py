@@ -81,6 +81,7 @@ def cifar10(study: str, metrics: dict[str, str]) -> Table:
     lengths = (1000, 3000, 8000)
     arms = {
         **{f"labels_{n}": f"labels alone, {n:,} steps" for n in lengths},
+        "labels_dropped": "labels alone, 3,000 steps, 75 % of the patches",
         "same": "SupMIM on the same images",
         "efficient": "the same, cheaper passes",
         "rest": "SupMIM, the rest without labels",
@@ -191,7 +192,7 @@ def main() -> None:
             found = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
             if found.search(page):
                 made.append(name)
-                new = "".join(f"{line}\n" for line in lines(asked, times.get(name, {})))
+                new = "".join(f"{line}\n" for line in lines(asked, times.get(asked.sweep, {})))
                 page = found.sub(lambda match, new=new: match[1] + new + match[2], page)
         path.write_text(page)
         left -= set(made)
@@ -228,7 +229,7 @@ def finished(asked: Table) -> tuple[list[Member], dict[str, table.Row]]:
 
 
 def lines(asked: Table, times: dict[str, float]) -> list[str]:
-    """Return a table in Markdown; times: of the arms, see arm_times.py."""
+    """Return a table in Markdown; times: of the sweep's arms, see arm_times.py."""
     found, measured = finished(asked)
     first = next(iter(asked.metrics))
     if not measured:
@@ -243,7 +244,8 @@ def lines(asked: Table, times: dict[str, float]) -> list[str]:
         spent = flops_of(found, name)
         cells = [asked.arms[name], str(len(row.results)), f"{spent:.2f}" if spent else ""]
         if times:
-            cells.append(f"{times[name]:.2f}" if name in times else "")
+            own = times.get(name, 0.0) / times[asked.equal]
+            cells.append(f"{own:.2f}" if own else "")
         cells += [table.format_mean(row, metric).strip() if row.values(metric) else ""
                   for metric in asked.metrics]  # fmt: skip
         for title, arm in others.items():

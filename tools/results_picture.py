@@ -16,7 +16,7 @@ from PIL import Image
 
 from supmim.report import figures
 
-SIZE = (8.4, 6.6)  # inches
+SIZE = (8.4, 8.4)  # inches
 MARKERS = "os^Dv<>P"
 
 
@@ -66,7 +66,7 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
         axes.set(title=panel.title, xlabel="training [TFLOPs]", ylabel=panel.metric)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.16))  # below the dots
     figures.save(figure, path)
     with Image.open(path) as drawn:  # a third of the bytes
         drawn.convert("RGB").quantize().save(path, optimize=True)
